@@ -1,0 +1,258 @@
+"""Every option of a run on one page: frozen dataclasses, checked when they are made, and the presets.
+
+The command line, the TOML file and ComfyUI's widgets all read their names, defaults and help here.
+Options of one training method live with the method (`methods/`). No torch, no file access.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Precision = Literal["fp32", "fp16", "bf16"]
+FileDtype = Literal["as input", "fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """The photos of the subject, and how they are brought to size."""
+
+    photos: tuple[Path, ...]
+    """A folder of photos, or the photos themselves."""
+    prompt: str
+    """The instance prompt, such as "a photo of sks dog": what the photos show. A text file beside
+    a photo (photo.jpg, photo.txt) takes its place for that photo."""
+    resolution: int | None = None
+    """Shorter side of a training image, in pixels; none takes the model's own (512 for Stable
+    Diffusion 1). Lower saves memory, and below half of the model's own spoils the result."""
+    crop: Literal["center", "random"] = "center"
+    """What is kept of a photo that is not square: its centre, or a place drawn once per photo."""
+    buckets: bool = False
+    """Keep each photo's own shape (to 64 pixels) at about the same area, rather than cropping to a
+    square. Photos of different shapes are then computed one shape after the other."""
+    mirror: bool = False
+    """Also train on each photo's mirror image. Wrong for faces, lettering and one-sided things."""
+    background: str = "white"
+    """Colour put behind transparent pixels: a name or #rrggbb."""
+    allow_upscaling: bool = False
+    """Enlarge photos smaller than the resolution rather than refuse them. They will look soft."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.photos) > 0, "dataset.photos is empty. Name a folder of photos.")
+        _require(self.prompt.strip() != "", "dataset.prompt is empty. Describe the photos, such as "
+                 "'a photo of sks dog'.")  # fmt: skip
+        if self.resolution is not None:
+            _at_least("dataset.resolution", self.resolution, 8)
+            _require(self.resolution % 8 == 0, f"dataset.resolution must be a multiple of 8, "
+                     f"got {self.resolution}.")  # fmt: skip
+        _one_of("dataset.crop", self.crop, ("center", "random"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How images are made from prompts."""
+
+    scheduler: str = "DDIM"
+    """Noise scheduler, by the name in `schedulers.SCHEDULERS`. DDIM forgives an overfitted model
+    most, LMSDiscrete least."""
+    steps: int = 50
+    """Denoising steps per image, 1 to 1000. About 100 help when images come out noisy."""
+    guidance_scale: float = 7.5
+    """How strongly the prompt is followed; 1 is no guidance, above 15 colours burn out."""
+    negative_prompt: str = ""
+    """What the images should not show."""
+    seed: int = 0
+    """Image number i starts from seed + i, whatever the scheduler and the batch."""
+    batch_size: int = 4
+    """Images made at once; changes memory and speed, never the images' starting noise."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.steps <= 1000, f"steps must be between 1 and 1000, got {self.steps}.")
+        _at_least("guidance_scale", self.guidance_scale, 1)
+        _at_least("seed", self.seed, 0)
+        _at_least("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriorConfig:
+    """Prior preservation: training on other images of the class, so that it is not forgotten."""
+
+    weight: float = 0.0
+    """Weight of the class images' loss beside the photos'; 0 is off, 1 the usual."""
+    prompt: str = ""
+    """The class prompt, such as "a photo of a dog": the instance prompt without its identifier."""
+    images: Path | None = None
+    """A folder of your own class images; none has the base model make them."""
+    num_images: int = 200
+    """How many class images the base model makes. Below 50 they begin to be learned by heart."""
+    ratio: float = 1.0
+    """Class images per photo in each batch."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How the class images are made."""
+
+    def __post_init__(self) -> None:
+        _at_least("prior.weight", self.weight, 0)
+        _require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
+                 f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of a "
+                 "dog', or set prior.weight to 0.")  # fmt: skip
+        _at_least("prior.num_images", self.num_images, 1)
+        _require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """What turns gradients into new weights."""
+
+    name: str = "AdamW"
+    """Optimizer, by the name in `optimizers.OPTIMIZERS`."""
+    learning_rate: float = 2e-6
+    """Per step. 1e-6 to 5e-6 for Stable Diffusion 1; too high and every prompt gives the training
+    photos. Prodigy finds its own and takes 1."""
+    weight_decay: float = 0.01
+    """Pull of every weight towards zero, per step and in units of the learning rate."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it; 0 leaves them."""
+    lr_schedule: str = "constant"
+    """How the learning rate runs over the steps, by the name in `lr_schedules.LR_SCHEDULES`."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    num_restarts: int = 1
+    """Cosines in "cosine with restarts"."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
+                 f"got {self.learning_rate}.")  # fmt: skip
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        _at_least("optimizer.max_grad_norm", self.max_grad_norm, 0)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        _at_least("optimizer.num_restarts", self.num_restarts, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewConfig:
+    """Images made during training, from the weights as they are then."""
+
+    prompts: tuple[str, ...] = ()
+    """One image per prompt; none makes no previews."""
+    every: int = 100
+    """Steps between previews."""
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=25))
+    """How the previews are made. They never change the run."""
+
+    def __post_init__(self) -> None:
+        _at_least("preview.every", self.every, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig:
+    """Where the trained checkpoint goes."""
+
+    folder: Path = Path("out")
+    """Made if it is missing."""
+    name: str = "dreambooth"
+    """File name without ending. A counter is added rather than overwriting a file."""
+    save_every: int = 0
+    """Steps between intermediate checkpoints; 0 saves only at the end."""
+    keep: int = 3
+    """How many intermediate checkpoints stay; the oldest goes once the newest is safe."""
+    dtype: FileDtype = "as input"
+    """Number format of the file's trained tensors."""
+
+    def __post_init__(self) -> None:
+        _at_least("output.save_every", self.save_every, 0)
+        _at_least("output.keep", self.keep, 1)
+        _one_of("output.dtype", self.dtype, ("as input", "fp32", "fp16", "bf16"))
+        bad = sorted(set(self.name) & set('/\\:*?"<>|')) or self.name.strip(" .") != self.name
+        _require(self.name != "" and not bad, f"output.name must be a plain file name, "
+                 f"got {self.name!r}.")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """One DreamBooth run. With the base model's and the images' bytes it decides the result."""
+
+    base: Path
+    """The Stable Diffusion checkpoint to start from (.safetensors or .ckpt), or "toy"."""
+    dataset: DatasetConfig
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    steps: int = 400
+    """Optimizer steps. More draw the subject better until the model draws nothing else."""
+    batch_size: int = 4
+    """Photos per pass through the model; class images come on top."""
+    gradient_accumulation: int = 1
+    """Passes per step: 4 passes of batch 1 equal batch 4, slower and in less memory."""
+    seed: int = 0
+    """Decides every random draw of the run."""
+    precision: Precision = "fp32"
+    """Number format of the computation. The weights being trained are kept in fp32 under each."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice rather than keep them: less memory, about a quarter slower."""
+    ema: bool = False
+    """Save a running average of the weights instead of the last ones."""
+    ema_decay: float = 0.999
+    """How slowly the average follows, once warmed up."""
+    min_snr_gamma: float = 0.0
+    """Weigh each image's loss by min(SNR, gamma) / SNR at its own timestep; 5 is usual, 0 off."""
+    noise_offset: float = 0.0
+    """Standard deviation of noise shared by a whole channel; 0.05 to 0.1 reaches darker and
+    brighter images, 0 is off."""
+    channels_last: bool = False
+    """Store the U-Net's activations channels last: faster on NVIDIA cards in fp16 or bf16."""
+    compile: bool = False
+    """Compile the U-Net first (torch.compile): a minute's wait, then faster steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("seed", "min_snr_gamma", "noise_offset"):
+            _at_least(name, getattr(self, name), 0)
+        _one_of("precision", self.precision, ("fp32", "fp16", "bf16"))
+        _require(0 < self.ema_decay < 1, f"ema_decay must lie between 0 and 1, got {self.ema_decay}.")
+
+    def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
+        """The same settings with some changed; nested ones as nested mappings."""
+        return _replace(self, changes)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "object": {"batch_size": 4, "steps": 400, "optimizer": {"learning_rate": 2e-6}},
+    "face": {
+        "batch_size": 2,
+        "steps": 1200,
+        "optimizer": {"learning_rate": 1e-6},
+        "prior": {"weight": 1.0},
+        "method": {"train_text_encoder": True},
+    },
+}
+
+
+def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
+    names = [f.name for f in dataclasses.fields(settings)]
+    for name in changes:
+        _one_of("setting", name, names)
+    old = {name: getattr(settings, name) for name in changes}
+    new = {
+        name: _replace(old[name], value) if isinstance(value, Mapping) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(settings, **new)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    _require(value >= minimum, f"{name} must be {minimum} or more, got {value}.")
+
+
+def _one_of(name: str, value: object, allowed: Collection[object]) -> None:
+    words = ", ".join(map(str, allowed))
+    _require(value in allowed, f"{name} must be one of {words}, got {value!r}.")

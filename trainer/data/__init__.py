@@ -1,0 +1,1 @@
+"""From a folder of photos to batches. Never learns what is trained."""

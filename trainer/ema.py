@@ -1,0 +1,42 @@
+"""The slow copy of the trained weights (exponential moving average)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class EMA:
+    """Follows `parameters`: after n updates it is moved by 1 - min(decay, (1 + n) / (10 + n)), so
+    that a short run's average is not mostly the weights it began with."""
+
+    def __init__(self, parameters: list[Tensor], decay: float) -> None:
+        self.parameters = parameters
+        self.averages = [parameter.detach().clone() for parameter in parameters]
+        self.decay = decay
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the averages stand in the parameters' place; after, the parameters are back."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)

@@ -1,0 +1,50 @@
+"""What a run tells the outside, and knows no receiver of: each method does nothing until a subclass
+says otherwise. Raising from any of them stops the run, from then on within one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """One optimizer step, just made."""
+
+    step: int
+    """Counted from 1."""
+    total_steps: int
+    loss: float
+    """instance_loss + prior weight x prior_loss."""
+    instance_loss: float
+    prior_loss: float | None
+    """None without class images."""
+    learning_rates: dict[str, float]
+    """By part of the model."""
+    grad_norm: float
+    """Before clipping."""
+    steps_per_second: float
+    seconds_left: float
+    peak_megabytes: float
+    """The most memory taken so far: the device's, or the process's on the CPU."""
+
+
+class Observer:
+    """Hears what happens during training, class image generation and sampling."""
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        """Part of a long piece of work other than steps is done: loading, caching, sampling."""
+
+    def on_start(self, total_steps: int) -> None: ...
+
+    def on_step(self, report: StepReport) -> None: ...
+
+    def on_preview(self, step: int, images: list[np.ndarray]) -> None:
+        """One image [H, W, 3] uint8 per preview prompt, in their order."""
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        """A complete checkpoint file stands at `path`."""
