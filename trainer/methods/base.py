@@ -32,8 +32,15 @@ class Trainable(ABC):
     """Whether captions must be encoded anew at each step."""
 
     @abstractmethod
+    def part_tensors(self, part: Part) -> dict[str, Tensor]:
+        """One part's trained tensors, under the names of the checkpoint file."""
+
     def file_tensors(self) -> dict[str, Tensor]:
-        """The trained tensors, under the names of the checkpoint file."""
+        """All trained tensors, under the names of the checkpoint file."""
+        tensors: dict[str, Tensor] = {}
+        for part in self.parts:
+            tensors.update(self.part_tensors(part))
+        return tensors
 
     def after_step(self) -> None:
         """Called after each optimizer step."""

@@ -54,9 +54,5 @@ class _FullTrainable(Trainable):
                 )
             )
 
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {
-            name: tensor
-            for part in self.parts
-            for name, tensor in self._model.file_tensors(part.name).items()
-        }
+    def part_tensors(self, part: Part) -> dict[str, Tensor]:
+        return self._model.file_tensors(part.name)

@@ -20,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..families.tokenizer import ClipTokenizer
 from . import world
+from .judge import QUESTIONS, Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ NUM_PICTURES = 36_000
 NUM_NAMES = 64
 VAE_STEPS = 3_000
 DENOISER_STEPS = 5_000
+JUDGE_STEPS = 1_500
 TEXT_WIDTH = 96
 
 
@@ -271,10 +274,78 @@ def train_denoiser(work: Path) -> None:
     (work / "denoiser.pt.part").rename(work / "denoiser.pt")
 
 
+# ------------------------------------------------------------------- judge
+
+Labels = dict[str, Tensor]
+
+
+def draw_exam(count: int, rng: random.Random) -> tuple[Tensor, Labels]:
+    """Pixels [B, 3, 64, 64] and the right answers [B] to each of the judge's questions, -1 where a
+    question has none. A quarter shows the subject, a quarter something that only resembles it."""
+    scenes, labels = [], []
+    for _ in range(count):
+        draw = rng.choice((world.random_scene, _stranger, world.subject_scene, _lookalike))
+        scene = draw(rng)
+        scenes.append(np.asarray(world.draw(scene)))
+        labels.append(
+            (
+                QUESTIONS["shape"].index(scene.shape),
+                QUESTIONS["color"].index(scene.color) if scene.color else -1,
+                QUESTIONS["background"].index(scene.background),
+                int(draw is world.subject_scene),
+            )
+        )
+    answers = torch.tensor(labels)
+    return to_pixels(np.stack(scenes)), {q: answers[:, i] for i, q in enumerate(QUESTIONS)}
+
+
+def _stranger(rng: random.Random) -> world.Scene:
+    return world.pose(world.random_look(rng), rng)
+
+
+def _lookalike(rng: random.Random) -> world.Scene:
+    """The subject with one or two of its traits exchanged."""
+    other, look, shape = world.random_look(rng), world.SUBJECT, "cup"
+    for trait in rng.sample(("body", "accent", "detail", "pattern", "shape"), rng.randint(1, 2)):
+        if trait == "shape":
+            shape = rng.choice([name for name in world.SHAPES if name != "cup"])
+        else:
+            look = replace(look, **{trait: getattr(other, trait)})
+    return world.pose(look, rng, shape=shape)
+
+
+def train_judge(work: Path) -> None:
+    """Half of what it learns from has gone through the VAE, as all that it will judge has."""
+    vae = build_vae()
+    vae.load_state_dict(torch.load(work / "vae.pt"))
+    torch.manual_seed(2)
+    rng, judge = random.Random(2), Classifier()
+
+    def loss_at(step: int) -> Tensor:
+        pixels, labels = draw_exam(64, rng)
+        with torch.no_grad():
+            pixels[:32] = vae(pixels[:32]).sample.clamp(-1, 1)
+        pixels += 0.05 * torch.randn_like(pixels)
+        logits = judge(pixels)
+        return sum(
+            (F.cross_entropy(logits[q], labels[q], ignore_index=-1) for q in QUESTIONS),
+            start=torch.zeros(()),
+        )
+
+    def keep(averaged: list[nn.Module]) -> None:
+        states = judge.state_dict()  # not the average, which lacks the batch norms' statistics
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in states.items()},
+                  work / "judge.safetensors.part")  # fmt: skip
+
+    optimize([judge], loss_at, JUDGE_STEPS, 2e-3, keep)
+    (work / "judge.safetensors.part").rename(work / "judge.safetensors")
+
+
 def stages() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "scenes.pickle", draw_world
     yield "vae.pt", train_vae
     yield "latents.pt", encode_world
+    yield "judge.safetensors", train_judge
     yield "denoiser.pt", train_denoiser
 
 

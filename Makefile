@@ -1,0 +1,23 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lint types check
+
+demo: .venv/installed  ## teach the toy model a new cup; pictures and report in out/demo
+	$(BIN)/python -m trainer demo --folder out/demo
+
+test: .venv/installed  ## the tests
+	$(BIN)/python -m pytest -q
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml requirements/development.txt requirements/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c requirements/constraints.txt -r requirements/development.txt -r requirements.txt
+	touch $@

@@ -1,0 +1,133 @@
+"""The file out: the base checkpoint with its trained tensors exchanged, complete or not there.
+What a file is read with lives in `families/files.py`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import OutputConfig
+from .families.files import CheckpointFile
+from .precision import DTYPES
+
+
+Write = Callable[[Mapping[str, Tensor], dict[str, str]], Path]
+"""Writes trained tensors, by their names in the file, and metadata."""
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run into one folder: each under a name of its own, never over an
+    existing file, and the oldest intermediate one removed only after the newest is safe."""
+
+    def __init__(self, source: CheckpointFile, output: OutputConfig) -> None:
+        self.source = source
+        self.output = output
+        self._intermediate: list[Path] = []
+
+    def save_step(self, step: int) -> Write:
+        """Writes an intermediate checkpoint; the newest `output.keep` of them stay."""
+
+        def write(trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+            path = self._write(f"{self.output.name}-step{step:06d}", trained, metadata)
+            self._intermediate.append(path)
+            while len(self._intermediate) > self.output.keep:
+                self._intermediate.pop(0).unlink(missing_ok=True)
+            return path
+
+        return write
+
+    def save_final(self, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+        """The result of the run."""
+        return self._write(self.output.name, trained, metadata)
+
+    def to_file_dtype(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor as the file will hold it, on the CPU."""
+        choice = self.output.dtype
+        dtype = self.source.dtypes[name] if choice == "as input" else DTYPES[choice]
+        return tensor.detach().to("cpu", dtype).contiguous()
+
+    def _write(self, stem: str, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+        unknown = sorted(set(trained) - set(self.source.dtypes))
+        assert not unknown, f"not in the base checkpoint: {unknown[:3]}"
+        tensors = {
+            name: self.to_file_dtype(name, trained[name])
+            if name in trained
+            else self.source.tensor(name).contiguous()
+            for name in self.source.dtypes
+        }
+        folder = self.output.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_new(folder, stem, tensors, metadata)
+
+
+def write_new(
+    folder: Path, stem: str, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> Path:
+    """The path of a new .safetensors file, `stem` or `stem_00001` and so on. It appears under its
+    name only once it is complete and on the disk; on any error nothing is left."""
+    from safetensors.torch import save_file
+
+    part = folder / f".{stem}.{os.getpid()}.part"
+    try:
+        save_file(tensors, part, metadata={"format": "pt", **metadata})
+        _flush(part)
+        return _publish(part, folder, stem)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _publish(part: Path, folder: Path, stem: str) -> Path:
+    """Give a complete file the first free name. A hard link fails where the name is taken, even if
+    another process took it this instant; a rename on POSIX would overwrite."""
+    counter = 0
+    while True:
+        path = folder / (f"{stem}_{counter:05d}.safetensors" if counter else f"{stem}.safetensors")
+        counter += 1
+        if path.exists():
+            continue
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            continue
+        except OSError:  # a filesystem without hard links
+            os.rename(part, path)
+        with suppress(OSError):  # not every system can flush a folder
+            _flush_folder(folder)
+        return path
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@torch.no_grad()
+def moved_weights(
+    writer: CheckpointWriter, trained: Mapping[str, Tensor]
+) -> tuple[float, float]:
+    """How far training moved these tensors as the file will hold them: the length of the change
+    over the length of the old weights, and the share of single weights that changed, both 0 to 1."""
+    change = length = 0.0
+    num_changed = num_weights = 0
+    for name, tensor in trained.items():
+        old = writer.source.tensor(name)
+        new = writer.to_file_dtype(name, tensor)
+        difference = new.double() - old.double()
+        change += difference.square().sum().item()
+        length += old.double().square().sum().item()
+        num_changed += int(difference.count_nonzero().item())
+        num_weights += difference.numel()
+    return (change / max(length, 1e-30)) ** 0.5, num_changed / max(num_weights, 1)

@@ -1,0 +1,153 @@
+"""train(): a run from photos to a checkpoint, top to bottom. Names no family, no method and no
+optimizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from . import families, lr_schedules, optimizers, precision, schedulers
+from .checkpoint import CheckpointWriter, Write, moved_weights
+from .config import TrainingConfig
+from .data.batches import BatchStream
+from .data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
+from .data.latents import CachedLatents, encode_examples
+from .families.base import ModelFamily
+from .metadata import describe_progress, describe_run
+from .methods.base import Method
+from .observer import Observer, StepReport
+from .priors import make_class_images
+from .session import Session
+
+logger = logging.getLogger(__name__)
+
+LatentsOf = dict[Example, CachedLatents]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run."""
+
+    checkpoint: Path
+    reports: list[StepReport]
+    moved: dict[str, tuple[float, float]]
+    """By part of the model: the length of its weights' change over their own length, and the share
+    of its weights that changed in the file."""
+
+
+def train(
+    config: TrainingConfig,
+    method: Method,
+    *,
+    device: torch.device,
+    observer: Observer | None = None,
+) -> TrainingResult:
+    """Train as configured and write the checkpoint.
+
+    Raises ValueError or FileNotFoundError for settings and files that cannot be used, before the
+    model is loaded where that is possible; FloatingPointError once the loss is no number;
+    RuntimeError if a part that was to be trained did not change. Whatever the observer raises ends
+    the run. A run that ends early keeps the weights of its last step in a file.
+    """
+    observer, started = observer or Observer(), datetime.now(timezone.utc)
+    check(config, device)
+    photos = find_examples(config.dataset.photos, config.dataset.prompt)
+    model = families.load(config.base, device)
+    instance, prior = _encode_images(photos, config, model, observer)
+    trainable = method.attach(model, config.optimizer.learning_rate)
+    session = Session(config, model, trainable, BatchStream(instance, prior, config))
+    writer = CheckpointWriter(model.source, config.output)
+    description = describe_run(config, method, model, trainable, [*instance, *prior])
+
+    def save(write: Write) -> Path:
+        progress = describe_progress(session.reports, started)
+        with session.averaged():
+            return write(trainable.file_tensors(), {**description, **progress})
+
+    observer.on_start(config.steps)
+    with _keeping_the_last_step(session, lambda: save(writer.save_step(len(session.reports)))):
+        for step in range(1, config.steps + 1):
+            observer.on_step(session.step())
+            if config.preview.prompts and step % config.preview.every == 0:
+                observer.on_preview(step, session.preview(observer))
+            if config.output.save_every and step % config.output.save_every == 0:
+                observer.on_checkpoint(step, save(writer.save_step(step)))
+    moved = _require_movement(session, writer)
+    path = save(writer.save_final)
+    observer.on_checkpoint(config.steps, path)
+    return TrainingResult(path, session.reports, moved)
+
+
+def check(config: TrainingConfig, device: torch.device) -> None:
+    """Refuse what cannot be honoured, before anything is loaded."""
+    optimizers.check(config.optimizer)
+    lr_schedules.check(config.optimizer, config.steps)
+    precision.check(config.precision, device)
+    for sampling in (config.preview.sampling, config.prior.sampling):
+        schedulers.check(sampling.scheduler)
+
+
+def _encode_images(
+    photos: list[Example], config: TrainingConfig, model: ModelFamily, observer: Observer
+) -> tuple[LatentsOf, LatentsOf]:
+    """Latents of the photos and of the class images, which are first made where none are given."""
+    warn_of_cut_captions(photos, model.cut_text)
+    if config.dataset.mirror:
+        photos = with_mirrors(photos)
+    seed, dataset = config.seed, config.dataset
+    instance = encode_examples(photos, dataset, model, observer, seed=seed)
+    if config.prior.weight == 0:
+        return instance, {}
+    folder = config.prior.images or _make_class_images(config, model, observer)
+    class_images = find_examples([folder], config.prior.prompt, is_prior=True)
+    # Small class images cost no likeness, so they are enlarged without asking.
+    dataset = replace(dataset, allow_upscaling=True)
+    return instance, encode_examples(class_images, dataset, model, observer, seed=seed)
+
+
+def _make_class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> Path:
+    with precision.autocast(config.precision, model.device):
+        return make_class_images(
+            model,
+            config.prior,
+            config.output.folder / "class_images",
+            resolution=config.dataset.resolution or model.native_resolution,
+            observer=observer,
+        )
+
+
+@contextmanager
+def _keeping_the_last_step(session: Session, save: Callable[[], Path]) -> Iterator[None]:
+    """Whatever ends the steps early, the weights of the last one are written before it goes on."""
+    try:
+        yield
+    except BaseException:
+        if session.reports and session.weights_are_whole:
+            try:
+                logger.warning("Kept the weights of step %d: %s", len(session.reports), save())
+            except OSError as error:
+                logger.warning("Could not keep the weights of this step: %s", error)
+        raise
+
+
+def _require_movement(session: Session, writer: CheckpointWriter) -> dict[str, tuple[float, float]]:
+    """By part, how far its weights moved; RuntimeError if those of any part did not."""
+    moved = {}
+    with session.averaged():
+        for part in session.trainable.parts:
+            moved[part.name] = moved_weights(writer, session.trainable.part_tensors(part))
+    for part in session.trainable.parts:
+        if moved[part.name][1] == 0:
+            raise RuntimeError(
+                f"The {part.name} was to be trained, but after {len(session.reports)} steps not one "
+                "of its weights differs from the base model's. Raise its learning rate (now "
+                f"{part.learning_rate:g}), or set output.dtype to fp32 so that small changes are "
+                "not rounded away."
+            )
+    return moved

@@ -1,0 +1,111 @@
+"""What a saved checkpoint says of itself in its safetensors header: ModelSpec 1.0.1, the `ss_*`
+keys that other programs show, and our own `dreambooth.*`. Every value is a string."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .config import TrainingConfig
+from .data.examples import Example
+from .families.base import ModelFamily
+from .methods.base import Method, Trainable
+from .observer import StepReport
+
+
+def describe_run(
+    config: TrainingConfig,
+    method: Method,
+    model: ModelFamily,
+    trainable: Trainable,
+    examples: Sequence[Example],
+) -> dict[str, str]:
+    """What is known before the first step. Keys of the base file stay, except where ours differ."""
+    rates = {part.name: part.learning_rate for part in trainable.parts}
+    num_prior = sum(example.is_prior for example in examples)
+    resolution = config.dataset.resolution or model.native_resolution
+    ours: dict[str, Any] = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": config.output.name,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.prediction_type": "v" if model.schedule.is_v_prediction else "epsilon",
+        "modelspec.trigger_phrase": config.dataset.prompt,
+        "modelspec.description": f"DreamBooth of {model.path.name}",
+        "ss_output_name": config.output.name,
+        "ss_sd_model_name": model.path.name,
+        "ss_new_sd_model_hash": model.source.sha256(),
+        "ss_base_model_version": "sd_v1",
+        "ss_unet_lr": rates.get("unet"),
+        "ss_text_encoder_lr": rates.get("text_encoder"),
+        "ss_learning_rate": config.optimizer.learning_rate,
+        "ss_optimizer": config.optimizer.name,
+        "ss_lr_scheduler": config.optimizer.lr_schedule,
+        "ss_lr_warmup_steps": config.optimizer.warmup_steps,
+        "ss_max_grad_norm": config.optimizer.max_grad_norm,
+        "ss_max_train_steps": config.steps,
+        "ss_total_batch_size": config.batch_size,
+        "ss_gradient_accumulation_steps": config.gradient_accumulation,
+        "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_mixed_precision": {"fp32": "no"}.get(config.precision, config.precision),
+        "ss_seed": config.seed,
+        "ss_min_snr_gamma": config.min_snr_gamma or None,
+        "ss_noise_offset": config.noise_offset or None,
+        "ss_prior_loss_weight": config.prior.weight,
+        "ss_num_train_images": len(examples) - num_prior,
+        "ss_num_reg_images": num_prior,
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_enable_bucket": config.dataset.buckets,
+        "dreambooth.base_sha256": model.source.sha256(),
+        "dreambooth.config": json.dumps(_plain(config)),
+        "dreambooth.method": json.dumps({type(method).__name__: _plain(method)}),
+        "dreambooth.images": json.dumps([_identity(example) for example in examples]),
+        "dreambooth.versions": json.dumps(versions()),
+    }
+    texts = {key: str(value) for key, value in ours.items() if value is not None}
+    return {**model.source.metadata, **texts}
+
+
+def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[str, str]:
+    """What is known only when the file is written."""
+    now = datetime.now(timezone.utc)
+    return {
+        "modelspec.date": now.isoformat(timespec="seconds"),
+        "ss_steps": str(len(reports)),
+        "ss_training_started_at": str(started.timestamp()),
+        "ss_training_finished_at": str(now.timestamp()),
+        "dreambooth.losses": json.dumps([round(report.loss, 6) for report in reports]),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this project and of what computes with it."""
+    found = {}
+    for package in ("torch", "diffusers", "transformers", "safetensors"):
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _identity(example: Example) -> dict[str, str | bool]:
+    return {
+        "name": example.path.name,
+        "sha256": hashlib.sha256(example.path.read_bytes()).hexdigest(),
+        "caption_sha256": hashlib.sha256(example.caption.encode()).hexdigest(),
+        "is_class_image": example.is_prior,
+    }
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Nested dataclasses as JSON can hold them. Folders are left out: they are nobody's business
+    but the user's, and the files' hashes stand beside."""
+    plain: dict[str, Any] = json.loads(
+        json.dumps(dataclasses.asdict(settings), default=lambda value: Path(value).name)
+    )
+    return plain

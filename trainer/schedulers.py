@@ -1,0 +1,119 @@
+"""SCHEDULERS: the noise schedulers that images are sampled with, by the name a user picks from.
+How a model is trained to undo noise lives in `diffusion.py`; learning rates in `lr_schedules.py`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .diffusion import NoiseSchedule
+
+logger = logging.getLogger(__name__)
+
+# What Stable Diffusion 1's own scheduler file says; diffusers' defaults are other models'.
+_SD1 = {"set_alpha_to_one": False, "steps_offset": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How diffusers builds one scheduler."""
+
+    class_name: str
+    spacing: str
+    """How the steps spread over the schedule, where diffusers' Stable Diffusion 1 has it so."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+SCHEDULERS: dict[str, _Recipe] = {
+    "DDIM": _Recipe("DDIMScheduler", "leading", {**_SD1, "clip_sample": False}),
+    "PNDM": _Recipe("PNDMScheduler", "leading", {**_SD1, "skip_prk_steps": True}),
+    "LMSDiscrete": _Recipe("LMSDiscreteScheduler", "linspace"),
+    "Euler": _Recipe("EulerDiscreteScheduler", "linspace"),
+    "Euler ancestral": _Recipe("EulerAncestralDiscreteScheduler", "linspace"),
+    "DPM++ 2M": _Recipe("DPMSolverMultistepScheduler", "linspace"),
+    "DPM++ 2M Karras": _Recipe(
+        "DPMSolverMultistepScheduler", "linspace", {"use_karras_sigmas": True}
+    ),
+    "UniPC": _Recipe("UniPCMultistepScheduler", "linspace"),
+    "DDPM": _Recipe("DDPMScheduler", "leading", {"steps_offset": 1, "clip_sample": False}),
+}
+
+
+def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
+    """The diffusers scheduler of that name for a model with this noise schedule, its `timesteps`
+    set for that many steps. It remembers earlier predictions: one per batch of images."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
+    recipe = SCHEDULERS[name]
+    if name == "LMSDiscrete":
+        _require_scipy()
+    # Imported here: ComfyUI's start-up should not pay for it.
+    import diffusers
+
+    num_timesteps = len(schedule.alphas_cumprod)
+    # One step would start, and stay, at the schedule's nearly noiseless end; all of them leave
+    # "leading" no room for its offset and make "linspace" repeat a timestep.
+    spacing = "trailing" if steps in (1, num_timesteps) else recipe.spacing
+    scheduler = getattr(diffusers, recipe.class_name)(
+        num_train_timesteps=num_timesteps,
+        trained_betas=_betas(schedule).tolist(),
+        prediction_type="v_prediction" if schedule.is_v_prediction else "epsilon",
+        timestep_spacing=spacing,
+        **recipe.options,
+    )
+    scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        # Else it looks its first timestep up, and where that occurs twice skips a step.
+        scheduler.set_begin_index(0)
+    return scheduler
+
+
+def warn_of_late_start(name: str, schedule: NoiseSchedule, steps: int) -> None:
+    """Log a warning if the scheduler would begin well below full noise, which pales the images:
+    "leading" steps are a whole number of timesteps apart, and what is left over is not walked."""
+    num_timesteps = len(schedule.alphas_cumprod)
+    first = int(build(name, schedule, steps).timesteps[0])
+    if first >= 0.85 * num_timesteps:
+        return
+    even = [n for n in range(10, num_timesteps + 1) if num_timesteps % n == 0]
+    near = {max([n for n in even if n <= steps], default=even[0]), min(n for n in even if n >= steps)}
+    logger.warning(
+        "%s with %d steps begins at timestep %d of %d, so images may come out pale. Choose %s steps, "
+        "or a scheduler that spreads any number evenly, such as Euler or DPM++ 2M.",
+        name, steps, first, num_timesteps, " or ".join(map(str, sorted(near))),
+    )  # fmt: skip
+
+
+def step(
+    scheduler: Any, prediction: Tensor, *, timestep: Tensor, latents: Tensor,
+    generators: list[torch.Generator],
+) -> Tensor:  # fmt: skip
+    """The latents [B, C, h, w] one step further; fresh noise, where the scheduler adds any, comes
+    from each image's own generator."""
+    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
+    noise = {"generator": generators} if takes_noise else {}
+    result: Tensor = scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
+    return result
+
+
+def _betas(schedule: NoiseSchedule) -> Tensor:
+    """Each timestep's own noise [T]. In double precision: the scheduler multiplies it up again."""
+    alphas_cumprod = schedule.alphas_cumprod.detach().cpu().double()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    return 1 - alphas_cumprod / before
+
+
+def _require_scipy() -> None:
+    try:
+        import scipy  # noqa: F401
+    except ImportError as error:
+        others = ", ".join(name for name in SCHEDULERS if name != "LMSDiscrete")
+        raise ValueError(
+            "The scheduler LMSDiscrete needs scipy, which is not installed. Install it with 'pip "
+            f"install scipy', or choose another: {others}."
+        ) from error

@@ -1,0 +1,178 @@
+"""The live state of a run and the one step that changes it. The run around it lives in `loop.py`.
+
+Shapes: B batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from . import lr_schedules, optimizers, precision
+from .config import TrainingConfig
+from .data.batches import Batch, BatchStream
+from .diffusion import min_snr_weights, squared_errors
+from .ema import EMA
+from .families.base import Conditioning, Framing, ModelFamily
+from .methods.base import Trainable
+from .observer import Observer, StepReport
+from .sampling import sample
+
+
+class Session:
+    """A model in training: its optimizer, its average, and where it stands in the data."""
+
+    def __init__(
+        self, config: TrainingConfig, model: ModelFamily, trainable: Trainable, batches: BatchStream
+    ) -> None:
+        self.config, self.model = config, model
+        self.trainable, self.batches = trainable, batches
+        self.parameters = [p for part in trainable.parts for p in part.parameters]
+        groups = [{"params": p.parameters, "lr": p.learning_rate} for p in trainable.parts]
+        self.optimizer = optimizers.build(groups, config.optimizer)
+        self.scaler = precision.grad_scaler(config.precision, model.device)
+        self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
+        self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
+        self.reports: list[StepReport] = []
+        self.weights_are_whole = True
+        """False only while the optimizer is changing them."""
+        self._peak_megabytes = 0.0
+        self._started = time.monotonic()
+        model.prepare_for_training(
+            gradient_checkpointing=config.gradient_checkpointing,
+            channels_last=config.channels_last,
+            compiled=config.compile,
+        )
+
+    def step(self) -> StepReport:
+        """One optimizer step."""
+        learning_rates = self._set_learning_rates(len(self.reports))
+        instance_loss = prior_loss = 0.0
+        for _ in range(self.config.gradient_accumulation):
+            for batch in next(self.batches):
+                batch = batch.to(self.model.device)
+                losses = self._losses(batch)
+                self.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+                instance_loss += losses[~batch.is_prior].sum().item()
+                prior_loss += losses[batch.is_prior].sum().item()
+        self._require_finite(instance_loss + prior_loss, "loss")
+        grad_norm = self._learn()
+        return self._report(instance_loss, prior_loss, grad_norm, learning_rates)
+
+    def preview(self, observer: Observer) -> list[np.ndarray]:
+        """One image per preview prompt, from the weights as they are now."""
+        preview, resolution = self.config.preview, self.config.dataset.resolution
+        size = (resolution, resolution) if resolution else None
+        with self.averaged(), precision.autocast(self.config.precision, self.model.device):
+            return sample(
+                self.model, preview.prompts, preview.sampling, size=size, observer=observer
+            )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are their running average, if one is kept."""
+        return self.ema.applied() if self.ema else nullcontext()
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """Each example's share of the loss [B]: over a step they sum to the instance mean plus
+        prior weight times the class mean."""
+        schedule, config = self.model.schedule, self.config
+        noisy_latents = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        target = schedule.target(batch.latents, batch.noise, batch.timesteps)
+        with precision.autocast(config.precision, self.model.device):
+            given = self.captions.encode(batch.captions, batch.framings)
+            prediction = self.model.predict(noisy_latents, batch.timesteps, given)
+        losses = batch.weights * squared_errors(prediction, target)
+        if config.min_snr_gamma > 0:
+            losses = losses * min_snr_weights(schedule, batch.timesteps, config.min_snr_gamma)
+        return losses
+
+    def _learn(self) -> float:
+        """Change the weights by the gathered gradients; gives the gradients' norm."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.optimizer.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).item()
+        if not self.scaler.is_enabled():  # it leaves out such steps itself, and lowers its scale
+            self._require_finite(norm, "gradient")
+        self.weights_are_whole = False
+        self.scaler.step(self.optimizer)
+        self.weights_are_whole = True
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.trainable.after_step()
+        if self.ema:
+            self.ema.update()
+        return norm
+
+    def _require_finite(self, value: float, what: str) -> None:
+        if math.isfinite(value):
+            return
+        config = self.config
+        advice = ", or choose precision bf16 or fp32" if config.precision == "fp16" else ""
+        raise FloatingPointError(
+            f"The {what} became {value} at step {len(self.reports) + 1}. Lower "
+            f"optimizer.learning_rate (now {config.optimizer.learning_rate:g}){advice}."
+        )
+
+    def _set_learning_rates(self, step: int) -> dict[str, float]:
+        """By part, for a step counted from 0. A part past its stop step no longer learns."""
+        factor = lr_schedules.multiplier(self.config.optimizer, step, self.config.steps)
+        rates = {}
+        for part, group in zip(self.trainable.parts, self.optimizer.param_groups, strict=True):
+            stopped = part.stop_step is not None and step >= part.stop_step
+            rates[part.name] = group["lr"] = 0.0 if stopped else part.learning_rate * factor
+            if stopped:
+                for parameter in part.parameters:
+                    parameter.requires_grad_(False)
+        return rates
+
+    def _report(
+        self, instance_loss: float, prior_loss: float, grad_norm: float, rates: dict[str, float]
+    ) -> StepReport:
+        step, prior_weight = len(self.reports) + 1, self.config.prior.weight
+        speed = step / (time.monotonic() - self._started)
+        self._peak_megabytes = max(self._peak_megabytes, taken_megabytes(self.model.device))
+        report = StepReport(
+            step=step,
+            total_steps=self.config.steps,
+            loss=instance_loss + prior_loss,
+            instance_loss=instance_loss,
+            prior_loss=prior_loss / prior_weight if prior_weight else None,
+            learning_rates=rates,
+            grad_norm=grad_norm,
+            steps_per_second=speed,
+            seconds_left=(self.config.steps - step) / speed,
+            peak_megabytes=self._peak_megabytes,
+        )
+        self.reports.append(report)
+        return report
+
+
+class CaptionEncoder:
+    """Captions to conditioning: each encoded once while the text encoder is frozen."""
+
+    def __init__(self, model: ModelFamily, *, frozen: bool) -> None:
+        self._model = model
+        self._frozen = frozen
+        self._known: dict[tuple[str, Framing], Conditioning] = {}
+
+    def encode(self, captions: list[str], framings: list[Framing]) -> Conditioning:
+        if not self._frozen:
+            return self._model.encode_captions(captions, framings)
+        keys = list(zip(captions, framings, strict=True))
+        for key in keys:
+            if key not in self._known:
+                with torch.no_grad():
+                    self._known[key] = self._model.encode_captions([key[0]], [key[1]])
+        return Conditioning.stack([self._known[key] for key in keys])
+
+
+def taken_megabytes(device: torch.device) -> float:
+    """The most memory taken on a CUDA device so far; elsewhere the process's memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return float(psutil.Process().memory_info().rss) / 2**20

@@ -1,0 +1,90 @@
+"""The toy world's judge: a small classifier, trained on drawings, that says what a picture shows.
+
+It scores how many pictures show the demo's subject, and whether the class prompt still gives
+other members of the class. How it was trained lives in `recipe.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import world
+
+WEIGHTS = Path(__file__).parent / "judge.safetensors"
+QUESTIONS: dict[str, list[str]] = {
+    "shape": list(world.SHAPES),
+    "color": list(world.COLORS),
+    "background": list(world.BACKGROUNDS),
+    "is_subject": ["no", "yes"],
+}
+"""What the classifier is asked of each picture, and the possible answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one picture shows."""
+
+    shape: str
+    color: str
+    background: str
+    is_subject: bool
+
+
+class Classifier(nn.Module):
+    """Pixels [B, 3, 64, 64] in [-1, 1] to the logits of each question's answers [B, answers]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths, layers = (3, 32, 64, 96, 128), []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after)]
+            layers += [nn.ReLU()]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, 128), nn.ReLU())
+        self.heads = nn.ModuleDict(
+            {question: nn.Linear(128, len(answers)) for question, answers in QUESTIONS.items()}
+        )
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        features = self.features(pixels)
+        return {question: head(features) for question, head in self.heads.items()}
+
+
+class Judge:
+    """The trained classifier, read from `judge.safetensors`."""
+
+    def __init__(self, weights: Path = WEIGHTS) -> None:
+        from safetensors.torch import load_file
+
+        # Building the layers draws random numbers; the caller's generator is not to notice.
+        with torch.random.fork_rng(devices=[]):
+            self.classifier = Classifier()
+        self.classifier.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+        )
+        self.classifier.eval()
+
+    @torch.no_grad()
+    def verdicts(self, images: Sequence[np.ndarray]) -> list[Verdict]:
+        """One verdict per image [64, 64, 3] uint8."""
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        chosen = {q: logits.argmax(dim=1).tolist() for q, logits in self.classifier(pixels).items()}
+        answers = {q: [QUESTIONS[q][index] for index in indices] for q, indices in chosen.items()}
+        return [
+            Verdict(shape, color, background, is_subject == "yes")
+            for shape, color, background, is_subject in zip(*answers.values(), strict=True)
+        ]
+
+    def subject_score(self, images: Sequence[np.ndarray]) -> float:
+        """Share of the images that show the subject, 0 to 1."""
+        verdicts = self.verdicts(images)
+        return sum(verdict.is_subject for verdict in verdicts) / len(verdicts)
+
+    def prior_score(self, images: Sequence[np.ndarray], shape: str = "cup") -> float:
+        """Share of the images that show this shape but not the subject, 0 to 1."""
+        verdicts = self.verdicts(images)
+        return sum(v.shape == shape and not v.is_subject for v in verdicts) / len(verdicts)
