@@ -86,7 +86,7 @@ class Priors(_Shared):
             made = make_class_images(
                 model, self.prior, self.folder, resolution=resolution, observer=observer
             )
-        logging.info("%d class images in %s", self.prior.num_images, made)
+        logging.info("%d class images in %s", len(made), made[0].parent)
 
 
 @dataclass(frozen=True, kw_only=True)

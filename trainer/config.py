@@ -229,6 +229,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prior": {"weight": 1.0},
         "method": {"train_text_encoder": True},
     },
+    # The embedded model is thousands of times smaller, and takes rates as many times larger.
+    "toy": {
+        "batch_size": 4,
+        "steps": 300,
+        "optimizer": {"learning_rate": 2e-4},
+        "prior": {
+            "weight": 1.0,
+            "num_images": 60,
+            "sampling": {"steps": 20, "guidance_scale": 4, "batch_size": 12},
+        },
+        "method": {"train_text_encoder": True},
+    },
 }
 
 

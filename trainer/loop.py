@@ -104,14 +104,17 @@ def _encode_images(
     instance = encode_examples(photos, dataset, model, observer, seed=seed)
     if config.prior.weight == 0:
         return instance, {}
-    folder = config.prior.images or _make_class_images(config, model, observer)
-    class_images = find_examples([folder], config.prior.prompt, is_prior=True)
+    class_images = find_examples(
+        _class_images(config, model, observer), config.prior.prompt, is_prior=True
+    )
     # Small class images cost no likeness, so they are enlarged without asking.
     dataset = replace(dataset, allow_upscaling=True)
     return instance, encode_examples(class_images, dataset, model, observer, seed=seed)
 
 
-def _make_class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> Path:
+def _class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> list[Path]:
+    if config.prior.images is not None:
+        return [config.prior.images]
     with precision.autocast(config.precision, model.device):
         return make_class_images(
             model,

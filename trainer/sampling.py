@@ -40,7 +40,6 @@ def sample_each(
     `sampling.seed` is not used."""
     size = size or (model.native_resolution, model.native_resolution)
     _check_size(size, model.latent_factor)
-    schedulers.warn_of_late_start(sampling.scheduler, model.schedule, sampling.steps)
     given = _encode(model, {prompt for prompt, _ in requests} | {sampling.negative_prompt}, size)
     batch_size = sampling.batch_size
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
@@ -78,9 +77,9 @@ def _sample_batch(
         for done, timestep in enumerate(scheduler.timesteps, start=1):
             noisy_latents = scheduler.scale_model_input(latents, timestep)
             timesteps = timestep.expand(len(latents)).to(latents.device)
-            prediction = model.predict(noisy_latents, timesteps, batch.given)
+            prediction = model.predict(noisy_latents, timesteps, batch.given).float()
             if sampling.guidance_scale != 1:
-                without = model.predict(noisy_latents, timesteps, batch.negative)
+                without = model.predict(noisy_latents, timesteps, batch.negative).float()
                 prediction = without + sampling.guidance_scale * (prediction - without)
             latents = schedulers.step(
                 scheduler, prediction, timestep=timestep, latents=latents, generators=generators
@@ -101,16 +100,17 @@ def _starting_noise(
     width, height = (side // model.latent_factor for side in size)
     shape = (model.latent_channels, height, width)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    return noise.to(next(model.unet.parameters()).device)
+    return noise.to(model.device)
 
 
 @torch.no_grad()
-def _encode(model: ModelFamily, prompts: set[str], size: tuple[int, int]) -> dict[str, Conditioning]:
+def _encode(
+    model: ModelFamily, prompts: set[str], size: tuple[int, int]
+) -> dict[str, Conditioning]:
     """Each prompt's text encoding, for a batch of one."""
     framing = Framing(original_size=size, crop=(0, 0), size=size)
-    device = next(model.unet.parameters()).device
     with _eval_mode(model):
-        return {prompt: model.encode_captions([prompt], [framing]).to(device) for prompt in prompts}
+        return {prompt: model.encode_captions([prompt], [framing]) for prompt in prompts}
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """SCHEDULERS: the noise schedulers that images are sampled with, by the name a user picks from.
-How a model is trained to undo noise lives in `diffusion.py`; learning rates in `lr_schedules.py`."""
+What a model learns to undo lives in `diffusion.py`, learning rates in `lr_schedules.py`."""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import logging
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,14 +46,23 @@ SCHEDULERS: dict[str, _Recipe] = {
 }
 
 
+def check(name: str) -> None:
+    """Refuse, before any model is loaded, a scheduler that cannot be built."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
+    if name == "LMSDiscrete" and importlib.util.find_spec("scipy") is None:
+        others = ", ".join(other for other in SCHEDULERS if other != name)
+        raise ValueError(
+            "The scheduler LMSDiscrete needs scipy, which is not installed. Install it with 'pip "
+            f"install scipy', or choose another: {others}."
+        )
+
+
 def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
     """The diffusers scheduler of that name for a model with this noise schedule, its `timesteps`
     set for that many steps. It remembers earlier predictions: one per batch of images."""
-    if name not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
+    check(name)
     recipe = SCHEDULERS[name]
-    if name == "LMSDiscrete":
-        _require_scipy()
     # Imported here: ComfyUI's start-up should not pay for it.
     import diffusers
 
@@ -70,23 +81,10 @@ def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
     if hasattr(scheduler, "set_begin_index"):
         # Else it looks its first timestep up, and where that occurs twice skips a step.
         scheduler.set_begin_index(0)
+    first = int(scheduler.timesteps[0])
+    if first < 0.85 * num_timesteps:
+        _warn_of_late_start(name, steps, first=first, num_timesteps=num_timesteps)
     return scheduler
-
-
-def warn_of_late_start(name: str, schedule: NoiseSchedule, steps: int) -> None:
-    """Log a warning if the scheduler would begin well below full noise, which pales the images:
-    "leading" steps are a whole number of timesteps apart, and what is left over is not walked."""
-    num_timesteps = len(schedule.alphas_cumprod)
-    first = int(build(name, schedule, steps).timesteps[0])
-    if first >= 0.85 * num_timesteps:
-        return
-    even = [n for n in range(10, num_timesteps + 1) if num_timesteps % n == 0]
-    near = {max([n for n in even if n <= steps], default=even[0]), min(n for n in even if n >= steps)}
-    logger.warning(
-        "%s with %d steps begins at timestep %d of %d, so images may come out pale. Choose %s steps, "
-        "or a scheduler that spreads any number evenly, such as Euler or DPM++ 2M.",
-        name, steps, first, num_timesteps, " or ".join(map(str, sorted(near))),
-    )  # fmt: skip
 
 
 def step(
@@ -108,12 +106,14 @@ def _betas(schedule: NoiseSchedule) -> Tensor:
     return 1 - alphas_cumprod / before
 
 
-def _require_scipy() -> None:
-    try:
-        import scipy  # noqa: F401
-    except ImportError as error:
-        others = ", ".join(name for name in SCHEDULERS if name != "LMSDiscrete")
-        raise ValueError(
-            "The scheduler LMSDiscrete needs scipy, which is not installed. Install it with 'pip "
-            f"install scipy', or choose another: {others}."
-        ) from error
+@cache  # Said once: a run builds schedulers for every batch and preview.
+def _warn_of_late_start(name: str, steps: int, *, first: int, num_timesteps: int) -> None:
+    """The images begin well below full noise, which pales them: "leading" steps are a whole number
+    of timesteps apart, and what is left over at the noisy end is not walked."""
+    even = [n for n in range(10, num_timesteps + 1) if num_timesteps % n == 0]
+    near = {max([n for n in even if n <= steps] or even[:1]), min(n for n in even if n >= steps)}
+    logger.warning(
+        "%s with %d steps begins at timestep %d of %d, so images may come out pale. Choose %s "
+        "steps, or a scheduler that spreads any number evenly, such as Euler or DPM++ 2M.",
+        name, steps, first, num_timesteps, " or ".join(map(str, sorted(near))),
+    )  # fmt: skip

@@ -5,18 +5,21 @@ Shapes: B batch, C latent channels, H W pixels, h w latents, L tokens, D width."
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule
+from .files import CheckpointFile
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11's, and only type checkers read it
+
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,10 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]
     """For people: "Stable Diffusion 1"."""
-    path: Path
-    """The file it came from."""
-    unet: nn.Module
-    vae: nn.Module
+    source: CheckpointFile
+    """The file it came from. What training leaves alone is copied from it, bit for bit."""
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
     text_encoders: nn.ModuleList
     schedule: NoiseSchedule
     native_resolution: int
@@ -64,13 +67,14 @@ class ModelFamily(ABC):
 
     @classmethod
     @abstractmethod
-    def matches(cls, keys: Collection[str]) -> bool:
-        """Whether a file with these tensor names is of this family."""
+    def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a file with tensors of these names and shapes is of this family."""
 
     @classmethod
     @abstractmethod
-    def load(cls, path: Path, device: torch.device) -> Self:
-        """The model in fp32, frozen and in eval mode. ValueError names what the file lacks."""
+    def load(cls, source: CheckpointFile, device: torch.device) -> Self:
+        """The model in fp32, frozen and in eval mode. ValueError names what the file lacks, before
+        any weight is read."""
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,9 +96,45 @@ class ModelFamily(ABC):
         """The U-Net's prediction [B, C, h, w]."""
 
     @abstractmethod
-    def file_names(self) -> dict[str, Tensor]:
-        """Every parameter of the U-Net and the text encoders, as it is now, under the name and in
-        the shape that the checkpoint file gives it. Views, on the model's device."""
+    def file_tensors(self, part: str) -> dict[str, Tensor]:
+        """The parameters of one of `parts`, as they are now, under the names and in the shapes that
+        the checkpoint file gives them. Views, on the model's device."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What a method may train: "unet", "text_encoder" and, with two, "text_encoder_2"."""
+        named: dict[str, nn.Module] = {"unet": self.unet}
+        for number, text_encoder in enumerate(self.text_encoders, start=1):
+            named["text_encoder" if number == 1 else f"text_encoder_{number}"] = text_encoder
+        return named
+
+    def prepare_for_training(
+        self, *, gradient_checkpointing: bool, channels_last: bool, compiled: bool
+    ) -> None:
+        """Trade memory and waiting for speed; what is computed stays the same."""
+        if channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        if gradient_checkpointing:
+            # transformers keeps checkpointing to training mode, which changes nothing else here:
+            # these networks drop nothing out.
+            self.unet.train().enable_gradient_checkpointing()
+            encoder: Any  # transformers' class; nn.ModuleList forgets it
+            for encoder in self.text_encoders:
+                encoder.train()
+                if hasattr(encoder, "activation_checkpointing_enable"):  # transformers 5's name
+                    encoder.activation_checkpointing_enable({"use_reentrant": False})
+                else:
+                    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            self.unet.compile()
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.unet.parameters()).device
+        return device
 
     @property
     def latent_channels(self) -> int:

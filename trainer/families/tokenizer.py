@@ -59,7 +59,9 @@ def _byte_pair_encoding() -> Tokenizer:
     # Imported here: ComfyUI's start-up should not pay for it.
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    merges = [tuple(line.split(" ")) for line in MERGES.read_text("utf-8").splitlines()]
+    merges = [
+        (line.split(" ")[0], line.split(" ")[1]) for line in MERGES.read_text("utf-8").splitlines()
+    ]
     letters = list(_byte_letters())
     entries = letters + [letter + "</w>" for letter in letters]
     entries += ["".join(pair) for pair in merges] + [START, END]
@@ -74,7 +76,10 @@ def _byte_pair_encoding() -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    words = (
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|"
+        r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
@@ -87,6 +92,10 @@ def _byte_pair_encoding() -> Tokenizer:
 def _byte_letters() -> list[str]:
     """The 256 bytes as printable letters, in the vocabulary's order: the printable ones of Latin-1
     stand for themselves, the others move beyond U+0100."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), 256),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]

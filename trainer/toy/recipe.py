@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import logging
 import math
 import pickle
@@ -24,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..families.tokenizer import ClipTokenizer
+from ..families.sd1 import checkpoint_tensors
+from ..families.tokenizer import END, START, ClipTokenizer
 from . import world
 from .judge import QUESTIONS, Classifier
 
@@ -36,6 +38,15 @@ VAE_STEPS = 3_000
 DENOISER_STEPS = 5_000
 JUDGE_STEPS = 1_500
 TEXT_WIDTH = 96
+METADATA = {
+    "format": "pt",
+    "modelspec.sai_model_spec": "1.0.1",
+    "modelspec.architecture": "stable-diffusion-v1",
+    "modelspec.title": "Toy world",
+    "modelspec.resolution": f"{world.SIZE}x{world.SIZE}",
+    "modelspec.prediction_type": "epsilon",
+    "dreambooth.constants": json.dumps({"vae_norm_groups": 8, "resolution": world.SIZE}),
+}
 
 
 def named_looks() -> dict[str, world.Look]:
@@ -274,6 +285,62 @@ def train_denoiser(work: Path) -> None:
     (work / "denoiser.pt.part").rename(work / "denoiser.pt")
 
 
+# ------------------------------------------------------------------ export
+
+
+def export(work: Path) -> None:
+    """One fp16 checkpoint in Stable Diffusion 1's single-file layout."""
+    vae, text_encoder, unet = build_vae(), build_text_encoder(), build_unet()
+    states = torch.load(work / "denoiser.pt")
+    unet.load_state_dict(states["unet"])
+    text_encoder.load_state_dict(states["text"])
+    vae.load_state_dict(torch.load(work / "vae.pt"))
+    latents = torch.load(work / "latents.pt")
+    fold_latent_scale(vae, latents["center"], latents["scale"])
+    fill_unknown_words(text_encoder.get_input_embeddings().weight)
+    tensors = checkpoint_tensors(unet, vae, text_encoder)
+    tensors = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, work / "model.safetensors", metadata=METADATA)
+
+
+@torch.no_grad()
+def fold_latent_scale(vae: nn.Module, center: Tensor, scale: Tensor) -> None:
+    """Move each latent channel's own mean and deviation [4] into the 1x1 convolutions at both ends
+    of the latents, so that Stable Diffusion's scaling factor brings them to deviation 1."""
+    scale = scale * 0.18215
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:4] /= scale.view(-1, 1, 1, 1)
+    quant.bias[:4] = (quant.bias[:4] - center) / scale
+    quant.bias[4:] -= 2 * scale.log()
+    post.bias += post.weight[:, :, 0, 0] @ center
+    post.weight *= scale.view(1, -1, 1, 1)
+
+
+@torch.no_grad()
+def fill_unknown_words(embeddings: Tensor) -> None:
+    """Give every word that no caption held an embedding as one of the names might have: an unknown
+    word before a noun then is an individual that the model has yet to meet."""
+    tokenizer = ClipTokenizer()
+    words = " ".join([*world.SHAPES, *world.COLORS, *world.PATTERNS, *world.PREFIXES,
+                      *world.BACKGROUNDS.values(), *named_looks()])  # fmt: skip
+    known = {tokenizer.token_id(f"{word}</w>") for word in words.split()}
+    known |= {tokenizer.token_id(START), tokenizer.token_id(END)}
+    unknown = [row for row in range(len(embeddings)) if row not in known]
+    names = embeddings[[tokenizer.token_id(f"{name}</w>") for name in named_looks()]]
+    center = names.mean(dim=0)
+    mixture = torch.randn(len(unknown), len(names), generator=torch.Generator().manual_seed(3))
+    embeddings[unknown] = center + mixture @ (names - center) / len(names) ** 0.5
+
+
+def draw_photos(work: Path) -> None:
+    """Six pictures of the subject, over all backgrounds."""
+    rng, folder = random.Random(11), work / "photos"
+    folder.mkdir()
+    for number, background in enumerate([*world.BACKGROUNDS, "grass"]):
+        scene = replace(world.subject_scene(rng), background=background)
+        world.draw(scene).save(folder / f"cup_{number}.png")
+
+
 # ------------------------------------------------------------------- judge
 
 Labels = dict[str, Tensor]
@@ -347,6 +414,8 @@ def stages() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "latents.pt", encode_world
     yield "judge.safetensors", train_judge
     yield "denoiser.pt", train_denoiser
+    yield "model.safetensors", export
+    yield "photos", draw_photos
 
 
 def main() -> None:

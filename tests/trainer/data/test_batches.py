@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.config import DatasetConfig, PriorConfig, TrainingConfig
+from trainer.data.batches import Batch, BatchStream
+from trainer.data.examples import Example
+from trainer.data.latents import CachedLatents
+from trainer.families.base import Framing
+
+Latents = dict[Example, CachedLatents]
+SQUARE, WIDE, TALL = (2, 3, 3), (2, 2, 4), (2, 4, 2)
+
+
+def cached(
+    count: int, shapes: list[tuple[int, int, int]], *, is_prior: bool = False, deviation: float = 0
+) -> Latents:
+    """Examples told apart by caption, framing and the level of their latents, which is 100 and more
+    for class images."""
+    first = 100 if is_prior else 0
+    latents = {}
+    for number in range(first, first + count):
+        shape = shapes[number % len(shapes)]
+        example = Example(Path(f"{number}.png"), f"caption {number}", is_prior)
+        mean, spread = torch.full(shape, float(number)), torch.full(shape, float(deviation))
+        latents[example] = CachedLatents(mean, spread, Framing((number, 1), (0, 0), (1, 1)))
+    return latents
+
+
+def config(
+    *, batch_size: int = 1, accumulation: int = 1, weight: float = 0.0, ratio: float = 1.0,
+    seed: int = 0, noise_offset: float = 0.0,
+) -> TrainingConfig:  # fmt: skip
+    return TrainingConfig(
+        base=Path("toy"),
+        dataset=DatasetConfig(photos=(Path("photos"),), prompt="a sks cup"),
+        prior=PriorConfig(weight=weight, prompt="a cup", ratio=ratio),
+        batch_size=batch_size,
+        gradient_accumulation=accumulation,
+        seed=seed,
+        noise_offset=noise_offset,
+    )
+
+
+def take(stream: BatchStream, micro_steps: int) -> list[Batch]:
+    return [batch for _ in range(micro_steps) for batch in next(stream)]
+
+
+Row = tuple[str, Framing, bool, float, bytes, bytes, int]
+
+
+def rows(batches: list[Batch]) -> list[Row]:
+    """Everything about each example, to the bit."""
+    return [
+        (
+            batch.captions[i],
+            batch.framings[i],
+            bool(batch.is_prior[i]),
+            float(batch.weights[i]),
+            batch.latents[i].numpy().tobytes(),
+            batch.noise[i].numpy().tobytes(),
+            int(batch.timesteps[i]),
+        )
+        for batch in batches
+        for i in range(len(batch.captions))
+    ]
+
+
+def photos_of(batches: list[Batch]) -> list[Row]:
+    return [row for row in rows(batches) if not row[2]]
+
+
+def class_images_of(batches: list[Batch]) -> list[Row]:
+    return [row for row in rows(batches) if row[2]]
+
+
+def test_caption_framing_and_latents_stay_together_through_every_shuffle() -> None:
+    instance = cached(7, [SQUARE, WIDE, TALL])
+    prior = cached(5, [SQUARE, TALL], is_prior=True)
+    stream = BatchStream(instance, prior, config(batch_size=3, weight=1.0))
+
+    for batch in take(stream, 60):
+        for i, caption in enumerate(batch.captions):
+            number = int(caption.split()[1])
+            assert batch.latents[i].unique().tolist() == [number]
+            assert batch.framings[i].original_size == (number, 1)
+            assert bool(batch.is_prior[i]) == (number >= 100)
+
+
+def test_each_pass_takes_every_example_once_in_an_order_of_its_own() -> None:
+    stream = BatchStream(cached(7, [SQUARE]), {}, config(batch_size=3))
+
+    captions = [caption for batch in take(stream, 70) for caption in batch.captions]
+
+    passes = [tuple(captions[start : start + 7]) for start in range(0, 210, 7)]
+    assert all(len(set(names)) == 7 for names in passes)
+    assert len(set(passes)) > 25
+
+
+def test_batches_have_one_shape_each_and_come_in_order_of_appearance() -> None:
+    instance, prior = cached(6, [SQUARE, WIDE]), cached(2, [TALL], is_prior=True)
+
+    (batches, again) = (
+        next(BatchStream(instance, prior, config(batch_size=6, weight=1.0))) for _ in range(2)
+    )
+
+    assert {tuple(batch.latents.shape) for batch in batches} == {
+        (3, *SQUARE), (3, *WIDE), (6, *TALL)
+    }  # fmt: skip
+    assert tuple(batches[-1].latents.shape) == (6, *TALL)
+    assert rows(batches) == rows(again)
+    for batch in batches:
+        assert batch.noise.shape == batch.latents.shape
+        assert len(batch.framings) == len(batch.captions) == len(batch.weights)
+
+
+def test_photos_and_class_images_of_one_shape_share_a_batch() -> None:
+    stream = BatchStream(
+        cached(4, [SQUARE]), cached(4, [SQUARE], is_prior=True), config(batch_size=2, weight=1.0)
+    )
+
+    (batch,) = next(stream)
+
+    assert batch.is_prior.tolist() == [False, False, True, True]
+    assert batch.timesteps.dtype == torch.int64
+
+
+@settings(deadline=None)
+@given(
+    batch_size=st.integers(1, 5),
+    accumulation=st.integers(1, 4),
+    weight=st.floats(0.05, 3),
+    ratio=st.floats(0.1, 3),
+    seed=st.integers(0, 2**40),
+)
+def test_weighted_errors_sum_to_instance_mean_plus_prior_weight_times_class_mean(
+    batch_size: int, accumulation: int, weight: float, ratio: float, seed: int
+) -> None:
+    settings = config(
+        batch_size=batch_size, accumulation=accumulation, weight=weight, ratio=ratio, seed=seed
+    )
+    prior = cached(3, [SQUARE, TALL], is_prior=True)
+    stream = BatchStream(cached(5, [SQUARE, WIDE, TALL]), prior, settings)
+    take(stream, accumulation)
+
+    batches = take(stream, accumulation)
+
+    errors = [batch.noise.double().square().mean((1, 2, 3)) for batch in batches]
+    loss = sum((b.weights * e).sum().item() for b, e in zip(batches, errors, strict=True))
+    every, is_prior = torch.cat(errors), torch.cat([batch.is_prior for batch in batches])
+    expected = every[~is_prior].mean() + weight * every[is_prior].mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert (~is_prior).sum() == batch_size * accumulation
+    assert is_prior.sum() == max(1, round(batch_size * accumulation * ratio))
+
+
+def test_without_prior_weight_there_are_only_photos() -> None:
+    prior = cached(5, [SQUARE], is_prior=True)
+
+    (batch,) = next(BatchStream(cached(5, [SQUARE]), prior, config(batch_size=4)))
+
+    assert batch.is_prior.tolist() == [False] * 4
+    assert batch.weights.tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.75])
+def test_four_micro_steps_of_one_draw_what_one_of_four_draws(ratio: float) -> None:
+    instance = cached(3, [SQUARE, WIDE], deviation=0.5)
+    prior = cached(5, [SQUARE, TALL], is_prior=True, deviation=0.5)
+    small = config(batch_size=1, accumulation=4, weight=0.7, ratio=ratio, noise_offset=0.1)
+    large = config(batch_size=4, accumulation=1, weight=0.7, ratio=ratio, noise_offset=0.1)
+    one_by_one, at_once = (BatchStream(instance, prior, c) for c in (small, large))
+
+    for _ in range(5):
+        parts, whole = take(one_by_one, 4), take(at_once, 1)
+        assert sorted(rows(parts), key=repr) == sorted(rows(whole), key=repr)
+        assert len(photos_of(whole)) == 4
+
+
+def test_class_images_spread_evenly_over_the_micro_steps() -> None:
+    settings = config(batch_size=1, accumulation=4, weight=1.0, ratio=0.5)
+    stream = BatchStream(cached(3, [SQUARE]), cached(9, [SQUARE], is_prior=True), settings)
+
+    counts = [sum(int(batch.is_prior.sum()) for batch in next(stream)) for _ in range(8)]
+
+    assert counts == [0, 1, 0, 1] * 2
+
+
+def test_class_images_change_nothing_about_the_photos() -> None:
+    instance = cached(5, [SQUARE], deviation=0.5)
+    prior = cached(4, [SQUARE], is_prior=True)
+
+    alone = take(BatchStream(instance, {}, config(batch_size=2)), 20)
+    beside = take(BatchStream(instance, prior, config(batch_size=2, weight=1.0)), 20)
+
+    assert photos_of(beside) == photos_of(alone)
+
+
+def test_photos_and_class_images_do_not_draw_the_same_noise() -> None:
+    stream = BatchStream(
+        cached(4, [SQUARE]), cached(4, [SQUARE], is_prior=True), config(weight=1.0)
+    )
+
+    batches = take(stream, 30)
+
+    photos, class_images = photos_of(batches), class_images_of(batches)
+    assert not {row[5] for row in photos} & {row[5] for row in class_images}
+    assert [row[6] for row in photos] != [row[6] for row in class_images]
+
+
+def test_the_seed_decides_every_draw() -> None:
+    instance = cached(5, [SQUARE], deviation=0.5)
+    prior = cached(4, [WIDE], is_prior=True, deviation=0.5)
+
+    def drawn(seed: int) -> list[Row]:
+        return rows(take(BatchStream(instance, prior, config(weight=1.0, seed=seed)), 20))
+
+    assert drawn(3) == drawn(3)
+    assert not {row[5] for row in drawn(3)} & {row[5] for row in drawn(4)}
+
+
+def test_each_visit_draws_new_latents_noise_and_timestep() -> None:
+    stream = BatchStream(cached(1, [SQUARE], deviation=0.5), {}, config())
+
+    drawn = rows(take(stream, 50))
+
+    assert len({row[4] for row in drawn}) == len({row[5] for row in drawn}) == 50
+    assert len({row[6] for row in drawn}) > 40
+
+
+def test_timesteps_are_uniform_over_the_schedule() -> None:
+    stream = BatchStream(cached(3, [SQUARE]), {}, config(batch_size=50), num_timesteps=5)
+
+    counts = Counter(int(t) for batch in take(stream, 40) for t in batch.timesteps)
+
+    # 2000 draws of 5: 400 each, give or take four standard deviations of 18
+    assert sorted(counts) == [0, 1, 2, 3, 4]
+    assert all(abs(count - 400) < 72 for count in counts.values())
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(0.0, 0.0), (0.5, 0.25)])
+def test_the_noise_offset_shifts_whole_channels(offset: float, expected: float) -> None:
+    stream = BatchStream(cached(2, [(4, 16, 16)]), {}, config(batch_size=50, noise_offset=offset))
+
+    noise = torch.cat([batch.noise for batch in take(stream, 10)])
+
+    # a channel's mean has variance offset^2 + 1/256; 2000 channels
+    assert noise.mean((2, 3)).var().item() == pytest.approx(expected + 1 / 256, rel=0.15)
+
+
+def test_the_process_wide_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+
+    take(BatchStream(cached(5, [SQUARE]), {}, config(batch_size=2)), 10)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("micro_steps", [0, 1, 5, 14])
+def test_a_stream_goes_on_from_its_saved_state(micro_steps: int) -> None:
+    instance = cached(5, [SQUARE, WIDE], deviation=0.5)
+    prior = cached(3, [SQUARE], is_prior=True, deviation=0.5)
+    settings = config(batch_size=2, accumulation=2, weight=1.0, ratio=0.75)
+    stream = BatchStream(instance, prior, settings)
+    take(stream, micro_steps)
+    file = io.BytesIO()
+    torch.save(stream.state(), file)
+    expected = rows(take(stream, 20))
+
+    file.seek(0)
+    resumed = BatchStream(instance, prior, settings)
+    resumed.load_state(torch.load(file, weights_only=True))
+
+    assert rows(take(resumed, 20)) == expected
+
+
+def test_a_state_of_other_photos_is_refused() -> None:
+    state = BatchStream(cached(5, [SQUARE]), {}, config()).state()
+
+    with pytest.raises(ValueError, match="go on") as error:
+        BatchStream(cached(4, [SQUARE]), {}, config()).load_state(state)
+
+    assert str(error.value) == (
+        "The run to go on with had 5 photos, now there are 4. Bring the old ones back, or start a "
+        "new run."
+    )
+
+
+def test_a_prior_weight_without_class_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="prior") as error:
+        BatchStream(cached(5, [SQUARE]), {}, config(weight=0.5))
+
+    assert str(error.value) == (
+        "prior.weight is 0.5 but there are no class images. Name a folder of them in prior.images, "
+        "or set prior.weight to 0."
+    )
+
+
+def test_no_photos_are_refused() -> None:
+    with pytest.raises(ValueError, match="photos") as error:
+        BatchStream({}, cached(5, [SQUARE], is_prior=True), config())
+
+    assert str(error.value) == "There are no photos to train on. Name some in dataset.photos."
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    (batch,) = next(BatchStream(cached(5, [SQUARE]), {}, config(batch_size=2)))
+
+    moved = batch.to(torch.device("meta"))
+
+    tensors = (moved.latents, moved.noise, moved.timesteps, moved.weights, moved.is_prior)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.captions, moved.framings) == (batch.captions, batch.framings)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+
+import pytest
+
+from trainer.data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
+from trainer.families.tokenizer import ClipTokenizer
+
+ENDINGS = ".bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def names(examples: list[Example]) -> list[str]:
+    return [example.path.name for example in examples]
+
+
+def test_every_ending_is_found_in_either_case(tmp_path: Path) -> None:
+    found = ["a.jpg", "b.JPEG", "c.Png", "d.webp", "e.BMP", "f.gif", "g.tif", "h.TIFF"]
+    touch(tmp_path, *found)
+
+    assert names(find_examples([tmp_path], "a cup")) == found
+
+
+def test_numbers_sort_by_value_in_whatever_order_the_system_lists(tmp_path: Path) -> None:
+    ordered = ["1.png", "2.png", "02b.png", "10.png", "a1.png", "A2.png", "a10.png", "b.png"]
+    ordered += ["é9.png", "é10.png"]
+    shuffled = list(ordered)
+    random.Random(3).shuffle(shuffled)
+    touch(tmp_path, *shuffled)
+
+    assert names(find_examples([tmp_path], "a cup")) == ordered
+
+
+def test_names_that_differ_only_in_case_or_zeros_have_one_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b.png", "a01.png", "a1.png", "B.jpg")
+
+    assert names(find_examples([tmp_path], "")) == ["a01.png", "a1.png", "B.jpg", "b.png"]
+
+
+def test_whatever_is_no_image_is_skipped_and_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "dog.jpg", "dog.txt", ".DS_Store", "._dog.jpg", "Thumbs.db", "notes.txt")
+    touch(tmp_path, "manifest.jsonl", "more/other.jpg", "folder.png/inside.jpg")
+
+    with caplog.at_level(logging.INFO):
+        examples = find_examples([tmp_path], "a cup")
+
+    assert names(examples) == ["dog.jpg"]
+    assert caplog.messages == [
+        f"Skipped 7 in {tmp_path} that are not images: ._dog.jpg, .DS_Store, folder.png, "
+        "manifest.jsonl, more, and 2 more."
+    ]
+
+
+def test_a_clean_folder_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "dog.jpg", "dog.txt")
+
+    with caplog.at_level(logging.INFO):
+        find_examples([tmp_path], "a cup")
+
+    assert caplog.messages == []
+
+
+def test_folders_and_files_come_in_the_order_given(tmp_path: Path) -> None:
+    touch(tmp_path, "one/b.png", "one/a.png", "two/a.png", "z.jpg")
+
+    examples = find_examples([tmp_path / "z.jpg", tmp_path / "two", tmp_path / "one"], "a cup")
+
+    paths = [str(example.path.relative_to(tmp_path).as_posix()) for example in examples]
+    assert paths == ["z.jpg", "two/a.png", "one/a.png", "one/b.png"]
+
+
+def test_the_caption_is_the_text_beside_the_image_or_else_the_prompt(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf  sks caf\xc3\xa9 cup\r\n")
+    (tmp_path / "b.txt").write_bytes(b" \n")
+    (tmp_path / "d.jpg.txt").write_bytes(b"not a caption")
+
+    captions = [example.caption for example in find_examples([tmp_path], "a photo of sks cup")]
+
+    expected = ["sks café cup", "a photo of sks cup", "a photo of sks cup", "a photo of sks cup"]
+    assert captions == expected
+
+
+def test_a_named_file_has_its_caption_too(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "a.txt").write_text("sks cup on a table", "utf-8")
+
+    (example,) = find_examples([tmp_path / "a.jpg"], "sks cup", is_prior=True)
+
+    assert example == Example(tmp_path / "a.jpg", "sks cup on a table", is_prior=True)
+
+
+def test_mirror_twins_differ_only_in_being_mirrored(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+
+    twins = with_mirrors(find_examples([tmp_path], "a cup"))
+
+    a, b = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    assert [(e.path, e.mirrored) for e in twins] == [(a, False), (a, True), (b, False), (b, True)]
+    assert {e.caption for e in twins} == {"a cup"}
+    assert len(set(twins)) == 4
+
+
+def test_a_long_caption_warns_once_with_the_text_that_is_cut(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    long = " ".join(["dog"] * 75) + " in Paris at night"
+    examples = [
+        Example(Path(f"photos/{name}.jpg"), caption)
+        for name, caption in [("a", "a dog"), ("b", long), ("c", long), ("d", "a cat")]
+    ]
+
+    warn_of_cut_captions(examples, ClipTokenizer().cut_text)
+
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "WARNING",
+            "The caption of 'b.jpg' is longer than the text encoder can read. This end of it is "
+            "ignored: 'in Paris at night'. Shorten the caption.",
+        )
+    ]
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        find_examples([tmp_path / "dogs"], "a cup")
+
+    dogs = tmp_path / "dogs"
+    assert str(error.value) == f"'{dogs}' does not exist. Name a folder of images, or images."
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt", ".DS_Store", "deeper/dog.jpg")
+
+    with pytest.raises(ValueError, match="No images") as error:
+        find_examples([tmp_path], "a cup")
+
+    assert str(error.value) == f"No images in {tmp_path}. Looked for {ENDINGS}."
+
+
+def test_a_named_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "dog.heic")
+
+    with pytest.raises(ValueError, match="not named") as error:
+        find_examples([tmp_path / "dog.heic"], "a cup")
+
+    assert str(error.value) == (
+        f"'{tmp_path / 'dog.heic'}' is not named like an image. Use {ENDINGS}, or a folder."
+    )
+
+
+def test_an_image_named_twice_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+
+    with pytest.raises(ValueError, match="2 times") as error:
+        find_examples([tmp_path, tmp_path / "b.jpg"], "a cup")
+
+    assert str(error.value) == f"'{tmp_path / 'b.jpg'}' is named 2 times. Name each image once."
+
+
+def test_a_caption_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "a.txt").write_text("café", "latin-1")
+
+    with pytest.raises(ValueError, match="UTF-8") as error:
+        find_examples([tmp_path], "a cup")
+
+    assert str(error.value) == (
+        f"The caption '{tmp_path / 'a.txt'}' is not UTF-8 text. Save it as UTF-8."
+    )

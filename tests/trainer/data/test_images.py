@@ -1,0 +1,537 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageCms
+
+from trainer.data.images import draw_place, fit, is_smaller, parse_color, read_image, require_size
+
+WHITE, TEAL = (255, 255, 255), (0, 128, 128)
+
+
+def colours(height: int, width: int) -> np.ndarray:
+    """[H, W, 3] uint8, every pixel different."""
+    values = np.arange(height * width * 3) * 7 % 251
+    return values.reshape(height, width, 3).astype(np.uint8)
+
+
+def read(path: Path, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    image = read_image(path, background)
+    assert image.mode == "RGB"
+    return np.array(image)
+
+
+def tiff(path: Path, levels: list[int], *, bits: int, photometric: int = 1) -> None:
+    """A grey TIFF of one row, uncompressed; 12 bits are packed two in three bytes."""
+    if bits == 16:
+        data = struct.pack(f"<{len(levels)}H", *levels)
+    else:
+        packed = "".join(f"{level:012b}" for level in levels)
+        data = int(packed, 2).to_bytes(len(packed) // 8, "big")
+    tags = {256: len(levels), 257: 1, 258: bits, 259: 1, 262: photometric}
+    tags |= {273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The start of a PNG that claims this size and holds no pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+# ------------------------------------------------------------------ formats
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif", "webp"])
+def test_exact_formats_give_their_exact_pixels(tmp_path: Path, ending: str) -> None:
+    pixels, path = colours(5, 7), tmp_path / f"a.{ending}"
+    Image.fromarray(pixels).save(path, **({"lossless": True} if ending == "webp" else {}))
+
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+def test_a_jpeg_gives_its_pixels_nearly(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8), (200, 100, 50)).save(tmp_path / "a.jpg", quality=95)
+
+    assert np.abs(read(tmp_path / "a.jpg").astype(int) - (200, 100, 50)).max() <= 2
+
+
+def test_the_content_decides_the_format_not_the_ending(tmp_path: Path) -> None:
+    Image.fromarray(colours(4, 4)).save(tmp_path / "a.jpg", format="PNG")
+
+    np.testing.assert_array_equal(read(tmp_path / "a.jpg"), colours(4, 4))
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path, ending: str) -> None:
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    path = tmp_path / f"a.{ending}"
+    red.save(path, save_all=True, append_images=[blue, blue])
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) > 1
+
+    assert (np.abs(read(path).astype(int) - (255, 0, 0)) <= 2).all()
+
+
+def test_transparent_parts_of_a_gif_show_the_background(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(tmp_path / "a.gif", transparency=1)
+
+    red = [255, 0, 0]
+    assert read(tmp_path / "a.gif", TEAL).tolist() == [[red, list(TEAL)], [list(TEAL), red]]
+
+
+# -------------------------------------------------------------------- modes
+
+
+def test_black_and_white_and_grey(tmp_path: Path) -> None:
+    bits = np.array([[True, False, True]])
+    Image.fromarray(bits).save(tmp_path / "1.png")
+    Image.fromarray(np.array([[0, 77, 255]], dtype=np.uint8)).save(tmp_path / "L.png")
+
+    assert read(tmp_path / "1.png")[0].tolist() == [[255] * 3, [0] * 3, [255] * 3]
+    assert read(tmp_path / "L.png")[0].tolist() == [[0] * 3, [77] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
+    levels = np.array([[0, 257, 100 * 257, 128 * 257 + 128, 128 * 257 + 129, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"a.{ending}")
+
+    assert read(tmp_path / f"a.{ending}")[0, :, 1].tolist() == [0, 1, 100, 128, 129, 255]
+
+
+def test_12_bit_and_negative_tiffs_reach_from_black_to_white(tmp_path: Path) -> None:
+    tiff(tmp_path / "12.tif", [0, 2048, 4095, 1024], bits=12)
+    tiff(tmp_path / "negative.tif", [0, 65535, 257 * 55, 257], bits=16, photometric=0)
+
+    assert read(tmp_path / "12.tif")[0, :, 0].tolist() == [0, 128, 255, 64]
+    assert read(tmp_path / "negative.tif")[0, :, 0].tolist() == [255, 0, 200, 254]
+
+
+def test_16_bit_colour_keeps_its_colour(tmp_path: Path) -> None:
+    row = b"\0" + struct.pack(">6H", 100 * 257, 0, 65535, 32768, 1000, 200 * 257)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in [(b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]:
+        data += struct.pack(">I", len(content)) + name + content
+        data += struct.pack(">I", zlib.crc32(name + content))
+    (tmp_path / "a.png").write_bytes(data)
+
+    assert read(tmp_path / "a.png").tolist() == [[[100, 0, 255], [128, 3, 200]]]
+
+
+def test_a_grey_level_that_stands_for_transparency(tmp_path: Path) -> None:
+    levels = np.array([[0, 30000, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "16.png", transparency=30000)
+    Image.fromarray((levels // 257).astype(np.uint8)).save(tmp_path / "8.png", transparency=116)
+
+    for name in ("16.png", "8.png"):
+        assert read(tmp_path / name, TEAL)[0].tolist() == [[0] * 3, list(TEAL), [255] * 3]
+
+
+def test_a_palette_with_one_or_graded_transparency(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "one.png", transparency=1)
+    image.save(tmp_path / "graded.png", transparency=bytes([255, 0, 51]))
+
+    red, green, blue = [255, 0, 0], [0, 255, 0], [0, 0, 255]
+    assert read(tmp_path / "plain.png", TEAL).tolist() == [[red, green, blue]]
+    assert read(tmp_path / "one.png", TEAL).tolist() == [[red, list(TEAL), blue]]
+    # 51 of 255 is a fifth of blue on four fifths of teal
+    expected = [red, list(TEAL), [0, 102, 153]]
+    assert np.abs(read(tmp_path / "graded.png", TEAL)[0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("RGBA", "png"), ("LA", "png"), ("RGBA", "tif")])
+def test_alpha_is_laid_over_the_background(tmp_path: Path, mode: str, ending: str) -> None:
+    colour = (200, 200, 200) if mode == "LA" else (200, 100, 50)
+    alphas, path = (0, 64, 128, 255), tmp_path / f"a.{ending}"
+    image = Image.new(mode, (4, 1))
+    for x, alpha in enumerate(alphas):
+        image.putpixel((x, 0), (*colour[: len(mode) - 1], alpha))
+    image.save(path)
+
+    expected = [
+        [(c * alpha + b * (255 - alpha)) / 255 for c, b in zip(colour, TEAL, strict=True)]
+        for alpha in alphas
+    ]
+    np.testing.assert_allclose(read(path, TEAL)[0], expected, atol=1)
+    assert read(path, TEAL)[0, 0].tolist() == list(TEAL)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+def test_cmyk_inks_become_their_colours(tmp_path: Path, ending: str) -> None:
+    inks = {(255, 0, 0, 0): (0, 255, 255), (0, 0, 255, 0): (255, 255, 0), (0, 0, 0, 255): (0, 0, 0)}
+    for ink, colour in inks.items():
+        Image.new("CMYK", (16, 16), ink).save(tmp_path / f"a.{ending}")
+
+        assert (np.abs(read(tmp_path / f"a.{ending}").astype(int) - colour) <= 2).all()
+
+
+# ----------------------------------------------- orientation, colour profile
+
+
+def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """How a camera stores a picture, by the EXIF standard's words for each number: what lies along
+    the first row and along the first column."""
+    turned = upright.swapaxes(0, 1)
+    return {
+        1: upright,  # row 0 is the top, column 0 the left
+        2: upright[:, ::-1],  # top, right
+        3: upright[::-1, ::-1],  # bottom, right
+        4: upright[::-1],  # bottom, left
+        5: turned,  # left, top
+        6: turned[::-1],  # right, top
+        7: turned[::-1, ::-1],  # right, bottom
+        8: turned[:, ::-1],  # left, bottom
+    }[orientation]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_exif_orientation_is_turned_upright(
+    tmp_path: Path, orientation: int, ending: str
+) -> None:
+    upright, path = colours(2, 3), tmp_path / f"a.{ending}"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture = Image.fromarray(np.ascontiguousarray(stored(upright, orientation)))
+    picture.save(path, exif=exif, **({"lossless": True} if ending == "webp" else {}))
+
+    np.testing.assert_array_equal(read(path), upright)
+
+
+def test_a_jpeg_held_upright_is_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture = Image.new("RGB", (32, 16), "red")
+    picture.paste("blue", (0, 0, 16, 16))
+    picture.save(tmp_path / "a.jpg", exif=exif)
+
+    upright = read(tmp_path / "a.jpg")
+
+    assert upright.shape == (32, 16, 3)
+    assert upright[4, 8, 2] > 250  # blue on top
+    assert upright[28, 8, 0] > 250
+
+
+def test_broken_exif_data_is_told_and_not_fatal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.webp", exif=b"Exif\0\0nonsense", quality=100)
+
+    assert read(tmp_path / "a.webp").shape == (8, 8, 3)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("The EXIF data of 'a.webp' cannot be read (")
+    assert caplog.messages[0].endswith("). It is taken to be upright.")
+
+
+def profile(*, swapped: bool) -> bytes:
+    """sRGB's profile; or one under another name that takes red for blue and blue for red."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if swapped:
+        data = data.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+        data = data.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    return data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_colour_profile_is_applied(tmp_path: Path, mode: str) -> None:
+    color = (255, 0, 0, 128)[: len(mode)]
+    Image.new(mode, (2, 2), color).save(tmp_path / "a.png", icc_profile=profile(swapped=True))
+
+    expected = (0, 0, 255) if mode == "RGB" else (127, 127, 255)
+    assert np.abs(read(tmp_path / "a.png").astype(int) - expected).max() <= 1
+
+
+def test_srgb_images_keep_their_exact_pixels(tmp_path: Path) -> None:
+    Image.fromarray(colours(9, 9)).save(tmp_path / "a.png", icc_profile=profile(swapped=False))
+
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), colours(9, 9))
+
+
+def test_a_broken_colour_profile_is_told_and_not_fatal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(colours(9, 9)).save(tmp_path / "a.png", icc_profile=b"nonsense")
+
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), colours(9, 9))
+    assert caplog.messages == [
+        "The colour profile of 'a.png' cannot be used (cannot open profile from string). Its "
+        "colours are taken to be sRGB."
+    ]
+
+
+# ----------------------------------------------------------------- refusals
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+
+    with pytest.raises(ValueError, match="empty") as error:
+        read_image(tmp_path / "a.jpg", WHITE)
+
+    assert str(error.value) == (
+        "'a.jpg' cannot be read as an image: the file is empty. Replace it, or remove it."
+    )
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"%!PS-Adobe-3.0 EPSF-3.0\n" * 9])
+def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+
+    with pytest.raises(ValueError, match="content") as error:
+        read_image(tmp_path / "a.jpg", WHITE)
+
+    assert str(error.value) == (
+        "'a.jpg' cannot be read as an image: its content is none of BMP, GIF, JPEG, PNG, TIFF, "
+        "WEBP. Replace it, or remove it."
+    )
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 80).save(buffer, format="PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue()[:2000])
+
+    with pytest.raises(ValueError, match="truncated") as error:
+        read_image(tmp_path / "a.png", WHITE)
+
+    assert str(error.value) == (
+        "'a.png' cannot be read as an image: image file is truncated. Replace it, or remove it."
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tif", "webp"])
+def test_no_damage_escapes_as_another_exception(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(colours(40, 40)).save(path)
+    whole = path.read_bytes()
+    rng, refusals = np.random.default_rng(0), []
+    for _ in range(60):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(0, len(damaged), 12)] = rng.integers(0, 256, 12)
+        path.write_bytes(damaged[: rng.integers(1, len(damaged) + 1)].tobytes())
+        try:
+            read_image(path, WHITE)
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 10
+    assert all(refusal.startswith(f"'a.{ending}' ") for refusal in refusals)
+
+
+@pytest.mark.parametrize(("side", "limit"), [(10_000, 89_478_485), (20_000, 178_956_970)])
+def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int, limit: int) -> None:
+    (tmp_path / "a.png").write_bytes(png_header(side, side))
+    before = Image.MAX_IMAGE_PIXELS
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow only warns of images up to twice its limit
+        with pytest.raises(ValueError, match="too large") as error:
+            read_image(tmp_path / "a.png", WHITE)
+
+    assert str(error.value) == (
+        f"'a.png' is too large. Image size ({side**2} pixels) exceeds limit of {limit} pixels, "
+        "could be decompression bomb DOS attack. Make it smaller."
+    )
+    assert before == Image.MAX_IMAGE_PIXELS == 89_478_485
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_fixed_white_are_refused(
+    tmp_path: Path, dtype: type[np.float32 | np.int32]
+) -> None:
+    Image.fromarray(np.zeros((4, 4), dtype)).save(tmp_path / "a.tif")
+
+    with pytest.raises(ValueError, match="no fixed") as error:
+        read_image(tmp_path / "a.tif", WHITE)
+
+    assert str(error.value) == (
+        "'a.tif' holds numbers that have no fixed black and white (32 bits, floating or signed). "
+        "Save it with 8 or 16 bits per channel."
+    )
+
+
+def test_a_small_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="smaller") as error:
+        require_size(Path("photos/photo.jpg"), Image.new("RGB", (200, 180)), (512, 512))
+
+    assert str(error.value) == (
+        "'photo.jpg' is 200x180 pixels, smaller than the training resolution 512. Use larger "
+        "images, lower the resolution or allow upscaling."
+    )
+
+
+def test_an_image_that_covers_only_one_side_is_refused() -> None:
+    with pytest.raises(ValueError, match="smaller") as error:
+        require_size(Path("photo.jpg"), Image.new("RGB", (900, 447)), (576, 448))
+
+    assert str(error.value) == (
+        "'photo.jpg' is 900x447 pixels, smaller than the training size 576x448. Use larger images, "
+        "lower the resolution or allow upscaling."
+    )
+    assert not is_smaller(Image.new("RGB", (576, 448)), (576, 448))
+
+
+@pytest.mark.parametrize("text", ["whitish", "#12345", "#ffffff80", ""])
+def test_an_unknown_background_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="background") as error:
+        parse_color(text)
+
+    assert str(error.value) == (
+        f"dataset.background must be a colour name such as white, or #rrggbb, got '{text}'."
+    )
+
+
+def test_backgrounds_by_name_and_number() -> None:
+    assert (parse_color("teal"), parse_color("#FF8000")) == ((0, 128, 128), (255, 128, 0))
+
+
+# ------------------------------------------------------- resizing, cropping
+
+
+def test_an_image_of_the_size_keeps_its_exact_pixels() -> None:
+    pixels, framing = fit(Image.fromarray(colours(8, 16)), (16, 8))
+
+    expected = torch.from_numpy(colours(8, 16)).permute(2, 0, 1).double() / 127.5 - 1
+    torch.testing.assert_close(pixels.double(), expected, atol=1e-6, rtol=0)
+    assert (framing.original_size, framing.crop, framing.size) == ((16, 8), (0, 0), (16, 8))
+
+
+def test_black_is_minus_one_and_white_one() -> None:
+    image = Image.new("RGB", (8, 8), (0, 255, 255))
+
+    pixels, _ = fit(image, (8, 8))
+
+    assert pixels[0].unique().tolist() == [-1]
+    assert pixels[1:].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("place", "left"), [((0.5, 0.5), 4), ((0.0, 0.9), 0), ((0.3, 0.0), 2), ((0.999, 0.5), 8)]
+)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_crop_lies_at_its_place_and_is_mirrored_after(
+    place: tuple[float, float], left: int, mirrored: bool
+) -> None:
+    image = colours(4, 12)
+
+    pixels, framing = fit(Image.fromarray(image), (4, 4), place=place, mirrored=mirrored)
+
+    kept = image[:, left : left + 4]
+    expected = np.ascontiguousarray(kept[:, ::-1] if mirrored else kept)
+    levels = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    np.testing.assert_array_equal(levels.permute(1, 2, 0).numpy(), expected)
+    assert framing.crop == (8 - left if mirrored else left, 0)
+    assert framing.original_size == (12, 4)
+
+
+def test_a_mirrored_example_is_the_mirror_image_after_resizing() -> None:
+    image = Image.fromarray(colours(60, 90)).resize((97, 61))
+
+    plain, _ = fit(image, (32, 24), place=(0.2, 0.8))
+    mirrored, _ = fit(image, (32, 24), place=(0.2, 0.8), mirrored=True)
+
+    assert torch.equal(mirrored, torch.from_numpy(plain.numpy()[:, :, ::-1].copy()))
+
+
+lengths = st.integers(20, 200)
+targets = st.integers(2, 16).map(lambda units: 8 * units)
+
+
+@given(lengths, lengths, targets, targets, st.floats(0, 0.999), st.floats(0, 0.999))
+def test_no_image_is_ever_stretched(
+    width: int, height: int, across: int, down: int, x: float, y: float
+) -> None:
+    """Red rises from left to right and green from top to bottom, so that each output pixel tells
+    which place of the image it shows; with one scale for both directions that must be the place
+    that the framing says."""
+    assume(max(across / width, down / height) <= 4)
+    ramp = np.zeros((height, width, 3))
+    ramp[:, :, 0] = 255 * (np.arange(width) + 0.5) / width
+    ramp[:, :, 1] = 255 * ((np.arange(height) + 0.5) / height)[:, None]
+
+    pixels, framing = fit(
+        Image.fromarray(np.rint(ramp).astype(np.uint8)), (across, down), place=(x, y)
+    )
+
+    levels = (pixels + 1) * 127.5
+    scale = max(across / width, down / height)
+    for channel, (side, length) in enumerate([(width, across), (height, down)]):
+        profile = levels[channel].mean(dim=channel).numpy()
+        shown = (framing.crop[channel] + np.arange(length) + 0.5) / scale
+        margin = 4 * max(1, 1 / scale)  # the filter has no neighbours beyond the image's edge
+        inside = (shown > margin) & (shown < side - margin)
+        assert np.abs(profile - 255 * shown / side)[inside].max(initial=0) < 1.1
+        assert framing.crop[channel] + length <= side * scale + 1e-6
+
+
+def test_fine_detail_is_averaged_not_skipped() -> None:
+    """Every second column is white: grey when shrunk, while taking every fourth gives stripes."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, ::2] = 255
+
+    pixels, _ = fit(Image.fromarray(image), (16, 16))
+
+    assert pixels[:, :, 2:-2].abs().max() < 0.05
+
+
+def test_a_random_place_depends_on_seed_and_content_only(tmp_path: Path) -> None:
+    contents = {"a/1.jpg": b"one", "b/1.jpg": b"two", "c/other.png": b"one"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
+    one, two, copy = (tmp_path / name for name in contents)
+
+    assert draw_place(one, 3) == draw_place(copy, 3) == draw_place(one, 3)
+    assert len({draw_place(one, 3), draw_place(two, 3), draw_place(one, 4)}) == 3
+
+
+def test_random_places_fill_the_whole_range(tmp_path: Path) -> None:
+    path, places = tmp_path / "a.png", []
+    for number in range(200):
+        path.write_bytes(hashlib.sha256(bytes([number])).digest())
+        places.append(draw_place(path, 0))
+    across, down = np.array(places).T
+
+    for shares in (across, down):
+        assert shares.min() < 0.05
+        assert 0.95 < shares.max() < 1
+        assert abs(shares.mean() - 0.5) < 0.07
+    assert abs(np.corrcoef(across, down)[0, 1]) < 0.2
+
+
+def test_a_small_image_is_enlarged_evenly() -> None:
+    pixels, framing = fit(Image.new("RGB", (10, 20), "red"), (40, 40))
+
+    assert pixels.shape == (3, 40, 40)
+    assert framing.crop == (0, 20)
+
+
+def test_reading_needs_no_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(colours(9, 9)).save(tmp_path / "a.png")
+
+    with caplog.at_level(logging.INFO, "trainer"):
+        read(tmp_path / "a.png")
+
+    assert caplog.messages == []

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.config import DatasetConfig
+from trainer.data.examples import Example, find_examples, with_mirrors
+from trainer.data.latents import CachedLatents, encode_examples
+from trainer.families.base import Framing, ModelFamily
+from trainer.observer import Observer
+
+
+def save_noise(path: Path, size: tuple[int, int], seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Five different photos, three of the same name, two folders, several shapes."""
+    sizes = {"a/1.png": (16, 16), "b/1.png": (24, 17), "b/2.png": (16, 40), "c/1.png": (33, 16)}
+    sizes["c/10.png"] = (16, 16)
+    return [
+        save_noise(tmp_path / name, size, seed) for seed, (name, size) in enumerate(sizes.items())
+    ]
+
+
+def encode(
+    examples: Sequence[Example], model: ModelFamily, *, seed: int = 0, **changes: object
+) -> dict[Example, CachedLatents]:
+    settings = {"photos": (Path("photos"),), "prompt": "a sks cup", **changes}
+    return encode_examples(examples, DatasetConfig(**settings), model, Observer(), seed=seed)
+
+
+def equal(one: CachedLatents, other: CachedLatents) -> bool:
+    """Bit-identical, framing included."""
+    same = torch.equal(one.mean, other.mean) and torch.equal(one.deviation, other.deviation)
+    return same and one.framing == other.framing
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop": "random"}, {"buckets": True, "crop": "random"}])
+def test_each_examples_latents_are_those_it_has_alone_in_any_order(
+    photos: list[Path], tiny_model: ModelFamily, changes: dict[str, object]
+) -> None:
+    examples = with_mirrors(find_examples(photos, "a sks cup"))
+    shuffled = random.Random(1).sample(examples, len(examples))
+
+    latents = encode(shuffled, tiny_model, seed=5, **changes)
+
+    assert list(latents) == shuffled
+    for example in examples:
+        alone = encode([example], tiny_model, seed=5, **changes)[example]
+        assert [e for e in examples if equal(latents[e], alone)] == [example]
+
+
+def test_the_latents_are_the_vaes_of_the_pixels(tmp_path: Path, tiny_model: ModelFamily) -> None:
+    path = save_noise(tmp_path / "a.png", (24, 16), 0)
+    example, twin = with_mirrors([Example(path, "a cup")])
+
+    latents = encode([example, twin], tiny_model)
+
+    pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 127.5 - 1
+    centre = pixels[None, :, :, 4:20]
+    for given, kept in [(example, centre), (twin, centre.flip(3))]:
+        expected = tiny_model.vae.encode(kept).latent_dist
+        torch.testing.assert_close(latents[given].mean, expected.mean[0] * 0.18215)
+        torch.testing.assert_close(latents[given].deviation, expected.std[0] * 0.18215)
+        assert latents[given].framing == Framing((24, 16), (4, 0), (16, 16))
+
+
+def test_the_cache_is_small_and_free_of_the_graph(
+    photos: list[Path], tiny_model: ModelFamily
+) -> None:
+    tiny_model.vae.requires_grad_(True)
+
+    for cached in encode(find_examples(photos, "a cup"), tiny_model).values():
+        for tensor in (cached.mean, cached.deviation):
+            assert (tensor.shape, tensor.dtype) == ((4, 8, 8), torch.float32)
+            assert tensor.device.type == "cpu"
+            assert not tensor.requires_grad
+            assert tensor.untyped_storage().nbytes() <= 2 * 4 * 4 * 8 * 8
+
+
+def test_buckets_keep_each_photos_shape(photos: list[Path], tiny_model: ModelFamily) -> None:
+    examples = find_examples(photos, "a cup")
+
+    latents = encode(examples, tiny_model, buckets=True, resolution=32, allow_upscaling=True)
+
+    # 24x17 is nearest to 40x24, 16x40 and 33x16 are cut to what stays within 2:1
+    sizes = [(32, 32), (40, 24), (24, 40), (40, 24), (32, 32)]
+    assert [latents[example].framing.size for example in examples] == sizes
+    assert [latents[e].mean.shape for e in examples] == [(4, h // 2, w // 2) for w, h in sizes]
+
+
+def test_random_crops_follow_the_seed(tmp_path: Path, tiny_model: ModelFamily) -> None:
+    example = Example(save_noise(tmp_path / "a.png", (400, 16), 0), "a cup")
+
+    def left(seed: int) -> int:
+        return encode([example], tiny_model, crop="random", seed=seed)[example].framing.crop[0]
+
+    assert left(0) == left(0)
+    assert len({left(seed) for seed in range(8)}) > 4
+
+
+def test_transparent_pixels_take_the_background(tmp_path: Path, tiny_model: ModelFamily) -> None:
+    Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
+    Image.new("RGB", (16, 16), "#008080").save(tmp_path / "teal.png")
+    clear, teal = (Example(tmp_path / name, "a cup") for name in ("clear.png", "teal.png"))
+
+    latents = encode([clear, teal], tiny_model, background="teal")
+
+    assert equal(latents[clear], latents[teal])
+
+
+def test_progress_is_told_after_each_image(photos: list[Path], tiny_model: ModelFamily) -> None:
+    heard: list[tuple[str, int, int]] = []
+
+    class Listener(Observer):
+        def on_progress(self, activity: str, done: int, total: int) -> None:
+            heard.append((activity, done, total))
+
+    dataset = DatasetConfig(photos=tuple(photos), prompt="a cup")
+    encode_examples(find_examples(photos, "a cup"), dataset, tiny_model, Listener(), seed=0)
+
+    assert heard == [("Encoding photos", done, 5) for done in range(1, 6)]
+
+
+def test_drawn_latents_have_the_mean_and_deviation_and_change_each_time() -> None:
+    mean = torch.tensor([-3.0, 5.0]).view(2, 1, 1).expand(2, 50, 50)
+    deviation = torch.tensor([0.5, 0.1]).view(2, 1, 1).expand(2, 50, 50)
+    cached = CachedLatents(mean, deviation, Framing((8, 8), (0, 0), (8, 8)))
+    generator = torch.Generator().manual_seed(0)
+
+    first, second = cached.draw(generator), cached.draw(generator)
+
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first.mean((1, 2)), torch.tensor([-3.0, 5.0]), atol=0.04, rtol=0)
+    torch.testing.assert_close(first.std((1, 2)), torch.tensor([0.5, 0.1]), atol=0, rtol=0.05)
+    assert torch.equal(first, cached.draw(torch.Generator().manual_seed(0)))
+
+
+def test_drawing_and_encoding_leave_the_process_wide_generator_alone(
+    photos: list[Path], tiny_model: ModelFamily
+) -> None:
+    before = torch.get_rng_state()
+
+    latents = encode(find_examples(photos, "a cup"), tiny_model, crop="random")
+    next(iter(latents.values())).draw(torch.Generator().manual_seed(0))
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_small_photo_is_refused(tmp_path: Path, tiny_model: ModelFamily) -> None:
+    example = Example(save_noise(tmp_path / "a.png", (20, 15), 0), "a cup")
+
+    with pytest.raises(ValueError, match="smaller") as error:
+        encode([example], tiny_model)
+
+    assert str(error.value) == (
+        "'a.png' is 20x15 pixels, smaller than the training resolution 16. Use larger images, "
+        "lower the resolution or allow upscaling."
+    )
+
+
+def test_small_photos_are_enlarged_on_request_with_one_warning(
+    tmp_path: Path, tiny_model: ModelFamily, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = [(8, 8), (64, 64), (8, 20)]
+    paths = [save_noise(tmp_path / f"{n}.png", size, n) for n, size in enumerate(sizes)]
+
+    latents = encode(
+        with_mirrors([Example(path, "a cup") for path in paths]), tiny_model, allow_upscaling=True
+    )
+
+    assert {cached.framing.size for cached in latents.values()} == {(16, 16)}
+    assert caplog.messages == [
+        "Images smaller than the training resolution 16 were enlarged, which softens them (2): "
+        "0.png, 2.png."
+    ]
+
+
+def test_a_resolution_between_latents_is_refused(tiny_model: ModelFamily) -> None:
+    tiny_model.latent_factor = 16
+
+    with pytest.raises(ValueError, match="multiple") as error:
+        encode([], tiny_model, resolution=40)
+
+    assert str(error.value) == (
+        "dataset.resolution must be a multiple of 16 for Stable Diffusion 1, got 40. Choose 32 or "
+        "48."
+    )
+
+
+@pytest.mark.parametrize(("resolution", "choices"), [(520, "512 or 576"), (40, "64")])
+def test_a_resolution_between_buckets_is_refused(
+    tiny_model: ModelFamily, resolution: int, choices: str
+) -> None:
+    tiny_model.native_resolution = 512
+
+    with pytest.raises(ValueError, match="multiple") as error:
+        encode([], tiny_model, resolution=resolution, buckets=True)
+
+    assert str(error.value) == (
+        f"dataset.resolution must be a multiple of 64 with dataset.buckets, got {resolution}. "
+        f"Choose {choices}."
+    )
+
+
+def test_a_folder_of_mixed_photos_end_to_end(tmp_path: Path, tiny_model: ModelFamily) -> None:
+    for number, suffix in enumerate(["jpg", "webp", "gif", "tif", "bmp"]):
+        save_noise(tmp_path / f"{number}.{suffix}", (20 + number, 30), number)
+    (tmp_path / "Thumbs.db").touch()
+
+    latents = encode(find_examples([tmp_path], "a cup"), tiny_model)
+
+    assert [example.path.suffix for example in latents] == [".jpg", ".webp", ".gif", ".tif", ".bmp"]
+    means = [cached.mean for cached in latents.values()]
+    assert all(not torch.equal(one, other) for one, other in zip(means, means[1:], strict=False))

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer.families.constants import Constants
+from trainer.families.files import CheckpointFile
+
+
+def with_metadata(folder: Path, **metadata: str) -> CheckpointFile:
+    path = folder / "model.safetensors"
+    keys = {"constants": "dreambooth.constants", "prediction": "modelspec.prediction_type"}
+    named = {keys[name]: value for name, value in metadata.items()}
+    save_file({"a": torch.zeros(1)}, path, metadata=named)
+    return CheckpointFile(path)
+
+
+def test_stable_diffusion_1s_own_without_metadata(tmp_path: Path) -> None:
+    constants = Constants.read(with_metadata(tmp_path))
+    # The published v1-inference.yaml.
+    assert constants == Constants(
+        unet_heads=8,
+        unet_norm_groups=32,
+        vae_norm_groups=32,
+        text_heads=12,
+        latent_scale=0.18215,
+        beta_start=0.00085,
+        beta_end=0.0120,
+        is_v_prediction=False,
+        resolution=512,
+    )
+
+
+def test_the_file_may_say_otherwise(tmp_path: Path) -> None:
+    text = '{"vae_norm_groups": 8, "latent_scale": 1, "is_v_prediction": true}'
+    constants = Constants.read(with_metadata(tmp_path, constants=text))
+    assert constants == Constants(vae_norm_groups=8, latent_scale=1, is_v_prediction=True)
+
+
+@pytest.mark.parametrize(("prediction", "expected"), [("v", True), ("epsilon", False)])
+def test_modelspecs_prediction_type_is_read(
+    tmp_path: Path, prediction: str, expected: bool
+) -> None:
+    constants = Constants.read(with_metadata(tmp_path, prediction=prediction))
+    assert constants.is_v_prediction is expected
+
+
+def test_the_projects_own_key_goes_before_modelspecs(tmp_path: Path) -> None:
+    own = '{"is_v_prediction": false}'
+    source = with_metadata(tmp_path, prediction="v", constants=own)
+    assert Constants.read(source).is_v_prediction is False
+
+
+NAMES = (
+    "unet_heads, unet_norm_groups, vae_norm_groups, text_heads, latent_scale, beta_start, "
+    "beta_end, is_v_prediction, resolution"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "allowed"),
+    [
+        ("{", "'{' for dreambooth.constants", "a JSON object"),
+        ("[1]", "'[1]' for dreambooth.constants", "a JSON object"),
+        ('{"heads": 8}', "'heads' for dreambooth.constants", NAMES),
+        *(
+            (f'{{"{name}": {value}}}', f"'{value}' for {name} in dreambooth.constants", allowed)
+            for name, value, allowed in [
+                ("unet_heads", '"8"', "a whole number above 0"),
+                ("unet_heads", "8.0", "a whole number above 0"),
+                ("unet_heads", "true", "a whole number above 0"),
+                ("resolution", "0", "a whole number above 0"),
+                ("beta_end", "-1", "a number above 0"),
+                ("beta_end", "null", "a number above 0"),
+                ("is_v_prediction", "1", "true or false"),
+            ]
+        ),
+    ],
+)
+def test_wrong_constants_are_refused(tmp_path: Path, text: str, given: str, allowed: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        Constants.read(with_metadata(tmp_path, constants=text))
+    assert str(error.value) == (
+        f"The metadata of 'model.safetensors' gives {given}, and {allowed} can stand there. "
+        "Correct the metadata, or choose another checkpoint."
+    )
+
+
+def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        Constants.read(with_metadata(tmp_path, prediction="sample"))
+    assert str(error.value) == (
+        "The metadata of 'model.safetensors' gives 'sample' for modelspec.prediction_type, and "
+        "epsilon or v can stand there. Correct the metadata, or choose another checkpoint."
+    )

@@ -1,0 +1,299 @@
+import hashlib
+import json
+import pickle
+import struct
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer.families.files import CheckpointFile
+
+TENSORS = {
+    "fp32": torch.arange(6, dtype=torch.float32).view(2, 3) / 7,
+    "fp16": torch.tensor([1 / 3, -2.0], dtype=torch.float16),
+    "bf16": torch.tensor([[1 / 3]], dtype=torch.bfloat16),
+    "int64": torch.arange(3),
+}
+SHAPES = {"fp32": (2, 3), "fp16": (2,), "bf16": (1, 1), "int64": (3,)}
+
+
+@pytest.fixture
+def safetensors(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path, metadata={"modelspec.title": "a model"})
+    return path
+
+
+def assert_holds_tensors(file: CheckpointFile) -> None:
+    assert file.shapes == SHAPES
+    assert file.dtypes == {name: tensor.dtype for name, tensor in TENSORS.items()}
+    for name, tensor in TENSORS.items():
+        read = file.tensor(name)
+        assert read.dtype == tensor.dtype
+        assert torch.equal(read, tensor)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        CheckpointFile(path)
+    return str(error.value)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def with_header(header: object, data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+# ------------------------------------------------------------------ reading
+
+
+def test_a_safetensors_file_gives_its_tensors_and_metadata(safetensors: Path) -> None:
+    file = CheckpointFile(safetensors)
+    assert_holds_tensors(file)
+    assert file.metadata == {"modelspec.title": "a model"}
+    assert file.path == safetensors
+
+
+def test_a_file_without_metadata_has_an_empty_dictionary(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert CheckpointFile(tmp_path / "model.safetensors").metadata == {}
+
+
+def test_the_ending_may_be_in_capitals(safetensors: Path) -> None:
+    assert_holds_tensors(
+        CheckpointFile(safetensors.rename(safetensors.with_suffix(".SAFETENSORS")))
+    )
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".pt"])
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_a_pickled_file_gives_its_tensors(
+    tmp_path: Path, ending: str, is_zip: bool, is_nested: bool
+) -> None:
+    path = tmp_path / f"model{ending}"
+    contents = {"state_dict": TENSORS, "global_step": 7} if is_nested else {**TENSORS, "step": 7}
+    torch.save(contents, path, _use_new_zipfile_serialization=is_zip)
+    file = CheckpointFile(path)
+    assert_holds_tensors(file)
+    assert file.metadata == {}
+
+
+def test_tensors_of_a_pickled_file_share_no_memory(tmp_path: Path) -> None:
+    tensor = torch.ones(1).expand(4, 4)
+    torch.save({"a": tensor, "b": tensor}, tmp_path / "model.ckpt")
+    file = CheckpointFile(tmp_path / "model.ckpt")
+    a, b = file.tensor("a"), file.tensor("b")
+    assert a.is_contiguous()
+    assert a.data_ptr() != b.data_ptr()
+    assert torch.equal(a, torch.ones(4, 4))
+
+
+def test_the_callbacks_that_the_original_checkpoints_hold_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = callback  # type: ignore[attr-defined]
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    contents = {
+        "state_dict": TENSORS,
+        "callbacks": {callback: {"monitor": "val/loss", "best": np.float64(0.5)}},
+    }
+    torch.save(contents, tmp_path / "model.ckpt")
+    assert_holds_tensors(CheckpointFile(tmp_path / "model.ckpt"))
+    # What was let through for this file is let through for no one else.
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "model.ckpt", weights_only=True)
+
+
+def test_sha256_is_that_of_all_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(700_000)}, path)
+    assert CheckpointFile(path).sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ----------------------------------------------------------------- refusals
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gone.safetensors"
+    with pytest.raises(FileNotFoundError) as error:
+        CheckpointFile(path)
+    assert str(error.value) == (
+        f"There is no file {path}. Name an existing .safetensors or .ckpt checkpoint."
+    )
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == (
+        f"{tmp_path} is a folder, not a checkpoint. Choose a single .safetensors or .ckpt file."
+    )
+
+
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    assert refusal(write(tmp_path / "flux.gguf", b"GGUF")) == (
+        "'flux.gguf' ends in '.gguf', and checkpoints end in .safetensors, .ckpt, .pt. "
+        "Choose one of those."
+    )
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"\n <html lang='en'>"])
+def test_a_web_page_is_refused(tmp_path: Path, ending: str, page: bytes) -> None:
+    assert refusal(write(tmp_path / f"model{ending}", page)) == (
+        f"'model{ending}' is a web page, not a checkpoint: the download failed. Download it again."
+    )
+
+
+def test_a_git_lfs_pointer_is_refused(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    assert refusal(write(tmp_path / "model.safetensors", pointer)) == (
+        "'model.safetensors' is a Git LFS pointer, not a checkpoint: only the pointer was "
+        "downloaded. Download the file itself, or run 'git lfs pull'."
+    )
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 8, 9, 100])
+def test_a_file_cut_within_its_header_is_refused(safetensors: Path, num_bytes: int) -> None:
+    assert refusal(write(safetensors, safetensors.read_bytes()[:num_bytes])) == (
+        "'model.safetensors' is cut short: the download or copy did not finish. Download it again."
+    )
+
+
+def test_a_file_cut_within_its_tensors_is_refused(safetensors: Path) -> None:
+    content = safetensors.read_bytes()
+    assert refusal(write(safetensors, content[:-3])) == (
+        f"'model.safetensors' is cut short, {len(content) - 3} of {len(content)} bytes: the "
+        "download or copy did not finish. Download it again."
+    )
+
+
+@pytest.mark.parametrize("content", [b"\x93" * 300, b"PK\x03\x04" + bytes(300), bytes(300)])
+def test_a_file_without_a_header_is_refused(tmp_path: Path, content: bytes) -> None:
+    assert refusal(write(tmp_path / "model.safetensors", content)) == (
+        "'model.safetensors' is not a readable .safetensors file (it has no header). "
+        "Download it again, or choose another."
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 4) + b"{{{{",
+        with_header({"a": {"dtype": "F32"}}),
+        with_header({"a": 5}),
+        with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}),
+        struct.pack("<Q", 20_000) + b'{"a":' + b"[" * 19_995,
+    ],
+)
+def test_a_damaged_header_is_refused(tmp_path: Path, content: bytes) -> None:
+    assert refusal(write(tmp_path / "model.safetensors", content)) == (
+        "'model.safetensors' is not a readable .safetensors file (its header is damaged). "
+        "Download it again, or choose another."
+    )
+
+
+def test_a_header_that_lies_is_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [100], "data_offsets": [0, 8]}
+    message = refusal(write(tmp_path / "model.safetensors", with_header({"a": entry}, bytes(8))))
+    # What is between is the safetensors library's own reason, which changes between its releases.
+    assert message.startswith("'model.safetensors' is not a readable .safetensors file (")
+    assert message.endswith("). Download it again, or choose another.")
+
+
+def test_an_unknown_number_format_is_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "U64", "shape": [1], "data_offsets": [0, 8]}
+    assert refusal(write(tmp_path / "model.safetensors", with_header({"a": entry}, bytes(8)))) == (
+        "The weight 'a' of 'model.safetensors' has the number format U64, and F64, F32, F16, BF16, "
+        "F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL can be read. Choose the fp32, fp16 or bf16 "
+        "version of this checkpoint."
+    )
+
+
+@pytest.mark.parametrize("contents", [{}, [1, 2], {"step": 5}])
+def test_a_file_without_tensors_is_refused(tmp_path: Path, contents: object) -> None:
+    torch.save(contents, tmp_path / "model.ckpt")
+    assert refusal(tmp_path / "model.ckpt") == (
+        "'model.ckpt' holds no tensors. Choose a Stable Diffusion checkpoint."
+    )
+
+
+class RunsCode:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, is_zip: bool) -> None:
+    trace = tmp_path / "trace"
+    contents: dict[str, object] = {**TENSORS, "extra": RunsCode(trace)}
+    torch.save(contents, tmp_path / "model.ckpt", _use_new_zipfile_serialization=is_zip)
+    assert refusal(tmp_path / "model.ckpt") == (
+        "'model.ckpt' holds more than numbers: opening it would run code that it brings along, "
+        "which could do anything on this computer. Choose the .safetensors version of this "
+        "checkpoint."
+    )
+    assert not trace.exists()
+
+
+def test_a_truncated_ckpt_is_refused(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "model.ckpt")
+    content = (tmp_path / "model.ckpt").read_bytes()
+    assert refusal(write(tmp_path / "model.ckpt", content[: len(content) // 2])) == (
+        "'model.ckpt' is cut short: the download or copy did not finish. Download it again."
+    )
+
+
+def test_a_truncated_old_ckpt_is_refused(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "model.ckpt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "model.ckpt").read_bytes()
+    message = refusal(write(tmp_path / "model.ckpt", content[: len(content) // 2]))
+    assert message.startswith("'model.ckpt' is not a readable .ckpt file (")
+
+
+def test_garbage_named_ckpt_is_refused(tmp_path: Path) -> None:
+    assert refusal(write(tmp_path / "model.ckpt", b"\x93" * 300)) == (
+        "'model.ckpt' is not a readable .ckpt file (it has no header). "
+        "Download it again, or choose another."
+    )
+
+
+# ---------------------------------------------------------- asked-for weights
+
+
+def shape_refusal(file: CheckpointFile, key: str) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        file.shape(key, 4)
+    return str(error.value)
+
+
+def test_a_weight_that_must_be_there_is_named(safetensors: Path) -> None:
+    file = CheckpointFile(safetensors)
+    assert file.shape("fp32", 2) == (2, 3)
+    assert shape_refusal(file, "conv.weight") == (
+        "'model.safetensors' lacks the weight 'conv.weight', which its other weights call for. "
+        "The file is incomplete: download it again, or choose another."
+    )
+    assert shape_refusal(file, "fp32") == (
+        "The weight 'fp32' of 'model.safetensors' has the shape [2, 3], and one with 4 dimensions "
+        "belongs there. The file is damaged: download it again, or choose another."
+    )
+    assert shape_refusal(file, "int64") == (
+        "The weight 'int64' of 'model.safetensors' holds int64 numbers, and only floating-point "
+        "ones can be trained. Choose the fp32, fp16 or bf16 version of this checkpoint."
+    )

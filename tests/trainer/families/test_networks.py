@@ -1,0 +1,117 @@
+"""What `plan_*` refuses; that the networks compute what they should is in `test_sd1.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer import families
+
+UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
+Change = Callable[[dict[str, Tensor]], object]
+
+
+def refusal(
+    path: Path, tensors: dict[str, Tensor], change: Change, metadata: str | None = None
+) -> str:
+    changed = dict(tensors)
+    change(changed)
+    constants = {"dreambooth.constants": metadata} if metadata else None
+    save_file(changed, path, metadata=constants)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        families.load(path, torch.device("cpu"))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{UNET}time_embed.0.bias",
+        f"{UNET}input_blocks.3.0.skip_connection.weight",
+        f"{UNET}middle_block.1.transformer_blocks.0.attn1.to_q.weight",
+        f"{UNET}output_blocks.1.1.conv.weight",
+        "first_stage_model.encoder.down.0.block.0.conv2.bias",
+        "first_stage_model.decoder.mid.attn_1.k.weight",
+        "first_stage_model.decoder.up.1.block.1.norm1.weight",
+        f"{TEXT}encoder.layers.1.self_attn.out_proj.bias",
+        f"{TEXT}final_layer_norm.weight",
+    ],
+)
+def test_a_missing_weight_is_named(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], key: str
+) -> None:
+    message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.pop(key))
+    assert message == (
+        f"'model.safetensors' lacks the weight '{key}', which its other weights call for. "
+        "The file is incomplete: download it again, or choose another."
+    )
+
+
+def test_a_weight_of_another_shape_is_named(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor]
+) -> None:
+    key = f"{UNET}output_blocks.3.0.in_layers.2.weight"
+    wrong = {key: torch.zeros(32, 48, 3, 3)}
+    message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(wrong))
+    assert message == (
+        f"The weight '{key}' of 'model.safetensors' has the shape [32, 48, 3, 3], and its other "
+        "weights call for [32, 64, 3, 3]. The file is damaged: download it again, or choose another."
+    )
+
+
+def test_a_quantised_weight_is_named(tmp_path: Path, tiny_tensors: dict[str, Tensor]) -> None:
+    key = f"{UNET}time_embed.0.bias"
+    wrong = {key: tiny_tensors[key].to(torch.int8)}
+    message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(wrong))
+    assert message == (
+        f"The weight '{key}' of 'model.safetensors' holds int8 numbers, and only floating-point "
+        "ones can be trained. Choose the fp32, fp16 or bf16 version of this checkpoint."
+    )
+
+
+def test_a_weight_that_the_unet_has_no_place_for_is_named(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor]
+) -> None:
+    key = f"{UNET}middle_block.1.transformer_blocks.0.adapter.weight"
+    extra = {key: torch.zeros(1)}
+    message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(extra))
+    assert message == (
+        f"'model.safetensors' has the weight '{key}', which a Stable Diffusion 1 U-Net has no place "
+        "for. Choose a checkpoint without additions to the U-Net."
+    )
+
+
+def test_a_smaller_vocabulary_is_refused(tmp_path: Path, tiny_tensors: dict[str, Tensor]) -> None:
+    smaller = {f"{TEXT}embeddings.token_embedding.weight": torch.zeros(675, 24)}
+    message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(smaller))
+    assert message == (
+        "The text encoder of 'model.safetensors' knows 675 tokens, and CLIP's vocabulary has 49408. "
+        "Choose one with CLIP's text encoder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("constant", "network", "width"),
+    [
+        ("unet_norm_groups", "U-Net", 32),
+        ("unet_heads", "U-Net", 32),
+        ("vae_norm_groups", "VAE", 32),
+        ("text_heads", "text encoder", 24),
+    ],
+)
+def test_constants_that_do_not_fit_the_widths_are_refused(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], constant: str, network: str, width: int
+) -> None:
+    message = refusal(
+        tmp_path / "model.safetensors", tiny_tensors, lambda t: None, f'{{"{constant}": 5}}'
+    )
+    assert message == (
+        f"The {network} of 'model.safetensors' has {width} channels, which {constant} = 5 does not "
+        f"divide. Choose another checkpoint, or set {constant} in the file's metadata under "
+        "dreambooth.constants."
+    )

@@ -1,0 +1,96 @@
+"""The file out: what is in it, that nothing is ever half there, and what stays in the folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer.checkpoint import CheckpointWriter, moved_weights, write_new
+from trainer.config import OutputConfig
+from trainer.families.files import CheckpointFile
+
+NAME = "model.diffusion_model.out.2.bias"
+
+
+def writer(checkpoint: Path, folder: Path, **options: object) -> CheckpointWriter:
+    return CheckpointWriter(CheckpointFile(checkpoint), OutputConfig(folder=folder, **options))
+
+
+@pytest.fixture
+def changed(tiny_checkpoint):
+    return {NAME: load_file(tiny_checkpoint)[NAME].float() + 0.25}
+
+
+def test_only_the_trained_tensors_differ(tiny_checkpoint, tmp_path, changed):
+    path = writer(tiny_checkpoint, tmp_path).save_final(changed, {"made": "here"})
+    before, after = load_file(tiny_checkpoint), load_file(path)
+    assert list(after) == list(before)
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name], tensor) == (name != NAME)
+    torch.testing.assert_close(after[NAME].float(), changed[NAME].to(before[NAME].dtype).float())
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "made": "here"}
+
+
+def test_trained_tensors_take_the_chosen_format(tiny_checkpoint, tmp_path, changed):
+    path = writer(tiny_checkpoint, tmp_path, dtype="bf16").save_final(changed, {})
+    assert load_file(path)[NAME].dtype == torch.bfloat16
+
+
+def test_an_existing_file_is_never_overwritten(tmp_path):
+    tensors = {"a": torch.zeros(3)}
+    paths = [write_new(tmp_path, "dog", tensors, {}) for _ in range(3)]
+    assert [path.name for path in paths] == [
+        "dog.safetensors", "dog_00001.safetensors", "dog_00002.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {"not": 5})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_stands_under_the_final_name_before_it_is_complete(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    seen = []
+    save_file = safetensors.torch.save_file
+
+    def watching(tensors, path, metadata=None):
+        save_file(tensors, path, metadata)
+        seen.append([p.name for p in tmp_path.glob("*.safetensors")])
+
+    monkeypatch.setattr(safetensors.torch, "save_file", watching)
+    path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    assert seen == [[]]
+    assert path.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["dog.safetensors"]
+
+
+def test_the_newest_intermediate_checkpoints_stay(tiny_checkpoint, tmp_path, changed):
+    output = writer(tiny_checkpoint, tmp_path, name="dog", keep=2)
+    for step in (10, 20, 30):
+        output.save_step(step)(changed, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dog-step000020.safetensors", "dog-step000030.safetensors",
+    ]  # fmt: skip
+
+
+def test_movement_equals_the_formula(tiny_checkpoint, tmp_path, changed):
+    old = load_file(tiny_checkpoint)[NAME].double()
+    new = changed[NAME].to(load_file(tiny_checkpoint)[NAME].dtype).double()
+    distance, share = moved_weights(writer(tiny_checkpoint, tmp_path), changed)
+    assert distance == pytest.approx(((new - old).norm() / old.norm()).item())
+    assert share == 1
+
+
+def test_a_change_that_the_format_rounds_away_is_no_movement(tiny_checkpoint, tmp_path):
+    old = load_file(tiny_checkpoint)[NAME].float()
+    tiny_step = {NAME: old * (1 + 1e-6)}
+    assert moved_weights(writer(tiny_checkpoint, tmp_path, dtype="fp16"), {NAME: old})[1] == (
+        moved_weights(writer(tiny_checkpoint, tmp_path, dtype="fp16"), tiny_step)[1]
+    )

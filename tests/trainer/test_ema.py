@@ -1,0 +1,28 @@
+"""The average against the recurrence worked out by hand."""
+
+import pytest
+import torch
+
+from trainer.ema import EMA
+
+
+def test_follows_the_warmed_up_average():
+    weight = torch.tensor([0.0])
+    ema, expected = EMA([weight], decay=0.3), 0.0
+    for n, value in enumerate([1.0, 2.0, 4.0, 8.0], start=1):
+        weight.fill_(value)
+        ema.update()
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+    assert ema.averages[0].item() == pytest.approx(expected)
+
+
+def test_stands_in_for_the_weights_and_gives_them_back():
+    weight = torch.tensor([1.0, 2.0])
+    ema = EMA([weight], decay=0.9)
+    weight.add_(10)
+    with pytest.raises(RuntimeError, match="stop"), ema.applied():
+        assert weight.tolist() == [1.0, 2.0]
+        raise RuntimeError("stop")
+    assert weight.tolist() == [11.0, 12.0]
+    assert ema.averages[0].tolist() == [1.0, 2.0]

@@ -1,0 +1,304 @@
+"""Whole runs on a tiny checkpoint: what they promise of losses, weights, files and failures."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PreviewConfig,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer
+from trainer.optimizers import OPTIMIZERS
+
+CPU = torch.device("cpu")
+
+
+def draw(folder: Path, count: int, seed: int, size: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        pixels = rng.integers(0, 256, size=(size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+    """Four steps on three photos, without class images."""
+    photos = draw(tmp_path / "photos", count=3, seed=0, size=32)
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(photos,), prompt="a photo of sks dog", resolution=32),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        output=OutputConfig(folder=tmp_path / "out", name="dog", dtype="fp32"),
+        steps=4,
+        batch_size=2,
+    )
+
+
+@pytest.fixture
+def prior(tmp_path) -> PriorConfig:
+    folder = draw(tmp_path / "class", count=4, seed=1, size=32)
+    return PriorConfig(weight=0.5, prompt="a photo of a dog", images=folder)
+
+
+def run(config: TrainingConfig, observer: Observer | None = None, **options: object):
+    result = train(config, FullFineTune(**options), device=CPU, observer=observer)
+    return [report.loss for report in result.reports], load_file(result.checkpoint), result
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def part_of(name: str) -> str:
+    prefixes = {"model.diffusion_model.": "unet", "cond_stage_model.": "text_encoder"}
+    return next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "other")
+
+
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_only_what_is_trained_differs_in_the_file(config, train_text_encoder):
+    before = load_file(config.base)
+    _, after, result = run(config, train_text_encoder=train_text_encoder)
+    assert list(after) == list(before)
+    changed = {part_of(name) for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert changed == {"unet", "text_encoder"} if train_text_encoder else {"unet"}
+    assert set(result.moved) == changed
+    untouched = [name for name in before if part_of(name) not in changed]
+    assert all(torch.equal(before[n], after[n]) and before[n].dtype == after[n].dtype for n in untouched)
+
+
+def test_the_same_seed_gives_the_same_losses_and_weights(config, prior):
+    config = replace(config, prior=prior)
+    first = run(config, train_text_encoder=True)
+    second = run(config, train_text_encoder=True)
+    assert first[0] == second[0]
+    assert same(first[1], second[1])
+    assert run(replace(config, seed=1))[0] != first[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_previews_change_nothing(config, batch_size):
+    seen = []
+
+    class Watching(Observer):
+        def on_preview(self, step, images):
+            seen.append((step, [image.shape for image in images]))
+
+    sampling = SamplingConfig(steps=2, batch_size=batch_size, scheduler="Euler ancestral")
+    preview = PreviewConfig(prompts=("a dog", "a cat", "a cup"), every=2, sampling=sampling)
+    plain = run(config)
+    previewed = run(replace(config, preview=preview), Watching())
+    assert seen == [(2, [(32, 32, 3)] * 3), (4, [(32, 32, 3)] * 3)]
+    assert previewed[0] == plain[0]
+    assert same(previewed[1], plain[1])
+
+
+def test_the_process_wide_generators_are_not_touched(config, prior):
+    torch.manual_seed(7)
+    np.random.seed(7)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    run(replace(config, prior=replace(prior, images=None, num_images=2,
+                                      sampling=SamplingConfig(steps=2))))  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+
+
+def test_gradient_accumulation_equals_a_larger_batch(config, prior):
+    config = replace(config, prior=prior, steps=2)
+    large = run(replace(config, batch_size=4))
+    small = run(replace(config, batch_size=1, gradient_accumulation=4))
+    assert small[0] == pytest.approx(large[0], rel=1e-5)
+    for report, other in zip(large[2].reports, small[2].reports, strict=True):
+        assert other.grad_norm == pytest.approx(report.grad_norm, rel=1e-4)
+
+
+def test_the_reported_losses_add_up(config, prior):
+    _, _, result = run(replace(config, prior=prior))
+    for report in result.reports:
+        total = report.instance_loss + prior.weight * report.prior_loss
+        assert report.loss == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_every_optimizer_trains_every_part(config, name, train_text_encoder):
+    optimizer = OptimizerConfig(name=name, learning_rate=1.0 if name == "Prodigy" else 1e-3)
+    config = replace(config, optimizer=optimizer, steps=3)
+    _, _, result = run(config, train_text_encoder=train_text_encoder)
+    # Of the vocabulary, only the captions' words have gradients.
+    assert result.moved["unet"][1] > 0.5
+    assert set(result.moved) == ({"unet", "text_encoder"} if train_text_encoder else {"unet"})
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_low_precision_comes_close_to_fp32_and_keeps_fp32_weights(config, precision):
+    exact, rough = run(config), run(replace(config, precision=precision))
+    assert rough[0] == pytest.approx(exact[0], rel=0.05)
+    name = "model.diffusion_model.out.2.weight"
+    weights = rough[1][name]
+    assert weights.dtype == torch.float32
+    assert not torch.equal(weights, weights.bfloat16().float())
+
+
+def test_gradient_checkpointing_computes_the_same(config):
+    plain = run(config, train_text_encoder=True)
+    saving = run(replace(config, gradient_checkpointing=True), train_text_encoder=True)
+    assert saving[0] == pytest.approx(plain[0], rel=1e-5)
+
+
+def test_channels_last_computes_the_same(config):
+    assert run(replace(config, channels_last=True))[0] == pytest.approx(run(config)[0], rel=1e-4)
+
+
+def test_min_snr_lowers_the_loss_and_noise_offset_changes_it(config):
+    plain = run(config)[0]
+    weighted = run(replace(config, min_snr_gamma=1.0))[0]
+    assert sum(weighted) < sum(plain)
+    assert run(replace(config, noise_offset=0.3))[0] != plain
+
+
+def test_the_average_is_saved_and_the_run_is_not_changed_by_it(config):
+    plain, averaged = run(config), run(replace(config, ema=True, ema_decay=0.5))
+    assert averaged[0] == plain[0]
+    name = "model.diffusion_model.out.2.bias"
+    base = load_file(config.base)[name].float()
+    assert 0 < (averaged[1][name] - base).norm() < (plain[1][name] - base).norm()
+
+
+def test_the_text_encoder_stops_at_its_step(config):
+    whole = run(config, train_text_encoder=True)
+    stopped = run(config, train_text_encoder=True, text_encoder_stop_step=2)
+    two_steps = run(replace(config, steps=2), train_text_encoder=True)
+    assert stopped[2].reports[1].learning_rates["text_encoder"] > 0
+    assert stopped[2].reports[2].learning_rates["text_encoder"] == 0
+    text = [name for name in whole[1] if part_of(name) == "text_encoder"]
+    assert all(torch.equal(stopped[1][name], two_steps[1][name]) for name in text)
+    assert not all(torch.equal(stopped[1][name], whole[1][name]) for name in text)
+
+
+def test_photos_of_several_shapes_train_in_their_buckets(config, tmp_path):
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(96, 48), (48, 96)]):
+        pixels = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(config.dataset.photos[0] / f"wide{number}.png")
+    bucketed = replace(config.dataset, buckets=True)
+    losses, _, _ = run(replace(config, dataset=bucketed, batch_size=5))
+    assert all(0 < loss < 10 for loss in losses)
+
+
+def test_the_file_tells_what_made_it(config, prior):
+    _, _, result = run(replace(config, prior=prior))
+    with safe_open(result.checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["ss_steps"] == "4"
+    assert json.loads(metadata["dreambooth.config"])["prior"]["weight"] == 0.5
+    images = json.loads(metadata["dreambooth.images"])
+    assert sum(image["is_class_image"] for image in images) == 4
+    assert len(images) == 7
+    assert len(json.loads(metadata["dreambooth.losses"])) == 4
+    assert str(config.output.folder) not in "".join(metadata.values())
+
+
+def test_a_part_that_does_not_move_is_an_error(config):
+    config = replace(config, optimizer=OptimizerConfig(learning_rate=1e-12), steps=1)
+    config = replace(config, output=replace(config.output, dtype="bf16"))
+    name = config.base.name
+    with pytest.raises(RuntimeError) as caught:
+        run(rounded(config))
+    assert str(caught.value) == (
+        "The unet was to be trained, but after 1 steps not one of its weights differs from the base "
+        "model's. Raise its learning rate (now 1e-12), or set output.dtype to fp32 so that small "
+        "changes are not rounded away."
+    )
+    assert list(config.output.folder.glob("*.safetensors")) == [], name
+
+
+def rounded(config: TrainingConfig) -> TrainingConfig:
+    """The same run from a base whose weights bf16 holds exactly."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(config.base).items()
+    }
+    with safe_open(config.base, framework="pt") as file:
+        metadata = file.metadata()
+    path = config.output.folder.parent / "rounded.safetensors"
+    save_file(tensors, path, metadata)
+    return replace(config, base=path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_step(config, caplog):
+    config = replace(config, optimizer=OptimizerConfig(learning_rate=1e30), steps=20)
+    with pytest.raises(FloatingPointError) as caught:
+        run(config)
+    message = str(caught.value)
+    assert message.startswith(("The loss became", "The gradient became"))
+    assert message.endswith(". Lower optimizer.learning_rate (now 1e+30).")
+
+
+class Stopping(Observer):
+    """Ends the run at a step, as Cancel and Ctrl+C do."""
+
+    def on_step(self, report):
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_keeps_its_last_step(config, caplog):
+    caplog.set_level(logging.WARNING)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Stopping())
+    kept = config.output.folder / "dog-step000003.safetensors"
+    assert [path.name for path in config.output.folder.iterdir()] == [kept.name]
+    assert caplog.messages[-1] == f"Kept the weights of step 3: {kept}"
+    assert same(load_file(kept), run(replace(config, steps=3))[1])
+
+
+def test_intermediate_checkpoints_are_announced_and_the_newest_stay(config):
+    heard = []
+
+    class Listening(Observer):
+        def on_checkpoint(self, step, path):
+            assert path.exists()
+            heard.append((step, path.name))
+
+    output = replace(config.output, save_every=1, keep=2)
+    run(replace(config, output=output), Listening())
+    assert heard == [
+        (1, "dog-step000001.safetensors"), (2, "dog-step000002.safetensors"),
+        (3, "dog-step000003.safetensors"), (4, "dog-step000004.safetensors"),
+        (4, "dog.safetensors"),
+    ]  # fmt: skip
+    assert sorted(path.name for path in config.output.folder.iterdir()) == [
+        "dog-step000003.safetensors", "dog-step000004.safetensors", "dog.safetensors",
+    ]  # fmt: skip
+
+
+def test_settings_are_refused_before_the_model_is_read(config, tmp_path):
+    missing = replace(config, base=tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="^optimizer.name must be one of"):
+        run(replace(missing, optimizer=OptimizerConfig(name="SGD")))
+    sampling = SamplingConfig(scheduler="Heun")
+    with pytest.raises(ValueError, match="^scheduler must be one of DDIM, PNDM"):
+        run(replace(missing, preview=PreviewConfig(prompts=("a",), sampling=sampling)))
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        run(missing)

@@ -1,0 +1,76 @@
+"""One step's loss against the reference formula, worked out from the same draws."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from trainer.config import DatasetConfig, OptimizerConfig, PriorConfig, TrainingConfig
+from trainer.data.batches import BatchStream
+from trainer.data.examples import Example
+from trainer.data.latents import CachedLatents
+from trainer.families.base import Framing
+from trainer.methods.full import FullFineTune
+from trainer.session import CaptionEncoder, Session
+
+FRAMING = Framing((32, 32), (0, 0), (32, 32))
+
+
+def latents(count: int, caption: str, *, is_prior: bool) -> dict[Example, CachedLatents]:
+    generator = torch.Generator().manual_seed(int(is_prior))
+    return {
+        Example(Path(f"{n}.png"), caption, is_prior): CachedLatents(
+            torch.randn(4, 8, 8, generator=generator), torch.full((4, 8, 8), 0.1), FRAMING
+        )
+        for n in range(count)
+    }
+
+
+@pytest.mark.parametrize("prior_weight", [0.0, 0.3, 1.0])
+def test_the_loss_is_the_reference_scripts(tiny_model, prior_weight):
+    """diffusers' DreamBooth script: prediction and target are chunked into photos and class images;
+    mse(photos) + prior_loss_weight x mse(class images)."""
+    config = TrainingConfig(
+        base=Path("unused"),
+        dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
+        prior=PriorConfig(weight=prior_weight, prompt="a dog"),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        batch_size=3,
+    )
+    instance = latents(3, "a sks dog", is_prior=False)
+    prior = latents(3, "a dog", is_prior=True) if prior_weight else {}
+    expected = reference_loss(tiny_model, BatchStream(instance, prior, config), prior_weight)
+    trainable = FullFineTune().attach(tiny_model, 1e-4)
+    report = Session(config, tiny_model, trainable, BatchStream(instance, prior, config)).step()
+    assert report.loss == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def reference_loss(model, stream: BatchStream, prior_weight: float) -> float:
+    (batch,) = next(stream)
+    alphas = model.schedule.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
+    prediction = model.unet(
+        noisy, batch.timesteps, model.encode_captions(batch.captions, batch.framings).hidden
+    ).sample
+    if prior_weight == 0:
+        return F.mse_loss(prediction, batch.noise).item()
+    photos, class_images = prediction.chunk(2)
+    target, prior_target = batch.noise.chunk(2)
+    prior_loss = F.mse_loss(class_images, prior_target)
+    return (F.mse_loss(photos, target) + prior_weight * prior_loss).item()
+
+
+def test_a_frozen_text_encoder_reads_each_caption_once(tiny_model):
+    read = []
+    encode = tiny_model.encode_captions
+    tiny_model.encode_captions = lambda captions, framings: (
+        read.extend(captions) or encode(captions, framings)
+    )
+    encoder = CaptionEncoder(tiny_model, frozen=True)
+    for _ in range(3):
+        given = encoder.encode(["a dog", "a cat", "a dog"], [FRAMING] * 3)
+    assert sorted(read) == ["a cat", "a dog"]
+    fresh = encode(["a dog", "a cat", "a dog"], [FRAMING] * 3)
+    torch.testing.assert_close(given.hidden, fresh.hidden)

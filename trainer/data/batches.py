@@ -1,0 +1,190 @@
+"""The endless, seeded stream of batches that a run trains on.
+
+The loss is the sum over a step of `weights` times the squared errors: the mean over the photos plus
+the prior weight times the mean over the class images, as in diffusers' DreamBooth script. kohya's
+sd-scripts average over photos and class images together, which with as many of each is half of it:
+a learning rate found there acts here as if doubled, where an optimizer heeds the loss's size.
+
+Shapes: B batch, C latent channels, h w latents."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import TrainingConfig
+from ..diffusion import draw_noise
+from ..families.base import Framing
+from .examples import Example
+from .latents import CachedLatents
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Examples whose latents have one shape, and the random draws that go with each."""
+
+    latents: Tensor
+    """[B, C, h, w]."""
+    noise: Tensor
+    """[B, C, h, w]."""
+    timesteps: Tensor
+    """[B] int64."""
+    weights: Tensor
+    """[B], each example's share of the step's loss."""
+    is_prior: Tensor
+    """[B] bool: class images rather than photos."""
+    captions: list[str]
+    framings: list[Framing]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.latents.to(device),
+            self.noise.to(device),
+            self.timesteps.to(device),
+            self.weights.to(device),
+            self.is_prior.to(device),
+            self.captions,
+            self.framings,
+        )
+
+
+class BatchStream(Iterator[list[Batch]]):
+    """Endless micro steps: of each its batches, one per shape of latents, by the shapes' first
+    appearance.
+
+    A micro step holds `batch_size` photos. The class images of a whole step, `prior.ratio` per
+    photo and at least one, are spread over its micro steps as evenly as they go. Photos and class
+    images draw from separate generators and one example after the other, so that class images
+    change nothing about the photos, and four micro steps of one photo draw what one of four draws.
+    """
+
+    def __init__(
+        self,
+        instance: Mapping[Example, CachedLatents],
+        prior: Mapping[Example, CachedLatents],
+        config: TrainingConfig,
+        *,
+        num_timesteps: int = 1000,
+    ) -> None:
+        if not instance:
+            raise ValueError("There are no photos to train on. Name some in dataset.photos.")
+        if config.prior.weight > 0 and not prior:
+            raise ValueError(
+                f"prior.weight is {config.prior.weight:g} but there are no class images. Name a "
+                "folder of them in prior.images, or set prior.weight to 0."
+            )
+        photos = config.batch_size * config.gradient_accumulation
+        class_images = max(1, round(photos * config.prior.ratio)) if config.prior.weight > 0 else 0
+        self._config = config
+        self._instance = _Pool(instance, "photos", config, num_timesteps)
+        self._prior = _Pool(prior, "class images", config, num_timesteps)
+        self._instance_weight = 1 / photos
+        self._class_images_per_step = class_images
+        self._prior_weight = config.prior.weight / max(1, class_images)
+        self._micro_step = 0
+
+    def __next__(self) -> list[Batch]:
+        draws = [self._instance.draw(self._instance_weight) for _ in range(self._config.batch_size)]
+        draws += [self._prior.draw(self._prior_weight) for _ in range(self._class_images_now())]
+        self._micro_step = (self._micro_step + 1) % self._config.gradient_accumulation
+        groups: dict[torch.Size, list[Batch]] = {}
+        for draw in draws:
+            groups.setdefault(draw.latents.shape, []).append(draw)
+        return [_join(group) for group in groups.values()]
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, in tensors and plain values."""
+        return {
+            "micro_step": self._micro_step,
+            "photos": self._instance.state(),
+            "class_images": self._prior.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on as the stream went on that gave this state. ValueError if it had other images."""
+        self._instance.load_state(state["photos"])
+        self._prior.load_state(state["class_images"])
+        self._micro_step = state["micro_step"]
+
+    def _class_images_now(self) -> int:
+        share, parts = self._class_images_per_step, self._config.gradient_accumulation
+        return share * (self._micro_step + 1) // parts - share * self._micro_step // parts
+
+
+class _Pool:
+    """Draws of examples that come again and again, each time in a new order; an order is used up
+    before the next begins."""
+
+    def __init__(
+        self,
+        latents: Mapping[Example, CachedLatents],
+        purpose: str,
+        config: TrainingConfig,
+        num_timesteps: int,
+    ) -> None:
+        self._latents = dict(latents)
+        self._examples = list(latents)
+        self._purpose = purpose
+        self._noise_offset = config.noise_offset
+        self._num_timesteps = num_timesteps
+        seed = random.Random(f"{purpose} {config.seed}").getrandbits(32)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order: list[int] = []
+        self._position = 0
+
+    def draw(self, weight: float) -> Batch:
+        """The next example, as a batch of one, with everything random about it."""
+        example, generator = self._next_example(), self._generator
+        cached = self._latents[example]
+        latents = cached.draw(generator)
+        noise = draw_noise(tuple(latents.shape), self._noise_offset, generator)
+        return Batch(
+            latents=latents.unsqueeze(0),
+            noise=noise.unsqueeze(0),
+            timesteps=torch.randint(self._num_timesteps, (1,), generator=generator),
+            weights=torch.tensor([weight]),
+            is_prior=torch.tensor([example.is_prior]),
+            captions=[example.caption],
+            framings=[cached.framing],
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "order": list(self._order),
+            "position": self._position,
+            "generator": self._generator.get_state(),
+            "count": len(self._examples),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if state["count"] != len(self._examples):
+            raise ValueError(
+                f"The run to go on with had {state['count']} {self._purpose}, now there are "
+                f"{len(self._examples)}. Bring the old ones back, or start a new run."
+            )
+        self._order, self._position = list(state["order"]), state["position"]
+        self._generator.set_state(state["generator"])
+
+    def _next_example(self) -> Example:
+        if self._position == len(self._order):
+            self._order = torch.randperm(len(self._examples), generator=self._generator).tolist()
+            self._position = 0
+        self._position += 1
+        return self._examples[self._order[self._position - 1]]
+
+
+def _join(batches: list[Batch]) -> Batch:
+    return Batch(
+        torch.cat([batch.latents for batch in batches]),
+        torch.cat([batch.noise for batch in batches]),
+        torch.cat([batch.timesteps for batch in batches]),
+        torch.cat([batch.weights for batch in batches]),
+        torch.cat([batch.is_prior for batch in batches]),
+        [caption for batch in batches for caption in batch.captions],
+        [framing for batch in batches for framing in batch.framings],
+    )

@@ -1,0 +1,82 @@
+"""What a file of another kind seems to be, told from its tensors' names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .layouts import UNET, VAE
+
+_PARTS_OF_NAMES: dict[str, tuple[str, ...]] = {
+    "a LoRA": (
+        "lora_unet_",
+        "lora_te",
+        "lora_transformer_",
+        ".lora_A.",
+        ".lora_B.",
+        ".lora_up.",
+        ".lora_down.",
+        "_lora.up.",
+        "_lora.down.",
+        ".hada_w1_a",
+        ".lokr_w1",
+    ),
+    "a ControlNet": ("control_model.", "controlnet_cond_embedding.", "input_hint_block."),
+    "a Flux model": ("double_blocks.0.img_attn.norm.", "single_transformer_blocks.0."),
+    "a Stable Diffusion 3 model": ("joint_blocks.0.", "transformer_blocks.0.attn.add_k_proj."),
+    "a Stable Diffusion 2 model": ("cond_stage_model.model.",),
+    "a Stable Diffusion XL model": ("conditioner.embedders.", f"{UNET}label_emb."),
+    "a U-Net alone, in the layout of diffusers": ("down_blocks.0.resnets.0.time_emb_proj.",),
+}
+"""Asked in this order: a checkpoint of Flux also holds text encoders, one of XL also a VAE."""
+
+_PARTS_OF_PARTS: dict[str, tuple[str, ...]] = {
+    "a VAE alone": ("decoder.mid.block_1.", "decoder.mid_block.", "taesd_decoder."),
+    "a text encoder alone": (
+        "encoder.layers.0.self_attn.",
+        "transformer.resblocks.0.",
+        "encoder.block.0.layer.0.SelfAttention.",
+    ),
+}
+"""Asked of files without a U-Net."""
+
+
+def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Such as "a LoRA"; "a file of unknown contents" if nothing fits."""
+    if kind := _find(shapes, _PARTS_OF_NAMES):
+        return kind
+    if conv_in := shapes.get(f"{UNET}input_blocks.0.0.weight"):
+        return _describe_unet(shapes, conv_in)
+    if kind := _find(shapes, _PARTS_OF_PARTS):
+        return kind
+    if len(shapes) <= 4 and all(1 <= len(shape) <= 2 for shape in shapes.values()):
+        return "a textual inversion embedding"
+    return "a file of unknown contents"
+
+
+def _find(shapes: Mapping[str, tuple[int, ...]], kinds: dict[str, tuple[str, ...]]) -> str | None:
+    for kind, parts in kinds.items():
+        if any(part in key for key in shapes for part in parts):
+            return kind
+    return None
+
+
+def _describe_unet(shapes: Mapping[str, tuple[int, ...]], conv_in: tuple[int, ...]) -> str:
+    if has_linear_projections(shapes):
+        return "a Stable Diffusion 2 model"
+    if conv_in[1:2] == (9,):
+        return "a Stable Diffusion 1 inpainting model (its U-Net takes 9 channels)"
+    if conv_in[1:2] == (8,):
+        return "a Stable Diffusion 1 editing model (its U-Net takes 8 channels)"
+    if not any(key.startswith((VAE, "cond_stage_model.")) for key in shapes):
+        return "a U-Net alone"
+    return "a file of unknown contents"
+
+
+def has_linear_projections(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether attention is entered through linear layers, as from Stable Diffusion 2 on, and not
+    through 1x1 convolutions."""
+    return any(
+        len(shape) == 2
+        for key, shape in shapes.items()
+        if key.startswith(UNET) and key.endswith(".proj_in.weight")
+    )

@@ -1,0 +1,118 @@
+"""Pictures about a run: images laid out in a labelled grid, and the losses as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .observer import StepReport
+
+GAP = 8
+"""Pixels between images and around titles."""
+FONT_SIZE = 14
+MIN_WIDTH = 128
+"""Smaller images are shown enlarged, so that titles above them stay legible."""
+
+
+def grid(
+    images: Sequence[np.ndarray], *, columns: Sequence[str], rows: Sequence[str]
+) -> Image.Image:
+    """Images [H, W, 3] uint8 of one size, row by row, each column with its title above and each row
+    with its title to the left, on white."""
+    shapes = {image.shape for image in images}
+    if len(images) != len(columns) * len(rows) or len(shapes) != 1:
+        raise ValueError(
+            f"A grid of {len(columns)} columns and {len(rows)} rows takes "
+            f"{len(columns) * len(rows)} images of one size, got {len(images)} images of "
+            f"{len(shapes)} sizes. Give every row one image for each column."
+        )
+    scale = -(-MIN_WIDTH // images[0].shape[1])
+    height, width = (side * scale for side in images[0].shape[:2])
+    above = [_wrap(title, width) for title in columns]
+    left = [_wrap(title, width) for title in rows]
+    top = GAP + max(_text_size(title)[1] for title in above) + GAP
+    start = GAP + max(_text_size(title)[0] for title in left) + GAP
+    row_height = GAP + max([height, *(_text_size(title)[1] for title in left)])
+    size = (start + len(columns) * (width + GAP), top + len(rows) * row_height)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(above):
+        _write(draw, (start + column * (width + GAP), GAP), title)
+    for row, title in enumerate(left):
+        y = top + row * row_height
+        _write(draw, (GAP, y), title)
+        for column in range(len(columns)):
+            image = Image.fromarray(images[row * len(columns) + column])
+            image = image.resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(image, (start + column * (width + GAP), y))
+    return sheet
+
+
+def loss_curve(reports: Sequence[StepReport], *, show_learning_rates: bool = False) -> Image.Image:
+    """The losses over at least one step: each value faint, their running mean on top."""
+    # Imported here: only the command line draws curves. The objects themselves rather than pyplot,
+    # whose figures belong to the process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    steps = [report.step for report in reports]
+    curves = {"photos": [report.instance_loss for report in reports]}
+    if reports[0].prior_loss is not None:
+        curves["class images"] = [report.prior_loss or 0.0 for report in reports]
+    for color, (label, losses) in zip(("C0", "C1"), curves.items(), strict=False):
+        axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, running_mean(losses), color=color, label=label)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    if show_learning_rates:
+        rates = axes.twinx()
+        rates.set_ylabel("learning rate")
+        rates.ticklabel_format(scilimits=(0, 0))
+        axes.set_zorder(rates.get_zorder() + 1)  # The losses and their legend stay in front.
+        axes.patch.set_visible(False)
+        for part in reports[0].learning_rates:
+            values = [report.learning_rates[part] for report in reports]
+            rates.plot(steps, values, color="0.5", linestyle="--", linewidth=0.8)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def running_mean(values: Sequence[float]) -> np.ndarray:
+    """Each value's mean with its neighbours, about a twentieth of all."""
+    window = np.ones(2 * (len(values) // 40) + 1)
+    # Fewer neighbours at the ends: their number is summed up in the same way.
+    weights = np.convolve(np.ones(len(values)), window, mode="same")
+    means: np.ndarray = np.convolve(values, window, mode="same") / weights
+    return means
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=FONT_SIZE)
+
+
+def _wrap(title: str, width: int) -> str:
+    """The title in lines that fit into `width` pixels, as far as its words allow."""
+    lines: list[str] = []
+    for word in title.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _text_size(longer)[0] <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _text_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels."""
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=_font())
+    return round(box[2]), round(box[3])
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
+    draw.multiline_text(place, text, fill="black", font=_font())

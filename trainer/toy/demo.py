@@ -1,0 +1,115 @@
+"""The demo: DreamBooth teaches the embedded model a cup it has never seen, and the judge scores it.
+
+The same code path as for a real checkpoint: only the settings say "toy"."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import families
+from ..config import (
+    PRESETS,
+    DatasetConfig,
+    OutputConfig,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from ..loop import TrainingResult, train
+from ..metadata import versions
+from ..methods.full import FullFineTune
+from ..observer import Observer
+from ..pictures import grid, loss_curve
+from ..sampling import sample
+from . import MODEL, PHOTOS
+from .judge import Judge
+from .world import BACKGROUNDS
+
+INSTANCE_PROMPT, CLASS_PROMPT = "a photo of sks cup", "a photo of a cup"
+SUBJECT_PROMPTS = [INSTANCE_PROMPT, *(f"{INSTANCE_PROMPT} {where}" for where in BACKGROUNDS.values())]
+KEPT_PROMPTS = [CLASS_PROMPT, CLASS_PROMPT, f"a red cup {BACKGROUNDS['snow']}", "a photo of a car"]
+SAMPLING = SamplingConfig(steps=25, guidance_scale=4, seed=1000, batch_size=12)
+SCORED_IMAGES = 24
+"""Of the subject, and of the class."""
+
+
+def demo_config(folder: Path) -> TrainingConfig:
+    """The demo's run: the preset for the toy model, on the sample photos."""
+    preset = {name: value for name, value in PRESETS["toy"].items() if name != "method"}
+    config = TrainingConfig(
+        base=MODEL,
+        dataset=DatasetConfig(photos=(PHOTOS,), prompt=INSTANCE_PROMPT),
+        prior=PriorConfig(prompt=CLASS_PROMPT),
+        output=OutputConfig(folder=folder, name="sks-cup"),
+    )
+    return config.replace(preset)
+
+
+def run_demo(folder: Path, device: torch.device, observer: Observer) -> dict[str, Any]:
+    """Train, draw before and after, judge; all results lie in `folder`, and the report comes back."""
+    config, method = demo_config(folder), FullFineTune(**PRESETS["toy"]["method"])
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _draw(config.base, device, observer)
+    started = time.monotonic()
+    result = train(config, method, device=device, observer=observer)
+    train_seconds = time.monotonic() - started
+    after = _draw(result.checkpoint, device, observer)
+    _before_after(before, after).save(folder / "before_after.png")
+    loss_curve(result.reports).save(folder / "loss.png")
+    report = {**_scores(before, after), **_facts(result, train_seconds)}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    return report
+
+
+Drawn = dict[str, list[np.ndarray]]
+"""Images by what they are for: "subject" and "class" to be scored, "kept" to be looked at."""
+
+
+def _draw(checkpoint: Path, device: torch.device, observer: Observer) -> Drawn:
+    model = families.load(checkpoint, device)
+    prompts = {
+        "subject": SUBJECT_PROMPTS * (SCORED_IMAGES // len(SUBJECT_PROMPTS)),
+        "class": [CLASS_PROMPT] * SCORED_IMAGES,
+        "kept": KEPT_PROMPTS,
+    }
+    return {
+        purpose: sample(model, texts, SAMPLING, observer=observer)
+        for purpose, texts in prompts.items()
+    }
+
+
+def _before_after(before: Drawn, after: Drawn) -> Image.Image:
+    """Two rows, before and after, under the prompts; the same seed stands in one column."""
+    num_subject = len(SUBJECT_PROMPTS)
+    images = [
+        image
+        for drawn in (before, after)
+        for image in (*drawn["subject"][:num_subject], *drawn["kept"])
+    ]
+    return grid(images, columns=[*SUBJECT_PROMPTS, *KEPT_PROMPTS], rows=["before", "after"])
+
+
+def _scores(before: Drawn, after: Drawn) -> dict[str, float]:
+    judge = Judge()
+    return {
+        "subject_score_before": judge.subject_score(before["subject"]),
+        "subject_score_after": judge.subject_score(after["subject"]),
+        "prior_score_before": judge.prior_score(before["class"]),
+        "prior_score_after": judge.prior_score(after["class"]),
+    }
+
+
+def _facts(result: TrainingResult, train_seconds: float) -> dict[str, Any]:
+    return {
+        "train_seconds": round(train_seconds, 1),
+        "steps": len(result.reports),
+        "checkpoint": result.checkpoint.name,
+        "versions": versions(),
+    }
