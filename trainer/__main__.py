@@ -5,9 +5,10 @@ Its flags, their defaults and their help are the dataclasses' of `config.py`."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -227,11 +228,8 @@ def _device(name: str) -> torch.device:
 
 
 def _new_name(folder: Path, stem: str) -> Path:
-    names: Callable[[int], Path] = lambda n: folder / (f"{stem}_{n}.png" if n else f"{stem}.png")
-    counter = 0
-    while names(counter).exists():
-        counter += 1
-    return names(counter)
+    names = itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(1)))
+    return next(path for name in names if not (path := folder / f"{name}.png").exists())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from .config import OutputConfig
 from .families.files import CheckpointFile
 from .precision import DTYPES
 
-
 Write = Callable[[Mapping[str, Tensor], dict[str, str]], Path]
 """Writes trained tensors, by their names in the file, and metadata."""
 
@@ -115,9 +114,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 @torch.no_grad()
-def moved_weights(
-    writer: CheckpointWriter, trained: Mapping[str, Tensor]
-) -> tuple[float, float]:
+def moved_weights(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> tuple[float, float]:
     """How far training moved these tensors as the file will hold them: the length of the change
     over the length of the old weights, and the share of single weights that changed, both 0 to 1."""
     change = length = 0.0

@@ -1,4 +1,4 @@
-"""Every option of a run on one page: frozen dataclasses, checked when they are made, and the presets.
+"""Every option of a run on one page: frozen dataclasses, checked when made, and the presets.
 
 The command line, the TOML file and ComfyUI's widgets all read their names, defaults and help here.
 Options of one training method live with the method (`methods/`). No torch, no file access.
@@ -213,7 +213,9 @@ class TrainingConfig:
         for name in ("seed", "min_snr_gamma", "noise_offset"):
             _at_least(name, getattr(self, name), 0)
         _one_of("precision", self.precision, ("fp32", "fp16", "bf16"))
-        _require(0 < self.ema_decay < 1, f"ema_decay must lie between 0 and 1, got {self.ema_decay}.")
+        _require(
+            0 < self.ema_decay < 1, f"ema_decay must lie between 0 and 1, got {self.ema_decay}."
+        )
 
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
         """The same settings with some changed; nested ones as nested mappings."""

@@ -17,6 +17,7 @@ from .checkpoint import CheckpointWriter, Write, moved_weights
 from .config import TrainingConfig
 from .data.batches import BatchStream
 from .data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
+from .data.images import parse_color
 from .data.latents import CachedLatents, encode_examples
 from .families.base import ModelFamily
 from .metadata import describe_progress, describe_run
@@ -89,6 +90,7 @@ def check(config: TrainingConfig, device: torch.device) -> None:
     optimizers.check(config.optimizer)
     lr_schedules.check(config.optimizer, config.steps)
     precision.check(config.precision, device)
+    parse_color(config.dataset.background)
     for sampling in (config.preview.sampling, config.prior.sampling):
         schedulers.check(sampling.scheduler)
 

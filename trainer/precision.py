@@ -18,8 +18,8 @@ def check(precision: str, device: torch.device) -> None:
     """Refuse a format that the device cannot compute in."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError(
-            f"precision is bf16, but {torch.cuda.get_device_name(device)} computes in fp32 or fp16. "
-            "Choose precision fp16."
+            f"precision is bf16, but {torch.cuda.get_device_name(device)} computes in fp32 or "
+            "fp16. Choose precision fp16."
         )
     if precision == "fp16" and device.type == "mps":
         raise ValueError(

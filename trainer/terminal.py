@@ -81,7 +81,9 @@ class TerminalObserver(Observer):
             raise KeyboardInterrupt
         if self._bar is None or activity != self._activity or total != self._bar.total:
             self._close()
-            self._bar = tqdm(total=total, desc=activity, bar_format="{desc} {n}/{total} |{bar}| {postfix}")
+            self._bar = tqdm(
+                total=total, desc=activity, bar_format="{desc} {n}/{total} |{bar}| {postfix}"
+            )
             self._activity = activity
         self._bar.update(done - self._bar.n)
         return self._bar

@@ -91,6 +91,7 @@ def test_movement_equals_the_formula(tiny_checkpoint, tmp_path, changed):
 def test_a_change_that_the_format_rounds_away_is_no_movement(tiny_checkpoint, tmp_path):
     old = load_file(tiny_checkpoint)[NAME].float()
     tiny_step = {NAME: old * (1 + 1e-6)}
-    assert moved_weights(writer(tiny_checkpoint, tmp_path, dtype="fp16"), {NAME: old})[1] == (
-        moved_weights(writer(tiny_checkpoint, tmp_path, dtype="fp16"), tiny_step)[1]
+    assert (
+        moved_weights(writer(tiny_checkpoint, tmp_path, dtype="fp16"), {NAME: old})[1]
+        == (moved_weights(writer(tiny_checkpoint, tmp_path, dtype="fp16"), tiny_step)[1])
     )

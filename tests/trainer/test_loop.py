@@ -77,11 +77,17 @@ def test_only_what_is_trained_differs_in_the_file(config, train_text_encoder):
     before = load_file(config.base)
     _, after, result = run(config, train_text_encoder=train_text_encoder)
     assert list(after) == list(before)
-    changed = {part_of(name) for name in before if not torch.equal(before[name].float(), after[name].float())}
+    changed = {
+        part_of(name)
+        for name in before
+        if not torch.equal(before[name].float(), after[name].float())
+    }
     assert changed == {"unet", "text_encoder"} if train_text_encoder else {"unet"}
     assert set(result.moved) == changed
     untouched = [name for name in before if part_of(name) not in changed]
-    assert all(torch.equal(before[n], after[n]) and before[n].dtype == after[n].dtype for n in untouched)
+    assert all(
+        torch.equal(before[n], after[n]) and before[n].dtype == after[n].dtype for n in untouched
+    )
 
 
 def test_the_same_seed_gives_the_same_losses_and_weights(config, prior):

@@ -42,7 +42,7 @@ class Trainable(ABC):
             tensors.update(self.part_tensors(part))
         return tensors
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027 (most have nothing to do here)
         """Called after each optimizer step."""
 
 

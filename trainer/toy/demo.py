@@ -33,7 +33,10 @@ from .judge import Judge
 from .world import BACKGROUNDS
 
 INSTANCE_PROMPT, CLASS_PROMPT = "a photo of sks cup", "a photo of a cup"
-SUBJECT_PROMPTS = [INSTANCE_PROMPT, *(f"{INSTANCE_PROMPT} {where}" for where in BACKGROUNDS.values())]
+SUBJECT_PROMPTS = [
+    INSTANCE_PROMPT,
+    *(f"{INSTANCE_PROMPT} {where}" for where in BACKGROUNDS.values()),
+]
 KEPT_PROMPTS = [CLASS_PROMPT, CLASS_PROMPT, f"a red cup {BACKGROUNDS['snow']}", "a photo of a car"]
 SAMPLING = SamplingConfig(steps=25, guidance_scale=4, seed=1000, batch_size=12)
 SCORED_IMAGES = 24
@@ -53,7 +56,7 @@ def demo_config(folder: Path) -> TrainingConfig:
 
 
 def run_demo(folder: Path, device: torch.device, observer: Observer) -> dict[str, Any]:
-    """Train, draw before and after, judge; all results lie in `folder`, and the report comes back."""
+    """Train, draw before and after, judge. All results lie in `folder`; gives the report."""
     config, method = demo_config(folder), FullFineTune(**PRESETS["toy"]["method"])
     folder.mkdir(parents=True, exist_ok=True)
     before = _draw(config.base, device, observer)

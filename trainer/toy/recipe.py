@@ -95,7 +95,9 @@ def draw_colorful(seed: int) -> np.ndarray:
 
 def draw_world(work: Path) -> None:
     with ProcessPoolExecutor() as pool:
-        drawn = [pair for part in pool.map(draw_scenes, range(NUM_PICTURES // 1000)) for pair in part]
+        drawn = [
+            pair for part in pool.map(draw_scenes, range(NUM_PICTURES // 1000)) for pair in part
+        ]
         colorful = np.concatenate(list(pool.map(draw_colorful, range(1000, 1008))))
     np.save(work / "pictures.npy", np.stack([picture for _, picture in drawn]))
     np.save(work / "colorful.npy", colorful)
@@ -178,7 +180,9 @@ def optimize(
         for p, q in zip(module.parameters(), twin.parameters(), strict=True)
         if p.requires_grad
     ]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
     started, losses = time.monotonic(), []
     for step in range(num_steps):
         decay = 0.03 + 0.97 * (1 + math.cos(math.pi * step / num_steps)) / 2
@@ -241,7 +245,9 @@ def encode_world(work: Path) -> None:
         deviations.append(posterior.std)
     mean, deviation = torch.cat(means), torch.cat(deviations)
     center = mean.mean(dim=(0, 2, 3), keepdim=True)
-    scale = (mean.var(dim=(0, 2, 3), keepdim=True) + deviation.square().mean((0, 2, 3), True)).sqrt()
+    scale = (
+        mean.var(dim=(0, 2, 3), keepdim=True) + deviation.square().mean((0, 2, 3), True)
+    ).sqrt()
     torch.save(
         {"mean": ((mean - center) / scale).half(), "deviation": (deviation / scale).half(),
          "center": center.flatten(), "scale": scale.flatten()},

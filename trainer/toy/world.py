@@ -160,7 +160,7 @@ def random_look(rng: random.Random) -> Look:
 
 
 def subject_scene(rng: random.Random) -> Scene:
-    """The demo's subject in a random pose, its colours off by as much as light would change them."""
+    """The demo's subject in a random pose, its body off by as much as light changes a colour."""
     return replace(pose(SUBJECT, rng, shape="cup"), body=_jitter(SUBJECT.body, rng, 5))
 
 
@@ -219,7 +219,9 @@ def _cup(stencil: _Stencil, scene: Scene) -> None:
     under.ellipse(_oval(14, -60, 50, -18), outline=handle, width=10)
     body.polygon(_at((-34, -74), (34, -74), (26, -5), (-26, -5)), fill=255)
     body.ellipse(_oval(-26, -12, 26, 0), fill=255)
-    over.ellipse(_oval(-34, -82, 34, -66), fill=_dark(scene.body, 0.7), outline=_dark(scene.body), width=3)
+    over.ellipse(
+        _oval(-34, -82, 34, -66), fill=_dark(scene.body, 0.7), outline=_dark(scene.body), width=3
+    )
 
 
 def _cat(stencil: _Stencil, scene: Scene) -> None:
@@ -232,7 +234,9 @@ def _cat(stencil: _Stencil, scene: Scene) -> None:
     body.polygon(_at((-25, -68), (-24, -100), (-4, -84)), fill=255)
     body.polygon(_at((25, -68), (24, -100), (4, -84)), fill=255)
     for x in (-11, 11):
-        over.ellipse(_oval(x - 6, -74, x + 6, -62), fill=(250, 250, 235), outline=NEAR_BLACK, width=1)
+        over.ellipse(
+            _oval(x - 6, -74, x + 6, -62), fill=(250, 250, 235), outline=NEAR_BLACK, width=1
+        )
         over.ellipse(_oval(x - 2.5, -72, x + 2.5, -63), fill=NEAR_BLACK)
     over.polygon(_at((-4, -59), (4, -59), (0, -54)), fill=(70, 30, 40))
 
@@ -244,7 +248,9 @@ def _house(stencil: _Stencil, scene: Scene) -> None:
     over.polygon(_at((-46, -54), (0, -98), (46, -54)), fill=roof, outline=_dark(roof), width=3)
     over.rectangle(_oval(-8, -30, 10, 0), fill=(92, 58, 36), outline=NEAR_BLACK, width=2)
     for left in (-30, 16):
-        over.rectangle(_oval(left, -48, left + 14, -34), fill=(190, 226, 246), outline=NEAR_BLACK, width=2)
+        over.rectangle(
+            _oval(left, -48, left + 14, -34), fill=(190, 226, 246), outline=NEAR_BLACK, width=2
+        )
 
 
 def _car(stencil: _Stencil, scene: Scene) -> None:
@@ -272,7 +278,9 @@ def _ball(stencil: _Stencil, scene: Scene) -> None:
     body.ellipse(_oval(-36, -72, 36, 0), fill=255)
     over.ellipse(_oval(-20, -62, -6, -50), fill=(255, 255, 255, 190))
     if scene.detail is not None:
-        over.ellipse(_oval(2, -32, 16, -18), fill=scene.detail, outline=_dark(scene.detail), width=2)
+        over.ellipse(
+            _oval(2, -32, 16, -18), fill=scene.detail, outline=_dark(scene.detail), width=2
+        )
 
 
 SHAPES: dict[str, Callable[[_Stencil, Scene], None]] = {
@@ -396,7 +404,9 @@ def _room(rng: random.Random) -> Image.Image:
         pen.line((x, horizon, x, CANVAS), fill=(112, 74, 46), width=2)
     if rng.random() < 0.7:
         left, top = rng.randint(4, 92), rng.randint(6, 16)
-        pen.rectangle((left, top, left + 30, top + 34), fill=(186, 224, 246), outline=(96, 66, 44), width=3)
+        pen.rectangle(
+            (left, top, left + 30, top + 34), fill=(186, 224, 246), outline=(96, 66, 44), width=3
+        )
         pen.line((left + 15, top, left + 15, top + 34), fill=(96, 66, 44), width=2)
     return canvas
 

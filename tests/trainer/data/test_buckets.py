@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data.buckets import bucket_step, choose_size
@@ -23,6 +23,7 @@ def allowed_sizes(resolution: int, step: int) -> set[tuple[int, int]]:
     }
 
 
+@settings(deadline=None)
 @given(sides, sides, scales)
 def test_no_allowed_size_has_a_nearer_shape(
     width: int, height: int, scale: tuple[int, int]

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.families.files import CheckpointFile
 from trainer.families.layouts import TextLayout, UNetLayout, VaeLayout
@@ -106,11 +105,7 @@ def test_other_unets(tmp_path: Path, options: dict[str, Any], expected: dict[str
     assert {name: getattr(layout, name) for name in expected} == expected
 
 
-def test_a_vae_without_attention(
-    tmp_path: Path,
-    build_networks: Callable[..., tuple[nn.Module, nn.Module, nn.Module]],
-    tiny_tensors: dict[str, Tensor],
-) -> None:
+def test_a_vae_without_attention(tmp_path: Path, tiny_tensors: dict[str, Tensor]) -> None:
     with_attention = shapes_only(tmp_path / "model.ckpt", tiny_tensors)
     assert VaeLayout.read(with_attention).has_attention
     tensors = {name: tensor for name, tensor in tiny_tensors.items() if ".attn_1." not in name}

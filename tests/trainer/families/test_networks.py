@@ -60,7 +60,8 @@ def test_a_weight_of_another_shape_is_named(
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(wrong))
     assert message == (
         f"The weight '{key}' of 'model.safetensors' has the shape [32, 48, 3, 3], and its other "
-        "weights call for [32, 64, 3, 3]. The file is damaged: download it again, or choose another."
+        "weights call for [32, 64, 3, 3]. The file is damaged: download it again, or choose "
+        "another."
     )
 
 
@@ -81,8 +82,8 @@ def test_a_weight_that_the_unet_has_no_place_for_is_named(
     extra = {key: torch.zeros(1)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(extra))
     assert message == (
-        f"'model.safetensors' has the weight '{key}', which a Stable Diffusion 1 U-Net has no place "
-        "for. Choose a checkpoint without additions to the U-Net."
+        f"'model.safetensors' has the weight '{key}', which a Stable Diffusion 1 U-Net has no "
+        "place for. Choose a checkpoint without additions to the U-Net."
     )
 
 
@@ -90,8 +91,8 @@ def test_a_smaller_vocabulary_is_refused(tmp_path: Path, tiny_tensors: dict[str,
     smaller = {f"{TEXT}embeddings.token_embedding.weight": torch.zeros(675, 24)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(smaller))
     assert message == (
-        "The text encoder of 'model.safetensors' knows 675 tokens, and CLIP's vocabulary has 49408. "
-        "Choose one with CLIP's text encoder."
+        "The text encoder of 'model.safetensors' knows 675 tokens, and CLIP's vocabulary has "
+        "49408. Choose one with CLIP's text encoder."
     )
 
 

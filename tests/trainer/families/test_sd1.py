@@ -174,11 +174,11 @@ def test_every_tensor_goes_back_as_it_came(
     assert not trained.keys() & extras.keys()
     assert set(model.source.shapes) == set(tensors)
     for name, tensor in tensors.items():
-        written = trained[name].to(model.source.dtypes[name]) if name in trained else (
-            model.source.tensor(name)
-        )  # fmt: skip
-        assert written.dtype == tensor.dtype
-        assert torch.equal(written, tensor), name
+        copied = model.source.tensor(name)
+        assert copied.dtype == tensor.dtype
+        assert torch.equal(copied, tensor), name
+        if name in trained:
+            assert torch.equal(trained[name].to(tensor.dtype), tensor), name
 
 
 def test_a_file_of_mixed_formats_goes_back_as_it_came(
@@ -271,23 +271,18 @@ def test_loading_leaves_torchs_generator_alone(tiny_checkpoint: Path) -> None:
 
 
 def test_training_a_loaded_model_leaves_the_file_alone(
-    tmp_path: Path, tiny_networks: Networks
+    tiny_model: SD1, tiny_tensors: dict[str, Tensor]
 ) -> None:
-    path = save(tmp_path / "model.safetensors", tiny_networks)
-    before = path.read_bytes()
-    model = load(path)
     with torch.no_grad():
-        for parameter in model.unet.parameters():
-            parameter.zero_()
+        tiny_model.unet.conv_out.weight.zero_()
     key = f"{UNET}out.2.weight"
-    assert path.read_bytes() == before
-    assert torch.equal(model.source.tensor(key), checkpoint_tensors(*tiny_networks)[key])
+    for source in (tiny_model.source, load(tiny_model.path).source):
+        assert torch.equal(source.tensor(key), tiny_tensors[key])
 
 
 def test_the_schedule_is_stable_diffusions(tiny_model: SD1) -> None:
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    expected = (1 - betas).cumprod(0).float()
-    assert torch.allclose(tiny_model.schedule.alphas_cumprod, expected, rtol=1e-4)
+    alphas_cumprod = tiny_model.schedule.alphas_cumprod
+    assert alphas_cumprod[[0, -1]].tolist() == pytest.approx([0.99915, 0.00466], rel=1e-3)
     assert not tiny_model.schedule.is_v_prediction
 
 
@@ -307,12 +302,3 @@ def test_long_captions_are_cut_where_the_text_encoder_ends(tiny_model: SD1) -> N
     kept = tiny_model.encode_captions(["dog " * 75], [])
     cut = tiny_model.encode_captions(["dog " * 75 + "and a cat"], [])
     assert torch.equal(kept.hidden, cut.hidden)
-
-
-def test_the_text_encoder_can_be_trained(tiny_model: SD1) -> None:
-    tiny_model.parts()["text_encoder"].requires_grad_(True)
-    tiny_model.encode_captions(["a cup"], []).hidden.sum().backward()
-    key = f"{CLIP}text_model.encoder.layers.0.mlp.fc1.weight"
-    assert key in tiny_model.file_tensors("text_encoder")
-    gradients = [p.grad for p in tiny_model.parts()["text_encoder"].parameters()]
-    assert all(gradient is not None for gradient in gradients)
