@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,7 +140,12 @@ class Demo(_Shared):
         logging.info("%s", report)
 
 
-COMMANDS = {"train": Train, "priors": Priors, "sample": Sample, "demo": Demo}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": Train,
+    "priors": Priors,
+    "sample": Sample,
+    "demo": Demo,
+}
 
 
 def main(arguments: list[str]) -> int:

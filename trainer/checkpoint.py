@@ -116,7 +116,7 @@ def _flush_folder(folder: Path) -> None:
 @torch.no_grad()
 def moved_weights(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> tuple[float, float]:
     """How far training moved these tensors as the file will hold them: the length of the change
-    over the length of the old weights, and the share of single weights that changed, both 0 to 1."""
+    over the length of the old weights, and the share of single weights that changed."""
     change = length = 0.0
     num_changed = num_weights = 0
     for name, tensor in trained.items():

@@ -96,8 +96,8 @@ class PriorConfig:
     def __post_init__(self) -> None:
         _at_least("prior.weight", self.weight, 0)
         _require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
-                 f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of a "
-                 "dog', or set prior.weight to 0.")  # fmt: skip
+                 f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of "
+                 "a dog', or set prior.weight to 0.")  # fmt: skip
         _at_least("prior.num_images", self.num_images, 1)
         _require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
 

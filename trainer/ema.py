@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,8 +13,8 @@ class EMA:
     """Follows `parameters`: after n updates it is moved by 1 - min(decay, (1 + n) / (10 + n)), so
     that a short run's average is not mostly the weights it began with."""
 
-    def __init__(self, parameters: list[Tensor], decay: float) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+        self.parameters = list(parameters)
         self.averages = [parameter.detach().clone() for parameter in parameters]
         self.decay = decay
         self.num_updates = 0

@@ -150,8 +150,8 @@ def _require_movement(session: Session, writer: CheckpointWriter) -> dict[str, t
     for part in session.trainable.parts:
         if moved[part.name][1] == 0:
             raise RuntimeError(
-                f"The {part.name} was to be trained, but after {len(session.reports)} steps not one "
-                "of its weights differs from the base model's. Raise its learning rate (now "
+                f"The {part.name} was to be trained, but after {len(session.reports)} steps not "
+                "one of its weights differs from the base model's. Raise its learning rate (now "
                 f"{part.learning_rate:g}), or set output.dtype to fp32 so that small changes are "
                 "not rounded away."
             )

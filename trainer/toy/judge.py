@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from . import world
+from .drawing import SHAPES
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 QUESTIONS: dict[str, list[str]] = {
-    "shape": list(world.SHAPES),
+    "shape": list(SHAPES),
     "color": list(world.COLORS),
     "background": list(world.BACKGROUNDS),
     "is_subject": ["no", "yes"],

@@ -1,0 +1,46 @@
+"""Pictures of the drawn world show what their scenes say."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trainer.toy import world
+from trainer.toy.drawing import SHAPES, SIZE, draw
+
+
+def scene(**changes):
+    base = world.Scene(shape="ball", background="snow", body=(200, 30, 30))
+    return replace(base, **changes)
+
+
+def test_a_scene_always_gives_the_same_pixels():
+    drawn = world.random_scene(random.Random(4))
+    assert draw(drawn).tobytes() == draw(drawn).tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("background", world.BACKGROUNDS)
+def test_every_shape_shows_its_body_colour_on_every_background(shape, background):
+    # Magenta is in no background, so its pixels are the object's.
+    picture = draw(scene(shape=shape, background=background, body=(255, 0, 255)))
+    assert picture.size == (SIZE, SIZE)
+    red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    share = ((red > 200) & (green < 60) & (blue > 200)).mean()
+    assert 0.04 < share < 0.5
+
+
+def test_flipping_moves_the_handle_to_the_other_side():
+    handle = {"shape": "cup", "detail": (0, 255, 0), "texture": 3}
+    columns = [
+        np.argwhere(green_pixels(draw(scene(**handle, flipped=flipped))))[:, 1].mean()
+        for flipped in (False, True)
+    ]
+    assert columns[0] > SIZE / 2 + 8
+    assert columns[1] == pytest.approx(SIZE - 1 - columns[0], abs=1.5)
+
+
+def green_pixels(picture):
+    red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    return (green > 180) & (red < 60) & (blue < 60)
