@@ -30,6 +30,8 @@ def stopping_between_steps() -> Iterator[None]:
             raise KeyboardInterrupt
         _stop_asked = True
 
+    global _stop_asked
+    _stop_asked = False
     previous = signal.signal(signal.SIGINT, ask)
     try:
         yield
@@ -82,7 +84,7 @@ class TerminalObserver(Observer):
         if self._bar is None or activity != self._activity or total != self._bar.total:
             self._close()
             self._bar = tqdm(
-                total=total, desc=activity, bar_format="{desc} {n}/{total} |{bar}| {postfix}"
+                total=total, desc=activity, bar_format="{desc} {n}/{total} |{bar}|{postfix}"
             )
             self._activity = activity
         self._bar.update(done - self._bar.n)
