@@ -133,10 +133,11 @@ class Demo(_Shared):
     """Where the checkpoint, pictures and report go."""
 
     def run(self) -> None:
-        from .toy.demo import run_demo
+        from .toy.demo import demo_config, run_demo
 
+        config = demo_config(self.folder)
         with TerminalObserver() as observer:
-            report = run_demo(self.folder, _device(self.device), observer)
+            report = run_demo(config, _device(self.device), observer)
         logging.info("%s", report)
 
 

@@ -4,7 +4,7 @@ What a file is read with lives in `families/files.py`."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,10 +23,13 @@ class CheckpointWriter:
     """Writes checkpoints of one run into one folder: each under a name of its own, never over an
     existing file, and the oldest intermediate one removed only after the newest is safe."""
 
-    def __init__(self, source: CheckpointFile, output: OutputConfig) -> None:
+    def __init__(
+        self, source: CheckpointFile, output: OutputConfig, intermediate: Sequence[Path] = ()
+    ) -> None:
+        """`intermediate`: those that an earlier session of the run wrote, oldest first."""
         self.source = source
         self.output = output
-        self._intermediate: list[Path] = []
+        self._intermediate = [path for path in intermediate if path.exists()]
 
     def save_step(self, step: int) -> Write:
         """Writes an intermediate checkpoint; the newest `output.keep` of them stay."""
@@ -100,17 +103,18 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
             continue
         except OSError:  # a filesystem without hard links
             os.rename(part, path)
-        with suppress(OSError):  # not every system can flush a folder
-            _flush_folder(folder)
+        flush_folder(folder)
         return path
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @torch.no_grad()

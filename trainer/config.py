@@ -158,12 +158,16 @@ class OutputConfig:
     """Steps between intermediate checkpoints; 0 saves only at the end."""
     keep: int = 3
     """How many intermediate checkpoints stay; the oldest goes once the newest is safe."""
+    state_every: int = 100
+    """Steps between states, from which a run that was ended early goes on; 0 keeps one only when it
+    is stopped. Each takes as much time and space as several checkpoints."""
     dtype: FileDtype = "as input"
     """Number format of the file's trained tensors."""
 
     def __post_init__(self) -> None:
         _at_least("output.save_every", self.save_every, 0)
         _at_least("output.keep", self.keep, 1)
+        _at_least("output.state_every", self.state_every, 0)
         _one_of("output.dtype", self.dtype, ("as input", "fp32", "fp16", "bf16"))
         bad = sorted(set(self.name) & set('/\\:*?"<>|')) or self.name.strip(" .") != self.name
         _require(self.name != "" and not bad, f"output.name must be a plain file name, "

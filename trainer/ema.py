@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class EMA:
         self.averages = [parameter.detach().clone() for parameter in parameters]
         self.decay = decay
         self.num_updates = 0
+        self.is_applied = False
+        """Whether averages and parameters are exchanged, or about to be."""
 
     @torch.no_grad()
     def update(self) -> None:
@@ -28,11 +31,22 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the averages stand in the parameters' place; after, the parameters are back."""
+        self.is_applied = True
         self._swap()
         try:
             yield
         finally:
             self._swap()
+            self.is_applied = False
+
+    def state(self) -> dict[str, Any]:
+        return {"averages": self.averages, "num_updates": self.num_updates}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.copy_(saved)
+        self.num_updates = state["num_updates"]
 
     @torch.no_grad()
     def _swap(self) -> None:

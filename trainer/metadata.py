@@ -64,8 +64,8 @@ def describe_run(
         "ss_resolution": f"({resolution}, {resolution})",
         "ss_enable_bucket": config.dataset.buckets,
         "dreambooth.base_sha256": model.source.sha256(),
-        "dreambooth.config": json.dumps(_plain(config)),
-        "dreambooth.method": json.dumps({type(method).__name__: _plain(method)}),
+        "dreambooth.config": json.dumps(plain(config)),
+        "dreambooth.method": json.dumps({type(method).__name__: plain(method)}),
         "dreambooth.images": json.dumps([_identity(example) for example in examples]),
         "dreambooth.versions": json.dumps(versions()),
     }
@@ -102,7 +102,7 @@ def _identity(example: Example) -> dict[str, str | bool]:
     }
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def plain(settings: Any) -> dict[str, Any]:
     """Nested dataclasses as JSON can hold them. Folders are left out: they are nobody's business
     but the user's, and the files' hashes stand beside."""
     plain: dict[str, Any] = json.loads(

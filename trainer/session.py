@@ -4,9 +4,12 @@ Shapes: B batch."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import psutil
@@ -39,9 +42,10 @@ class Session:
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
         self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
         self.reports: list[StepReport] = []
-        self.weights_are_whole = True
-        """False only while the optimizer is changing them."""
+        self._is_changing = False
+        self._drawn = batches.state()
         self._peak_megabytes = 0.0
+        self._steps_before = 0
         self._started = time.monotonic()
         model.prepare_for_training(
             gradient_checkpointing=config.gradient_checkpointing,
@@ -62,7 +66,40 @@ class Session:
                 prior_loss += losses[batch.is_prior].sum().item()
         self._require_finite(instance_loss + prior_loss, "loss")
         grad_norm = self._learn()
-        return self._report(instance_loss, prior_loss, grad_norm, learning_rates)
+        report = self._report(instance_loss, prior_loss, grad_norm, learning_rates)
+        self._drawn = self.batches.state()
+        self._is_changing = False
+        return report
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether weights, optimizer and average all are those of the last report."""
+        return not (self._is_changing or (self.ema is not None and self.ema.is_applied))
+
+    def state(self) -> dict[str, Any]:
+        """All that the steps so far have changed, as the last whole one left it."""
+        return {
+            "reports": [dataclasses.asdict(report) for report in self.reports],
+            "parameters": [parameter.detach() for parameter in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.ema.state() if self.ema else None,
+            "batches": self._drawn,
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on as the session of these same settings and images that gave this state."""
+        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+            parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state(state["average"])
+        self.batches.load_state(state["batches"])
+        self.reports = [StepReport(**report) for report in state["reports"]]
+        self._drawn, self._steps_before = state["batches"], len(self.reports)
+        self._started = time.monotonic()
 
     def preview(self, observer: Observer) -> list[np.ndarray]:
         """One image per preview prompt, from the weights as they are now."""
@@ -98,9 +135,8 @@ class Session:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).item()
         if not self.scaler.is_enabled():  # it leaves out such steps itself, and lowers its scale
             self._require_finite(norm, "gradient")
-        self.weights_are_whole = False
+        self._is_changing = True
         self.scaler.step(self.optimizer)
-        self.weights_are_whole = True
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.trainable.after_step()
@@ -134,7 +170,7 @@ class Session:
         self, instance_loss: float, prior_loss: float, grad_norm: float, rates: dict[str, float]
     ) -> StepReport:
         step, prior_weight = len(self.reports) + 1, self.config.prior.weight
-        speed = step / (time.monotonic() - self._started)
+        speed = (step - self._steps_before) / (time.monotonic() - self._started)
         self._peak_megabytes = max(self._peak_megabytes, taken_megabytes(self.model.device))
         report = StepReport(
             step=step,

@@ -55,9 +55,10 @@ def demo_config(folder: Path) -> TrainingConfig:
     return config.replace(preset)
 
 
-def run_demo(folder: Path, device: torch.device, observer: Observer) -> dict[str, Any]:
-    """Train, draw before and after, judge. All results lie in `folder`; gives the report."""
-    config, method = demo_config(folder), FullFineTune(**PRESETS["toy"]["method"])
+def run_demo(config: TrainingConfig, device: torch.device, observer: Observer) -> dict[str, Any]:
+    """Train, draw before and after, judge. All results lie in the output folder; gives the
+    report."""
+    folder, method = config.output.folder, FullFineTune(**PRESETS["toy"]["method"])
     folder.mkdir(parents=True, exist_ok=True)
     before = _draw(config.base, device, observer)
     started = time.monotonic()

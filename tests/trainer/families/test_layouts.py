@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.families import key_maps
 from trainer.families.files import CheckpointFile
 from trainer.families.layouts import TextLayout, UNetLayout, VaeLayout
 from trainer.families.sd1 import TEXT, checkpoint_tensors
@@ -23,26 +24,37 @@ def shapes_only(path: Path, tensors: dict[str, Tensor]) -> CheckpointFile:
     return CheckpointFile(path)
 
 
-def on_meta(unet: dict[str, Any]) -> dict[str, Tensor]:
-    """A checkpoint with this U-Net and Stable Diffusion 1.5's own VAE and text encoder."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+def unet_on_meta(**options: Any) -> dict[str, Tensor]:
+    """In the file's layout, and without memory."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        state = UNet2DConditionModel(cross_attention_dim=768, **options).state_dict()
+    return key_maps.in_file_layout(state, key_maps.unet_file_names(state))
+
+
+def stable_diffusion_15() -> dict[str, Tensor]:
+    """All tensors, in the file's layout, and without memory."""
+    from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        return checkpoint_tensors(
-            UNet2DConditionModel(**{"cross_attention_dim": 768, **unet}),
-            AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-            ),
-            CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072)),
-        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ).state_dict()
+        clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072)).state_dict()
+    return {
+        **unet_on_meta(),
+        **key_maps.in_file_layout(vae, key_maps.vae_file_names(vae)),
+        **key_maps.in_file_layout(clip, key_maps.text_encoder_file_names(clip, TEXT)),
+    }
 
 
 def test_stable_diffusion_15(tmp_path: Path) -> None:
-    source = shapes_only(tmp_path / "model.ckpt", on_meta({}))
+    source = shapes_only(tmp_path / "model.ckpt", stable_diffusion_15())
     assert UNetLayout.read(source) == UNetLayout(
         in_channels=4,
         out_channels=4,
@@ -101,7 +113,7 @@ def test_the_toy_model(tmp_path: Path) -> None:
     ids=["middle without attention", "no middle", "layers", "depths", "attention going up"],
 )
 def test_other_unets(tmp_path: Path, options: dict[str, Any], expected: dict[str, Any]) -> None:
-    layout = UNetLayout.read(shapes_only(tmp_path / "model.ckpt", on_meta(options)))
+    layout = UNetLayout.read(shapes_only(tmp_path / "model.ckpt", unet_on_meta(**options)))
     assert {name: getattr(layout, name) for name in expected} == expected
 
 

@@ -1,0 +1,42 @@
+"""Which ComfyUI the nodes need, told in one line to one that is too old. Imports nothing of it that
+an old one might lack."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+
+MINIMUM = "0.15.0"
+"""The first release that knows everything the nodes' schemas say."""
+
+
+def find_version() -> str | None:
+    """The version of the ComfyUI this runs in; None outside of one."""
+    if importlib.util.find_spec("comfyui_version") is None:
+        # Releases before 0.3.11 do not tell their version, but have this module.
+        return "0.3.10 or older" if importlib.util.find_spec("folder_paths") else None
+    from comfyui_version import __version__
+
+    return str(__version__)
+
+
+def complaint(version: str) -> str:
+    """What is wrong with this version; "" if nothing."""
+    if _numbers(version) >= _numbers(MINIMUM):
+        return ""
+    return (
+        f"DreamBooth for ComfyUI needs ComfyUI {MINIMUM} or newer, found {version}. Its nodes are "
+        "not loaded. Update ComfyUI."
+    )
+
+
+def warn_if_too_old() -> None:
+    version = find_version()
+    if version and complaint(version):
+        logging.getLogger(__name__).warning(complaint(version))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """ "0.15.0" and "v0.15.0rc1" as (0, 15, 0)."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,38 @@
+"""The nodes, in the order of a first workflow, and how ComfyUI gets them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..host_version import complaint, find_version
+from .dreambooth_train import DreamBoothTrain
+from .generate_class_priors import GenerateClassPriors
+from .load_instance_images import LoadInstanceImages
+from .models import LoadBaseModel, ModelFromGraph, UseTrainedModel
+from .optimizer_settings import OptimizerSettings
+from .preview_settings import PreviewSettings
+from .sample_with_scheduler import SampleWithScheduler
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadBaseModel,
+    ModelFromGraph,
+    LoadInstanceImages,
+    GenerateClassPriors,
+    DreamBoothTrain,
+    OptimizerSettings,
+    PreviewSettings,
+    SampleWithScheduler,
+    UseTrainedModel,
+]
+
+
+class DreamBoothExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+def comfy_entrypoint() -> ComfyExtension:
+    """Raises RuntimeError for a ComfyUI that is too old, of which it logs this one line."""
+    if found := complaint(find_version() or "an unknown version"):
+        raise RuntimeError(found)
+    return DreamBoothExtension()

@@ -1,0 +1,293 @@
+"""DreamBooth Train: the run itself. Its companions are Optimizer Settings and Preview
+Settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..trainer.config import PRESETS, DatasetConfig, PreviewConfig, PriorConfig, TrainingConfig
+from ..trainer.loop import TrainingResult, train
+from ..trainer.methods.full import FullFineTune
+from ..trainer.pictures import loss_curve
+from . import host
+from .images import to_batch
+from .models import open_source
+from .optimizer_settings import RUN
+from .paths import check_name
+from .sockets import (
+    CATEGORY,
+    ClassDatasetSocket,
+    DatasetSocket,
+    ModelSocket,
+    ModelSource,
+    OptimizerSocket,
+    PreviewSocket,
+    TrainingSettings,
+)
+from .widgets import learning_rate_input, seed_input
+
+ON_EXISTING = ("reuse", "resume", "retrain")
+FOR_SMALL_MODELS = "toy"
+"""The preset for models like the embedded one, and for no other."""
+
+
+class DreamBoothTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamBoothTrain",
+            display_name="DreamBooth Train",
+            category=CATEGORY,
+            essentials_category=CATEGORY,
+            description="Teach a Stable Diffusion checkpoint the subject of the photos, and write "
+            "a new checkpoint that draws it. What was trained before with the very same settings "
+            "and images is found again rather than trained again.",
+            search_aliases=["dreambooth", "finetune", "fine-tune", "train subject", "train face"],
+            is_output_node=True,
+            # Two equal nodes each show their own progress; the second finds the first one's run.
+            not_idempotent=True,
+            inputs=[*_links(), *_widgets()],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, on_existing: str = ON_EXISTING[0], **others: Any) -> float | str:
+        # Never equal to itself: who asks to train again is not served from ComfyUI's cache.
+        return float("nan") if on_existing == "retrain" else ""
+
+    @classmethod
+    def execute(
+        cls,
+        model_source: ModelSource,
+        dataset: DatasetConfig,
+        preset: dict[str, Any] | None = None,
+        on_existing: str = ON_EXISTING[0],
+        **others: Any,
+    ) -> io.NodeOutput:
+        config, method = plan(model_source, dataset, dict(preset or {}), **others)
+        with host.stepping_aside() as device:
+            result = train(
+                config,
+                method,
+                device=device,
+                observer=host.ComfyObserver(),
+                runs=host.runs_folder(),
+                on_existing=on_existing,
+            )
+        return cls._show(result)
+
+    @classmethod
+    def _show(cls, result: TrainingResult) -> io.NodeOutput:
+        curve = to_batch([loss_curve(result.reports)])
+        previews: Any = host.blocked(
+            "DreamBooth Train drew no previews. Connect Preview Settings, with 'every' no larger "
+            "than the number of steps."
+        )
+        if result.previews:
+            previews = to_batch(result.previews)
+        return io.NodeOutput(
+            open_source(result.checkpoint),
+            host.checkpoint_name(result.checkpoint),
+            curve,
+            previews,
+            ui=ui.PreviewImage(curve, cls=cls),
+        )
+
+
+def plan(
+    model_source: ModelSource,
+    dataset: DatasetConfig,
+    preset: dict[str, Any],
+    *,
+    class_dataset: PriorConfig | None = None,
+    optimizer_settings: TrainingSettings | None = None,
+    preview_settings: PreviewConfig | None = None,
+    **widgets: Any,
+) -> tuple[TrainingConfig, FullFineTune]:
+    """The run that the node's inputs describe. ValueError for those that do not go together."""
+    name = preset.pop("preset", None)
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
+    _require_fit(name, model_source)
+    prior = _with_weight(class_dataset, preset["prior_weight"])
+    check_name(widgets["name"])
+    config, method = of_preset(name)
+    output = {"folder": host.trained_folder(), "name": widgets["name"]}
+    config = config.replace(
+        {
+            "base": model_source.path,
+            "dataset": dataset,
+            "prior": prior,
+            "optimizer": {"learning_rate": preset["learning_rate"]},
+            "preview": preview_settings or PreviewConfig(),
+            "output": {**output, "save_every": widgets["save_every"]},
+            "steps": preset["steps"],
+            "batch_size": preset["batch_size"],
+            "seed": widgets["seed"],
+        }
+    )
+    settings = optimizer_settings or TrainingSettings(config={})
+    options = {**settings.method, "train_text_encoder": preset["train_text_encoder"]}
+    return config.replace(settings.config), FullFineTune(**options)
+
+
+def of_preset(name: str) -> tuple[TrainingConfig, FullFineTune]:
+    """A run with a preset's values, and the placeholders of `RUN` where it has none."""
+    values = {key: value for key, value in PRESETS[name].items() if key != "method"}
+    run = RUN.replace({"prior": {"prompt": "-"}})
+    return run.replace(values), FullFineTune(**PRESETS[name].get("method", {}))
+
+
+def _require_fit(preset: str, source: ModelSource) -> None:
+    """A toy's learning rate destroys a real model at once; a real one's does nothing to a toy."""
+    fitting = [name for name in PRESETS if (name == FOR_SMALL_MODELS) != source.is_full_size]
+    if preset not in fitting:
+        kind = "a model of the published size" if source.is_full_size else "a small model"
+        raise ValueError(
+            f"preset is {preset}, which is not made for '{source.path.name}', {kind}. Choose "
+            f"{' or '.join(fitting)}."
+        )
+
+
+def _with_weight(class_dataset: PriorConfig | None, weight: float) -> PriorConfig:
+    if class_dataset is None and weight > 0:
+        raise ValueError(
+            f"prior_weight is {weight:g}, but no class images are connected. Connect Generate "
+            "Class Priors to class_dataset, or set prior_weight to 0."
+        )
+    if class_dataset is not None and weight == 0:
+        raise ValueError(
+            "Class images are connected, but prior_weight is 0, so they would not be used. Set "
+            "prior_weight to 1, or disconnect class_dataset."
+        )
+    if class_dataset is None:
+        return PriorConfig()
+    return PriorConfig(weight=weight, prompt=class_dataset.prompt, images=class_dataset.images)
+
+
+def _links() -> list[io.Input]:
+    return [
+        ModelSocket.Input(
+            "model_source", tooltip="The checkpoint to start from. It stays as it is."
+        ),
+        DatasetSocket.Input("dataset", tooltip="The photos, from Load Instance Images."),
+        ClassDatasetSocket.Input(
+            "class_dataset",
+            optional=True,
+            tooltip="Images of the class, from Generate Class Priors, so that it is not forgotten. "
+            "Needed where prior_weight is above 0.",
+        ),
+        OptimizerSocket.Input(
+            "optimizer_settings",
+            optional=True,
+            tooltip="Optimizer, number formats, memory: from Optimizer Settings.",
+        ),
+        PreviewSocket.Input(
+            "preview_settings",
+            optional=True,
+            tooltip="What to draw while training: from Preview Settings. None draws nothing.",
+        ),
+    ]
+
+
+def _widgets() -> list[io.Input]:
+    return [
+        io.DynamicCombo.Input(
+            "preset",
+            options=[io.DynamicCombo.Option(name, _preset_inputs(name)) for name in PRESETS],
+            tooltip="object: things and animals. face: people, with class images and the text "
+            "encoder. toy: the embedded model. Choosing one fills in the five values below it, "
+            "which can then be changed.",
+        ),
+        seed_input(RUN.seed, "Decides every random draw of the run. Another seed is another run."),
+        io.Int.Input(
+            "save_every",
+            default=RUN.output.save_every,
+            min=0,
+            max=1000000,
+            tooltip="Steps between intermediate checkpoints, of which the last three stay; 0 saves "
+            "only at the end.",
+        ),
+        io.String.Input(
+            "name",
+            default=RUN.output.name,
+            tooltip="File name of the checkpoint in checkpoints/dreambooth, without ending. A "
+            "counter is added rather than overwriting a file.",
+        ),
+        io.Combo.Input(
+            "on_existing",
+            options=list(ON_EXISTING),
+            default=ON_EXISTING[0],
+            tooltip="If the very same run was begun before: reuse gives its checkpoint, or goes on "
+            "where it was stopped; resume only goes on with a stopped one; retrain begins anew.",
+        ),
+    ]
+
+
+def _preset_inputs(name: str) -> list[io.Input]:
+    config, method = of_preset(name)
+    return [
+        learning_rate_input(
+            "learning_rate",
+            config.optimizer.learning_rate,
+            "Per step. 1e-6 to 5e-6 for Stable Diffusion 1, about 2e-4 for the toy. Too high, and "
+            "every prompt gives the training photos.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=config.steps,
+            min=1,
+            max=1000000,
+            tooltip="Training steps: about 100 per photo for things, 200 for faces. More draw the "
+            "subject better until the model draws nothing else.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=config.batch_size,
+            min=1,
+            max=256,
+            tooltip="Photos per step, 1 to 8; class images come on top. More takes more memory.",
+        ),
+        io.Boolean.Input(
+            "train_text_encoder",
+            default=method.train_text_encoder,
+            tooltip="Train the text encoder too: more likeness, most of all for faces, for a sixth "
+            "more memory and a third more time.",
+        ),
+        io.Float.Input(
+            "prior_weight",
+            default=config.prior.weight,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            tooltip="Weight of the class images beside the photos: 0 is off, 1 the usual.",
+        ),
+    ]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        ModelSocket.Output(
+            "trained_source",
+            display_name="model source",
+            tooltip="The trained checkpoint, for Use Trained Model and Sample with Scheduler, or "
+            "to train on.",
+        ),
+        io.String.Output(
+            "checkpoint_name",
+            display_name="checkpoint name",
+            tooltip="The checkpoint's name in Load Checkpoint's menu.",
+        ),
+        io.Image.Output(
+            "loss_curve",
+            display_name="loss curve",
+            tooltip="The losses of photos and class images over the steps.",
+        ),
+        io.Image.Output(
+            "previews",
+            display_name="previews",
+            tooltip="The last previews, one per prompt of Preview Settings.",
+        ),
+    ]

@@ -1,0 +1,161 @@
+"""Generate Class Priors: images of the class, made by the base model or the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer import families, precision
+from ..trainer.config import PriorConfig, SamplingConfig
+from ..trainer.data.examples import find_examples
+from ..trainer.priors import make_class_images
+from ..trainer.schedulers import check as check_scheduler
+from . import host
+from .images import MAX_PREVIEWS, preview
+from .paths import fingerprint
+from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource
+from .widgets import (
+    batch_size_input,
+    drawing_precision_input,
+    sampling_inputs,
+    scheduler_input,
+    size_input,
+)
+
+GENERATE, FOLDER = "made by the model", "a folder of my own"
+PREVIEW_SIDE = 512
+DEFAULT = PriorConfig()
+
+
+class GenerateClassPriors(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamBoothGenerateClassPriors",
+            display_name="Generate Class Priors",
+            category=CATEGORY,
+            essentials_category=CATEGORY,
+            description="Images of other members of the class (other dogs), trained on beside the "
+            "photos so that the class is not forgotten. The base model draws them once; images "
+            "that it drew before with the same settings are used again.",
+            search_aliases=["dreambooth", "prior preservation", "regularization", "class images"],
+            inputs=[
+                ModelSocket.Input(
+                    "model_source",
+                    optional=True,
+                    tooltip="The model that draws the class images: the one that will be trained. "
+                    "Not needed for a folder of your own.",
+                ),
+                io.String.Input(
+                    "class_prompt",
+                    default="a photo of a dog",
+                    tooltip="The instance prompt without its rare word: 'a photo of a dog'.",
+                ),
+                io.DynamicCombo.Input(
+                    "images",
+                    options=[
+                        io.DynamicCombo.Option(GENERATE, _generation_inputs()),
+                        io.DynamicCombo.Option(FOLDER, _folder_inputs()),
+                    ],
+                    tooltip="Whether the model draws the class images, or they lie in a folder.",
+                ),
+            ],
+            outputs=[
+                ClassDatasetSocket.Output(
+                    "class_dataset",
+                    display_name="class dataset",
+                    tooltip="The class images and their prompt, for DreamBooth Train.",
+                ),
+                io.Image.Output(
+                    "preview",
+                    display_name="preview",
+                    tooltip=f"The first {MAX_PREVIEWS} class images.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, images: Any = None, **others: Any) -> str:
+        folder = images.get("folder") if isinstance(images, dict) else None
+        return fingerprint([host.find_photo_folder(folder)]) if folder else ""
+
+    @classmethod
+    def execute(
+        cls,
+        class_prompt: str,
+        images: dict[str, Any] | None = None,
+        model_source: ModelSource | None = None,
+    ) -> io.NodeOutput:
+        settings = dict(images or {})
+        choice = settings.pop("images", None)
+        if choice == FOLDER:
+            folder = host.find_photo_folder(settings["folder"])
+        elif choice != GENERATE:
+            raise ValueError(f"images must be '{GENERATE}' or '{FOLDER}', got {choice!r}.")
+        elif model_source is None:
+            raise ValueError(
+                "No model_source is connected, which draws the class images. Connect Load Base "
+                f"Model, or set images to '{FOLDER}'."
+            )
+        else:
+            folder = _generate(model_source, class_prompt, settings)
+        prior = PriorConfig(prompt=class_prompt, images=folder)
+        found = [example.path for example in find_examples([folder], class_prompt, is_prior=True)]
+        side = settings.get("resolution") or PREVIEW_SIDE
+        return io.NodeOutput(prior, preview(found, side, host.ComfyObserver()))
+
+
+def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) -> Path:
+    """The folder of the class images, complete."""
+    num_images, resolution = settings.pop("num_images"), settings.pop("resolution")
+    number_format = settings.pop("precision")
+    prior = PriorConfig(
+        prompt=class_prompt, num_images=num_images, sampling=SamplingConfig(**settings)
+    )
+    check_scheduler(prior.sampling.scheduler)
+    with host.stepping_aside() as device:
+        precision.check(number_format, device)
+        model = families.load(source.path, device)
+        with precision.autocast(number_format, device):
+            made = make_class_images(
+                model,
+                prior,
+                host.class_images_folder(),
+                resolution=resolution or model.native_resolution,
+                observer=host.ComfyObserver(),
+            )
+    return made[0].parent
+
+
+def _generation_inputs() -> list[io.Input]:
+    sampling = DEFAULT.sampling
+    return [
+        io.Int.Input(
+            "num_images",
+            default=DEFAULT.num_images,
+            min=1,
+            max=10000,
+            tooltip="How many class images: 200 to 400 for a real model, 60 for the toy. Below 50 "
+            "they begin to be learned by heart.",
+        ),
+        scheduler_input(sampling),
+        *sampling_inputs(
+            sampling,
+            seed_tooltip="Image number i starts from seed + i. Another seed makes all anew.",
+        ),
+        size_input("resolution", "Width and height of the class images", advanced=True),
+        batch_size_input(sampling),
+        drawing_precision_input(),
+    ]
+
+
+def _folder_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "folder",
+            options=[name for name in host.photo_folder_menu() if name != host.TOY_PHOTOS],
+            tooltip="A folder of class images under ComfyUI's input or datasets folder.",
+        )
+    ]

@@ -1,0 +1,241 @@
+"""ComfyUI's side of a run: its folders, its memory, its progress bar and its stop button. The only
+file that imports ComfyUI itself; the form of the nodes comes from `comfy_api` in theirs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+
+from ..trainer import toy
+from ..trainer.families.files import CheckpointFile
+from ..trainer.observer import Observer, StepReport
+from .paths import inside, subfolders
+
+TOY = "toy (embedded)"
+TOY_PHOTOS = "toy cup photos (embedded)"
+SECONDS_BETWEEN_TEXTS = 0.1
+"""Each text is a message to every open page."""
+PREVIEW_SIDE = 512
+"""Longer side of a preview on a node, in pixels."""
+
+
+# --- Memory -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stepping_aside() -> Iterator[torch.device]:
+    """Inside, ComfyUI's models are off the device and gradients can be had; gives the device. All
+    memory of what ran inside is free again afterwards, however it ended."""
+    model_management.unload_all_models()
+    model_management.soft_empty_cache()
+    try:
+        # ComfyUI runs nodes in inference mode, whose tensors can never be trained.
+        with torch.inference_mode(False), torch.enable_grad():
+            yield model_management.get_torch_device()
+    except BaseException as error:
+        # The error travels on with every function it passed, and those hold the model.
+        _forget_variables(error)
+        raise
+    finally:
+        gc.collect()
+        model_management.soft_empty_cache()
+
+
+def _forget_variables(error: BaseException | None) -> None:
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+# --- Progress, previews, the stop button --------------------------------------------------------
+
+
+class ComfyObserver(Observer):
+    """Shows a run on the node that is executing, and ends it when the stop button was pressed."""
+
+    def __init__(self) -> None:
+        context = get_executing_context()
+        self._node_id = context.node_id if context else None
+        self._activity = ""
+        self._bar = comfy.utils.ProgressBar(1)
+        self._is_training = False
+        self._last_text = 0.0
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        _raise_if_stopped()
+        self._say(f"{activity} {done}/{total}", now=done == total)
+        # Previews are sampled between steps: the bar stays the training's.
+        if not self._is_training:
+            self._advance(activity, done, total)
+
+    def on_start(self, total_steps: int) -> None:
+        _raise_if_stopped()
+        self._is_training = True
+
+    def on_step(self, report: StepReport) -> None:
+        _raise_if_stopped()
+        is_last = report.step == report.total_steps
+        self._say(
+            f"step {report.step}/{report.total_steps}, loss {report.loss:.4f}, "
+            f"{minutes(report.seconds_left)} left",
+            now=is_last,
+        )
+        self._advance("Training", report.step, report.total_steps)
+        self._is_training = not is_last
+
+    def on_preview(self, step: int, images: list[np.ndarray]) -> None:
+        row = Image.fromarray(np.concatenate(images, axis=1))
+        self._bar.update_absolute(step, preview=("JPEG", row, PREVIEW_SIDE))
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        payload = {"step": step, "name": checkpoint_name(path), "node": self._node_id}
+        PromptServer.instance.send_sync("dreambooth.checkpoint", payload)
+
+    def _advance(self, activity: str, done: int, total: int) -> None:
+        if activity != self._activity:
+            self._activity, self._bar = activity, comfy.utils.ProgressBar(total)
+        self._bar.update_absolute(done, total)
+
+    def _say(self, text: str, *, now: bool) -> None:
+        if self._node_id is None:
+            return
+        if now or time.monotonic() - self._last_text >= SECONDS_BETWEEN_TEXTS:
+            self._last_text = time.monotonic()
+            server = PromptServer.instance
+            server.send_progress_text(text, self._node_id, server.client_id)
+
+
+def _raise_if_stopped() -> None:
+    """Asked at every step: ComfyUI's progress bar asks too, but not at each of its calls."""
+    model_management.throw_exception_if_processing_interrupted()
+
+
+def minutes(seconds: float) -> str:
+    """Such as "1:05"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def blocked(reason: str) -> ExecutionBlocker:
+    """An output's value when there is none: nodes linked to it show the reason as their error."""
+    return ExecutionBlocker(reason)
+
+
+# --- Where files are ----------------------------------------------------------------------------
+
+
+def checkpoint_menu() -> list[str]:
+    return [TOY, *folder_paths.get_filename_list("checkpoints")]
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of a name in `checkpoint_menu`."""
+    if name == TOY:
+        return toy.MODEL
+    # Only what ComfyUI itself lists. It follows links out of its model folders, and so do we:
+    # people keep models on other disks, and nobody can place a link there over the network.
+    if name in folder_paths.get_filename_list("checkpoints"):
+        return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
+    raise FileNotFoundError(
+        f"There is no checkpoint {name!r} in ComfyUI's checkpoints folders. Choose one from the "
+        "menu; new files appear in it after a refresh (R)."
+    )
+
+
+def checkpoint_name(path: Path) -> str:
+    """As the menus of checkpoint loaders have it."""
+    for root in folder_paths.get_folder_paths("checkpoints"):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return path.name
+
+
+def photo_folder_menu() -> list[str]:
+    """The embedded photos, and every folder under input/ and the datasets folders."""
+    folders = [f"{label}/{name}" for label, root in _photo_roots() for name in subfolders(root)]
+    return [TOY_PHOTOS, *dict.fromkeys(folders)]
+
+
+def find_photo_folder(name: str) -> Path:
+    """The folder of a name in `photo_folder_menu`."""
+    if name == TOY_PHOTOS:
+        return toy.PHOTOS
+    label, _, rest = name.partition("/")
+    for candidate, root in _photo_roots():
+        if candidate == label and (folder := inside(root, rest)).is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"There is no folder {name!r}. Choose one from the menu; put new ones into ComfyUI's input "
+        "folder and refresh (R)."
+    )
+
+
+def _photo_roots() -> list[tuple[str, Path]]:
+    roots = [("input", Path(folder_paths.get_input_directory()))]
+    if "datasets" in folder_paths.folder_names_and_paths:  # ComfyUI 0.30 and newer
+        roots += [("datasets", Path(path)) for path in folder_paths.get_folder_paths("datasets")]
+    return roots
+
+
+def trained_folder() -> Path:
+    """Where new checkpoints go, so that Load Checkpoint lists them."""
+    return Path(folder_paths.get_folder_paths("checkpoints")[0]) / "dreambooth"
+
+
+def runs_folder() -> Path:
+    """What is needed to find a finished run again and to resume an unfinished one."""
+    return Path(folder_paths.get_output_directory()) / "dreambooth" / "runs"
+
+
+def class_images_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / "dreambooth" / "class_images"
+
+
+def temp_folder(name: str) -> Path:
+    """A folder that ComfyUI empties when it starts and when it ends."""
+    folder = Path(folder_paths.get_temp_directory()) / "dreambooth" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# --- Models between ComfyUI and files -----------------------------------------------------------
+
+
+def save_model(model: Any, clip: Any, vae: Any) -> Path:
+    """A checkpoint file of ComfyUI's models, patches applied, named by its content."""
+    folder = temp_folder("models")
+    part = folder / f"saving-{os.getpid()}.safetensors"
+    try:
+        comfy.sd.save_checkpoint(str(part), model, clip, vae)
+        path = folder / f"graph-{CheckpointFile(part).sha256()[:16]}.safetensors"
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load_model(path: Path) -> tuple[Any, Any, Any]:
+    """ComfyUI's MODEL, CLIP and VAE of a checkpoint file."""
+    model, clip, vae = comfy.sd.load_checkpoint_guess_config(
+        str(path),
+        output_vae=True,
+        output_clip=True,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+    )[:3]
+    return model, clip, vae

@@ -1,0 +1,47 @@
+"""One socket type per value that travels on a wire between our nodes. All are small and frozen;
+weights and images stay in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+CATEGORY = "DreamBooth"
+"""Where the menus and the Essentials tab show the nodes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """A checkpoint file to train or to sample from. It is read only when that begins."""
+
+    path: Path
+    family: str
+    """Such as "Stable Diffusion 1"."""
+    is_full_size: bool
+    """Whether it has the widths of the published models, which ComfyUI's own loader insists on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings:
+    """What Optimizer Settings says, as changes to a run's configuration."""
+
+    config: Mapping[str, Any]
+    """As `TrainingConfig.replace` takes it."""
+    method: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the training method."""
+
+
+ModelSocket = io.Custom("DREAMBOOTH_MODEL")
+"""Carries a ModelSource."""
+DatasetSocket = io.Custom("DREAMBOOTH_DATASET")
+"""Carries a `trainer.config.DatasetConfig`."""
+ClassDatasetSocket = io.Custom("DREAMBOOTH_CLASS_DATASET")
+"""Carries a `trainer.config.PriorConfig`, whose weight DreamBooth Train sets."""
+OptimizerSocket = io.Custom("DREAMBOOTH_OPTIMIZER_SETTINGS")
+"""Carries TrainingSettings."""
+PreviewSocket = io.Custom("DREAMBOOTH_PREVIEW_SETTINGS")
+"""Carries a `trainer.config.PreviewConfig`."""

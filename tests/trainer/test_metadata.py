@@ -1,0 +1,61 @@
+"""What a file says of itself: strings others know, and nothing of the user's machine."""
+
+import hashlib
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+import transformers
+
+from trainer.config import DatasetConfig, OutputConfig, TrainingConfig
+from trainer.data.examples import Example
+from trainer.metadata import describe_progress, describe_run, versions
+from trainer.methods.full import FullFineTune
+from trainer.observer import StepReport
+
+
+def test_the_run_is_described_in_strings(tiny_model, tmp_path):
+    photo = tmp_path / "one.png"
+    photo.write_bytes(b"pixels")
+    config = TrainingConfig(
+        base=tiny_model.path,
+        dataset=DatasetConfig(photos=(tmp_path,), prompt="a photo of sks dog"),
+        output=OutputConfig(folder=tmp_path / "secret", name="my-dog"),
+    )
+    method = FullFineTune(train_text_encoder=True, text_encoder_learning_rate=1e-7)
+    trainable = method.attach(tiny_model, 2e-6)
+    examples = [Example(photo, "a photo of sks dog")]
+    described = describe_run(config, method, tiny_model, trainable, examples)
+
+    assert all(isinstance(value, str) for value in described.values())
+    assert described["modelspec.architecture"] == "stable-diffusion-v1"
+    assert described["modelspec.title"] == described["ss_output_name"] == "my-dog"
+    assert described["modelspec.resolution"] == "16x16"
+    assert (described["ss_unet_lr"], described["ss_text_encoder_lr"]) == ("2e-06", "1e-07")
+    base = hashlib.sha256(Path(tiny_model.path).read_bytes()).hexdigest()
+    assert described["ss_new_sd_model_hash"] == described["dreambooth.base_sha256"] == base
+    (image,) = json.loads(described["dreambooth.images"])
+    assert image["sha256"] == hashlib.sha256(b"pixels").hexdigest()
+    assert described["dreambooth.constants"] == tiny_model.source.metadata["dreambooth.constants"]
+    assert str(tmp_path) not in "".join(described.values())
+
+
+def test_progress_holds_the_losses_and_the_times():
+    report = StepReport(
+        step=1, total_steps=1, loss=0.125, instance_loss=0.125, prior_loss=None,
+        learning_rates={}, grad_norm=1.0, steps_per_second=1.0, seconds_left=0.0,
+        peak_megabytes=1.0,
+    )  # fmt: skip
+    started = datetime(2024, 5, 1, tzinfo=timezone.utc)
+    progress = describe_progress([report], started)
+    assert progress["ss_steps"] == "1"
+    assert json.loads(progress["dreambooth.losses"]) == [0.125]
+    assert float(progress["ss_training_started_at"]) == started.timestamp()
+    assert datetime.fromisoformat(progress["modelspec.date"]) > started
+
+
+def test_versions_are_those_installed():
+    found = versions()
+    assert found["torch"] == torch.__version__
+    assert found["transformers"] == transformers.__version__

@@ -1,0 +1,46 @@
+"""Small facts kept on disk: JSON objects in files that are always whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import flush_folder
+
+logger = logging.getLogger(__name__)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one if there is none, or, with a warning, none to be read."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return dict(found)
+    except (ValueError, TypeError) as error:
+        logger.warning("'%s' cannot be read (%s), and counts as missing.", path, error)
+        return {}
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Put an object in the place of the one before, if any."""
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text in the place of the one before, if any. On an error that one stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    flush_folder(path.parent)

@@ -1,0 +1,310 @@
+"""The folder of one run: where the run stands, what came of it, and who works on it. What makes it
+the same run is `identity.py`'s business."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from . import records, states
+from .config import TrainingConfig
+from .data.examples import Example, find_examples
+from .identity import Hashes, define, identify
+from .locks import locked
+from .metadata import plain, versions
+from .methods.base import Method
+from .observer import Observer, StepReport
+
+if TYPE_CHECKING:
+    from .session import Session
+
+logger = logging.getLogger(__name__)
+
+OnExisting = Literal["reuse", "resume", "retrain"]
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run."""
+
+    checkpoint: Path
+    reports: list[StepReport]
+    moved: dict[str, tuple[float, float]]
+    """By part of the model: the length of its weights' change over their own length, and the share
+    of its weights that changed in the file."""
+    previews: list[np.ndarray]
+    """[H, W, 3] uint8, of the last step that had any."""
+    reused: bool = False
+    """It was finished before, and is only found again."""
+
+
+@contextmanager
+def open_run(
+    runs: Path,
+    config: TrainingConfig,
+    method: Method,
+    photos: Sequence[Example],
+    *,
+    on_existing: str = "reuse",
+) -> Iterator[Run]:
+    """The run of this content, in a folder of its own in `runs`, for one process at a time. Whatever
+    ends it early leaves a state to go on from.
+
+    "reuse" takes what is there: a finished run's result, or the newest state. "resume" does too,
+    but refuses to begin a run that is not there. "retrain" begins anew; finished checkpoints stay.
+    ValueError for another word and for nothing to resume, RuntimeError if the run is being worked
+    on already.
+    """
+    if on_existing not in get_args(OnExisting):
+        words = ", ".join(get_args(OnExisting))
+        raise ValueError(f"on_existing must be one of {words}, got {on_existing!r}.")
+    hashes = Hashes(runs / "hashes.json")
+    content = (config, method, hashes.sha256(config.base), photos, _own_class_images(config))
+    folder, definition = runs / identify(*content), define(*content)
+    if on_existing == "resume" and not (folder / MANIFEST).exists():
+        raise ValueError(_nothing_to_resume(runs, definition))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if on_existing == "retrain":
+            _clear(folder)
+        run = Run(folder, config, hashes, definition)
+        try:
+            yield run
+        except BaseException:
+            run.stop()
+            raise
+
+
+class Run:
+    """A run's folder, while this process works on it."""
+
+    def __init__(
+        self, folder: Path, config: TrainingConfig, hashes: Hashes, definition: Mapping[str, Any]
+    ) -> None:
+        self.folder = folder
+        self._hashes = hashes
+        self._session: Session | None = None
+        self._saved_step = 0
+        self._has_told_size = False
+        self._manifest = records.read(folder / MANIFEST) or {
+            "identity": folder.name,
+            "status": "unfinished",
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "config": plain(config),
+            "definition": dict(definition),
+            "versions": versions(),
+            "intermediate": [],
+        }
+        self._note({})
+
+    @property
+    def started(self) -> datetime:
+        return datetime.fromisoformat(self._manifest["started"])
+
+    @property
+    def intermediate(self) -> list[Path]:
+        """Intermediate checkpoints written so far, the oldest first."""
+        return [Path(path) for path in self._manifest["intermediate"]]
+
+    def result(self) -> TrainingResult | None:
+        """What an earlier session finished, if its checkpoint still is the one it wrote."""
+        if self._manifest["status"] != "finished":
+            return None
+        made = self._manifest["result"]
+        checkpoint = Path(made["checkpoint"])
+        if not self._is_still(checkpoint, made["sha256"]):
+            logger.warning("This run was finished, but its checkpoint '%s' is gone or another. "
+                           "It is trained again.", checkpoint)  # fmt: skip
+            self._note({"status": "unfinished", "result": None})
+            return None
+        logger.info("This run was finished before: %s", checkpoint)
+        moved = {part: (distance, share) for part, (distance, share) in made["moved"].items()}
+        return TrainingResult(checkpoint, self._reports(), moved, self.previews(), reused=True)
+
+    def begin(self, session: Session) -> None:
+        """Bring a new session to where the run stands, and stand by it from now on."""
+        state = states.load_newest(self._states, mmap=session.model.device.type != "cpu")
+        if state:
+            session.load_state(state)
+            logger.info("Going on after step %d.", len(session.reports))
+        self._session, self._saved_step = session, len(session.reports)
+        # What came after the state is made again, and must not be listed twice.
+        self._write_metrics(session.reports)
+
+    def recording(self, observer: Observer) -> Observer:
+        """An observer that keeps what it hears in this folder, and tells `observer`."""
+        return _Recorder(self, observer)
+
+    def save_state(self) -> None:
+        """Keep a state of the session. A disk that is full costs no more than this state."""
+        assert self._session, "begin comes first"
+        step = len(self._session.reports)
+        with _surviving("the state of this step"):
+            path = states.save(self._states, step, self._session.state())
+            self._saved_step = step
+            if not self._has_told_size:
+                megabytes = path.stat().st_size / 1e6
+                logger.info("The state for resuming takes %.1f MB.", megabytes)
+                self._has_told_size = True
+
+    def stop(self) -> None:
+        """The session has ended early: keep a state of it."""
+        if self._session is None or not self._session.reports:
+            return
+        last = len(self._session.reports)
+        if self._session.is_whole and self._saved_step < last:
+            self.save_state()
+        where = "there" if self._saved_step == last else f"step {self._saved_step}"
+        logger.warning("Stopped after step %d. Run the same again to go on from %s.", last, where)
+
+    def finish(self, checkpoint: Path, moved: Mapping[str, tuple[float, float]]) -> None:
+        """The session has come to its end: keep what it made, and no states any more."""
+        assert self._session, "begin comes first"
+        self._write_metrics(self._session.reports)
+        checkpoint = checkpoint.resolve()
+        sha256 = self._hashes.sha256(checkpoint)
+        made = {"checkpoint": str(checkpoint), "sha256": sha256, "moved": dict(moved)}
+        self._note({"status": "finished", "result": made})
+        self._session = None
+        states.remove_all(self._states)
+
+    def add_report(self, report: StepReport) -> None:
+        with _surviving("the losses of this step"), self._metrics.open("a", encoding="utf-8") as file:
+            file.write(_line(report))
+
+    def add_intermediate(self, checkpoint: Path) -> None:
+        paths = [*self._manifest["intermediate"], str(checkpoint.resolve())]
+        self._note({"intermediate": [path for path in paths if Path(path).exists()]})
+
+    def keep_previews(self, step: int, images: Sequence[np.ndarray]) -> None:
+        """Keep these in place of earlier ones."""
+        with _surviving("the previews of this step"):
+            self._previews.mkdir(exist_ok=True)
+            old = set(self._previews.iterdir())
+            for index, image in enumerate(images):
+                path = self._previews / f"step{step:06d}_{index:03d}.png"
+                Image.fromarray(image).save(path)
+                old.discard(path)
+            for path in old:
+                path.unlink()
+
+    def previews(self) -> list[np.ndarray]:
+        """The last ones, [H, W, 3] uint8 each."""
+        return [np.array(Image.open(path)) for path in sorted(self._previews.glob("*.png"))]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is still something to be made."""
+        return self._session is not None
+
+    @property
+    def _states(self) -> Path:
+        return self.folder / "states"
+
+    @property
+    def _previews(self) -> Path:
+        return self.folder / "previews"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _note(self, facts: Mapping[str, Any]) -> None:
+        self._manifest.update(facts)
+        records.write(self.folder / MANIFEST, self._manifest)
+
+    def _is_still(self, checkpoint: Path, sha256: str) -> bool:
+        try:
+            return self._hashes.sha256(checkpoint) == sha256
+        except (OSError, ValueError):
+            return False
+
+    def _write_metrics(self, reports: Sequence[StepReport]) -> None:
+        records.write_text(self._metrics, "".join(map(_line, reports)))
+
+    def _reports(self) -> list[StepReport]:
+        try:
+            lines = self._metrics.read_text("utf-8").splitlines()
+            return [StepReport(**json.loads(line)) for line in lines]
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("The losses of this run in '%s' cannot be read: %s",
+                           self._metrics, error)  # fmt: skip
+            return []
+
+
+class _Recorder(Observer):
+    def __init__(self, run: Run, observer: Observer) -> None:
+        self._run, self._observer = run, observer
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        self._observer.on_progress(activity, done, total)
+
+    def on_start(self, total_steps: int) -> None:
+        self._observer.on_start(total_steps)
+
+    def on_step(self, report: StepReport) -> None:
+        self._run.add_report(report)
+        self._observer.on_step(report)
+
+    def on_preview(self, step: int, images: list[np.ndarray]) -> None:
+        self._run.keep_previews(step, images)
+        self._observer.on_preview(step, images)
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        self._run.add_intermediate(path)
+        self._observer.on_checkpoint(step, path)
+
+
+@contextmanager
+def _surviving(what: str) -> Iterator[None]:
+    """A disk that is full, or gone for a moment, does not end hours of training."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("Could not keep %s: %s", what, error)
+
+
+def _line(report: StepReport) -> str:
+    return json.dumps(dataclasses.asdict(report)) + "\n"
+
+
+def _clear(folder: Path) -> None:
+    """Forget all of a run, but for its checkpoints, which lie elsewhere."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _own_class_images(config: TrainingConfig) -> list[Example]:
+    prior = config.prior
+    if prior.weight == 0 or prior.images is None:
+        return []
+    return find_examples([prior.images], prior.prompt, is_prior=True)
+
+
+def _nothing_to_resume(runs: Path, definition: Mapping[str, Any]) -> str:
+    message = f"No run of these settings and images is in {runs}, so there is none to go on with."
+    manifests = sorted(runs.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    if manifests:
+        last = records.read(manifests[-1]).get("definition", {})
+        names = [
+            name
+            for name in sorted({*last, *definition})
+            if last.get(name) != definition.get(name)
+        ]
+        message += f" The last one there differs in: {', '.join(names)}."
+    return message + " Set on_existing to reuse to begin one."

@@ -1,0 +1,102 @@
+"""States of a run to go on from: written whole or not at all, and read only if nothing of them was
+damaged. Which run they belong to is `runs.py`'s business."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from .checkpoint import flush_folder
+
+logger = logging.getLogger(__name__)
+
+NUM_KEPT = 2
+"""While the next is written there is one more."""
+_NAME = re.compile(r"step(\d+)-[0-9a-f]{16}\.pt")
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """The new state's file, on the disk under a name that holds its own checksum. Only then the
+    oldest goes. OSError leaves everything as it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / ".state.part"
+    try:
+        with part.open("wb") as file:
+            hashed = _HashedFile(file)
+            _write(state, hashed)
+            file.flush()
+            os.fsync(file.fileno())
+        path = part.replace(folder / f"step{step:06d}-{hashed.checksum()}.pt")
+    finally:
+        part.unlink(missing_ok=True)
+    flush_folder(folder)
+    for old in _newest_first(folder)[NUM_KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_newest(folder: Path, *, mmap: bool) -> dict[str, Any] | None:
+    """The newest whole state, None without one. Damaged ones are put aside. With `mmap` the tensors
+    stay in the file until they are copied elsewhere."""
+    for path in _newest_first(folder):
+        if _checksum(path) in path.name:
+            state: dict[str, Any] = torch.load(
+                str(path), map_location="cpu", weights_only=True, mmap=mmap
+            )
+            return state
+        aside = path.replace(path.with_suffix(".damaged"))
+        logger.warning("The state '%s' is damaged. It is not used, and kept as '%s'.",
+                       path, aside.name)  # fmt: skip
+    return None
+
+
+def remove_all(folder: Path) -> None:
+    """Remove the states and what an interrupted write left, but not what was put aside."""
+    for path in [*_newest_first(folder), *folder.glob(".*.part")]:
+        path.unlink()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    names = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("*.pt")]
+    steps = {path: int(match[1]) for path, match in names if match}
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
+
+
+class _HashedFile:
+    """A file to write to from beginning to end, and the checksum of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def checksum(self) -> str:
+        return self._digest.hexdigest()[:16]
+
+
+def _write(state: dict[str, Any], file: _HashedFile) -> None:
+    try:
+        torch.save(state, file)  # type: ignore[arg-type]  # it asks for these methods only
+    except RuntimeError as error:
+        # torch closes its archive even where writing failed, and hides the reason by failing again.
+        raise (error.__context__ or error) from None
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
