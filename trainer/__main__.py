@@ -24,6 +24,7 @@ from .lr_schedules import LR_SCHEDULES
 from .methods.full import FullFineTune
 from .optimizers import OPTIMIZERS
 from .priors import make_class_images
+from .runs import OnExisting
 from .sampling import sample
 from .schedulers import SCHEDULERS
 from .terminal import TerminalObserver, stopping_between_steps
@@ -51,17 +52,30 @@ class Train(_Shared):
     preset: str = ""
     """Start from the values that suit an object, a face, or the toy model. The settings file and
     flags beat it."""
+    runs: Path | None = None
+    """Where runs are kept, so that the same command goes on with one that was stopped, and does not
+    repeat one that was finished; none takes "runs" in output.folder."""
+    on_existing: OnExisting = "reuse"
+    """What to do with a run that is there: take its result or go on (reuse); the same, but never
+    begin one that is not there (resume); begin it anew (retrain)."""
 
     def run(self) -> None:
         for name, value in _flat({"method": self.method, **_fields(self.config)}):
             logging.info("%s = %s", name, value)
         config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
         with TerminalObserver(config.output.folder / "previews") as observer:
-            result = train(config, self.method, device=_device(self.device), observer=observer)
+            result = train(
+                config,
+                self.method,
+                device=_device(self.device),
+                observer=observer,
+                runs=self.runs or config.output.folder / "runs",
+                on_existing=self.on_existing,
+            )
         for part, (distance, share) in result.moved.items():
             logging.info("%s moved by %.2e of its length; %.1f %% of its weights changed in the "
                          "file", part, distance, 100 * share)  # fmt: skip
-        logging.info("Wrote %s", result.checkpoint)
+        logging.info("%s %s", "Found" if result.reused else "Wrote", result.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)

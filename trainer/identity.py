@@ -25,18 +25,9 @@ _NOT_DECISIVE = (
 """Settings that leave the result as it is, or whose files count by their bytes."""
 
 
-def identify(
-    config: TrainingConfig,
-    method: Method,
-    base_sha256: str,
-    photos: Sequence[Example],
-    class_images: Sequence[Example],
-) -> str:
-    """16 hexadecimal digits that are the same only for runs with the same result.
-
-    `class_images` are the user's own; those that the base model makes follow from the settings.
-    """
-    return _digest(define(config, method, base_sha256, photos, class_images))[:16]
+def identify(definition: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that are the same only for runs of the same definition."""
+    return _digest(definition)[:16]
 
 
 def define(
@@ -46,7 +37,9 @@ def define(
     photos: Sequence[Example],
     class_images: Sequence[Example],
 ) -> dict[str, Any]:
-    """What `identify` is made of: the settings that matter by their dotted names, and hashes."""
+    """Everything that decides a run's result: the settings that matter by their dotted names, and
+    hashes. `class_images` are the user's own; others follow from the settings and the base model.
+    """
     settings = {**plain(config), "method": {type(method).__name__: plain(method)}}
     idle = _NOT_DECISIVE + _without_effect(config)
     return {

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,24 +22,16 @@ from .data.latents import CachedLatents, encode_examples
 from .families.base import ModelFamily
 from .metadata import describe_progress, describe_run
 from .methods.base import Method
-from .observer import Observer, StepReport
+from .observer import Observer
 from .priors import make_class_images
+from .runs import Run, TrainingResult, open_run
 from .session import Session
+
+__all__ = ["TrainingResult", "check", "train"]
 
 logger = logging.getLogger(__name__)
 
 LatentsOf = dict[Example, CachedLatents]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """A finished run."""
-
-    checkpoint: Path
-    reports: list[StepReport]
-    moved: dict[str, tuple[float, float]]
-    """By part of the model: the length of its weights' change over their own length, and the share
-    of its weights that changed in the file."""
 
 
 def train(
@@ -48,22 +40,47 @@ def train(
     *,
     device: torch.device,
     observer: Observer | None = None,
+    runs: Path | None = None,
+    on_existing: str = "reuse",
 ) -> TrainingResult:
     """Train as configured and write the checkpoint.
+
+    With a folder for `runs`, one that is finished is not trained again, and one that was ended
+    early goes on where it stood; `on_existing` is explained at `runs.open_run`. Without, a run that
+    ends early keeps the weights of its last step in a file.
 
     Raises ValueError or FileNotFoundError for settings and files that cannot be used, before the
     model is loaded where that is possible; FloatingPointError once the loss is no number;
     RuntimeError if a part that was to be trained did not change. Whatever the observer raises ends
-    the run. A run that ends early keeps the weights of its last step in a file.
+    the run.
     """
-    observer, started = observer or Observer(), datetime.now(timezone.utc)
+    observer = observer or Observer()
     check(config, device)
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
+    if runs is None:
+        return _train(config, method, photos, device=device, observer=observer, run=None)
+    with open_run(runs, config, method, photos, observer=observer, on_existing=on_existing) as run:
+        return run.result() or _train(
+            config, method, photos, device=device, observer=run.recorder, run=run
+        )
+
+
+def _train(
+    config: TrainingConfig,
+    method: Method,
+    photos: list[Example],
+    *,
+    device: torch.device,
+    observer: Observer,
+    run: Run | None,
+) -> TrainingResult:
+    started = run.started if run else datetime.now(timezone.utc)
     model = families.load(config.base, device)
     instance, prior = _encode_images(photos, config, model, observer)
     trainable = method.attach(model, config.optimizer.learning_rate)
     session = Session(config, model, trainable, BatchStream(instance, prior, config))
-    writer = CheckpointWriter(model.source, config.output)
+    writer = CheckpointWriter(model.source, config.output, run.intermediate if run else ())
+    previews = run.recorder.previews() if run else []
     description = describe_run(config, method, model, trainable, [*instance, *prior])
 
     def save(write: Write) -> Path:
@@ -71,18 +88,32 @@ def train(
         with session.averaged():
             return write(trainable.file_tensors(), {**description, **progress})
 
+    def save_last() -> Path:
+        return save(writer.save_step(len(session.reports)))
+
+    if run:
+        run.begin(session)
     observer.on_start(config.steps)
-    with _keeping_the_last_step(session, lambda: save(writer.save_step(len(session.reports)))):
-        for step in range(1, config.steps + 1):
+    with nullcontext() if run else _keeping_the_last_step(session, save_last):
+        for step in range(len(session.reports) + 1, config.steps + 1):
             observer.on_step(session.step())
-            if config.preview.prompts and step % config.preview.every == 0:
-                observer.on_preview(step, session.preview(observer))
-            if config.output.save_every and step % config.output.save_every == 0:
+            if config.preview.prompts and _is_due(step, config.preview.every):
+                previews = session.preview(observer)
+                observer.on_preview(step, previews)
+            if _is_due(step, config.output.save_every):
                 observer.on_checkpoint(step, save(writer.save_step(step)))
+            if run and _is_due(step, config.output.state_every):
+                run.save_state()
     moved = _require_movement(session, writer)
     path = save(writer.save_final)
+    if run:
+        run.finish(path, moved)
     observer.on_checkpoint(config.steps, path)
-    return TrainingResult(path, session.reports, moved)
+    return TrainingResult(path, session.reports, moved, previews)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def check(config: TrainingConfig, device: torch.device) -> None:
@@ -133,7 +164,7 @@ def _keeping_the_last_step(session: Session, save: Callable[[], Path]) -> Iterat
     try:
         yield
     except BaseException:
-        if session.reports and session.weights_are_whole:
+        if session.reports and session.is_whole:
             try:
                 logger.warning("Kept the weights of step %d: %s", len(session.reports), save())
             except OSError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,13 @@ def write_text(path: Path, text: str) -> None:
     finally:
         part.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+@contextmanager
+def surviving(what: str) -> Iterator[None]:
+    """A disk that is full or gone costs `what`, and neither hours of training nor the reason why a
+    run ends."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        logger.warning("Could not keep %s: %s", what, error)

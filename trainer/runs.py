@@ -3,8 +3,6 @@ the same run is `identity.py`'s business."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from PIL import Image
 
 from . import records, states
 from .config import TrainingConfig
@@ -25,6 +22,7 @@ from .locks import locked
 from .metadata import plain, versions
 from .methods.base import Method
 from .observer import Observer, StepReport
+from .recorder import Recorder
 
 if TYPE_CHECKING:
     from .session import Session
@@ -57,10 +55,11 @@ def open_run(
     method: Method,
     photos: Sequence[Example],
     *,
-    on_existing: str = "reuse",
+    observer: Observer,
+    on_existing: str,
 ) -> Iterator[Run]:
-    """The run of this content, in a folder of its own in `runs`, for one process at a time. Whatever
-    ends it early leaves a state to go on from.
+    """The run of this content, in a folder of its own in `runs`, for one process at a time. A run that
+    ends early keeps a state to go on from.
 
     "reuse" takes what is there: a finished run's result, or the newest state. "resume" does too,
     but refuses to begin a run that is not there. "retrain" begins anew; finished checkpoints stay.
@@ -71,15 +70,16 @@ def open_run(
         words = ", ".join(get_args(OnExisting))
         raise ValueError(f"on_existing must be one of {words}, got {on_existing!r}.")
     hashes = Hashes(runs / "hashes.json")
-    content = (config, method, hashes.sha256(config.base), photos, _own_class_images(config))
-    folder, definition = runs / identify(*content), define(*content)
+    base_sha256 = hashes.sha256(config.base)
+    definition = define(config, method, base_sha256, photos, _own_class_images(config))
+    folder = runs / identify(definition)
     if on_existing == "resume" and not (folder / MANIFEST).exists():
         raise ValueError(_nothing_to_resume(runs, definition))
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if on_existing == "retrain":
             _clear(folder)
-        run = Run(folder, config, hashes, definition)
+        run = Run(folder, config, hashes, definition, observer)
         try:
             yield run
         except BaseException:
@@ -91,23 +91,30 @@ class Run:
     """A run's folder, while this process works on it."""
 
     def __init__(
-        self, folder: Path, config: TrainingConfig, hashes: Hashes, definition: Mapping[str, Any]
+        self,
+        folder: Path,
+        config: TrainingConfig,
+        hashes: Hashes,
+        definition: Mapping[str, Any],
+        observer: Observer,
     ) -> None:
         self.folder = folder
         self._hashes = hashes
         self._session: Session | None = None
         self._saved_step = 0
         self._has_told_size = False
-        self._manifest = records.read(folder / MANIFEST) or {
-            "identity": folder.name,
-            "status": "unfinished",
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "config": plain(config),
-            "definition": dict(definition),
-            "versions": versions(),
-            "intermediate": [],
-        }
-        self._note({})
+        self._manifest = records.read(folder / MANIFEST)
+        if not self._manifest:
+            self._note({
+                "identity": folder.name,
+                "status": "unfinished",
+                "started": _now(),
+                "config": plain(config),
+                "definition": dict(definition),
+                "versions": versions(),
+                "intermediate": [],
+            })  # fmt: skip
+        self.recorder = Recorder(folder, observer)
 
     @property
     def started(self) -> datetime:
@@ -115,7 +122,7 @@ class Run:
 
     @property
     def intermediate(self) -> list[Path]:
-        """Intermediate checkpoints written so far, the oldest first."""
+        """Intermediate checkpoints of earlier sessions, the oldest first."""
         return [Path(path) for path in self._manifest["intermediate"]]
 
     def result(self) -> TrainingResult | None:
@@ -127,11 +134,13 @@ class Run:
         if not self._is_still(checkpoint, made["sha256"]):
             logger.warning("This run was finished, but its checkpoint '%s' is gone or another. "
                            "It is trained again.", checkpoint)  # fmt: skip
-            self._note({"status": "unfinished", "result": None})
+            self._note({"status": "unfinished", "started": _now(), "result": None})
             return None
         logger.info("This run was finished before: %s", checkpoint)
         moved = {part: (distance, share) for part, (distance, share) in made["moved"].items()}
-        return TrainingResult(checkpoint, self._reports(), moved, self.previews(), reused=True)
+        return TrainingResult(
+            checkpoint, self.recorder.reports(), moved, self.recorder.previews(), reused=True
+        )
 
     def begin(self, session: Session) -> None:
         """Bring a new session to where the run stands, and stand by it from now on."""
@@ -141,19 +150,16 @@ class Run:
             logger.info("Going on after step %d.", len(session.reports))
         self._session, self._saved_step = session, len(session.reports)
         # What came after the state is made again, and must not be listed twice.
-        self._write_metrics(session.reports)
-
-    def recording(self, observer: Observer) -> Observer:
-        """An observer that keeps what it hears in this folder, and tells `observer`."""
-        return _Recorder(self, observer)
+        self.recorder.rewrite(session.reports)
 
     def save_state(self) -> None:
         """Keep a state of the session. A disk that is full costs no more than this state."""
         assert self._session, "begin comes first"
         step = len(self._session.reports)
-        with _surviving("the state of this step"):
+        with records.surviving("the state of this step"):
             path = states.save(self._states, step, self._session.state())
             self._saved_step = step
+            self._note({"intermediate": self._all_intermediate()})
             if not self._has_told_size:
                 megabytes = path.stat().st_size / 1e6
                 logger.info("The state for resuming takes %.1f MB.", megabytes)
@@ -172,7 +178,7 @@ class Run:
     def finish(self, checkpoint: Path, moved: Mapping[str, tuple[float, float]]) -> None:
         """The session has come to its end: keep what it made, and no states any more."""
         assert self._session, "begin comes first"
-        self._write_metrics(self._session.reports)
+        self.recorder.rewrite(self._session.reports)
         checkpoint = checkpoint.resolve()
         sha256 = self._hashes.sha256(checkpoint)
         made = {"checkpoint": str(checkpoint), "sha256": sha256, "moved": dict(moved)}
@@ -180,46 +186,13 @@ class Run:
         self._session = None
         states.remove_all(self._states)
 
-    def add_report(self, report: StepReport) -> None:
-        with _surviving("the losses of this step"), self._metrics.open("a", encoding="utf-8") as file:
-            file.write(_line(report))
-
-    def add_intermediate(self, checkpoint: Path) -> None:
-        paths = [*self._manifest["intermediate"], str(checkpoint.resolve())]
-        self._note({"intermediate": [path for path in paths if Path(path).exists()]})
-
-    def keep_previews(self, step: int, images: Sequence[np.ndarray]) -> None:
-        """Keep these in place of earlier ones."""
-        with _surviving("the previews of this step"):
-            self._previews.mkdir(exist_ok=True)
-            old = set(self._previews.iterdir())
-            for index, image in enumerate(images):
-                path = self._previews / f"step{step:06d}_{index:03d}.png"
-                Image.fromarray(image).save(path)
-                old.discard(path)
-            for path in old:
-                path.unlink()
-
-    def previews(self) -> list[np.ndarray]:
-        """The last ones, [H, W, 3] uint8 each."""
-        return [np.array(Image.open(path)) for path in sorted(self._previews.glob("*.png"))]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is still something to be made."""
-        return self._session is not None
-
     @property
     def _states(self) -> Path:
         return self.folder / "states"
 
-    @property
-    def _previews(self) -> Path:
-        return self.folder / "previews"
-
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def _all_intermediate(self) -> list[str]:
+        paths = [*self.intermediate, *self.recorder.checkpoints]
+        return [str(path) for path in dict.fromkeys(paths) if path.exists()]
 
     def _note(self, facts: Mapping[str, Any]) -> None:
         self._manifest.update(facts)
@@ -231,53 +204,9 @@ class Run:
         except (OSError, ValueError):
             return False
 
-    def _write_metrics(self, reports: Sequence[StepReport]) -> None:
-        records.write_text(self._metrics, "".join(map(_line, reports)))
 
-    def _reports(self) -> list[StepReport]:
-        try:
-            lines = self._metrics.read_text("utf-8").splitlines()
-            return [StepReport(**json.loads(line)) for line in lines]
-        except (OSError, ValueError, TypeError) as error:
-            logger.warning("The losses of this run in '%s' cannot be read: %s",
-                           self._metrics, error)  # fmt: skip
-            return []
-
-
-class _Recorder(Observer):
-    def __init__(self, run: Run, observer: Observer) -> None:
-        self._run, self._observer = run, observer
-
-    def on_progress(self, activity: str, done: int, total: int) -> None:
-        self._observer.on_progress(activity, done, total)
-
-    def on_start(self, total_steps: int) -> None:
-        self._observer.on_start(total_steps)
-
-    def on_step(self, report: StepReport) -> None:
-        self._run.add_report(report)
-        self._observer.on_step(report)
-
-    def on_preview(self, step: int, images: list[np.ndarray]) -> None:
-        self._run.keep_previews(step, images)
-        self._observer.on_preview(step, images)
-
-    def on_checkpoint(self, step: int, path: Path) -> None:
-        self._run.add_intermediate(path)
-        self._observer.on_checkpoint(step, path)
-
-
-@contextmanager
-def _surviving(what: str) -> Iterator[None]:
-    """A disk that is full, or gone for a moment, does not end hours of training."""
-    try:
-        yield
-    except OSError as error:
-        logger.warning("Could not keep %s: %s", what, error)
-
-
-def _line(report: StepReport) -> str:
-    return json.dumps(dataclasses.asdict(report)) + "\n"
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _clear(folder: Path) -> None:
@@ -302,9 +231,7 @@ def _nothing_to_resume(runs: Path, definition: Mapping[str, Any]) -> str:
     if manifests:
         last = records.read(manifests[-1]).get("definition", {})
         names = [
-            name
-            for name in sorted({*last, *definition})
-            if last.get(name) != definition.get(name)
+            name for name in sorted({*last, *definition}) if last.get(name) != definition.get(name)
         ]
         message += f" The last one there differs in: {', '.join(names)}."
     return message + " Set on_existing to reuse to begin one."
