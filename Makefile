@@ -6,8 +6,8 @@ BIN := .venv/bin
 demo: .venv/installed  ## teach the toy model a new cup; pictures and report in out/demo
 	$(BIN)/python -m trainer demo --folder out/demo
 
-test: .venv/installed  ## the tests
-	$(BIN)/python -m pytest -q
+test: .venv/installed  ## the tests, one worker and thread per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

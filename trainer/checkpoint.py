@@ -76,7 +76,10 @@ def write_new(
 
     part = folder / f".{stem}.{os.getpid()}.part"
     try:
+        part.touch()
+        mode = part.stat().st_mode
         save_file(tensors, part, metadata={"format": "pt", **metadata})
+        part.chmod(mode)  # safetensors makes files that only their owner can read
         _flush(part)
         return _publish(part, folder, stem)
     finally:

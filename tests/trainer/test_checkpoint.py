@@ -48,6 +48,12 @@ def test_an_existing_file_is_never_overwritten(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_checkpoint_can_be_read_by_whoever_reads_the_folder(tmp_path):
+    (tmp_path / "plain").touch()
+    path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {"not": 5})

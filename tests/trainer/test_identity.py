@@ -1,0 +1,142 @@
+"""Which changes make another run, and which do not."""
+
+import hashlib
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer.config import DatasetConfig, PriorConfig, SamplingConfig, TrainingConfig
+from trainer.data.examples import Example
+from trainer.identity import Hashes, code_version, define, identify
+from trainer.methods.full import FullFineTune
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[Example]:
+    for name in ("one.png", "two.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    return [Example(tmp_path / name, "a photo of sks dog") for name in ("one.png", "two.png")]
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainingConfig:
+    return TrainingConfig(
+        base=tmp_path / "base.safetensors",
+        dataset=DatasetConfig(photos=(tmp_path,), prompt="a photo of sks dog"),
+        prior=PriorConfig(weight=1, prompt="a photo of a dog"),
+    )
+
+
+def name(config: TrainingConfig, photos: list[Example], *, base: str = "00", **method: object):
+    return identify(define(config, FullFineTune(**method), base, photos, []))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": Path("elsewhere/base.safetensors")},
+        {"dataset": {"photos": (Path("elsewhere"),)}},
+        {"output": {"folder": Path("elsewhere"), "name": "cat", "save_every": 7, "keep": 1}},
+        {"output": {"state_every": 3}},
+        {"preview": {"prompts": ("a dog",), "every": 3}},
+        {"prior": {"weight": 1.0, "sampling": {"guidance_scale": 7.5, "batch_size": 1}}},
+        {"ema_decay": 0.5},
+    ],
+)
+def test_what_changes_nothing_about_the_result_is_the_same_run(config, photos, changes):
+    assert name(config.replace(changes), photos) == name(config, photos)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 401},
+        {"dataset": {"mirror": True}},
+        {"prior": {"prompt": "a dog"}},
+        {"prior": {"weight": 0.0}},
+        {"prior": {"num_images": 100}},
+        {"prior": {"sampling": {"seed": 1}}},
+        {"optimizer": {"learning_rate": 3e-6}},
+        {"output": {"dtype": "fp16"}},
+        {"seed": 1},
+        {"precision": "bf16"},
+        {"ema": True},
+    ],
+)
+def test_what_decides_the_result_makes_another_run(config, photos, changes):
+    assert name(config.replace(changes), photos) != name(config, photos)
+
+
+def test_photos_count_by_bytes_captions_and_order(config, photos, tmp_path):
+    same = name(config, photos)
+    shutil.copy(photos[0].path, tmp_path / "renamed.png")
+    assert name(config, [replace(photos[0], path=tmp_path / "renamed.png"), photos[1]]) == same
+    assert name(config, photos[::-1]) != same
+    assert name(config, [replace(photos[0], caption="a photo"), photos[1]]) != same
+    photos[0].path.write_bytes(b"another")
+    assert name(config, photos) != same
+
+
+def test_the_base_model_and_the_method_count(config, photos):
+    assert len({name(config, photos), name(config, photos, base="01"),
+                name(config, photos, train_text_encoder=True)}) == 3  # fmt: skip
+
+
+def test_class_images_count_where_they_are_used(config, photos):
+    """Settings of what makes them count only where none are given."""
+    own = replace(config, prior=replace(config.prior, images=Path("own")))
+    other = replace(own, prior=replace(own.prior, sampling=SamplingConfig(seed=5), num_images=3))
+    identify_with = lambda config, images: identify(  # noqa: E731
+        define(config, FullFineTune(), "00", photos, images)
+    )
+    class_images = [replace(photos[0], is_prior=True)]
+    assert identify_with(own, class_images) == identify_with(other, class_images)
+    assert identify_with(own, class_images) != identify_with(own, [])
+    off = replace(config, prior=PriorConfig(prompt="a"))
+    assert identify_with(off, []) == identify_with(replace(config, prior=PriorConfig()), [])
+
+
+def test_the_code_version_leaves_out_what_decides_nothing(config, photos, tmp_path, monkeypatch):
+    assert define(config, FullFineTune(), "00", photos, [])["version of the trainer"] == (
+        code_version()
+    )
+    package = tmp_path / "package"
+    shutil.copytree(Path(__file__).parents[2] / "trainer", package,
+                    ignore=shutil.ignore_patterns("*.safetensors", "photos"))  # fmt: skip
+    fresh = code_version.__wrapped__
+    monkeypatch.setattr("trainer.identity.PACKAGE", package)
+    whole = fresh()
+    for unheard in ("__main__.py", "terminal.py", "toy/demo.py"):
+        (package / unheard).write_text("changed = True\n")
+    assert fresh() == whole
+    (package / "data" / "batches.py").write_text("changed = True\n")
+    assert fresh() != whole
+
+
+def test_a_file_is_read_once_as_long_as_it_is_not_written_to(tmp_path):
+    path = tmp_path / "base.safetensors"
+    save_file({"weight": torch.zeros(10)}, path)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert Hashes(tmp_path / "hashes.json").sha256(path) == expected
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert Hashes(tmp_path / "hashes.json").sha256(path) == expected  # it was not read
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert Hashes(tmp_path / "hashes.json").sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        Hashes(tmp_path / "hashes.json").sha256(tmp_path / "none.safetensors")
+    assert str(caught.value) == (
+        f"There is no file {tmp_path / 'none.safetensors'}. Name an existing .safetensors or "
+        ".ckpt checkpoint."
+    )

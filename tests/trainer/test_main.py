@@ -1,0 +1,140 @@
+"""The command line: what its flags mean, what it says, and its exit code."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from trainer.__main__ import COMMANDS, main
+from trainer.config import TrainingConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        pixels = rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def train(tiny_checkpoint, photos, tmp_path):
+    """The arguments of a short run on the tiny checkpoint."""
+    return [
+        "train", "--base", str(tiny_checkpoint), "--dataset.photos", str(photos),
+        "--dataset.prompt", "a photo of sks dog", "--output.folder", str(tmp_path / "out"),
+        "--output.name", "dog", "--output.dtype", "fp32", "--device", "cpu", "--steps", "2",
+        "--batch-size", "1", "--optimizer.learning-rate", "1e-3",
+    ]  # fmt: skip
+
+
+def settings_of(checkpoint: Path) -> dict:
+    with safe_open(checkpoint, framework="pt") as file:
+        return json.loads(file.metadata()["dreambooth.config"])
+
+
+def test_train_writes_the_file_and_tells_the_settings(train, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert main(train) == 0
+    path = tmp_path / "out" / "dog.safetensors"
+    assert f"Wrote {path}" in caplog.messages
+    assert "optimizer.learning_rate = 0.001" in caplog.messages
+    assert settings_of(path)["steps"] == 2
+
+
+def test_flags_beat_the_settings_file_and_the_file_beats_the_preset(train, tmp_path):
+    settings = tmp_path / "settings.toml"
+    settings.write_text("seed = 7\nsteps = 9\n[optimizer]\nweight_decay = 0.5\n", "utf-8")
+    assert main([*train, "--preset", "object", "--settings", str(settings)]) == 0
+    used = settings_of(tmp_path / "out" / "dog.safetensors")
+    assert (used["steps"], used["batch_size"]) == (2, 1)  # flags, over both
+    assert (used["seed"], used["optimizer"]["weight_decay"]) == (7, 0.5)
+
+
+def test_unknown_names_are_refused_with_the_choice(train, caplog):
+    assert main([*train, "--preset", "dog"]) == 1
+    assert caplog.messages[-1] == "--preset must be one of object, face, toy, got 'dog'."
+
+
+def test_a_damaged_settings_file_is_named(train, tmp_path, caplog):
+    (tmp_path / "s.toml").write_text("steps = = 3", "utf-8")
+    assert main([*train, "--settings", str(tmp_path / "s.toml")]) == 1
+    assert caplog.messages[-1].startswith(f"'{tmp_path / 's.toml'}' is not a TOML file: ")
+
+
+def test_a_failed_run_has_another_exit_code_and_leaves_no_file(train, tmp_path, caplog):
+    train[train.index("--dataset.photos") + 1] = str(tmp_path / "nowhere")
+    assert main(train) == 1
+    expected = f"'{tmp_path / 'nowhere'}' does not exist. Name a folder of images, or images."
+    assert caplog.messages[-1] == expected
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "help missing" not in shown
+    if command == "train":
+        for field in dataclasses.fields(TrainingConfig):
+            assert f"--{field.name.replace('_', '-')}" in shown
+
+
+def test_priors_makes_class_images(tiny_checkpoint, tmp_path):
+    code = main(
+        [
+            "priors", "--base", str(tiny_checkpoint), "--prompt", "a photo of a dog",
+            "--num-images", "3", "--sampling.steps", "2", "--folder", str(tmp_path),
+            "--device", "cpu",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    assert len(list(tmp_path.rglob("*.png"))) == 3
+
+
+def test_sample_draws_with_each_scheduler_under_new_names(tiny_checkpoint, tmp_path):
+    arguments = [
+        "sample", "--checkpoint", str(tiny_checkpoint), "--prompts", "a dog", "a cat",
+        "--schedulers", "DDIM", "PNDM", "--steps", "2", "--folder", str(tmp_path), "--device",
+        "cpu",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 8
+    assert names[:2] == ["DDIM_000.png", "DDIM_000_1.png"]
+    first, again = (np.asarray(Image.open(tmp_path / name)) for name in names[:2])
+    assert (first == again).all()
+
+
+def test_ctrl_c_ends_the_run_with_what_was_done(train, tmp_path):
+    train[train.index("--steps") + 1] = "100000"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *train],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    shown = ""
+    deadline = time.monotonic() + 120
+    while "Training 3/" not in shown and time.monotonic() < deadline:
+        shown += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    shown += process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Stopped" in shown
+    assert not (tmp_path / "out" / "dog.safetensors").exists()

@@ -1,0 +1,78 @@
+"""What a run told, read back."""
+
+import numpy as np
+
+from trainer.observer import Observer, StepReport
+from trainer.recorder import Recorder
+
+
+def report(step: int) -> StepReport:
+    return StepReport(
+        step=step, total_steps=9, loss=0.1 + 1e-17 * step, instance_loss=0.1, prior_loss=None,
+        learning_rates={"unet": 1.23e-6}, grad_norm=float("inf"), steps_per_second=1.5,
+        seconds_left=3.0, peak_megabytes=10.0,
+    )  # fmt: skip
+
+
+def images(seed: int, count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, size=(8, 6, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def test_reports_come_back_exactly_and_rewriting_forgets_the_rest(tmp_path):
+    recorder = Recorder(tmp_path, Observer())
+    for step in (1, 2, 3):
+        recorder.on_step(report(step))
+    assert recorder.reports() == [report(1), report(2), report(3)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    recorder.rewrite([report(1)])
+    recorder.on_step(report(2))
+    assert Recorder(tmp_path, Observer()).reports() == [report(1), report(2)]
+
+
+def test_only_the_last_previews_stay(tmp_path):
+    recorder = Recorder(tmp_path, Observer())
+    assert recorder.previews() == []
+    recorder.on_preview(5, images(0, 3))
+    recorder.on_preview(10, images(1, 2))
+    kept = Recorder(tmp_path, Observer()).previews()
+    assert all(map(np.array_equal, kept, images(1, 2)))
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
+        "step000010_000.png", "step000010_001.png",
+    ]  # fmt: skip
+
+
+def test_everything_is_passed_on_after_it_was_kept(tmp_path):
+    heard = []
+
+    class Listening(Observer):
+        def on_progress(self, activity, done, total):
+            heard.append((activity, done, total))
+
+        def on_start(self, total_steps):
+            heard.append(total_steps)
+
+        def on_step(self, report):
+            heard.append((report.step, len(recorder.reports())))
+
+        def on_preview(self, step, images):
+            heard.append((step, len(recorder.previews())))
+
+        def on_checkpoint(self, step, path):
+            heard.append((step, path, list(recorder.checkpoints)))
+
+    recorder = Recorder(tmp_path, Listening())
+    recorder.on_progress("Class images", 1, 2)
+    recorder.on_start(9)
+    recorder.on_step(report(1))
+    recorder.on_preview(1, images(0, 2))
+    recorder.on_checkpoint(1, tmp_path / "a")
+    assert heard == [
+        ("Class images", 1, 2), 9, (1, 1), (1, 2), (1, tmp_path / "a", [tmp_path / "a"]),
+    ]  # fmt: skip
+
+
+def test_lost_reports_are_told_and_not_fatal(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text("{")
+    assert Recorder(tmp_path, Observer()).reports() == []
+    assert caplog.messages[0].startswith("The losses of this run cannot be read: ")

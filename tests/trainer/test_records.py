@@ -1,0 +1,41 @@
+"""Small files: the old text or the new one, nothing between."""
+
+import logging
+
+import pytest
+
+from trainer import records
+
+
+def test_an_object_comes_back(tmp_path):
+    path = tmp_path / "new" / "record.json"
+    assert records.read(path) == {}
+    records.write(path, {"name": "müde 개"})
+    records.write(path, {"name": "개", "steps": 3})
+    assert records.read(path) == {"name": "개", "steps": 3}
+    assert [file.name for file in path.parent.iterdir()] == ["record.json"]
+
+
+def test_what_cannot_be_read_counts_as_missing_and_is_named(tmp_path, caplog):
+    path = tmp_path / "record.json"
+    path.write_text('{"name": ')
+    assert records.read(path) == {}
+    (message,) = caplog.messages
+    assert message.startswith(f"'{path}' cannot be read (")
+    assert message.endswith("), and counts as missing.")
+
+
+def test_a_write_without_room_leaves_what_was_there(tmp_path, file_size_limit):
+    path = tmp_path / "record.json"
+    records.write(path, {"steps": 3})
+    with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
+        records.write_text(path, "x" * 2000)
+    assert records.read(path) == {"steps": 3}
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_loss_of_less_than_the_run_is_survived_and_told(caplog):
+    caplog.set_level(logging.WARNING)
+    with records.surviving("the previews of this step"):
+        raise OSError("disk full")
+    assert caplog.messages == ["Could not keep the previews of this step: disk full"]
