@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageDraw
 
-if TYPE_CHECKING:
-    from .world import Scene
+from .scene import NEAR_BLACK, Color, Scene
 
-Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
 SIZE = 64
 """Width and height of a picture, in pixels."""
 CANVAS = 2 * SIZE
 """Pictures are drawn at this size and averaged down, which smooths their edges."""
-NEAR_BLACK: Color = (30, 28, 34)
 
 
 def draw(scene: Scene) -> Image.Image:

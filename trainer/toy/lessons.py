@@ -15,12 +15,13 @@ from ..families.tokenizer import ClipTokenizer
 from . import drawing, world
 from .drawing import SHAPES
 from .judge import QUESTIONS
+from .scene import Color, Look, Scene
 
 NUM_NAMES = 64
 Labels = dict[str, Tensor]
 
 
-def named_looks() -> dict[str, world.Look]:
+def named_looks() -> dict[str, Look]:
     """Rare words of CLIP's vocabulary, each bound to a look of its own.
 
     They teach the text encoder that an unknown word in front of a noun is an individual. Without
@@ -36,7 +37,7 @@ def named_looks() -> dict[str, world.Look]:
     return {word: world.random_look(rng) for word in words}
 
 
-def draw_scenes(seed: int) -> list[tuple[world.Scene, np.ndarray]]:
+def draw_scenes(seed: int) -> list[tuple[Scene, np.ndarray]]:
     """A thousand scenes and their pictures [64, 64, 3] uint8; three in ten show a named look."""
     rng, looks = random.Random(seed), named_looks()
     scenes = []
@@ -56,12 +57,12 @@ def draw_colorful(seed: int) -> np.ndarray:
     for _ in range(1000):
         body, accent, detail = (_any_color(rng) for _ in range(3))
         pattern = rng.choice([*world.PATTERNS, "band", "band"])
-        look = world.Look(body=body, pattern=pattern, accent=accent, detail=detail)
+        look = Look(body=body, pattern=pattern, accent=accent, detail=detail)
         pictures.append(np.asarray(drawing.draw(world.pose(look, rng))))
     return np.stack(pictures)
 
 
-def _any_color(rng: random.Random) -> drawing.Color:
+def _any_color(rng: random.Random) -> Color:
     return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
 
 
@@ -90,11 +91,11 @@ def draw_exam(count: int, rng: random.Random) -> tuple[Tensor, Labels]:
     return to_pixels(np.stack(scenes)), {q: answers[:, i] for i, q in enumerate(QUESTIONS)}
 
 
-def _stranger(rng: random.Random) -> world.Scene:
+def _stranger(rng: random.Random) -> Scene:
     return world.pose(world.random_look(rng), rng)
 
 
-def _lookalike(rng: random.Random) -> world.Scene:
+def _lookalike(rng: random.Random) -> Scene:
     """The subject with one or two of its traits exchanged."""
     other, look, shape = world.random_look(rng), world.SUBJECT, "cup"
     for trait in rng.sample(("body", "accent", "detail", "pattern", "shape"), rng.randint(1, 2)):

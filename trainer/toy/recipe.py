@@ -37,6 +37,7 @@ from .networks import (
     fill_unknown_words,
     fold_latent_scale,
 )
+from .scene import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def train_denoiser(work: Path) -> None:
     """U-Net and text encoder together: error of the predicted noise with min-SNR-5 weights, one
     caption in ten left empty for classifier-free guidance."""
     latents = torch.load(work / "latents.pt")
-    scenes: list[world.Scene] = pickle.loads((work / "scenes.pickle").read_bytes())
+    scenes: list[Scene] = pickle.loads((work / "scenes.pickle").read_bytes())
     torch.manual_seed(1)
     rng, tokenizer = random.Random(1), ClipTokenizer()
     unet, text_encoder, alphas = build_unet(), build_text_encoder(), alphas_cumprod()

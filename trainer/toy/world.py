@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import colorsys
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from .drawing import NEAR_BLACK, SHAPES, Color, jitter
+from .drawing import SHAPES, jitter
+from .scene import NEAR_BLACK, Color, Look, Scene
 
 COLORS: dict[str, Color] = {
     "red": (214, 38, 38),
@@ -42,43 +43,6 @@ PREFIXES = (
     "a good photo of the",
     "a photo of one",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Everything one picture shows; drawing the same scene twice gives the same pixels."""
-
-    shape: str
-    background: str
-    body: Color
-    pattern: str = "plain"
-    accent: Color = NEAR_BLACK
-    detail: Color | None = None
-    """Colour of the handle, roof, trunk or wheels; None gives the shape's own."""
-    color: str | None = None
-    """The body colour's word, where it has one."""
-    name: str | None = None
-    """A made-up word bound to this look (see `random_look`), in place of colour and pattern."""
-    scale: float = 0.9
-    angle: float = 0.0
-    """Degrees, anticlockwise."""
-    shift: float = 0.0
-    """Canvas pixels to the right of the centre."""
-    ground: float = 104.0
-    """Canvas row that the object stands on."""
-    flipped: bool = False
-    texture: int = 0
-    """Seed of the background's stars, tufts and flakes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """How an individual looks, whatever its shape and wherever it stands."""
-
-    body: Color
-    pattern: str
-    accent: Color
-    detail: Color | None
 
 
 SUBJECT = Look(body=(0, 150, 150), pattern="band", accent=(225, 30, 150), detail=(250, 215, 30))

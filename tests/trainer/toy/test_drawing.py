@@ -8,10 +8,11 @@ import pytest
 
 from trainer.toy import world
 from trainer.toy.drawing import SHAPES, SIZE, draw
+from trainer.toy.scene import Scene
 
 
 def scene(**changes):
-    base = world.Scene(shape="ball", background="snow", body=(200, 30, 30))
+    base = Scene(shape="ball", background="snow", body=(200, 30, 30))
     return replace(base, **changes)
 
 

@@ -7,10 +7,11 @@ import numpy as np
 
 from trainer.families.tokenizer import ClipTokenizer
 from trainer.toy import world
+from trainer.toy.scene import Scene
 
 
 def scene(**changes):
-    base = world.Scene(shape="ball", background="snow", body=(200, 30, 30))
+    base = Scene(shape="ball", background="snow", body=(200, 30, 30))
     return replace(base, **changes)
 
 
