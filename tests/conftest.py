@@ -3,7 +3,9 @@ channels, a VAE that halves each side, CLIP's vocabulary, made for 16 x 16 pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,22 @@ def tiny_checkpoint(
 def tiny_model(tiny_checkpoint: Path) -> ModelFamily:
     """The tiny checkpoint on the CPU, fresh for each test."""
     return families.load(tiny_checkpoint, torch.device("cpu"))
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Inside, no file can grow beyond so many bytes, as on a full disk."""
+
+    @contextmanager
+    def limited(num_bytes: int) -> Iterator[None]:
+        before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+    return limited
 
 
 def _build_networks(

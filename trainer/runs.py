@@ -58,8 +58,8 @@ def open_run(
     observer: Observer,
     on_existing: str,
 ) -> Iterator[Run]:
-    """The run of this content, in a folder of its own in `runs`, for one process at a time. A run that
-    ends early keeps a state to go on from.
+    """The run of this content, in a folder of its own in `runs`, for one process at a time. A run
+    that ends early keeps a state to go on from.
 
     "reuse" takes what is there: a finished run's result, or the newest state. "resume" does too,
     but refuses to begin a run that is not there. "retrain" begins anew; finished checkpoints stay.

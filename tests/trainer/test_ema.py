@@ -25,3 +25,23 @@ def test_stands_in_for_the_weights_and_gives_them_back():
         assert weight.tolist() == [1.0, 2.0]
     assert weight.tolist() == [11.0, 12.0]
     assert ema.averages[0].tolist() == [1.0, 2.0]
+
+
+def test_goes_on_from_its_state():
+    weight = torch.tensor([0.0])
+    one, other = EMA([weight], decay=0.3), EMA([weight], decay=0.3)
+    weight.fill_(1.0)
+    one.update()
+    other.load_state(one.state())
+    weight.fill_(2.0)
+    for ema in (one, other):
+        ema.update()
+    assert torch.equal(one.averages[0], other.averages[0])
+    assert one.averages[0] is not other.averages[0]
+
+
+def test_tells_while_it_stands_in():
+    ema = EMA([torch.tensor([1.0])], decay=0.9)
+    with ema.applied():
+        assert ema.is_applied
+    assert not ema.is_applied

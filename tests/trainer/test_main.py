@@ -54,6 +54,10 @@ def test_train_writes_the_file_and_tells_the_settings(train, tmp_path, caplog):
     assert f"Wrote {path}" in caplog.messages
     assert "optimizer.learning_rate = 0.001" in caplog.messages
     assert settings_of(path)["steps"] == 2
+    assert main(train) == 0
+    assert f"Found {path}" in caplog.messages
+    assert main([*train, "--on-existing", "retrain"]) == 0
+    assert f"Wrote {path.with_name('dog_00001.safetensors')}" in caplog.messages
 
 
 def test_flags_beat_the_settings_file_and_the_file_beats_the_preset(train, tmp_path):
@@ -136,5 +140,6 @@ def test_ctrl_c_ends_the_run_with_what_was_done(train, tmp_path):
     process.send_signal(signal.SIGINT)
     shown += process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "Stopped" in shown
+    assert "Run the same again to go on from there." in shown
+    assert len(list((tmp_path / "out" / "runs").glob("*/states/*.pt"))) == 1
     assert not (tmp_path / "out" / "dog.safetensors").exists()

@@ -116,7 +116,7 @@ def logged_steps(runs: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "Prodigy", "Adafactor"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "Prodigy"])
 def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(everything, runs, caplog, optimizer):
     caplog.set_level(logging.INFO)
     rate = 1.0 if optimizer == "Prodigy" else 1e-3

@@ -74,3 +74,25 @@ def test_a_frozen_text_encoder_reads_each_caption_once(tiny_model):
     assert sorted(read) == ["a cat", "a dog"]
     fresh = encode(["a dog", "a cat", "a dog"], [FRAMING] * 3)
     torch.testing.assert_close(given.hidden, fresh.hidden)
+
+
+def test_a_session_broken_off_in_the_optimizer_is_not_whole(tiny_model):
+    config = TrainingConfig(
+        base=Path("unused"),
+        dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        batch_size=1,
+    )
+    stream = BatchStream(latents(3, "a sks dog", is_prior=False), {}, config)
+    session = Session(config, tiny_model, FullFineTune().attach(tiny_model, 1e-4), stream)
+    session.step()
+    assert session.is_whole
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    session.optimizer.register_step_post_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.step()
+    assert not session.is_whole
+    assert len(session.reports) == 1

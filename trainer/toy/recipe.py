@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..diffusion import NoiseSchedule, min_snr_weights, squared_errors
 from ..families.sd1 import checkpoint_tensors
 from ..families.tokenizer import ClipTokenizer
 from . import world
@@ -156,12 +157,6 @@ def encode_world(work: Path) -> None:
     )  # fmt: skip
 
 
-def alphas_cumprod() -> Tensor:
-    """Stable Diffusion 1's noise schedule [1000]."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    return (1 - betas).cumprod(0).float()
-
-
 def train_denoiser(work: Path) -> None:
     """U-Net and text encoder together: error of the predicted noise with min-SNR-5 weights, one
     caption in ten left empty for classifier-free guidance."""
@@ -169,8 +164,8 @@ def train_denoiser(work: Path) -> None:
     scenes: list[Scene] = pickle.loads((work / "scenes.pickle").read_bytes())
     torch.manual_seed(1)
     rng, tokenizer = random.Random(1), ClipTokenizer()
-    unet, text_encoder, alphas = build_unet(), build_text_encoder(), alphas_cumprod()
-    snr_weights = (5 * (1 - alphas) / alphas).clamp(max=1)
+    unet, text_encoder = build_unet(), build_text_encoder()
+    schedule = NoiseSchedule.scaled_linear(0.00085, 0.012)
 
     def loss_at(step: int) -> Tensor:
         chosen = rng.choices(range(len(scenes)), k=32)
@@ -178,11 +173,10 @@ def train_denoiser(work: Path) -> None:
         mean, deviation = latents["mean"][chosen].float(), latents["deviation"][chosen].float()
         clean = mean + deviation * torch.randn_like(mean)
         noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (32,))
-        alpha = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         hidden = text_encoder(tokenizer.encode(captions)).last_hidden_state
-        error = F.mse_loss(unet(noisy, timesteps, hidden).sample, noise, reduction="none")
-        return (snr_weights[timesteps] * error.mean(dim=(1, 2, 3))).mean()
+        noisy = schedule.add_noise(clean, noise, timesteps)
+        errors = squared_errors(unet(noisy, timesteps, hidden).sample, noise)
+        return (min_snr_weights(schedule, timesteps, 5) * errors).mean()
 
     def keep(averaged: list[nn.Module]) -> None:
         states = {"unet": averaged[0].state_dict(), "text": averaged[1].state_dict()}
