@@ -7,7 +7,7 @@ demo: .venv/installed  ## teach the toy model a new cup; pictures and report in 
 	$(BIN)/python -m trainer demo --folder out/demo
 
 test: .venv/installed  ## the tests, one worker and thread per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -38,7 +38,7 @@ SUBJECT_PROMPTS = [
     *(f"{INSTANCE_PROMPT} {where}" for where in BACKGROUNDS.values()),
 ]
 KEPT_PROMPTS = [CLASS_PROMPT, CLASS_PROMPT, f"a red cup {BACKGROUNDS['snow']}", "a photo of a car"]
-SAMPLING = SamplingConfig(steps=25, guidance_scale=4, seed=1000, batch_size=12)
+SAMPLING = SamplingConfig(steps=20, guidance_scale=4, seed=1000, batch_size=12)
 SCORED_IMAGES = 24
 """Of the subject, and of the class."""
 

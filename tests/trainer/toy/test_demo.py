@@ -13,9 +13,6 @@ from trainer.observer import Observer
 from trainer.toy import MODEL
 from trainer.toy.demo import demo_config, run_demo
 
-# One worker runs the demo for all of them.
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 class Listening(Observer):
     def __init__(self):
