@@ -3,7 +3,7 @@ Settings."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io, ui
 
@@ -11,6 +11,7 @@ from ..trainer.config import PRESETS, DatasetConfig, PreviewConfig, PriorConfig,
 from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.full import FullFineTune
 from ..trainer.pictures import loss_curve
+from ..trainer.runs import OnExisting
 from . import host
 from .images import to_batch
 from .models import open_source
@@ -28,7 +29,7 @@ from .sockets import (
 )
 from .widgets import learning_rate_input, seed_input
 
-ON_EXISTING = ("reuse", "resume", "retrain")
+ON_EXISTING = get_args(OnExisting)
 FOR_SMALL_MODELS = "toy"
 """The preset for models like the embedded one, and for no other."""
 
@@ -220,8 +221,9 @@ def _widgets() -> list[io.Input]:
             "on_existing",
             options=list(ON_EXISTING),
             default=ON_EXISTING[0],
-            tooltip="If the very same run was begun before: reuse gives its checkpoint, or goes on "
-            "where it was stopped; resume only goes on with a stopped one; retrain begins anew.",
+            tooltip="Of the very same run from before: reuse takes its checkpoint, or goes on "
+            "where it was stopped; resume does too, but refuses to begin a new run; retrain begins "
+            "anew.",
         ),
     ]
 

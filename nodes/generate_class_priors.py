@@ -13,7 +13,7 @@ from ..trainer.data.examples import find_examples
 from ..trainer.priors import make_class_images
 from ..trainer.schedulers import check as check_scheduler
 from . import host
-from .images import MAX_PREVIEWS, preview
+from .images import MAX_PREVIEWS, folder_of, preview
 from .paths import fingerprint
 from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource
 from .widgets import (
@@ -126,7 +126,7 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
                 resolution=resolution or model.native_resolution,
                 observer=host.ComfyObserver(),
             )
-    return made[0].parent
+    return folder_of(made)
 
 
 def _generation_inputs() -> list[io.Input]:

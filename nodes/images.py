@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,23 @@ def save_batch(batch: Tensor, folder: Path) -> Path:
     target = folder / digest[:16]
     target.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
-        path = target / f"{number:04d}.png"
-        if not path.exists():
-            part = path.with_suffix(".part")
-            picture.save(part, format="PNG")
-            part.replace(path)
+        content = BytesIO()
+        picture.save(content, format="PNG")
+        _write(target / f"{number:04d}.png", content.getvalue())
     return target
+
+
+def folder_of(paths: Sequence[Path]) -> Path:
+    """A folder that holds these files of one folder and no other pictures: that one, or else copies
+    beside it."""
+    folder = paths[0].parent
+    if len(list(folder.glob("[!.]*.png"))) == len(paths):
+        return folder
+    selection = folder.with_name(f"{folder.name}-first-{len(paths)}")
+    selection.mkdir(exist_ok=True)
+    for path in paths:
+        _write(selection / path.name, path.read_bytes())
+    return selection
 
 
 def preview(
@@ -55,3 +67,12 @@ def preview(
             shown.append((pixels.permute(1, 2, 0) + 1) / 2)
         observer.on_progress("Reading", done, len(paths))
     return torch.stack(shown).clamp(0, 1)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Leaves a file of that size alone: its name says what is in it."""
+    if path.exists() and path.stat().st_size == len(content):
+        return
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)

@@ -28,7 +28,12 @@ class OptimizerSettings(io.ComfyNode):
             description="Further settings of DreamBooth Train: the optimizer and its learning-rate "
             "schedule, number formats, memory, and how losses are weighed.",
             search_aliases=["dreambooth", "precision", "memory", "ema", "min snr", "lr schedule"],
-            inputs=[*_optimizer_inputs(), *_computation_inputs(), *_loss_inputs()],
+            inputs=[
+                *_optimizer_inputs(),
+                *_text_encoder_inputs(),
+                *_computation_inputs(),
+                *_loss_inputs(),
+            ],
             outputs=[
                 OptimizerSocket.Output(
                     "optimizer_settings",
@@ -106,6 +111,11 @@ def _optimizer_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Number of cosines in 'cosine with restarts'; others take no notice.",
         ),
+    ]
+
+
+def _text_encoder_inputs() -> list[io.Input]:
+    return [
         learning_rate_input(
             "text_encoder_learning_rate",
             0.0,
