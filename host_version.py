@@ -7,8 +7,8 @@ import importlib.util
 import logging
 import re
 
-MINIMUM = "0.15.0"
-"""The first release that knows everything the nodes' schemas say."""
+MINIMUM = "0.21.0"
+"""The first release whose pages and server take menus of which several entries are chosen."""
 
 
 def find_version() -> str | None:
@@ -38,5 +38,5 @@ def warn_if_too_old() -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """ "0.15.0" and "v0.15.0rc1" as (0, 15, 0)."""
+    """ "0.21.0" and "v0.21.0rc1" as (0, 21, 0)."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -259,7 +259,7 @@ def _load_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ValueError(
             f"'{path.name}' holds more than numbers: opening it would run code that it brings "
             "along, which could do anything on this computer. Choose the .safetensors version of "

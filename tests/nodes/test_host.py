@@ -1,0 +1,402 @@
+"""Runs inside a real ComfyUI: to the end, found again, stopped and gone on with, and refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainer.toy import MODEL, PHOTOS
+
+pytestmark = pytest.mark.xdist_group("comfyui")
+
+ROOT = Path(__file__).parents[2]
+STARTUP = """
+import sys, time, importlib.util
+sys.path.insert(0, sys.argv[1])
+sys.argv = ["main.py", "--cpu", "--base-directory", sys.argv[3], sys.argv[2]]
+root = sys.argv.pop()
+import comfy.options
+comfy.options.enable_args_parsing()
+import utils.install_util, server, nodes, comfy.sd, psutil
+before = set(sys.modules)
+started = time.process_time()
+spec = importlib.util.spec_from_file_location("/pack", root + "/__init__.py")
+pack = importlib.util.module_from_spec(spec)
+sys.modules["/pack"] = pack
+spec.loader.exec_module(pack)
+seconds = time.process_time() - started
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(seconds, *sorted(new & {"diffusers", "transformers", "scipy", "matplotlib"}))
+"""
+
+MEMORY = (
+    STARTUP
+    + """
+import torch, weakref
+host = sys.modules["/pack.nodes.host"]
+models = []
+def train(device):
+    model = torch.nn.Linear(1, 1, device=device)
+    model.itself = [model]
+    models.append(weakref.ref(model))
+    assert model(torch.ones(1, 1)).requires_grad
+    raise ValueError("stopped")
+try:
+    with torch.inference_mode(), host.stepping_aside() as device:
+        train(device)
+except ValueError as error:
+    print([model() for model in models], error)
+"""
+)
+
+
+@pytest.fixture
+def photos(comfyui):
+    """Makes a folder of photos under input/, and gives its name in the menu."""
+    made = []
+
+    def make(name):
+        folder = comfyui.base / "input" / name
+        shutil.copytree(PHOTOS, folder)
+        made.append(folder)
+        return folder, f"input/{name}"
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def priors_node():
+    """Builds Generate Class Priors, which draws with the model of node 1."""
+
+    def build(num_images, seed=0):
+        drawing = {
+            "num_images": num_images, "scheduler": "DDIM", "steps": 2, "guidance_scale": 4.0,
+            "seed": seed, "negative_prompt": "", "resolution": 0, "batch_size": 2,
+            "precision": "fp32",
+        }  # fmt: skip
+        inputs = {
+            "model_source": ["1", 0],
+            "class_prompt": "a photo of a cup",
+            "images": "made by the model",
+            **{f"images.{name}": value for name, value in drawing.items()},
+        }
+        return {"class_type": "DreamBoothGenerateClassPriors", "inputs": inputs}
+
+    return build
+
+
+def last_line(script, base):
+    """What a script prints at its end in ComfyUI's environment, without a server."""
+    done = subprocess.run(
+        [
+            os.environ.get("COMFYUI_PYTHON", sys.executable), "-c", script,
+            os.environ["COMFYUI_PATH"], str(ROOT), str(base),
+        ],
+        capture_output=True, text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_import_takes_little_time_and_no_heavy_library(needs_comfyui, tmp_path):
+    seconds, *heavy = last_line(STARTUP, tmp_path).split()
+    assert heavy == []
+    assert float(seconds) < 0.3
+
+
+def test_an_error_holds_no_model_in_memory(needs_comfyui, tmp_path):
+    assert last_line(MEMORY, tmp_path) == "[None] stopped"
+
+
+def test_the_first_workflow_runs_to_its_end(comfyui, toy_graph, new_seed):
+    outcome = comfyui.run(toy_graph(seed=new_seed, name="first"))
+    assert outcome.end == "execution_success", outcome.error
+    (saved,) = outcome.outputs("5")["images"]
+    with Image.open(comfyui.base / "output" / saved["filename"]) as picture:
+        assert picture.width > 2 * 128
+    assert "first.safetensors" in comfyui.trained()
+    assert outcome.steps[-1] == 3
+    assert outcome.texts[-1].startswith("Sampling ")
+    last = [text for text in outcome.texts if text.startswith("step ")][-1]
+    assert last.startswith("step 3/3, loss ")
+    assert last.endswith(", 0:00 left")
+    progress = [data for kind, data in outcome.events if kind == "progress" and data["node"] == "3"]
+    assert progress[-1]["value"] == progress[-1]["max"] == 3
+    # The loss curve is shown on the node.
+    assert len(outcome.outputs("3")["images"]) == 1
+    saved_events = [data for kind, data in outcome.events if kind == "dreambooth.checkpoint"]
+    assert [(data["step"], data["name"]) for data in saved_events] == [
+        (3, os.path.join("dreambooth", "first.safetensors"))
+    ]
+    menu = comfyui.get("/object_info/CheckpointLoaderSimple")["CheckpointLoaderSimple"]
+    names = menu["input"]["required"]["ckpt_name"][0]
+    assert os.path.join("dreambooth", "first.safetensors") in names
+
+
+def test_what_was_trained_is_not_trained_again(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="once")
+    assert comfyui.run(graph).steps[-1] == 3
+    files = comfyui.trained()
+    assert comfyui.run(graph).steps == []
+    # Another workflow in between makes ComfyUI forget the results it keeps.
+    comfyui.run(toy_graph(seed=new_seed + 500, name="other"))
+    files_with_other = comfyui.trained()
+    assert set(files_with_other) - set(files) == {"other.safetensors"}
+    again = comfyui.run(graph)
+    assert (again.end, again.steps) == ("execution_success", [])
+    comfyui.stop()
+    comfyui.start()
+    restarted = comfyui.run(graph)
+    assert (restarted.end, restarted.steps) == ("execution_success", [])
+    assert comfyui.trained() == files_with_other
+
+
+def test_a_changed_photo_trains_again(comfyui, toy_graph, photos, new_seed):
+    folder, name = photos("changing")
+    graph = toy_graph(name, seed=new_seed)
+    assert comfyui.run(graph).steps[-1] == 3
+    first = sorted(folder.iterdir())[0]
+    with Image.open(first) as photo:
+        size = photo.size
+    Image.new("RGB", size, "red").save(first)
+    assert comfyui.run(graph).steps[-1] == 3
+
+
+def test_retrain_trains_at_every_queue(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="anew", on_existing="retrain")
+    assert comfyui.run(graph).steps[-1] == 3
+    assert comfyui.run(graph).steps[-1] == 3
+    assert {"anew.safetensors", "anew_00001.safetensors"} <= set(comfyui.trained())
+
+
+def test_cancel_ends_within_a_step_and_the_next_queue_goes_on(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="stopped", **{"preset.steps": 4000})
+    stopped_at = []
+
+    def stop(outcome):
+        if outcome.steps and outcome.steps[-1] >= 2 and not stopped_at:
+            comfyui.interrupt()
+            stopped_at.append(outcome.steps[-1])
+
+    outcome = comfyui.run(graph, hear=stop)
+    assert outcome.end == "execution_interrupted"
+    assert "stopped.safetensors" not in comfyui.trained()
+    # Steps shorter than a message's way may be made before the click arrives.
+    last = outcome.steps[-1]
+    stopped_at.clear()
+    outcome = comfyui.run(graph, hear=stop)
+    assert outcome.end == "execution_interrupted"
+    assert outcome.steps[0] in range(last, last + 5)
+
+
+@pytest.mark.parametrize("activity", ["Class images", "Sampling"])
+def test_drawing_can_be_cancelled(comfyui, toy_graph, priors_node, new_seed, activity):
+    graph = toy_graph(seed=new_seed)
+    graph["4"]["inputs"]["steps"] = 1000
+    if activity == "Class images":
+        graph["6"] = priors_node(num_images=1000, seed=new_seed)
+        graph["3"]["inputs"] |= {"class_dataset": ["6", 0], "preset.prior_weight": 1.0}
+    heard = []
+
+    def stop(outcome):
+        if not heard and any(text.startswith(activity) for text in outcome.texts):
+            heard.append(activity)
+            comfyui.interrupt()
+
+    outcome = comfyui.run(graph, hear=stop)
+    assert (outcome.end, heard) == ("execution_interrupted", [activity])
+    done, total = outcome.texts[-1].removeprefix(activity).split("/")
+    assert int(done) < int(total) / 2
+
+
+def test_equal_nodes_train_once_and_different_ones_apart(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="two")
+    same, other = dict(graph["3"]), dict(graph["3"])
+    other["inputs"] = {**other["inputs"], "seed": new_seed + 500, "name": "another"}
+    # A node inside a subgraph has its way there as its id.
+    graph |= {"10:3": same, "10:12:3": other}
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    assert len(outcome.steps) == 6
+    files = [name for name in comfyui.trained() if name.startswith(("two", "another"))]
+    assert files == ["another.safetensors", "two.safetensors"]
+    nodes = {data["node"] for kind, data in outcome.events if kind == "dreambooth.checkpoint"}
+    assert len(nodes) == 2
+    assert "10:12:3" in nodes
+
+
+def test_a_full_disk_leaves_nothing_half_written(full_comfyui, toy_graph):
+    outcome = full_comfyui.run(toy_graph(name="large"))
+    assert outcome.end == "execution_error"
+    node, message = outcome.error
+    assert node == "3"
+    assert "File too large" in message
+    assert full_comfyui.trained() == []
+    parts = [path for path in full_comfyui.base.rglob("*.part") if path.is_file()]
+    assert parts == []
+
+
+def test_photos_from_the_graph_are_taken(comfyui, toy_graph, new_seed):
+    graph = toy_graph("none, only the images below", seed=new_seed, name="from graph")
+    graph["2"]["inputs"]["images.image0"] = ["6", 0]
+    graph["6"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 512, "height": 512, "batch_size": 2, "color": 0x336699},
+    }
+    assert comfyui.run(graph).end == "execution_success"
+    graph["2"]["inputs"].pop("images.image0")
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_error"
+    assert outcome.error == (
+        "2",
+        "folder is 'none, only the images below', and no images are connected. Choose a folder, "
+        "or connect an image.",
+    )
+
+
+def test_class_images_are_made_once_and_used(comfyui, toy_graph, priors_node, new_seed):
+    graph = toy_graph(seed=new_seed, name="with priors", **{"preset.prior_weight": 1.0})
+    graph["3"]["inputs"]["class_dataset"] = ["6", 0]
+    graph["3"]["inputs"]["preview_settings"] = ["7", 0]
+    graph["6"] = priors_node(num_images=2)
+    graph["7"] = {
+        "class_type": "DreamBoothPreviewSettings",
+        "inputs": {
+            "prompts": "a photo of sks cup", "every": 2, "scheduler": "DDIM", "steps": 2,
+            "guidance_scale": 4.0, "negative_prompt": "", "seed": 0,
+        },
+    }  # fmt: skip
+    graph["8"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 3]}}
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    assert "Class images 2/2" in outcome.texts
+    assert outcome.num_previews >= 1
+    assert len(outcome.outputs("8")["images"]) == 1
+    albums = (comfyui.base / "output" / "dreambooth" / "class_images").iterdir()
+    assert 2 in [len(list(album.glob("*.png"))) for album in albums]
+    graph["6"]["inputs"]["images.num_images"] = 3
+    assert comfyui.run(graph).steps[-1] == 3
+    graph["6"]["inputs"]["images.num_images"] = 2
+    assert comfyui.run(graph).steps == []
+
+
+def test_an_output_without_previews_says_what_to_connect(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="no previews")
+    graph["8"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 3]}}
+    outcome = comfyui.run(graph)
+    messages = [data["exception_message"] for kind, data in outcome.events
+                if kind == "execution_error"]  # fmt: skip
+    assert any("Connect Preview Settings" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"preset": "object"},
+            "preset is object, which is not made for 'model.safetensors', a small model. Choose "
+            "toy.",
+        ),
+        (
+            {"preset.prior_weight": 1.0},
+            "prior_weight is 1, but no class images are connected. Connect Generate Class Priors "
+            "to class_dataset, or set prior_weight to 0.",
+        ),
+        (
+            {"name": "../cup"},
+            "'../cup' cannot be used as a name: it leads out of its folder. Choose one from the "
+            "menu, or a plain name.",
+        ),
+        (
+            {"name": "a/cup"},
+            "output.name must be a plain file name, got 'a/cup'.",
+        ),
+        (
+            {"name": "nul"},
+            "'nul' cannot be used as a name: Windows reserves it for a device. Choose one from the "
+            "menu, or a plain name.",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_on_the_node(comfyui, toy_graph, settings, message):
+    outcome = comfyui.run(toy_graph(**settings))
+    assert outcome.end == "execution_error"
+    assert outcome.error == ("3", message)
+
+
+def test_the_toy_is_not_for_comfyuis_own_samplers(comfyui, toy_graph):
+    graph = {
+        "1": toy_graph()["1"],
+        "2": {"class_type": "DreamBoothUseTrainedModel", "inputs": {"model_source": ["1", 0]}},
+        "3": {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1},
+        },
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["2", 2]}},
+        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}},
+    }
+    outcome = comfyui.run(graph)
+    assert outcome.error == (
+        "2",
+        f"'{MODEL.name}' is a small model like the embedded toy, and ComfyUI's own samplers take "
+        "only models of the published size. Draw from it with Sample with Scheduler.",
+    )
+
+
+def test_a_corrupt_photo_is_named(comfyui, toy_graph, photos):
+    folder, name = photos("corrupt")
+    (folder / "broken.png").write_bytes(b"no picture")
+    outcome = comfyui.run(toy_graph(name))
+    assert outcome.error == (
+        "2",
+        "'broken.png' cannot be read as an image: its content is none of BMP, GIF, JPEG, PNG, "
+        "TIFF, WEBP. Replace it, or remove it.",
+    )
+
+
+def test_an_empty_folder_is_named(comfyui, toy_graph):
+    folder = comfyui.base / "input" / "empty"
+    folder.mkdir()
+    outcome = comfyui.run(toy_graph("input/empty"))
+    assert outcome.error == (
+        "2",
+        f"No images in {folder}. Looked for .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp.",
+    )
+
+
+def test_a_linked_folder_outside_is_refused(comfyui, toy_graph, tmp_path):
+    shutil.copytree(PHOTOS, tmp_path / "private")
+    os.symlink(tmp_path / "private", comfyui.base / "input" / "linked")
+    outcome = comfyui.run(toy_graph("input/linked"))
+    assert outcome.error == (
+        "2",
+        f"'linked' is a link that leads out of {comfyui.base / 'input'}. Copy the files there "
+        "instead.",
+    )
+
+
+@pytest.mark.parametrize("folder", ["../..", "/etc", "input/../../custom_nodes", "input/con"])
+def test_folders_that_are_not_in_the_menu_do_not_get_into_the_queue(comfyui, toy_graph, folder):
+    status, answer = comfyui.post("/prompt", {"prompt": toy_graph(folder)})
+    assert status == 400
+    (error,) = answer["node_errors"]["2"]["errors"]
+    assert error["type"] == "value_not_in_list"
+
+
+def test_a_file_that_is_no_checkpoint_is_named(comfyui, toy_graph):
+    path = comfyui.base / "models" / "checkpoints" / "note.safetensors"
+    path.write_bytes(b"a note")
+    graph = toy_graph()
+    graph["1"]["inputs"]["checkpoint"] = path.name
+    outcome = comfyui.run(graph)
+    path.unlink()
+    node, message = outcome.error
+    assert node == "1"
+    assert message.startswith("'note.safetensors' ")

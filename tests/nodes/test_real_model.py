@@ -1,0 +1,155 @@
+"""A checkpoint of Stable Diffusion 1.5's own widths, with random weights and a U-Net of one level,
+which ComfyUI's own loader takes: trained in the graph, and drawn from by its KSampler."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from trainer.families.sd1 import checkpoint_tensors
+
+pytestmark = pytest.mark.xdist_group("comfyui")
+
+ROOT = Path(__file__).parents[2]
+COMPLAINTS = re.compile(r"missing|unexpected|left over", re.IGNORECASE)
+COMPARE = """
+import json, sys
+comfyui, root, path, base = sys.argv[1:]
+sys.path[:0] = [comfyui, root]
+sys.argv = ["main.py", "--cpu", "--base-directory", base]
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy.sd, torch
+from pathlib import Path
+from trainer import families
+theirs = comfy.sd.load_checkpoint_guess_config(path, output_vae=True, output_clip=True)
+unet = theirs[0].model.diffusion_model.float()
+ours = families.load(Path(path), torch.device("cpu"))
+generator = torch.Generator().manual_seed(0)
+noisy_latents = torch.randn(2, 4, 8, 8, generator=generator)
+hidden = torch.randn(2, 77, 768, generator=generator)
+timesteps = torch.tensor([5, 800])
+with torch.no_grad():
+    a = unet(noisy_latents, timesteps, context=hidden)
+    b = ours.unet(noisy_latents, timesteps, hidden).sample
+print(json.dumps([(a - b).abs().max().item(), b.abs().max().item()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(comfyui, build_networks):
+    """The file, in ComfyUI's checkpoints folder."""
+    networks = build_networks(
+        unet={
+            "block_out_channels": (320,),
+            "down_block_types": ("CrossAttnDownBlock2D",),
+            "up_block_types": ("CrossAttnUpBlock2D",),
+            "layers_per_block": 1,
+            "cross_attention_dim": 768,
+        },
+        vae={
+            "block_out_channels": (128, 256, 512, 512),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "layers_per_block": 2,
+        },
+        text_encoder={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+    )
+    path = comfyui.base / "models" / "checkpoints" / "random.safetensors"
+    tensors = checkpoint_tensors(*networks)
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture
+def graph(checkpoint, toy_graph, new_seed):
+    """Two steps of training on the checkpoint, and no sampling yet."""
+    graph = toy_graph(
+        seed=new_seed,
+        name="trained",
+        **{"preset": "object", "preset.steps": 2, "preset.learning_rate": 1e-3},
+    )
+    graph["1"]["inputs"]["checkpoint"] = checkpoint.name
+    graph["2"]["inputs"] |= {"resolution": 64, "allow_upscaling": True}
+    del graph["4"], graph["5"]
+    return graph
+
+
+def ksampler(model, clip, vae):
+    """ComfyUI's own nodes from a MODEL, a CLIP and a VAE to a saved image of 64 pixels."""
+    return {
+        "20": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": "a photo"}},
+        "21": {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1},
+        },
+        "22": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": model, "positive": ["20", 0], "negative": ["20", 0],
+                "latent_image": ["21", 0], "seed": 0, "steps": 2, "cfg": 1.0,
+                "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+            },
+        },
+        "23": {"class_type": "VAEDecode", "inputs": {"samples": ["22", 0], "vae": vae}},
+        "24": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["23", 0], "filename_prefix": "ksampler"},
+        },
+    }  # fmt: skip
+
+
+def test_train_and_sample_with_ksampler_in_one_graph(comfyui, graph):
+    heard = len(comfyui.log.read_text())
+    graph["6"] = {"class_type": "DreamBoothUseTrainedModel", "inputs": {"model_source": ["3", 0]}}
+    graph |= ksampler(["6", 0], ["6", 1], ["6", 2])
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    (saved,) = outcome.outputs("24")["images"]
+    with Image.open(comfyui.base / "output" / saved["filename"]) as picture:
+        assert picture.size == (64, 64)
+    # The same by its name, as another graph on another day would load it.
+    name = os.path.join("dreambooth", "trained.safetensors")
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}}
+    outcome = comfyui.run({"6": loader} | ksampler(["6", 0], ["6", 1], ["6", 2]))
+    assert outcome.end == "execution_success", outcome.error
+    log = comfyui.log.read_text()[heard:]
+    assert [line for line in log.splitlines() if COMPLAINTS.search(line)] == []
+
+
+def test_the_models_of_a_graph_are_trained_as_they_are(comfyui, checkpoint, graph):
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}}
+    graph["6"] = loader
+    graph["1"] = {
+        "class_type": "DreamBoothModelFromGraph",
+        "inputs": {"model": ["6", 0], "clip": ["6", 1], "vae": ["6", 2]},
+    }
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    (saved,) = (comfyui.base / "temp" / "dreambooth" / "models").iterdir()
+    before, after = load_file(checkpoint), load_file(saved)
+    assert re.fullmatch(r"graph-[0-9a-f]{16}\.safetensors", saved.name)
+    assert [
+        name for name in before if not torch.equal(before[name].float(), after[name].float())
+    ] == []
+
+
+def test_comfyui_predicts_what_diffusers_predicts(checkpoint, tmp_path):
+    done = subprocess.run(
+        [
+            os.environ.get("COMFYUI_PYTHON", sys.executable), "-c", COMPARE,
+            os.environ["COMFYUI_PATH"], str(ROOT), str(checkpoint), str(tmp_path),
+        ],
+        capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    difference, size = json.loads(done.stdout.splitlines()[-1])
+    assert difference < 1e-4 * max(size, 1)

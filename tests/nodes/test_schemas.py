@@ -1,0 +1,175 @@
+"""The nodes' definitions as ComfyUI's pages get them."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from trainer.config import (
+    PRESETS,
+    OptimizerConfig,
+    OutputConfig,
+    Precision,
+    PreviewConfig,
+    SamplingConfig,
+)
+from trainer.lr_schedules import LR_SCHEDULES
+from trainer.optimizers import OPTIMIZERS
+from trainer.runs import OnExisting
+from trainer.schedulers import SCHEDULERS
+
+pytestmark = pytest.mark.xdist_group("comfyui")
+
+IDS = {
+    "DreamBoothLoadBaseModel": "Load Base Model",
+    "DreamBoothModelFromGraph": "Model from Graph",
+    "DreamBoothLoadInstanceImages": "Load Instance Images",
+    "DreamBoothGenerateClassPriors": "Generate Class Priors",
+    "DreamBoothTrain": "DreamBooth Train",
+    "DreamBoothOptimizerSettings": "Optimizer Settings",
+    "DreamBoothPreviewSettings": "Preview Settings",
+    "DreamBoothSampleWithScheduler": "Sample with Scheduler",
+    "DreamBoothUseTrainedModel": "Use Trained Model",
+}
+
+
+@pytest.fixture(scope="module")
+def nodes(comfyui):
+    every = comfyui.get("/object_info")
+    return {name: info for name, info in every.items() if name.startswith("DreamBooth")}
+
+
+def inputs(info):
+    """Each input's kind and options by name; those of a dynamic menu by "menu.option.name"."""
+    found = {}
+    for group in ("required", "optional"):
+        for name, (kind, options) in info["input"].get(group, {}).items():
+            found[name] = (kind, options)
+            if kind == "COMFY_DYNAMICCOMBO_V3":
+                for option in options["options"]:
+                    nested = inputs({"input": option["inputs"]})
+                    for inner, value in nested.items():
+                        found[f"{name}.{option['key']}.{inner}"] = value
+    return found
+
+
+def menu(nodes, node, name):
+    return inputs(nodes[f"DreamBooth{node}"])[name][1]["options"]
+
+
+def test_the_nodes_are_there_under_their_names(nodes):
+    assert {name: info["display_name"] for name, info in nodes.items()} == IDS
+
+
+@pytest.mark.parametrize("node", IDS)
+def test_every_node_can_be_found_and_explains_itself(nodes, node):
+    info = nodes[node]
+    assert info["category"] == "DreamBooth"
+    assert info["essentials_category"] == "DreamBooth"
+    assert "dreambooth" in info["search_aliases"] or node == "DreamBoothTrain"
+    assert len(info["search_aliases"]) >= 4
+    assert info["description"].endswith(".")
+    for name, (_, options) in inputs(info).items():
+        assert options["tooltip"].endswith("."), name
+    assert len(info["output_tooltips"]) == len(info["output"])
+    assert all(tooltip.endswith(".") for tooltip in info["output_tooltips"])
+
+
+def test_an_input_and_an_output_never_share_their_id(nodes):
+    for info in nodes.values():
+        names = [name.replace(" ", "_") for name in info["output_name"]]
+        shared = set(inputs(info)) & set(names)
+        # Shown names may agree; ids, which old ComfyUI demands to differ, are not shown.
+        assert shared <= {"model_source"}
+
+
+def test_menus_are_the_trainers_tables(nodes):
+    assert menu(nodes, "OptimizerSettings", "optimizer") == list(OPTIMIZERS)
+    assert menu(nodes, "OptimizerSettings", "lr_schedule") == list(LR_SCHEDULES)
+    assert menu(nodes, "OptimizerSettings", "precision") == list(get_args(Precision))
+    assert menu(nodes, "PreviewSettings", "scheduler") == list(SCHEDULERS)
+    assert menu(nodes, "SampleWithScheduler", "schedulers") == list(SCHEDULERS)
+    made = "images.made by the model.scheduler"
+    assert menu(nodes, "GenerateClassPriors", made) == list(SCHEDULERS)
+    assert menu(nodes, "Train", "on_existing") == list(get_args(OnExisting))
+    assert [option["key"] for option in menu(nodes, "Train", "preset")] == list(PRESETS)
+
+
+def test_defaults_are_the_dataclasses(nodes):
+    optimizer = inputs(nodes["DreamBoothOptimizerSettings"])
+    for name in ("weight_decay", "max_grad_norm", "lr_schedule", "warmup_steps", "num_restarts"):
+        assert optimizer[name][1]["default"] == getattr(OptimizerConfig(), name)
+    assert optimizer["optimizer"][1]["default"] == OptimizerConfig().name
+    preview = inputs(nodes["DreamBoothPreviewSettings"])
+    assert preview["every"][1]["default"] == PreviewConfig().every
+    assert preview["steps"][1]["default"] == PreviewConfig().sampling.steps
+    sampling = inputs(nodes["DreamBoothSampleWithScheduler"])
+    for name in ("steps", "guidance_scale", "seed", "negative_prompt", "batch_size"):
+        assert sampling[name][1]["default"] == getattr(SamplingConfig(), name)
+    assert inputs(nodes["DreamBoothTrain"])["name"][1]["default"] == OutputConfig().name
+
+
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [
+        ("object", (2e-6, 400, 4, False, 0.0)),
+        ("face", (1e-6, 1200, 2, True, 1.0)),
+        ("toy", (2e-4, 300, 4, True, 1.0)),
+    ],
+)
+def test_a_preset_fills_in_its_values(nodes, preset, values):
+    names = ("learning_rate", "steps", "batch_size", "train_text_encoder", "prior_weight")
+    shown = inputs(nodes["DreamBoothTrain"])
+    assert tuple(shown[f"preset.{preset}.{name}"][1]["default"] for name in names) == values
+
+
+def test_learning_rates_keep_all_their_digits(nodes):
+    for node, name in (
+        ("DreamBoothTrain", "preset.object.learning_rate"),
+        ("DreamBoothOptimizerSettings", "text_encoder_learning_rate"),
+    ):
+        options = inputs(nodes[node])[name][1]
+        assert (options["step"], options["round"]) == (1e-7, 1e-10)
+        assert round(1.23e-6 / options["round"]) * options["round"] == pytest.approx(1.23e-6)
+
+
+def test_seeds_stay_as_they_are(nodes):
+    seeds = [
+        options
+        for info in nodes.values()
+        for name, (_, options) in inputs(info).items()
+        if name.split(".")[-1] == "seed"
+    ]
+    assert len(seeds) == 4
+    assert {options["control_after_generate"] for options in seeds} == {"fixed"}
+
+
+def test_train_shows_about_ten_widgets(nodes):
+    shown = inputs(nodes["DreamBoothTrain"])
+    sockets = {name for name, (kind, _) in shown.items() if kind.startswith("DREAMBOOTH_")}
+    chosen = [name for name in set(shown) - sockets if "." not in name or ".object." in name]
+    assert len(chosen) == 10
+    assert nodes["DreamBoothTrain"]["output_node"]
+
+
+def test_the_menus_list_the_embedded_things_first(nodes):
+    assert menu(nodes, "LoadBaseModel", "checkpoint")[0] == "toy (embedded)"
+    assert menu(nodes, "LoadInstanceImages", "folder")[0] == "toy cup photos (embedded)"
+
+
+def test_new_folders_and_checkpoints_appear_without_a_restart(comfyui):
+    (comfyui.base / "input" / "new dogs" / "small").mkdir(parents=True)
+    (comfyui.base / "models" / "checkpoints" / "new.safetensors").write_bytes(b"")
+    info = comfyui.get("/object_info/DreamBoothLoadInstanceImages")
+    folders = menu(info, "LoadInstanceImages", "folder")
+    assert {"input/new dogs", "input/new dogs/small"} <= set(folders)
+    info = comfyui.get("/object_info/DreamBoothLoadBaseModel")
+    assert "new.safetensors" in menu(info, "LoadBaseModel", "checkpoint")
+    (comfyui.base / "models" / "checkpoints" / "new.safetensors").unlink()
+
+
+def test_the_pack_is_loaded(comfyui):
+    log = Path(comfyui.log).read_text()
+    lines = [line for line in log.splitlines() if line.endswith("custom_nodes/ComfyUI-DreamBooth")]
+    assert lines
+    assert [line for line in lines if "IMPORT FAILED" in line] == []

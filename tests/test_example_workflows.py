@@ -1,0 +1,279 @@
+"""Every example workflow names only nodes, inputs and choices that exist. What the definitions of a
+real ComfyUI say is checked where COMFYUI_PATH names a checkout (and COMFYUI_PYTHON the Python of
+its environment); what the files themselves must agree on, everywhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "example_workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NOTES = {"MarkdownNote", "Note"}
+"""The page's own: ComfyUI never hears of them."""
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
+PHOTO_FOLDERS = ("my-dog", "my-photos")
+"""Folders that the notes ask the user to make below ComfyUI's input folder."""
+NEEDS_NO_CHECKPOINT = {"Toy model, first run", "Compare schedulers"}
+DEFINE = """
+import asyncio, json, sys
+comfyui, pack, base = sys.argv[1:]
+sys.path.insert(0, comfyui)
+sys.argv = [comfyui, "--cpu", "--base-directory", base]
+import comfy.options
+comfy.options.enable_args_parsing()
+import nodes
+assert asyncio.run(nodes.load_custom_node(pack)), "the pack was not loaded"
+
+def define(node):
+    if hasattr(node, "GET_NODE_INFO_V1"):
+        return node.GET_NODE_INFO_V1()
+    return {"input": node.INPUT_TYPES(), "output": node.RETURN_TYPES}
+
+found = {name: define(node) for name, node in nodes.NODE_CLASS_MAPPINGS.items()}
+with open(base + "/definitions.json", "w") as file:
+    json.dump(found, file, default=list)
+"""
+"""As ComfyUI's own /object_info does, without its server."""
+
+
+@pytest.fixture(scope="module")
+def definitions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Each node's inputs and outputs, from ComfyUI with this pack; its folders hold what the notes
+    ask for."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH names no ComfyUI whose node definitions could be asked")
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in PHOTO_FOLDERS:
+        (base / "input" / name).mkdir(parents=True)
+    (base / "models" / "checkpoints").mkdir(parents=True)
+    for name in NAMES:
+        for model in models(read(name)):
+            (base / "models" / model["directory"] / model["name"]).touch()
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    command = [python, "-c", DEFINE, os.environ["COMFYUI_PATH"], str(ROOT), str(base)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((base / "definitions.json").read_text())
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def real_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+
+
+def models(workflow: dict[str, Any]) -> list[dict[str, str]]:
+    """The files that the page offers to fetch."""
+    return [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+
+
+Field = tuple[str, str, dict[str, Any], bool]
+"""Name, type, options, whether it must be there."""
+
+
+def fields(definition: dict[str, Any], values: list[Any]) -> list[Field]:
+    """A node's inputs in the page's order: widgets of a dynamic menu's choice follow the menu."""
+    left = iter(values)
+    return [
+        field
+        for group in ("required", "optional")
+        for name, spec in definition["input"].get(group, {}).items()
+        for field in _fields(name, spec, is_required=group == "required", values=left)
+    ]
+
+
+def _fields(name: str, spec: list[Any], *, is_required: bool, values: Iterator) -> Iterator[Field]:
+    kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
+    if isinstance(kind, list):
+        kind, options = "COMBO", {**options, "options": kind}
+    if kind == "COMFY_AUTOGROW_V3":
+        template = options["template"]
+        ((_, inner),) = template["input"]["required"].items()
+        for number in range(template["max"]):
+            yield f"{name}.{template['prefix']}{number}", inner[0], {}, number < template["min"]
+        return
+    yield name, kind, options, is_required
+    if kind in WIDGETS:
+        value = next(values, None)
+        if options.get("control_after_generate"):
+            next(values, None)
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            chosen = next(option for option in options["options"] if option["key"] == value)
+            for group in ("required", "optional"):
+                for inner, below in chosen["inputs"].get(group, {}).items():
+                    yield from _fields(
+                        f"{name}.{inner}", below, is_required=group == "required", values=values
+                    )
+
+
+def widgets(definition: dict[str, Any], values: list[Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """What `widgets_values` holds a value for, in its order."""
+    slots = []
+    for name, kind, options, _ in fields(definition, values):
+        if kind in WIDGETS:
+            slots.append((name, kind, options))
+            if options.get("control_after_generate"):
+                slots.append((f"{name}'s control", "CONTROL", {}))
+    return slots
+
+
+def is_allowed(value: Any, kind: str, options: dict[str, Any]) -> bool:
+    if kind == "COMBO" and options.get("multiselect"):
+        return isinstance(value, list) and value != [] and set(value) <= set(options["options"])
+    if kind == "COMBO":
+        return value in options["options"]
+    if kind == "COMFY_DYNAMICCOMBO_V3":
+        return value in [option["key"] for option in options["options"]]
+    if kind == "CONTROL":
+        return value == "fixed"
+    if kind in ("INT", "FLOAT"):
+        right = isinstance(value, int | float if kind == "FLOAT" else int)
+        is_number = right and not isinstance(value, bool)
+        return is_number and options.get("min", value) <= value <= options.get("max", value)
+    return isinstance(value, bool if kind == "BOOLEAN" else str)
+
+
+# --- Without ComfyUI ----------------------------------------------------------------------------
+
+
+def test_there_is_one_for_each_thing_a_user_wants_to_do():
+    assert NAMES == [
+        "Compare schedulers",
+        "Face preset with class priors",
+        "Object preset",
+        "Toy model, first run",
+        "Train and sample with KSampler",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_are_told_alike_at_both_ends(name):
+    workflow = read(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"])
+    told = {link[0]: link[1:] for link in workflow["links"]}
+    assert len(told) == len(workflow["links"])
+    leaving, arriving = {}, {}
+    for node in workflow["nodes"]:
+        for slot, output in enumerate(node["outputs"]):
+            for link in output["links"] or []:
+                leaving[link] = (node["id"], slot, output["type"])
+        for slot, socket in enumerate(node["inputs"]):
+            if socket["link"] is not None:
+                arriving[socket["link"]] = (node["id"], slot, socket["type"])
+    assert leaving.keys() == arriving.keys() == told.keys()
+    for link, (source, out, target, into, kind) in told.items():
+        assert leaving[link] == (source, out, kind)
+        assert arriving[link] == (target, into, kind)
+        assert nodes[source]["order"] < nodes[target]["order"]
+    assert workflow["last_node_id"] == max(nodes)
+    assert workflow["last_link_id"] == max(told)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_do_not_lie_on_each_other(name):
+    title = 30
+    boxes = [(*node["pos"], *node["size"]) for node in read(name)["nodes"]]
+    for number, (x, y, width, height) in enumerate(boxes):
+        for left, top, wide, high in boxes[:number]:
+            apart = x >= left + wide or left >= x + width
+            assert apart or y - title >= top + high or top - title >= y + height, (x, y, left, top)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_says_what_to_change(name):
+    notes = [node for node in read(name)["nodes"] if node["type"] in NOTES]
+    assert [note["type"] for note in notes] == ["MarkdownNote"]
+    (text,) = notes[0]["widgets_values"]
+    assert text.startswith(f"## {name}\n")
+    assert "**To change" in text
+    needed = {model["name"] for model in models(read(name))}
+    assert all(model in text for model in needed)
+    assert bool(needed) == (name not in NEEDS_NO_CHECKPOINT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_shows_or_saves_images(name):
+    kinds = {node["type"] for node in read(name)["nodes"]}
+    assert "SaveImage" in kinds
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pack_s_nodes_exist(name):
+    """Ids as the node files write them, since no ComfyUI is asked here."""
+    ids = {
+        node.value.value
+        for path in (ROOT / "nodes").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "node_id"
+    }
+    used = {node["type"] for node in real_nodes(read(name)) if "DreamBooth" in node["type"]}
+    assert used <= ids
+    assert used
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_picture_is_what_the_templates_page_shows(name):
+    path = FOLDER / f"{name}.jpg"
+    with Image.open(path) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (512, 320))
+    assert path.stat().st_size < 60_000
+
+
+# --- Against the definitions of a real ComfyUI --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_and_output_exists_with_its_type(name, definitions):
+    for node in real_nodes(read(name)):
+        definition = definitions[node["type"]]
+        expected = {field[0]: field for field in fields(definition, node["widgets_values"])}
+        for socket in node["inputs"]:
+            assert socket["name"] in expected, f"{node['type']} has no input {socket['name']}"
+            kind = expected[socket["name"]][1]
+            assert socket["type"] == kind, f"{node['type']}.{socket['name']}"
+            assert ("widget" in socket) == (kind in WIDGETS)
+        types = [output["type"] for output in node["outputs"]]
+        assert types in ([], list(definition["output"])), node["type"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_that_needs_a_link_has_one(name, definitions):
+    for node in real_nodes(read(name)):
+        linked = {socket["name"] for socket in node["inputs"] if socket["link"] is not None}
+        for field, kind, _, is_required in fields(
+            definitions[node["type"]], node["widgets_values"]
+        ):
+            assert field in linked or kind in WIDGETS or not is_required, f"{node['type']}.{field}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_widget_has_a_value_that_it_takes(name, definitions):
+    """By position, as the page reads them: one too many shifts all that follow."""
+    for node in real_nodes(read(name)):
+        slots = widgets(definitions[node["type"]], node["widgets_values"])
+        assert len(node["widgets_values"]) == len(slots), node["type"]
+        for value, (field, kind, options) in zip(node["widgets_values"], slots, strict=True):
+            assert is_allowed(value, kind, options), f"{node['type']}.{field} is {value!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_training_s_five_values_are_the_preset_s(name, definitions):
+    for node in real_nodes(read(name)):
+        if node["type"] == "DreamBoothTrain":
+            slots = widgets(definitions[node["type"]], node["widgets_values"])
+            for value, (field, _, options) in zip(node["widgets_values"], slots, strict=True):
+                assert not field.startswith("preset.") or value == options["default"], field

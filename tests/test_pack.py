@@ -1,0 +1,79 @@
+"""The door of the pack, where there is no ComfyUI or one that is too old."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOAD = """
+import importlib.util, logging, sys
+logging.basicConfig(format="%(message)s")
+root = sys.argv[1]
+spec = importlib.util.spec_from_file_location("/nodes/pack", root + "/__init__.py")
+pack = importlib.util.module_from_spec(spec)
+sys.modules["/nodes/pack"] = pack
+spec.loader.exec_module(pack)
+print(sorted(set(vars(pack)) & {"comfy_entrypoint", "NODE_CLASS_MAPPINGS", "WEB_DIRECTORY"}))
+"""
+
+
+def load(folder):
+    """The pack loaded as ComfyUI does it, under its path as name, with `folder` to import from."""
+    command = [sys.executable, "-c", LOAD, str(ROOT)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr.strip()
+
+
+def host_version():
+    spec = importlib.util.spec_from_file_location("host_version", ROOT / "host_version.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_comfyui_the_pack_imports_in_silence(tmp_path):
+    assert load(tmp_path) == ("['WEB_DIRECTORY']", "")
+
+
+def test_a_comfyui_from_before_this_kind_of_nodes_gets_one_line(tmp_path):
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.3.40"\n')
+    (tmp_path / "folder_paths.py").write_text("")
+    assert load(tmp_path) == (
+        "['WEB_DIRECTORY']",
+        "DreamBooth for ComfyUI needs ComfyUI 0.21.0 or newer, found 0.3.40. Its nodes are not "
+        "loaded. Update ComfyUI.",
+    )
+
+
+def test_a_comfyui_that_does_not_tell_its_version_gets_it_too(tmp_path):
+    (tmp_path / "folder_paths.py").write_text("")
+    assert load(tmp_path)[1] == (
+        "DreamBooth for ComfyUI needs ComfyUI 0.21.0 or newer, found 0.3.10 or older. Its nodes "
+        "are not loaded. Update ComfyUI."
+    )
+
+
+@pytest.mark.parametrize("version", ["0.21.0", "v0.21.1", "0.33.0", "0.100.0", "1.0.0"])
+def test_newer_versions_are_welcome(version):
+    assert host_version().complaint(version) == ""
+
+
+@pytest.mark.parametrize("version", ["0.20.1", "0.3.75", "an unknown version"])
+def test_older_ones_are_not(version):
+    assert host_version().complaint(version) == (
+        f"DreamBooth for ComfyUI needs ComfyUI 0.21.0 or newer, found {version}. Its nodes are not "
+        "loaded. Update ComfyUI."
+    )
+
+
+def test_the_web_folder_is_there():
+    assert (ROOT / "web" / "dreambooth.js").is_file()
+
+
+def test_the_registry_is_told_the_same_version():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f'requires-comfyui = ">={host_version().MINIMUM}"' in project

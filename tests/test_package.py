@@ -1,0 +1,240 @@
+"""What `comfy node pack` would ship, and that none of it does what the registry flags or bans."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+HOSTS_OWN = {"torch", "torchvision", "torchaudio", "numpy", "pillow", "transformers"}
+"""Another release of these than ComfyUI brought can keep it from starting."""
+CALLS = {"exec", "eval", "compile", "__import__"}
+MODULES = {
+    "code", "codeop", "ctypes", "dill", "ftplib", "http", "httpx", "aiohttp", "marshal",
+    "multiprocessing", "pickle", "pty", "requests", "smtplib", "socket", "subprocess", "telnetlib",
+    "torch.multiprocessing", "urllib", "urllib3", "websocket", "websockets", "xmlrpc",
+}  # fmt: skip
+NAMES = {
+    "os": {"system", "popen", "putenv", "unsetenv", "fork", "forkpty", "startfile"},
+    "concurrent.futures": {"ProcessPoolExecutor"},
+}
+"""Banned of modules that are otherwise welcome; also `os.exec*`, `os.spawn*`, `os.posix_spawn*`."""
+HARMLESS = {("pickle", "UnpicklingError"), ("pickle", "PickleError")}
+"""Errors that other libraries raise: nothing can be unpickled with them."""
+STARTS_PROCESS = re.compile(r"(exec|spawn|posix_spawn)[lvpe]*$")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> list[Path]:
+    """The files of the zip: those of git, also what is not yet committed, less .comfyignore's."""
+    pathspec = pytest.importorskip("pathspec", reason="reads .comfyignore; comes with mypy")
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("what is shipped is told by git, and this is not a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ignored = pathspec.PathSpec.from_lines(
+        "gitignore", (ROOT / ".comfyignore").read_text("utf-8").splitlines()
+    )
+    paths = [ROOT / name for name in names.split("\0") if name and not ignored.match_file(name)]
+    return sorted(path for path in paths if path.exists())
+
+
+@pytest.fixture(scope="module")
+def modules(shipped) -> dict[str, ast.Module]:
+    """Each shipped Python file, parsed."""
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8"))
+        for path in shipped
+        if path.suffix == ".py"
+    }
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11 on")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def faults(tree: ast.Module) -> Iterator[str]:
+    """What the registry flags or bans, as "line 3: eval"."""
+    aliases = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        for fault in _of(node, aliases):
+            yield f"line {node.lineno}: {fault}"
+
+
+def _of(node: ast.AST, aliases: dict[str, str]) -> Iterator[str]:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS:
+        yield node.func.id
+    elif isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if _is_banned(alias.name))
+    elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        for alias in node.names:
+            if (node.module, alias.name) not in HARMLESS and (
+                _is_banned(node.module)
+                or _is_banned(f"{node.module}.{alias.name}")
+                or _is_banned_name(node.module, alias.name)
+            ):
+                yield f"{node.module}.{alias.name}"
+    elif isinstance(node, ast.Attribute):
+        module = aliases.get(ast.unparse(node.value), "")
+        if _is_banned_name(module, node.attr) or _is_banned(f"{module}.{node.attr}"):
+            yield f"{module}.{node.attr}"
+        if node.attr == "environ" and module == "os":
+            yield "os.environ"
+
+
+def _is_banned(module: str) -> bool:
+    return module.split(".")[0] in MODULES or module in MODULES
+
+
+def _is_banned_name(module: str, name: str) -> bool:
+    if module == "os" and (name == "environ" or STARTS_PROCESS.match(name)):
+        return True
+    return name in NAMES.get(module, ())
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("eval('1')", "eval"),
+        ("exec(compile('1', '', 'exec'))", "compile"),
+        ("import subprocess", "subprocess"),
+        ("import urllib.request as r", "urllib.request"),
+        ("from urllib import request", "urllib.request"),
+        ("import os as o\no.system('ls')", "os.system"),
+        ("from os import execvp", "os.execvp"),
+        ("import os\nos.spawnl(0, 'ls')", "os.spawnl"),
+        ("import os\nos.environ['A'] = 'b'", "os.environ"),
+        ("from os import environ", "os.environ"),
+        ("import os\nos.environ.setdefault('A', 'b')", "os.environ"),
+        ("import torch.multiprocessing", "torch.multiprocessing"),
+        ("from torch import multiprocessing", "torch.multiprocessing"),
+        ("import torch\ntorch.multiprocessing.spawn(f)", "torch.multiprocessing"),
+        ("from concurrent.futures import ProcessPoolExecutor", "ProcessPoolExecutor"),
+        ("import pickle", "pickle"),
+        ("from pickle import loads", "pickle.loads"),
+    ],
+)
+def test_the_search_finds(code, fault):
+    assert any(found.endswith(fault) for found in faults(ast.parse(code))), code
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import re\nre.compile('a')",
+        "import torch\ntorch.compile(model)\nmodel.eval()",
+        "import os\nos.path.join('a', 'b')\nos.replace('a', 'b')",
+        "from concurrent.futures import ThreadPoolExecutor",
+        "from pickle import UnpicklingError",
+        "from . import code, socket",
+    ],
+)
+def test_the_search_leaves_alone(code):
+    assert list(faults(ast.parse(code))) == []
+
+
+def test_shipped_code_starts_nothing_and_reaches_for_nothing(modules):
+    """No dynamic code, process, network, environment or pickle: such packs vanish from the list."""
+    found = {name: list(faults(tree)) for name, tree in modules.items()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_what_runs_is_shipped_and_nothing_else(shipped):
+    names = {path.relative_to(ROOT).as_posix() for path in shipped}
+    assert {
+        "LICENSE", "README.md", "__init__.py", "host_version.py", "pyproject.toml",
+        "requirements.txt", "nodes/__init__.py", "trainer/__main__.py",
+        "trainer/toy/model.safetensors", "trainer/toy/photos/cup_0.png", "web/dreambooth.js",
+        "trainer/families/assets/clip_merges.txt", "trainer/families/assets/LICENSE",
+        "example_workflows/Toy model, first run.json",
+        "example_workflows/Toy model, first run.jpg",
+    } <= names  # fmt: skip
+    tops = {name.split("/")[0] for name in names}
+    assert tops & {".ci", "tests", "benchmarks", "docs", "requirements", "Makefile"} == set()
+    assert [name for name in names if "test" in name.split("/")[-1]] == []
+
+
+def test_no_shipped_module_imports_one_that_is_left_out(modules):
+    missing = []
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = Path(name).parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                for target in [base, *(base / alias.name for alias in node.names)]:
+                    file = f"{target.as_posix()}.py"
+                    if (ROOT / file).exists() and file not in modules:
+                        missing.append(f"{name} imports {file}")
+    assert missing == []
+
+
+def test_shipped_scripts_can_be_read_and_load_nothing_from_elsewhere(shipped):
+    for path in shipped:
+        if path.suffix in (".js", ".mjs"):
+            text = path.read_text("utf-8")
+            assert max(map(len, text.splitlines())) <= 200, path
+            assert not re.search(r"https?://|\beval\(|new Function|importScripts", text), path
+
+
+def test_the_zip_stays_small(shipped):
+    sizes = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in shipped}
+    big = {name for name, size in sizes.items() if size > 1_000_000}
+    assert big <= {
+        "trainer/toy/model.safetensors",
+        "trainer/toy/judge.safetensors",
+        "trainer/families/assets/clip_merges.txt",
+    }
+    assert sum(sizes.values()) < 40_000_000
+
+
+def test_both_lists_of_requirements_say_the_same(project):
+    """The registry reads one, ComfyUI-Manager the other."""
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    listed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert listed == [Requirement(line) for line in project["project"]["dependencies"]]
+
+
+def test_nothing_that_the_host_brings_is_required(project):
+    optional = project["project"]["optional-dependencies"].values()
+    required = [*project["project"]["dependencies"], *(line for some in optional for line in some)]
+    assert {Requirement(line).name.lower() for line in required} & HOSTS_OWN == set()
+
+
+def test_the_registry_s_page(project):
+    comfy = project["tool"]["comfy"]
+    assert comfy.keys() >= {"PublisherId", "DisplayName", "requires-comfyui"}
+    # Every script would be loaded twice: ComfyUI knows the folder from WEB_DIRECTORY already.
+    assert "web" not in comfy
+    tree = ast.parse((ROOT / "host_version.py").read_text("utf-8"))
+    minimum = next(
+        node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "MINIMUM"
+    )
+    assert comfy["requires-comfyui"] == f">={minimum}"
+    assert re.fullmatch(r"[a-z][a-z0-9._-]{0,99}", project["project"]["name"])
+    assert "comfyui" not in project["project"]["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
+
+
+def test_workflows_have_a_picture_and_no_other_files_lie_beside_them():
+    folder = ROOT / "example_workflows"
+    names = {path.stem for path in folder.glob("*.json")}
+    assert names == {path.stem for path in folder.glob("*.jpg")} != set()
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".jpg"}
+    for name in names:
+        assert json.loads((folder / f"{name}.json").read_text("utf-8"))["version"] == 0.4
