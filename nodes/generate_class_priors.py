@@ -144,6 +144,7 @@ def _generation_inputs() -> list[io.Input]:
         *sampling_inputs(
             sampling,
             seed_tooltip="Image number i starts from seed + i. Another seed makes all anew.",
+            inside_menu=True,
         ),
         size_input("resolution", "Width and height of the class images", advanced=True),
         batch_size_input(sampling),

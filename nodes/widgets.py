@@ -39,7 +39,9 @@ def scheduler_input(sampling: SamplingConfig) -> io.Combo.Input:
     )
 
 
-def sampling_inputs(sampling: SamplingConfig, *, seed_tooltip: str) -> list[io.Input]:
+def sampling_inputs(
+    sampling: SamplingConfig, *, seed_tooltip: str, inside_menu: bool = False
+) -> list[io.Input]:
     """Steps, guidance scale, seed and negative prompt, as `SamplingConfig` calls them."""
     return [
         io.Int.Input(
@@ -59,7 +61,7 @@ def sampling_inputs(sampling: SamplingConfig, *, seed_tooltip: str) -> list[io.I
             tooltip="How strongly the prompt is followed; 1 is no guidance, above 15 colours burn "
             "out. 7.5 is usual, 4 for the toy model.",
         ),
-        seed_input(sampling.seed, seed_tooltip),
+        seed_input(sampling.seed, seed_tooltip, inside_menu=inside_menu),
         io.String.Input(
             "negative_prompt",
             default=sampling.negative_prompt,
@@ -93,14 +95,17 @@ def size_input(name: str, what: str, **more: Any) -> io.Int.Input:
     )
 
 
-def seed_input(default: int, tooltip: str) -> io.Int.Input:
+def seed_input(default: int, tooltip: str, *, inside_menu: bool = False) -> io.Int.Input:
     """Fixed: ComfyUI would otherwise draw a new one for each Queue, and so train anew."""
+    # Inside a dynamic menu the page adds no control by itself, and would not remove one of ours
+    # when the choice changes.
+    control = None if inside_menu else io.ControlAfterGenerate.fixed
     return io.Int.Input(
         "seed",
         default=default,
         min=0,
         max=SEED_MAX,
-        control_after_generate=io.ControlAfterGenerate.fixed,
+        control_after_generate=control,
         tooltip=tooltip,
     )
 
