@@ -1,6 +1,7 @@
 """Runs inside a real ComfyUI: to the end, found again, stopped and gone on with, and refused."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -188,12 +189,14 @@ def test_cancel_ends_within_a_step_and_the_next_queue_goes_on(comfyui, toy_graph
     outcome = comfyui.run(graph, hear=stop)
     assert outcome.end == "execution_interrupted"
     assert "stopped.safetensors" not in comfyui.trained()
-    # Steps shorter than a message's way may be made before the click arrives.
-    last = outcome.steps[-1]
+    stopped = int(re.findall(r"Stopped after step (\d+)", comfyui.log.read_text())[-1])
+    # Steps shorter than a message's way are made before the click arrives.
+    assert stopped_at[0] <= stopped < stopped_at[0] + 20
     stopped_at.clear()
     outcome = comfyui.run(graph, hear=stop)
     assert outcome.end == "execution_interrupted"
-    assert outcome.steps[0] in range(last, last + 5)
+    assert f"Going on after step {stopped}." in comfyui.log.read_text()
+    assert outcome.steps[0] > stopped
 
 
 @pytest.mark.parametrize("activity", ["Class images", "Sampling"])
@@ -224,7 +227,7 @@ def test_equal_nodes_train_once_and_different_ones_apart(comfyui, toy_graph, new
     graph |= {"10:3": same, "10:12:3": other}
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
-    assert len(outcome.steps) == 6
+    assert outcome.steps.count(3) == 2
     files = [name for name in comfyui.trained() if name.startswith(("two", "another"))]
     assert files == ["another.safetensors", "two.safetensors"]
     nodes = {data["node"] for kind, data in outcome.events if kind == "dreambooth.checkpoint"}
