@@ -60,7 +60,8 @@ class Train(_Shared):
     begin one that is not there (resume); begin it anew (retrain)."""
 
     def run(self) -> None:
-        for name, value in _flat({"method": self.method, **_fields(self.config)}):
+        method, settings = dataclasses.asdict(self.method), dataclasses.asdict(self.config)
+        for name, value in _flat({"method": method, **settings}):
             logging.info("%s = %s", name, value)
         config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
         with TerminalObserver(config.output.folder / "previews") as observer:
@@ -227,16 +228,10 @@ def _flags(values: Mapping[str, Any]) -> Iterator[str]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as dotted names and values."""
     for name, value in values.items():
-        if dataclasses.is_dataclass(value):
-            value = _fields(value)
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _fields(settings: Any) -> dict[str, Any]:
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
 
 
 def _device(name: str) -> torch.device:
