@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from . import records
 from .config import PriorConfig
 from .metadata import versions
 from .observer import Observer
@@ -141,16 +142,9 @@ class _Album:
 
     def add(self, seed: int, image: np.ndarray) -> Path:
         """The image's file, complete on disk before the manifest says so."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{seed:06d}.png"
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                Image.fromarray(image).save(file, format="PNG")
-                _flush(file)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with records.replacing(path) as file:
+            Image.fromarray(image).save(file, format="PNG")
         self._list({"file": path.name, "seed": seed, **self.definition, "versions": versions()})
         return path
 
@@ -160,7 +154,8 @@ class _Album:
             torn = file.read() not in (b"", b"\n")
             line = json.dumps(entry, ensure_ascii=False) + "\n"
             file.write(b"\n" * torn + line.encode())
-            _flush(file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         """File name and seed of each image listed for this definition."""
@@ -184,8 +179,3 @@ class _Album:
         except OSError:
             return "cannot be read"
         return "" if size == wanted else "is {}x{} pixels, not {}x{}".format(*size, *wanted)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
