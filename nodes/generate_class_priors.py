@@ -13,7 +13,7 @@ from ..trainer.data.examples import find_examples
 from ..trainer.priors import make_class_images
 from ..trainer.schedulers import check as check_scheduler
 from . import host
-from .images import MAX_PREVIEWS, folder_of, preview
+from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
 from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource
 from .widgets import (
@@ -91,7 +91,7 @@ class GenerateClassPriors(io.ComfyNode):
         settings = dict(images or {})
         choice = settings.pop("images", None)
         if choice == FOLDER:
-            folder = host.find_photo_folder(settings["folder"])
+            class_images = (host.find_photo_folder(settings["folder"]),)
         elif choice != GENERATE:
             raise ValueError(f"images must be '{GENERATE}' or '{FOLDER}', got {choice!r}.")
         elif model_source is None:
@@ -100,15 +100,16 @@ class GenerateClassPriors(io.ComfyNode):
                 f"Model, or set images to '{FOLDER}'."
             )
         else:
-            folder = _generate(model_source, class_prompt, settings)
-        prior = PriorConfig(prompt=class_prompt, images=folder)
-        found = [example.path for example in find_examples([folder], class_prompt, is_prior=True)]
+            class_images = _generate(model_source, class_prompt, settings)
+        prior = PriorConfig(prompt=class_prompt, images=class_images)
+        examples = find_examples(class_images, class_prompt, is_prior=True)
+        found = [example.path for example in examples]
         side = settings.get("resolution") or PREVIEW_SIDE
         return io.NodeOutput(prior, preview(found, side, host.ComfyObserver()))
 
 
-def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) -> Path:
-    """The folder of the class images, complete."""
+def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) -> tuple[Path, ...]:
+    """The class images, all of them."""
     num_images, resolution = settings.pop("num_images"), settings.pop("resolution")
     number_format = settings.pop("precision")
     prior = PriorConfig(
@@ -126,7 +127,7 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
                 resolution=resolution or model.native_resolution,
                 observer=host.ComfyObserver(),
             )
-    return folder_of(made)
+    return tuple(made)
 
 
 def _generation_inputs() -> list[io.Input]:

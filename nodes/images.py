@@ -41,19 +41,6 @@ def save_batch(batch: Tensor, folder: Path) -> Path:
     return target
 
 
-def folder_of(paths: Sequence[Path]) -> Path:
-    """A folder that holds these files of one folder and no other pictures: that one, or else copies
-    beside it."""
-    folder = paths[0].parent
-    if len(list(folder.glob("[!.]*.png"))) == len(paths):
-        return folder
-    selection = folder.with_name(f"{folder.name}-first-{len(paths)}")
-    selection.mkdir(exist_ok=True)
-    for path in paths:
-        _write(selection / path.name, path.read_bytes())
-    return selection
-
-
 def preview(
     paths: Sequence[Path], side: int, observer: Observer, *, color: str = "white"
 ) -> Tensor:

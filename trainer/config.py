@@ -84,8 +84,9 @@ class PriorConfig:
     """Weight of the class images' loss beside the photos'; 0 is off, 1 the usual."""
     prompt: str = ""
     """The class prompt, such as "a photo of a dog": the instance prompt without its identifier."""
-    images: Path | None = None
-    """A folder of your own class images; none has the base model make them."""
+    images: tuple[Path, ...] = ()
+    """A folder of your own class images, or the images themselves; none has the base model make
+    them."""
     num_images: int = 200
     """How many class images the base model makes. Below 50 they begin to be learned by heart."""
     ratio: float = 1.0

@@ -66,7 +66,7 @@ def _without_effect(config: TrainingConfig) -> tuple[str, ...]:
     names: list[str] = []
     if config.prior.weight == 0:
         names.append("prior.")
-    if config.prior.images is not None:
+    if config.prior.images:
         names += ["prior.num_images", "prior.sampling."]
     if not config.ema:
         names.append("ema_decay")

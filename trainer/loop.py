@@ -4,7 +4,7 @@ optimizer."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -145,9 +145,9 @@ def _encode_images(
     return instance, encode_examples(class_images, dataset, model, observer, seed=seed)
 
 
-def _class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> list[Path]:
-    if config.prior.images is not None:
-        return [config.prior.images]
+def _class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> Sequence[Path]:
+    if config.prior.images:
+        return config.prior.images
     with precision.autocast(config.precision, model.device):
         return make_class_images(
             model,

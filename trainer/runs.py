@@ -220,9 +220,9 @@ def _clear(folder: Path) -> None:
 
 def _own_class_images(config: TrainingConfig) -> list[Example]:
     prior = config.prior
-    if prior.weight == 0 or prior.images is None:
+    if prior.weight == 0 or not prior.images:
         return []
-    return find_examples([prior.images], prior.prompt, is_prior=True)
+    return find_examples(prior.images, prior.prompt, is_prior=True)
 
 
 def _nothing_to_resume(runs: Path, definition: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def test_the_base_model_and_the_method_count(config, photos):
 
 def test_class_images_count_where_they_are_used(config, photos):
     """Settings of what makes them count only where none are given."""
-    own = replace(config, prior=replace(config.prior, images=Path("own")))
+    own = replace(config, prior=replace(config.prior, images=(Path("own"),)))
     other = replace(own, prior=replace(own.prior, sampling=SamplingConfig(seed=5), num_images=3))
     identify_with = lambda config, images: identify(  # noqa: E731
         define(config, FullFineTune(), "00", photos, images)

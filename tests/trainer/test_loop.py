@@ -55,7 +55,7 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
 @pytest.fixture
 def prior(tmp_path) -> PriorConfig:
     folder = draw(tmp_path / "class", count=4, seed=1, size=32)
-    return PriorConfig(weight=0.5, prompt="a photo of a dog", images=folder)
+    return PriorConfig(weight=0.5, prompt="a photo of a dog", images=(folder,))
 
 
 def run(config: TrainingConfig, observer: Observer | None = None, **options: object):
@@ -120,7 +120,7 @@ def test_the_process_wide_generators_are_not_touched(config, prior):
     torch.manual_seed(7)
     np.random.seed(7)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    run(replace(config, prior=replace(prior, images=None, num_images=2,
+    run(replace(config, prior=replace(prior, images=(), num_images=2,
                                       sampling=SamplingConfig(steps=2))))  # fmt: skip
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()
@@ -207,6 +207,17 @@ def test_photos_of_several_shapes_train_in_their_buckets(config, tmp_path):
     bucketed = replace(config.dataset, buckets=True)
     losses, _, _ = run(replace(config, dataset=bucketed, batch_size=5))
     assert all(0 < loss < 10 for loss in losses)
+
+
+def test_class_images_can_be_named_one_by_one(config, prior):
+    files = tuple(sorted(prior.images[0].iterdir()))
+    losses, tensors, _ = run(replace(config, prior=prior))
+    by_name, same_tensors, _ = run(replace(config, prior=replace(prior, images=files)))
+    assert losses == by_name
+    assert same(tensors, same_tensors)
+    _, _, result = run(replace(config, prior=replace(prior, images=files[:2])))
+    with safe_open(result.checkpoint, framework="pt") as file:
+        assert file.metadata()["ss_num_reg_images"] == "2"
 
 
 def test_the_file_tells_what_made_it(config, prior):

@@ -61,7 +61,7 @@ def everything(config, tmp_path) -> TrainingConfig:
         gradient_accumulation=2,
         ema=True,
         ema_decay=0.5,
-        prior=PriorConfig(weight=0.5, prompt="a photo of a dog", images=class_images),
+        prior=PriorConfig(weight=0.5, prompt="a photo of a dog", images=(class_images,)),
     )
 
 
