@@ -49,8 +49,10 @@ class SampleWithScheduler(io.ComfyNode):
                     "schedulers",
                     options=list(SCHEDULERS),
                     default=[DEFAULT.scheduler],
-                    tooltip="One or several noise schedulers. DDIM forgives an overfitted model "
-                    "most, LMSDiscrete least.",
+                    # The page begins with none chosen, whatever the default.
+                    tooltip="One or several noise schedulers; with none chosen, "
+                    f"{DEFAULT.scheduler}. DDIM forgives an overfitted model most, LMSDiscrete "
+                    "least.",
                 ),
                 *sampling_inputs(
                     DEFAULT,
@@ -81,8 +83,7 @@ class SampleWithScheduler(io.ComfyNode):
     def execute(
         cls, model_source: ModelSource, prompts: str, schedulers: list[str], **settings: Any
     ) -> io.NodeOutput:
-        if not schedulers:
-            raise ValueError(f"schedulers is empty. Choose one or more of {', '.join(SCHEDULERS)}.")
+        schedulers = schedulers or [DEFAULT.scheduler]
         for scheduler in schedulers:
             check_scheduler(scheduler)
         texts = lines(prompts, "prompts")
