@@ -127,10 +127,11 @@ class ComfyUI:
         larger files fail to be written, as on a full disk."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+            port = probe.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
         python = os.environ.get("COMFYUI_PYTHON", sys.executable)
         command = [
-            python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self._port),
+            python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
             "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
             "--database-url", f"sqlite:///{self.base / 'comfyui.db'}",
         ]  # fmt: skip
@@ -147,7 +148,7 @@ class ComfyUI:
                 self.stop()
                 raise RuntimeError(f"ComfyUI did not start:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.2)
-        self._events = Websocket(self._port, f"/ws?clientId={self._client}")
+        self._events = Websocket(port, f"/ws?clientId={self._client}")
 
     def stop(self) -> None:
         if self._events:
@@ -162,13 +163,13 @@ class ComfyUI:
         self._process = self._events = None
 
     def get(self, path: str) -> Any:
-        url = f"http://127.0.0.1:{self._port}{path}"
+        url = f"http://{self.address}{path}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def post(self, path: str, content: Any) -> tuple[int, Any]:
         """The status and the answer."""
-        url = f"http://127.0.0.1:{self._port}{path}"
+        url = f"http://{self.address}{path}"
         request = urllib.request.Request(url, json.dumps(content).encode(), method="POST")
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:

@@ -1,12 +1,13 @@
-"""Every example workflow names only nodes, inputs and choices that exist. What the definitions of a
-real ComfyUI say is checked where COMFYUI_PATH names a checkout (and COMFYUI_PYTHON the Python of
-its environment); what the files themselves must agree on, everywhere."""
+"""Every example workflow names only nodes, inputs and choices that exist, and those that need no
+checkpoint run. What the files themselves must agree on is checked everywhere, the rest in a real
+ComfyUI."""
 
 from __future__ import annotations
 
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("comfyui")
+
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "example_workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
@@ -25,46 +28,29 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"
 PHOTO_FOLDERS = ("my-dog", "my-photos")
 """Folders that the notes ask the user to make below ComfyUI's input folder."""
 NEEDS_NO_CHECKPOINT = {"Toy model, first run", "Compare schedulers"}
-DEFINE = """
-import asyncio, json, sys
-comfyui, pack, base = sys.argv[1:]
-sys.path.insert(0, comfyui)
-sys.argv = [comfyui, "--cpu", "--base-directory", base]
-import comfy.options
-comfy.options.enable_args_parsing()
-import nodes
-assert asyncio.run(nodes.load_custom_node(pack)), "the pack was not loaded"
-
-def define(node):
-    if hasattr(node, "GET_NODE_INFO_V1"):
-        return node.GET_NODE_INFO_V1()
-    return {"input": node.INPUT_TYPES(), "output": node.RETURN_TYPES}
-
-found = {name: define(node) for name, node in nodes.NODE_CLASS_MAPPINGS.items()}
-with open(base + "/definitions.json", "w") as file:
-    json.dump(found, file, default=list)
+CLIENT = """
+import runpy, sys
+images = runpy.run_path(sys.argv[1])["images"]
+for number, pictures in images.items():
+    for place, picture in enumerate(pictures):
+        open(f"{sys.argv[2]}/{number}_{place}.png", "wb").write(picture)
 """
-"""As ComfyUI's own /object_info does, without its server."""
+SHORT = {"preset.steps": 4, "images.num_images": 4, "every": 2, "steps": 2}
+"""What makes the workflows short enough to be run by a test."""
 
 
 @pytest.fixture(scope="module")
-def definitions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Each node's inputs and outputs, from ComfyUI with this pack; its folders hold what the notes
-    ask for."""
-    if "COMFYUI_PATH" not in os.environ:
-        pytest.skip("COMFYUI_PATH names no ComfyUI whose node definitions could be asked")
-    base = tmp_path_factory.mktemp("comfyui")
-    for name in PHOTO_FOLDERS:
-        (base / "input" / name).mkdir(parents=True)
-    (base / "models" / "checkpoints").mkdir(parents=True)
-    for name in NAMES:
-        for model in models(read(name)):
-            (base / "models" / model["directory"] / model["name"]).touch()
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    command = [python, "-c", DEFINE, os.environ["COMFYUI_PATH"], str(ROOT), str(base)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((base / "definitions.json").read_text())
+def definitions(comfyui) -> Iterator[dict[str, Any]]:
+    """Each node's inputs and outputs, from a ComfyUI whose folders hold what the notes ask for."""
+    there = [comfyui.base / "input" / name for name in PHOTO_FOLDERS]
+    for folder in there:
+        folder.mkdir()
+    for model in [model for name in NAMES for model in models(read(name))]:
+        there.append(comfyui.base / "models" / model["directory"] / model["name"])
+        there[-1].touch()
+    yield comfyui.get("/object_info")
+    for path in set(there):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def read(name: str) -> dict[str, Any]:
@@ -277,3 +263,77 @@ def test_the_training_s_five_values_are_the_preset_s(name, definitions):
             slots = widgets(definitions[node["type"]], node["widgets_values"])
             for value, (field, _, options) in zip(node["widgets_values"], slots, strict=True):
                 assert not field.startswith("preset.") or value == options["default"], field
+
+
+# --- Run in a real ComfyUI ----------------------------------------------------------------------
+
+
+def to_api(name: str, definitions: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The workflow as the page sends it to be run, with other values for some widgets."""
+    workflow = read(name)
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in real_nodes(workflow):
+        values = node["widgets_values"]
+        slots = widgets(definitions[node["type"]], values)
+        inputs = {
+            field: {"__value__": value} if options.get("multiselect") else changes.get(field, value)
+            for value, (field, kind, options) in zip(values, slots, strict=True)
+            if kind != "CONTROL"
+        }
+        for socket in node["inputs"]:
+            if socket["link"] is not None:
+                inputs[socket["name"]] = sources[socket["link"]]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def saving(prompt: dict[str, Any]) -> list[str]:
+    """The nodes that save images."""
+    return [number for number, node in prompt.items() if node["class_type"] == "SaveImage"]
+
+
+def shows_something(path: Path) -> bool:
+    """Whether the picture is of more than one colour."""
+    with Image.open(path) as picture:
+        return max(high - low for low, high in picture.convert("RGB").getextrema()) > 50
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_NO_CHECKPOINT))
+def test_what_needs_no_checkpoint_runs_to_its_end(name, comfyui, definitions):
+    prompt = to_api(name, definitions, **SHORT)
+    outcome = comfyui.run(prompt)
+    assert outcome.end == "execution_success", outcome.error
+    for number in saving(prompt):
+        for saved in outcome.outputs(number)["images"]:
+            path = comfyui.base / "output" / saved["subfolder"] / saved["filename"]
+            assert shows_something(path)
+
+
+def test_comfyuis_own_example_client_gets_the_pictures(comfyui, definitions, tmp_path):
+    """Its websocket example, with the toy workflow in place of the one that stands in it."""
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import websocket"], capture_output=True).returncode:
+        pytest.skip(f"websocket-client, which ComfyUI's example client needs, is not in {python}")
+    prompt = to_api("Toy model, first run", definitions, seed=1, **SHORT)
+    example = Path(os.environ["COMFYUI_PATH"], "script_examples", "websockets_api_example.py")
+    client = tmp_path / "client.py"
+    client.write_text(with_workflow(example.read_text("utf-8"), prompt, comfyui.address), "utf-8")
+    done = subprocess.run([python, "-c", CLIENT, client, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (number,) = saving(prompt)
+    pictures = sorted(tmp_path.glob(f"{number}_*.png"))
+    assert len(pictures) == 4
+    assert all(map(shows_something, pictures))
+
+
+def with_workflow(script: str, prompt: dict[str, Any], address: str) -> str:
+    """The script but for the workflow, the two lines that change it, and the server's address."""
+    for pattern, replacement in (
+        (r'(?s)(?<=^prompt_text = """).*?(?="""$)', json.dumps(prompt).replace("\\", r"\\")),
+        (r'^prompt\["(6|3)"\]\["inputs"\].*$', ""),
+        (r'(?<=^server_address = ").*(?="$)', address),
+    ):
+        script, times = re.subn(pattern, lambda _, text=replacement: text, script, flags=re.M)
+        assert times == (2 if replacement == "" else 1), pattern
+    return script
