@@ -7,10 +7,11 @@ from typing import Any, get_args
 
 from comfy_api.latest import io, ui
 
-from ..trainer.config import PRESETS, DatasetConfig, PreviewConfig, PriorConfig, TrainingConfig
+from ..trainer.config import DatasetConfig, PreviewConfig, PriorConfig, TrainingConfig
 from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.full import FullFineTune
 from ..trainer.pictures import loss_curve
+from ..trainer.presets import PRESETS
 from ..trainer.runs import OnExisting
 from . import host
 from .images import to_batch

@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer train | priors | sample | demo`.
+"""The command line: `python -m trainer train | textual-inversion | priors | sample | demo`.
 
 Its flags, their defaults and their help are the dataclasses' of `config.py`."""
 
@@ -18,11 +18,14 @@ import tyro
 from PIL import Image
 
 from . import families, precision, toy
-from .config import PRESETS, Precision, PriorConfig, SamplingConfig, TrainingConfig
+from .config import Precision, PriorConfig, SamplingConfig, TrainingConfig
 from .loop import train
 from .lr_schedules import LR_SCHEDULES
+from .methods.base import Method
 from .methods.full import FullFineTune
+from .methods.textual_inversion import TextualInversion
 from .optimizers import OPTIMIZERS
+from .presets import INVERSION_PRESETS, PRESETS
 from .priors import make_class_images
 from .runs import OnExisting
 from .sampling import sample
@@ -30,7 +33,8 @@ from .schedulers import SCHEDULERS
 from .terminal import TerminalObserver, stopping_between_steps
 
 MENUS = (
-    f"Presets: {', '.join(PRESETS)}. Optimizers: {', '.join(OPTIMIZERS)}. "
+    f"Presets: {', '.join(PRESETS)}; of textual inversion: {', '.join(INVERSION_PRESETS)}. "
+    f"Optimizers: {', '.join(OPTIMIZERS)}. "
     f"Learning-rate schedules: {', '.join(LR_SCHEDULES)}. Schedulers: {', '.join(SCHEDULERS)}."
 )
 
@@ -44,11 +48,9 @@ class _Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(_Shared):
-    """Train a checkpoint on photos of a subject, and write a new one that draws it."""
-
+class _Training(_Shared):
     config: Annotated[TrainingConfig, tyro.conf.arg(name="")]
-    method: FullFineTune = field(default_factory=FullFineTune)
+    method: Method
     preset: str = ""
     """Start from the values that suit an object, a face, or the toy model. The settings file and
     flags beat it."""
@@ -76,7 +78,23 @@ class Train(_Shared):
         for part, (distance, share) in result.moved.items():
             logging.info("%s moved by %.2e of its length; %.1f %% of its weights changed in the "
                          "file", part, distance, 100 * share)  # fmt: skip
-        logging.info("%s %s", "Found" if result.reused else "Wrote", result.checkpoint)
+        for path in result.files.values():
+            logging.info("%s %s", "Found" if result.reused else "Wrote", path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Training):
+    """Train a checkpoint on photos of a subject, and write a new one that draws it."""
+
+    method: FullFineTune = field(default_factory=FullFineTune)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertText(_Training):
+    """Learn a new word for the subject of the photos, and write it as an embedding; the model
+    itself stays as it is."""
+
+    method: TextualInversion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +131,8 @@ class Sample(_Shared):
     """The checkpoint that draws, or "toy"."""
     prompts: tuple[str, ...]
     """One picture per prompt and scheduler."""
+    embedding: Path | None = None
+    """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
     schedulers: tuple[str, ...] = ("DDIM",)
     """Each starts from the same noise."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(
@@ -128,7 +148,7 @@ class Sample(_Shared):
     def run(self) -> None:
         device = _device(self.device)
         precision.check(self.precision, device)
-        model = families.load(toy.resolve(self.checkpoint), device)
+        model = families.load(toy.resolve(self.checkpoint), device, self.embedding)
         self.folder.mkdir(parents=True, exist_ok=True)
         for scheduler in self.schedulers:
             sampling = dataclasses.replace(self.sampling, scheduler=scheduler)
@@ -158,6 +178,7 @@ class Demo(_Shared):
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
+    "textual-inversion": InvertText,
     "priors": Priors,
     "sample": Sample,
     "demo": Demo,
@@ -187,9 +208,10 @@ def _preset_flags(arguments: list[str]) -> Iterator[str]:
     """The preset's and the settings file's values as flags, to stand before the user's own."""
     preset, settings = _value_of("--preset", arguments), _value_of("--settings", arguments)
     if preset:
-        if preset not in PRESETS:
-            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
-        yield from _flags(PRESETS[preset])
+        presets = INVERSION_PRESETS if arguments[0] == "textual-inversion" else PRESETS
+        if preset not in presets:
+            raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}.")
+        yield from _flags(presets[preset])
     if settings:
         yield from _flags(_read_toml(Path(settings)))
 

@@ -1,66 +1,79 @@
-"""The file out: the base checkpoint with its trained tensors exchanged, complete or not there.
+"""The file out: the original with its trained tensors exchanged, complete or not there.
 What a file is read with lives in `families/files.py`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .config import OutputConfig
-from .families.files import CheckpointFile
 from .precision import DTYPES
 
-Write = Callable[[Mapping[str, Tensor], dict[str, str]], Path]
-"""Writes trained tensors, by their names in the file, and metadata."""
+
+class Original(Protocol):
+    """The tensors of a file as they were before training. `CheckpointFile` is one."""
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """By tensor name: all that the file out will hold."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    def tensor(self, key: str) -> Tensor:
+        """One of them, on the CPU. Not to be changed in place."""
+        ...
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one run into one folder: each under a name of its own, never over an
-    existing file, and the oldest intermediate one removed only after the newest is safe."""
+    """Writes the files of one kind of one run into one folder: each under a name of its own, never
+    over an existing file, and the oldest intermediate one removed only after the newest is safe."""
 
     def __init__(
-        self, source: CheckpointFile, output: OutputConfig, intermediate: Sequence[Path] = ()
+        self, original: Original, output: OutputConfig, intermediate: Sequence[Path] = ()
     ) -> None:
-        """`intermediate`: those that an earlier session of the run wrote, oldest first."""
-        self.source = source
+        """`intermediate`: what an earlier session of the run wrote, oldest first."""
+        self.original = original
         self.output = output
-        self._intermediate = [path for path in intermediate if path.exists()]
+        self._intermediate = [
+            path
+            for path in intermediate
+            if path.exists() and path.name.startswith(f"{output.name}-step")
+        ]
 
-    def save_step(self, step: int) -> Write:
-        """Writes an intermediate checkpoint; the newest `output.keep` of them stay."""
-
-        def write(trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-            path = self._write(f"{self.output.name}-step{step:06d}", trained, metadata)
-            self._intermediate.append(path)
-            while len(self._intermediate) > self.output.keep:
-                self._intermediate.pop(0).unlink(missing_ok=True)
-            return path
-
-        return write
+    def save_step(self, step: int, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+        """Write an intermediate file; the newest `output.keep` of them stay."""
+        path = self._write(f"{self.output.name}-step{step:06d}", trained, metadata)
+        self._intermediate.append(path)
+        while len(self._intermediate) > self.output.keep:
+            self._intermediate.pop(0).unlink(missing_ok=True)
+        return path
 
     def save_final(self, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-        """The result of the run."""
+        """Write the result of the run."""
         return self._write(self.output.name, trained, metadata)
 
     def to_file_dtype(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor as the file will hold it, on the CPU."""
         choice = self.output.dtype
-        dtype = self.source.dtypes[name] if choice == "as input" else DTYPES[choice]
+        dtype = self.original.dtypes[name] if choice == "as input" else DTYPES[choice]
         return tensor.detach().to("cpu", dtype).contiguous()
 
     def _write(self, stem: str, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-        unknown = sorted(set(trained) - set(self.source.dtypes))
-        assert not unknown, f"not in the base checkpoint: {unknown[:3]}"
+        unknown = sorted(set(trained) - set(self.original.dtypes))
+        assert not unknown, f"not in the original: {unknown[:3]}"
         tensors = {
             name: self.to_file_dtype(name, trained[name])
             if name in trained
-            else self.source.tensor(name).contiguous()
-            for name in self.source.dtypes
+            else self.original.tensor(name).contiguous()
+            for name in self.original.dtypes
         }
         folder = self.output.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +140,7 @@ def moved_weights(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> tu
     change = length = 0.0
     num_changed = num_weights = 0
     for name, tensor in trained.items():
-        old = writer.source.tensor(name)
+        old = writer.original.tensor(name)
         new = writer.to_file_dtype(name, tensor)
         difference = new.double() - old.double()
         change += difference.square().sum().item()

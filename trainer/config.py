@@ -1,7 +1,8 @@
-"""Every option of a run on one page: frozen dataclasses, checked when made, and the presets.
+"""Every option of a run on one page: frozen dataclasses, checked when made.
 
 The command line, the TOML file and ComfyUI's widgets all read their names, defaults and help here.
-Options of one training method live with the method (`methods/`). No torch, no file access.
+Options of one training method live with the method (`methods/`), good values of them all in
+`presets.py`. No torch, no file access.
 """
 
 from __future__ import annotations
@@ -153,6 +154,8 @@ class OutputConfig:
 
     folder: Path = Path("out")
     """Made if it is missing."""
+    embedding_folder: Path | None = None
+    """Where a learned embedding goes; none takes folder."""
     name: str = "dreambooth"
     """File name without ending. A counter is added rather than overwriting a file."""
     save_every: int = 0
@@ -182,6 +185,8 @@ class TrainingConfig:
     base: Path
     """The Stable Diffusion checkpoint to start from (.safetensors or .ckpt), or "toy"."""
     dataset: DatasetConfig
+    embedding: Path | None = None
+    """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
@@ -225,30 +230,6 @@ class TrainingConfig:
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
         """The same settings with some changed; nested ones as nested mappings."""
         return _replace(self, changes)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "object": {"batch_size": 4, "steps": 400, "optimizer": {"learning_rate": 2e-6}},
-    "face": {
-        "batch_size": 2,
-        "steps": 1200,
-        "optimizer": {"learning_rate": 1e-6},
-        "prior": {"weight": 1.0},
-        "method": {"train_text_encoder": True},
-    },
-    # The embedded model is thousands of times smaller, and takes rates as many times larger.
-    "toy": {
-        "batch_size": 4,
-        "steps": 300,
-        "optimizer": {"learning_rate": 2e-4},
-        "prior": {
-            "weight": 1.0,
-            "num_images": 60,
-            "sampling": {"steps": 20, "guidance_scale": 4, "batch_size": 12},
-        },
-        "method": {"train_text_encoder": True},
-    },
-}
 
 
 def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:

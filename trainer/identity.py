@@ -19,8 +19,9 @@ from .methods.base import Method
 
 PACKAGE = Path(__file__).parent
 _NOT_DECISIVE = (
-    "base", "dataset.photos", "prior.images", "prior.sampling.batch_size", "preview.",
-    "output.folder", "output.name", "output.save_every", "output.keep", "output.state_every",
+    "base", "embedding", "dataset.photos", "prior.images", "prior.sampling.batch_size", "preview.",
+    "output.folder", "output.embedding_folder", "output.name", "output.save_every", "output.keep",
+    "output.state_every",
 )  # fmt: skip
 """Settings that leave the result as it is, or whose files count by their bytes."""
 
@@ -34,17 +35,19 @@ def define(
     config: TrainingConfig,
     method: Method,
     base_sha256: str,
+    embedding_sha256: str,
     photos: Sequence[Example],
     class_images: Sequence[Example],
 ) -> dict[str, Any]:
     """Everything that decides a run's result: the settings that matter by their dotted names, and
-    hashes. `class_images` are the user's own; others follow from the settings and the base model.
-    """
+    hashes, "" for no embedding. `class_images` are the user's own; others follow from the settings
+    and the base model."""
     settings = {**plain(config), "method": {type(method).__name__: plain(method)}}
     idle = _NOT_DECISIVE + _without_effect(config)
     return {
         **{name: value for name, value in _flat(settings) if not name.startswith(idle)},
         "base model": base_sha256,
+        "embedding": embedding_sha256,
         "photos": _digest([_content(example) for example in photos]),
         "class images": _digest([_content(example) for example in class_images]),
         "version of the trainer": code_version(),
@@ -84,7 +87,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _content(example: Example) -> list[str]:
-    return [hashlib.sha256(example.path.read_bytes()).hexdigest(), example.caption]
+    return [hashlib.sha256(example.path.read_bytes()).hexdigest(), *example.captions]
 
 
 def _digest(value: Any) -> str:

@@ -4,7 +4,7 @@ optimizer."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 
 from . import families, lr_schedules, optimizers, precision, schedulers
-from .checkpoint import CheckpointWriter, Write, moved_weights
 from .config import TrainingConfig
 from .data.batches import BatchStream
 from .data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
 from .data.images import parse_color
 from .data.latents import CachedLatents, encode_examples
 from .families.base import ModelFamily
-from .metadata import describe_progress, describe_run
+from .families.tokenizer import has_placeholder
+from .metadata import describe_run
 from .methods.base import Method
 from .observer import Observer
+from .outputs import Outputs
 from .priors import make_class_images
 from .runs import Run, TrainingResult, open_run
 from .session import Session
@@ -43,7 +44,7 @@ def train(
     runs: Path | None = None,
     on_existing: str = "reuse",
 ) -> TrainingResult:
-    """Train as configured and write the checkpoint.
+    """Train as configured and write what came of it: a checkpoint, an embedding or both.
 
     With a folder for `runs`, one that is finished is not trained again, and one that was ended
     early goes on where it stood; `on_existing` is explained at `runs.open_run`. Without, a run that
@@ -57,6 +58,7 @@ def train(
     observer = observer or Observer()
     check(config, device)
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
+    photos = method.caption(photos, config.dataset.prompt)
     if runs is None:
         return _train(config, method, photos, device=device, observer=observer, run=None)
     with open_run(runs, config, method, photos, observer=observer, on_existing=on_existing) as run:
@@ -75,41 +77,34 @@ def _train(
     run: Run | None,
 ) -> TrainingResult:
     started = run.started if run else datetime.now(timezone.utc)
-    model = families.load(config.base, device)
+    model = families.load(config.base, device, config.embedding)
+    trainable = method.attach(model, config, photos)
     instance, prior = _encode_images(photos, config, model, observer)
-    trainable = method.attach(model, config.optimizer.learning_rate)
     session = Session(config, model, trainable, BatchStream(instance, prior, config))
-    writer = CheckpointWriter(model.source, config.output, run.intermediate if run else ())
-    previews = run.recorder.previews() if run else []
     description = describe_run(config, method, model, trainable, [*instance, *prior])
-
-    def save(write: Write) -> Path:
-        progress = describe_progress(session.reports, started)
-        with session.averaged():
-            return write(trainable.file_tensors(), {**description, **progress})
-
-    def save_last() -> Path:
-        return save(writer.save_step(len(session.reports)))
-
+    outputs = Outputs(session, description, started, run.intermediate if run else ())
+    previews = run.recorder.previews() if run else []
     if run:
         run.begin(session)
     observer.on_start(config.steps)
-    with nullcontext() if run else _keeping_the_last_step(session, save_last):
+    with nullcontext() if run else _keeping_the_last_step(session, outputs):
         for step in range(len(session.reports) + 1, config.steps + 1):
             observer.on_step(session.step())
             if config.preview.prompts and _is_due(step, config.preview.every):
                 previews = session.preview(observer)
                 observer.on_preview(step, previews)
             if _is_due(step, config.output.save_every):
-                observer.on_checkpoint(step, save(writer.save_step(step)))
+                for path in outputs.save_step().values():
+                    observer.on_checkpoint(step, path)
             if run and _is_due(step, config.output.state_every):
                 run.save_state()
-    moved = _require_movement(session, writer)
-    path = save(writer.save_final)
+    moved = _require_movement(session, outputs)
+    files = outputs.save_final()
     if run:
-        run.finish(path, moved)
-    observer.on_checkpoint(config.steps, path)
-    return TrainingResult(path, session.reports, moved, previews)
+        run.finish(files, moved)
+    for path in files.values():
+        observer.on_checkpoint(config.steps, path)
+    return TrainingResult(files, session.reports, moved, previews)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -130,19 +125,29 @@ def _encode_images(
     photos: list[Example], config: TrainingConfig, model: ModelFamily, observer: Observer
 ) -> tuple[LatentsOf, LatentsOf]:
     """Latents of the photos and of the class images, which are first made where none are given."""
-    warn_of_cut_captions(photos, model.cut_text)
+    warn_of_cut_captions(photos, model.tokenizer.cut_text)
     if config.dataset.mirror:
         photos = with_mirrors(photos)
     seed, dataset = config.seed, config.dataset
     instance = encode_examples(photos, dataset, model, observer, seed=seed)
     if config.prior.weight == 0:
         return instance, {}
+    _refuse_subject_in_class(config.prior.prompt, model)
     class_images = find_examples(
         _class_images(config, model, observer), config.prior.prompt, is_prior=True
     )
     # Small class images cost no likeness, so they are enlarged without asking.
     dataset = replace(dataset, allow_upscaling=True)
     return instance, encode_examples(class_images, dataset, model, observer, seed=seed)
+
+
+def _refuse_subject_in_class(prompt: str, model: ModelFamily) -> None:
+    for word in model.learned:
+        if has_placeholder(prompt, word):
+            raise ValueError(
+                f"prior.prompt is {prompt!r}, with the placeholder {word!r}, which means the "
+                "subject. Name the class alone, such as 'a photo of a dog'."
+            )
 
 
 def _class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> Sequence[Path]:
@@ -159,25 +164,23 @@ def _class_images(config: TrainingConfig, model: ModelFamily, observer: Observer
 
 
 @contextmanager
-def _keeping_the_last_step(session: Session, save: Callable[[], Path]) -> Iterator[None]:
+def _keeping_the_last_step(session: Session, outputs: Outputs) -> Iterator[None]:
     """Whatever ends the steps early, the weights of the last one are written before it goes on."""
     try:
         yield
     except BaseException:
         if session.reports and session.is_whole:
             try:
-                logger.warning("Kept the weights of step %d: %s", len(session.reports), save())
+                paths = ", ".join(map(str, outputs.save_step().values()))
+                logger.warning("Kept the weights of step %d: %s", len(session.reports), paths)
             except OSError as error:
                 logger.warning("Could not keep the weights of this step: %s", error)
         raise
 
 
-def _require_movement(session: Session, writer: CheckpointWriter) -> dict[str, tuple[float, float]]:
+def _require_movement(session: Session, outputs: Outputs) -> dict[str, tuple[float, float]]:
     """By part, how far its weights moved; RuntimeError if those of any part did not."""
-    moved = {}
-    with session.averaged():
-        for part in session.trainable.parts:
-            moved[part.name] = moved_weights(writer, session.trainable.part_tensors(part))
+    moved = outputs.moved()
     for part in session.trainable.parts:
         if moved[part.name][1] == 0:
             raise RuntimeError(

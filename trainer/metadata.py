@@ -26,13 +26,13 @@ def describe_run(
     trainable: Trainable,
     examples: Sequence[Example],
 ) -> dict[str, str]:
-    """What is known before the first step. Keys of the base file stay, except where ours differ."""
+    """What is known before the first step."""
     rates = {part.name: part.learning_rate for part in trainable.parts}
     num_prior = sum(example.is_prior for example in examples)
     resolution = config.dataset.resolution or model.native_resolution
     ours: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.architecture": model.architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.title": config.output.name,
         "modelspec.resolution": f"{resolution}x{resolution}",
@@ -42,7 +42,7 @@ def describe_run(
         "ss_output_name": config.output.name,
         "ss_sd_model_name": model.path.name,
         "ss_new_sd_model_hash": model.source.sha256(),
-        "ss_base_model_version": "sd_v1",
+        "ss_base_model_version": model.base_version,
         "ss_unet_lr": rates.get("unet"),
         "ss_text_encoder_lr": rates.get("text_encoder"),
         "ss_learning_rate": config.optimizer.learning_rate,
@@ -69,8 +69,7 @@ def describe_run(
         "dreambooth.images": json.dumps([_identity(example) for example in examples]),
         "dreambooth.versions": json.dumps(versions()),
     }
-    texts = {key: str(value) for key, value in ours.items() if value is not None}
-    return {**model.source.metadata, **texts}
+    return {key: str(value) for key, value in ours.items() if value is not None}
 
 
 def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[str, str]:
@@ -97,7 +96,7 @@ def _identity(example: Example) -> dict[str, str | bool]:
     return {
         "name": example.path.name,
         "sha256": hashlib.sha256(example.path.read_bytes()).hexdigest(),
-        "caption_sha256": hashlib.sha256(example.caption.encode()).hexdigest(),
+        "caption_sha256": hashlib.sha256("\n".join(example.captions).encode()).hexdigest(),
         "is_class_image": example.is_prior,
     }
 

@@ -37,7 +37,8 @@ MANIFEST = "manifest.json"
 class TrainingResult:
     """A finished run."""
 
-    checkpoint: Path
+    files: dict[str, Path]
+    """What it wrote: a "checkpoint", an "embedding", or both."""
     reports: list[StepReport]
     moved: dict[str, tuple[float, float]]
     """By part of the model: the length of its weights' change over their own length, and the share
@@ -46,6 +47,16 @@ class TrainingResult:
     """[H, W, 3] uint8, of the last step that had any."""
     reused: bool = False
     """It was finished before, and is only found again."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint; KeyError for a method that writes none."""
+        return self.files["checkpoint"]
+
+    @property
+    def embedding(self) -> Path | None:
+        """The learned embedding, if one was trained."""
+        return self.files.get("embedding")
 
 
 @contextmanager
@@ -71,7 +82,9 @@ def open_run(
         raise ValueError(f"on_existing must be one of {words}, got {on_existing!r}.")
     hashes = Hashes(runs / "hashes.json")
     base_sha256 = hashes.sha256(config.base)
-    definition = define(config, method, base_sha256, photos, _own_class_images(config))
+    embedding_sha256 = hashes.sha256(config.embedding) if config.embedding else ""
+    class_images = _own_class_images(config)
+    definition = define(config, method, base_sha256, embedding_sha256, photos, class_images)
     folder = runs / identify(definition)
     if on_existing == "resume" and not (folder / MANIFEST).exists():
         raise ValueError(_nothing_to_resume(runs, definition))
@@ -126,20 +139,21 @@ class Run:
         return [Path(path) for path in self._manifest["intermediate"]]
 
     def result(self) -> TrainingResult | None:
-        """What an earlier session finished, if its checkpoint still is the one it wrote."""
+        """What an earlier session finished, if its files still are those it wrote."""
         if self._manifest["status"] != "finished":
             return None
         made = self._manifest["result"]
-        checkpoint = Path(made["checkpoint"])
-        if not self._is_still(checkpoint, made["sha256"]):
-            logger.warning("This run was finished, but its checkpoint '%s' is gone or another. "
-                           "It is trained again.", checkpoint)  # fmt: skip
-            self._note({"status": "unfinished", "started": _now(), "result": None})
-            return None
-        logger.info("This run was finished before: %s", checkpoint)
+        for file in made["files"].values():
+            if not self._is_still(Path(file["path"]), file["sha256"]):
+                logger.warning("This run was finished, but its file '%s' is gone or another. "
+                               "It is trained again.", file["path"])  # fmt: skip
+                self._note({"status": "unfinished", "started": _now(), "result": None})
+                return None
+        files = {kind: Path(file["path"]) for kind, file in made["files"].items()}
+        logger.info("This run was finished before: %s", ", ".join(map(str, files.values())))
         moved = {part: (distance, share) for part, (distance, share) in made["moved"].items()}
         return TrainingResult(
-            checkpoint, self.recorder.reports(), moved, self.recorder.previews(), reused=True
+            files, self.recorder.reports(), moved, self.recorder.previews(), reused=True
         )
 
     def begin(self, session: Session) -> None:
@@ -175,13 +189,15 @@ class Run:
         where = "there" if self._saved_step == last else f"step {self._saved_step}"
         logger.warning("Stopped after step %d. Run the same again to go on from %s.", last, where)
 
-    def finish(self, checkpoint: Path, moved: Mapping[str, tuple[float, float]]) -> None:
+    def finish(self, files: Mapping[str, Path], moved: Mapping[str, tuple[float, float]]) -> None:
         """The session has come to its end: keep what it made, and no states any more."""
         assert self._session, "begin comes first"
         self.recorder.rewrite(self._session.reports)
-        checkpoint = checkpoint.resolve()
-        sha256 = self._hashes.sha256(checkpoint)
-        made = {"checkpoint": str(checkpoint), "sha256": sha256, "moved": dict(moved)}
+        written = {
+            kind: {"path": str(path.resolve()), "sha256": self._hashes.sha256(path)}
+            for kind, path in files.items()
+        }
+        made = {"files": written, "moved": dict(moved)}
         self._note({"status": "finished", "result": made})
         self._session = None
         states.remove_all(self._states)

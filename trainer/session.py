@@ -22,7 +22,7 @@ from .data.batches import Batch, BatchStream
 from .diffusion import min_snr_weights, squared_errors
 from .ema import EMA
 from .families.base import Conditioning, Framing, ModelFamily
-from .methods.base import Trainable
+from .methods.base import Part, Trainable
 from .observer import Observer, StepReport
 from .sampling import sample
 
@@ -36,8 +36,7 @@ class Session:
         self.config, self.model = config, model
         self.trainable, self.batches = trainable, batches
         self.parameters = [p for part in trainable.parts for p in part.parameters]
-        groups = [{"params": p.parameters, "lr": p.learning_rate} for p in trainable.parts]
-        self.optimizer = optimizers.build(groups, config.optimizer)
+        self.optimizer = optimizers.build(list(map(_group, trainable.parts)), config.optimizer)
         self.scaler = precision.grad_scaler(config.precision, model.device)
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
         self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
@@ -186,6 +185,12 @@ class Session:
         )
         self.reports.append(report)
         return report
+
+
+def _group(part: Part) -> dict[str, Any]:
+    """What the optimizer is told of a part."""
+    decay = {} if part.decays else {"weight_decay": 0.0}
+    return {"params": part.parameters, "lr": part.learning_rate, **decay}
 
 
 class CaptionEncoder:

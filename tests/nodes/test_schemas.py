@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 
 from trainer.config import (
-    PRESETS,
     OptimizerConfig,
     OutputConfig,
     Precision,
@@ -15,6 +14,7 @@ from trainer.config import (
 )
 from trainer.lr_schedules import LR_SCHEDULES
 from trainer.optimizers import OPTIMIZERS
+from trainer.presets import PRESETS
 from trainer.runs import OnExisting
 from trainer.schedulers import SCHEDULERS
 

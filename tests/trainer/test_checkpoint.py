@@ -80,7 +80,7 @@ def test_nothing_stands_under_the_final_name_before_it_is_complete(tmp_path, mon
 def test_the_newest_intermediate_checkpoints_stay(tiny_checkpoint, tmp_path, changed):
     output = writer(tiny_checkpoint, tmp_path, name="dog", keep=2)
     for step in (10, 20, 30):
-        output.save_step(step)(changed, {})
+        output.save_step(step, changed, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "dog-step000020.safetensors", "dog-step000030.safetensors",
     ]  # fmt: skip

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from trainer.config import (
-    PRESETS,
     DatasetConfig,
     OptimizerConfig,
     OutputConfig,
@@ -102,14 +101,3 @@ def test_refuses_what_cannot_be_honoured(make, message):
 def test_settings_do_not_change_once_made():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().steps = 3
-
-
-def test_presets_hold_the_articles_values():
-    assert PRESETS["object"] == {
-        "batch_size": 4, "steps": 400, "optimizer": {"learning_rate": 2e-6},
-    }  # fmt: skip
-    face = PRESETS["face"]
-    assert (face["batch_size"], face["steps"]) == (2, 1200)
-    assert face["optimizer"]["learning_rate"] == 1e-6
-    assert face["prior"]["weight"] == 1
-    assert face["method"]["train_text_encoder"] is True

@@ -20,7 +20,7 @@ from trainer.methods.full import FullFineTune
 def photos(tmp_path) -> list[Example]:
     for name in ("one.png", "two.png"):
         (tmp_path / name).write_bytes(name.encode())
-    return [Example(tmp_path / name, "a photo of sks dog") for name in ("one.png", "two.png")]
+    return [Example(tmp_path / name, ("a photo of sks dog",)) for name in ("one.png", "two.png")]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def config(tmp_path) -> TrainingConfig:
 
 
 def name(config: TrainingConfig, photos: list[Example], *, base: str = "00", **method: object):
-    return identify(define(config, FullFineTune(**method), base, photos, []))
+    return identify(define(config, FullFineTune(**method), base, "", photos, []))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_photos_count_by_bytes_captions_and_order(config, photos, tmp_path):
     shutil.copy(photos[0].path, tmp_path / "renamed.png")
     assert name(config, [replace(photos[0], path=tmp_path / "renamed.png"), photos[1]]) == same
     assert name(config, photos[::-1]) != same
-    assert name(config, [replace(photos[0], caption="a photo"), photos[1]]) != same
+    assert name(config, [replace(photos[0], captions=("a photo",)), photos[1]]) != same
     photos[0].path.write_bytes(b"another")
     assert name(config, photos) != same
 
@@ -92,7 +92,7 @@ def test_class_images_count_where_they_are_used(config, photos):
     own = replace(config, prior=replace(config.prior, images=(Path("own"),)))
     other = replace(own, prior=replace(own.prior, sampling=SamplingConfig(seed=5), num_images=3))
     identify_with = lambda config, images: identify(  # noqa: E731
-        define(config, FullFineTune(), "00", photos, images)
+        define(config, FullFineTune(), "00", "", photos, images)
     )
     class_images = [replace(photos[0], is_prior=True)]
     assert identify_with(own, class_images) == identify_with(other, class_images)
@@ -102,7 +102,7 @@ def test_class_images_count_where_they_are_used(config, photos):
 
 
 def test_the_code_version_leaves_out_what_decides_nothing(config, photos, tmp_path, monkeypatch):
-    assert define(config, FullFineTune(), "00", photos, [])["version of the trainer"] == (
+    assert define(config, FullFineTune(), "00", "", photos, [])["version of the trainer"] == (
         code_version()
     )
     package = tmp_path / "package"

@@ -226,6 +226,7 @@ def test_the_file_tells_what_made_it(config, prior):
         metadata = file.metadata()
     assert metadata["modelspec.sai_model_spec"] == "1.0.1"
     assert metadata["ss_steps"] == "4"
+    assert metadata["dreambooth.constants"] == '{"resolution": 16}'
     assert json.loads(metadata["dreambooth.config"])["prior"]["weight"] == 0.5
     images = json.loads(metadata["dreambooth.images"])
     assert sum(image["is_class_image"] for image in images) == 4

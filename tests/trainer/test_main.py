@@ -71,7 +71,9 @@ def test_flags_beat_the_settings_file_and_the_file_beats_the_preset(train, tmp_p
 
 def test_unknown_names_are_refused_with_the_choice(train, caplog):
     assert main([*train, "--preset", "dog"]) == 1
-    assert caplog.messages[-1] == "--preset must be one of object, face, toy, got 'dog'."
+    assert caplog.messages[-1] == (
+        "--preset must be one of object, face, textual inversion + DreamBooth, toy, got 'dog'."
+    )
 
 
 def test_a_damaged_settings_file_is_named(train, tmp_path, caplog):

@@ -24,8 +24,8 @@ def test_the_run_is_described_in_strings(tiny_model, tmp_path):
         output=OutputConfig(folder=tmp_path / "secret", name="my-dog"),
     )
     method = FullFineTune(train_text_encoder=True, text_encoder_learning_rate=1e-7)
-    trainable = method.attach(tiny_model, 2e-6)
-    examples = [Example(photo, "a photo of sks dog")]
+    trainable = method.attach(tiny_model, config, [])
+    examples = [Example(photo, ("a photo of sks dog",))]
     described = describe_run(config, method, tiny_model, trainable, examples)
 
     assert all(isinstance(value, str) for value in described.values())
@@ -37,7 +37,6 @@ def test_the_run_is_described_in_strings(tiny_model, tmp_path):
     assert described["ss_new_sd_model_hash"] == described["dreambooth.base_sha256"] == base
     (image,) = json.loads(described["dreambooth.images"])
     assert image["sha256"] == hashlib.sha256(b"pixels").hexdigest()
-    assert described["dreambooth.constants"] == tiny_model.source.metadata["dreambooth.constants"]
     assert str(tmp_path) not in "".join(described.values())
 
 

@@ -188,7 +188,7 @@ def test_without_its_checkpoint_a_finished_run_is_trained_again(config, runs, ca
     assert not second.reused
     assert all(torch.equal(t, tensors[n]) for n, t in load_file(second.checkpoint).items())
     assert caplog.messages == [
-        f"This run was finished, but its checkpoint '{first.checkpoint}' is gone or another. "
+        f"This run was finished, but its file '{first.checkpoint}' is gone or another. "
         "It is trained again."
     ]
     assert logged_steps(runs) == [1, 2]

@@ -20,7 +20,7 @@ FRAMING = Framing((32, 32), (0, 0), (32, 32))
 def latents(count: int, caption: str, *, is_prior: bool) -> dict[Example, CachedLatents]:
     generator = torch.Generator().manual_seed(int(is_prior))
     return {
-        Example(Path(f"{n}.png"), caption, is_prior): CachedLatents(
+        Example(Path(f"{n}.png"), (caption,), is_prior): CachedLatents(
             torch.randn(4, 8, 8, generator=generator), torch.full((4, 8, 8), 0.1), FRAMING
         )
         for n in range(count)
@@ -41,7 +41,7 @@ def test_the_loss_is_the_reference_scripts(tiny_model, prior_weight):
     instance = latents(3, "a sks dog", is_prior=False)
     prior = latents(3, "a dog", is_prior=True) if prior_weight else {}
     expected = reference_loss(tiny_model, BatchStream(instance, prior, config), prior_weight)
-    trainable = FullFineTune().attach(tiny_model, 1e-4)
+    trainable = FullFineTune().attach(tiny_model, config, [])
     report = Session(config, tiny_model, trainable, BatchStream(instance, prior, config)).step()
     assert report.loss == pytest.approx(expected, rel=1e-5)
 
@@ -84,7 +84,7 @@ def test_a_session_broken_off_in_the_optimizer_is_not_whole(tiny_model):
         batch_size=1,
     )
     stream = BatchStream(latents(3, "a sks dog", is_prior=False), {}, config)
-    session = Session(config, tiny_model, FullFineTune().attach(tiny_model, 1e-4), stream)
+    session = Session(config, tiny_model, FullFineTune().attach(tiny_model, config, []), stream)
     session.step()
     assert session.is_whole
 

@@ -149,9 +149,15 @@ class _Pool:
             timesteps=torch.randint(self._num_timesteps, (1,), generator=generator),
             weights=torch.tensor([weight]),
             is_prior=torch.tensor([example.is_prior]),
-            captions=[example.caption],
+            captions=[self._caption_of(example)],
             framings=[cached.framing],
         )
+
+    def _caption_of(self, example: Example) -> str:
+        captions = example.captions
+        if len(captions) == 1:
+            return captions[0]
+        return captions[int(torch.randint(len(captions), (), generator=self._generator))]
 
     def state(self) -> dict[str, Any]:
         return {

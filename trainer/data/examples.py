@@ -22,7 +22,8 @@ class Example:
     """One image on disk, as it is trained on. It is the key to its own latents."""
 
     path: Path
-    caption: str
+    captions: tuple[str, ...]
+    """Its caption, or those of which one is drawn at each use."""
     is_prior: bool = False
     """A class image rather than a photo of the subject."""
     mirrored: bool = False
@@ -42,7 +43,7 @@ def find_examples(entries: Sequence[Path], prompt: str, *, is_prior: bool = Fals
     for path, times in Counter(paths).items():
         if times > 1:
             raise ValueError(f"'{path}' is named {times} times. Name each image once.")
-    return [Example(path, _caption(path) or prompt, is_prior) for path in paths]
+    return [Example(path, (_caption(path) or prompt,), is_prior) for path in paths]
 
 
 def with_mirrors(examples: Sequence[Example]) -> list[Example]:
@@ -54,7 +55,8 @@ def warn_of_cut_captions(examples: Iterable[Example], cut_text: Callable[[str], 
     """Log a warning for each different caption of which `cut_text` says that an end is not read."""
     first_with: dict[str, Path] = {}
     for example in examples:
-        first_with.setdefault(example.caption, example.path)
+        for caption in example.captions:
+            first_with.setdefault(caption, example.path)
     for caption, path in first_with.items():
         cut = cut_text(caption)
         if cut:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .base import ModelFamily
+from .embedding import Embedding
 from .files import CheckpointFile
 from .kinds import describe
 from .sd1 import SD1
@@ -15,11 +16,16 @@ from .sd1 import SD1
 FAMILIES: tuple[type[ModelFamily], ...] = (SD1,)
 
 
-def load(path: Path, device: torch.device) -> ModelFamily:
-    """The model in fp32, frozen, on the device. FileNotFoundError or ValueError for a file that
-    cannot be used, before any weight is read."""
+def load(path: Path, device: torch.device, embedding: Path | None = None) -> ModelFamily:
+    """The model in fp32, frozen, on the device; `embedding` names the file of a textual inversion
+    whose placeholder captions may use. FileNotFoundError or ValueError for files that cannot be
+    used, before any weight is read."""
     source = CheckpointFile(path)
-    return family_of(source).load(source, device)
+    learned = Embedding.read(embedding) if embedding else None
+    model = family_of(source).load(source, device)
+    if learned:
+        model.add_embedding(learned)
+    return model
 
 
 def family_of(source: CheckpointFile) -> type[ModelFamily]:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule
+from .embedding import Embedding, WordTable
 from .files import CheckpointFile
+from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11's, and only type checkers read it
@@ -54,11 +56,19 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]
     """For people: "Stable Diffusion 1"."""
+    architecture: ClassVar[str]
+    """As ModelSpec calls it: "stable-diffusion-v1"."""
+    base_version: ClassVar[str]
+    """As `ss_base_model_version` has it: "sd_v1"."""
     source: CheckpointFile
     """The file it came from. What training leaves alone is copied from it, bit for bit."""
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoders: nn.ModuleList
+    tokenizer: ClipTokenizer
+    learned: dict[str, dict[str, nn.Parameter]]
+    """Vectors of learned words by text encoder, by placeholder. Frozen unless a method trains them.
+    """
     schedule: NoiseSchedule
     native_resolution: int
     """Width and height it was made for, in pixels."""
@@ -88,8 +98,8 @@ class ModelFamily(ABC):
     def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning: ...
 
     @abstractmethod
-    def cut_text(self, caption: str) -> str:
-        """The end of the caption beyond what the text encoder can read; "" if there is none."""
+    def word_tables(self) -> dict[str, WordTable]:
+        """Each text encoder's token table, by its name in an embedding file."""
 
     @abstractmethod
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
@@ -99,6 +109,26 @@ class ModelFamily(ABC):
     def file_tensors(self, part: str) -> dict[str, Tensor]:
         """The parameters of one of `parts`, as they are now, under the names and in the shapes that
         the checkpoint file gives them. Views, on the model's device."""
+
+    def add_embedding(self, embedding: Embedding) -> dict[str, nn.Parameter]:
+        """Let a placeholder stand for its vectors in every caption from now on. Gives the vectors,
+        frozen, by text encoder. ValueError for vectors that were made for another family, and for a
+        placeholder that is taken."""
+        word, tables = embedding.placeholder, self.word_tables()
+        if word.lower() in map(str.lower, self.learned):
+            raise ValueError(
+                f"The placeholder {word!r} stands for another embedding already. Choose another "
+                "placeholder, or leave out the other embedding."
+            )
+        for name, table in tables.items():
+            _require_fit(embedding, name, table.weight.shape[1], self)
+        ids: list[int] = []
+        parameters = {}
+        for name, table in tables.items():
+            ids, parameters[name] = table.add(embedding.vectors[name])
+        self.tokenizer.add_placeholder(word, ids)
+        self.learned[word] = parameters
+        return parameters
 
     def parts(self) -> dict[str, nn.Module]:
         """What a method may train: "unet", "text_encoder" and, with two, "text_encoder_2"."""
@@ -139,3 +169,19 @@ class ModelFamily(ABC):
     @property
     def latent_channels(self) -> int:
         return int(self.unet.config.in_channels)
+
+
+def _require_fit(embedding: Embedding, name: str, width: int, model: ModelFamily) -> None:
+    if name not in embedding.vectors:
+        raise ValueError(
+            f"The embedding of {embedding.placeholder!r} is for the text encoders "
+            f"{', '.join(embedding.vectors)}, and {model.name} needs one for {name}. Choose an "
+            f"embedding for {model.name}."
+        )
+    found = embedding.vectors[name].shape[1]
+    if found != width:
+        raise ValueError(
+            f"The vectors of {embedding.placeholder!r} have {found} numbers, and the text encoder "
+            f"of '{model.path.name}' takes {width}. Choose an embedding that was trained for this "
+            "kind of model."
+        )

@@ -15,6 +15,7 @@ from ..diffusion import NoiseSchedule
 from . import key_maps
 from .base import Conditioning, Framing, ModelFamily
 from .constants import Constants
+from .embedding import WordTable
 from .files import CheckpointFile
 from .kinds import has_linear_projections
 from .layouts import UNET, VAE
@@ -33,6 +34,8 @@ class SD1(ModelFamily):
     """Stable Diffusion 1.x and whatever has its layout, however wide or deep."""
 
     name = "Stable Diffusion 1"
+    architecture = "stable-diffusion-v1"
+    base_version = "sd_v1"
 
     def __init__(
         self, source: CheckpointFile, constants: Constants, networks: dict[str, Network]
@@ -47,7 +50,10 @@ class SD1(ModelFamily):
         self.latent_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._text_encoder: Any = networks["text_encoder"].module
         self.text_encoders = nn.ModuleList([self._text_encoder])
-        self._tokenizer = ClipTokenizer(self._text_encoder.config.max_position_embeddings)
+        self._words = WordTable(self._text_encoder.get_input_embeddings())
+        self._text_encoder.set_input_embeddings(self._words)
+        self.learned = {}
+        self.tokenizer = ClipTokenizer(self._text_encoder.config.max_position_embeddings)
         self._file_names = {part: network.file_names for part, network in networks.items()}
 
     @classmethod
@@ -89,11 +95,11 @@ class SD1(ModelFamily):
 
     def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning:
         device = next(self._text_encoder.parameters()).device
-        ids = self._tokenizer.encode(captions).to(device)
+        ids = self.tokenizer.encode(captions).to(device)
         return Conditioning(self._text_encoder(ids).last_hidden_state)
 
-    def cut_text(self, caption: str) -> str:
-        return self._tokenizer.cut_text(caption)
+    def word_tables(self) -> dict[str, WordTable]:
+        return {"clip_l": self._words}
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
         prediction: Tensor = self.unet(noisy_latents, timesteps, given.hidden).sample

@@ -4,6 +4,7 @@ tokenizer classes change between releases."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,30 +29,106 @@ class ClipTokenizer:
         self.max_length = max_length
         self._tokenizer = _byte_pair_encoding()
         self.pad_id = self.token_id(pad_token)
+        self._placeholders: dict[str, list[int]] = {}
 
     def token_id(self, token: str) -> int | None:
         """The id of one vocabulary entry, such as `cup</w>`; None if there is no such entry."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    def word_ids(self, words: str) -> list[int]:
+        """The id of each word, separated by spaces. ValueError for a word that is not one token by
+        itself."""
+        ids = []
+        for word in words.split():
+            found = self._tokenizer.encode(word, add_special_tokens=False)
+            if len(found.ids) != 1:
+                parts = ", ".join(token.removesuffix("</w>") for token in found.tokens)
+                raise ValueError(
+                    f"{word!r} is not one token of CLIP's vocabulary but {len(found.ids)} "
+                    f"({parts}). Use a more common word."
+                )
+            ids += found.ids
+        return ids
+
+    def add_placeholder(self, word: str, ids: list[int]) -> None:
+        """Let a word stand for these ids wherever a caption has it as a word of its own, in
+        capitals or not. ValueError for a word that has a meaning already."""
+        self._placeholders[check_placeholder(word).lower()] = ids
+
     def encode(self, captions: list[str]) -> Tensor:
         """Ids [B, L] with start and end token, cut and padded to `max_length`."""
         start, end = self.token_id(START), self.token_id(END)
         rows = []
         for caption in captions:
-            ids = [start, *self._ids(caption)[: self.max_length - 2], end]
+            ids = [start, *(token for token, _ in self._tokens(caption)[: self.num_words]), end]
             rows.append(ids + [self.pad_id] * (self.max_length - len(ids)))
         return torch.tensor(rows, dtype=torch.long)
 
     def cut_text(self, caption: str) -> str:
         """The end of the caption that does not fit and is never read; "" if all of it fits."""
-        offsets = self._tokenizer.encode(caption, add_special_tokens=False).offsets
-        room = self.max_length - 2
-        return caption[offsets[room][0] :] if len(offsets) > room else ""
+        tokens = self._tokens(caption)
+        return caption[tokens[self.num_words][1] :] if len(tokens) > self.num_words else ""
 
-    def _ids(self, caption: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(caption, add_special_tokens=False).ids
-        return ids
+    @property
+    def num_words(self) -> int:
+        """Tokens that a caption has room for."""
+        return self.max_length - 2
+
+    def _tokens(self, caption: str) -> list[tuple[int, int]]:
+        """Each token's id, and where in the caption it begins. What stands between placeholders is
+        encoded by itself, as ComfyUI's `SDTokenizer` does around `embedding:name`."""
+        tokens, start = [], 0
+        for found in self._find_placeholders(caption):
+            tokens += self._text_tokens(caption, start, found.start())
+            tokens += [(i, found.start()) for i in self._placeholders[found[0].lower()]]
+            start = found.end()
+        return tokens + self._text_tokens(caption, start, len(caption))
+
+    def _find_placeholders(self, caption: str) -> list[re.Match[str]]:
+        if not self._placeholders:
+            return []
+        return list(_pattern(list(self._placeholders)).finditer(caption))
+
+    def _text_tokens(self, caption: str, start: int, end: int) -> list[tuple[int, int]]:
+        encoded = self._tokenizer.encode(caption[start:end], add_special_tokens=False)
+        starts = [start + offset for offset, _ in encoded.offsets]
+        return list(zip(encoded.ids, starts, strict=True))
+
+
+def check_placeholder(word: str) -> str:
+    """The word, if it can stand for something new: ValueError if it has spaces in it or is one
+    token of CLIP's vocabulary."""
+    if not word or word.split() != [word]:
+        raise ValueError(
+            f"The placeholder must be one word without spaces, got {word!r}. Use one such as "
+            "'<my-dog>'."
+        )
+    if len(_byte_pair_encoding().encode(word, add_special_tokens=False).ids) < 2:
+        other = word.strip("<>")
+        raise ValueError(
+            f"The placeholder {word!r} is a word of CLIP's vocabulary already, and would change "
+            f"what that word means in every prompt. Use one that is not, such as '<{other}>'."
+        )
+    return word
+
+
+def has_placeholder(caption: str, word: str) -> bool:
+    """Whether the caption has the placeholder as a word of its own."""
+    return _pattern([word]).search(caption) is not None
+
+
+def _pattern(words: list[str]) -> re.Pattern[str]:
+    """Finds these words, but not inside of longer ones; the longest where several fit."""
+    longest_first = sorted(words, key=len, reverse=True)
+    # A bracket ends a word by itself; a letter does only where no other follows.
+    bounded = [
+        (r"(?<!\w)" if word[0].isalnum() else "")
+        + re.escape(word)
+        + (r"(?!\w)" if word[-1].isalnum() else "")
+        for word in longest_first
+    ]
+    return re.compile("|".join(bounded), re.IGNORECASE)
 
 
 @cache

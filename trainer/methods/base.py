@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import Original
+from ..config import OutputConfig, TrainingConfig
+from ..data.examples import Example
 from ..families.base import ModelFamily
 
 
@@ -22,23 +26,39 @@ class Part:
     learning_rate: float
     stop_step: int | None = None
     """The step after which it is left as it is; None trains it to the end."""
+    decays: bool = True
+    """Whether the optimizer's weight decay pulls at it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOut:
+    """One of the files that a run writes: the original's tensors, those of `parts` exchanged."""
+
+    kind: Literal["checkpoint", "embedding"]
+    original: Original
+    parts: list[Part]
+    output: OutputConfig
+    """Where it goes."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What this file says of itself beyond what the run says of itself."""
 
 
 class Trainable(ABC):
-    """What the optimizer may change of one model, and what of it goes into the file."""
+    """What the optimizer may change of one model, and the files it goes into."""
 
     parts: list[Part]
+    files: list[FileOut]
     trains_text_encoder: bool
     """Whether captions must be encoded anew at each step."""
 
     @abstractmethod
     def part_tensors(self, part: Part) -> dict[str, Tensor]:
-        """One part's trained tensors, under the names of the checkpoint file."""
+        """One part's trained tensors, under the names of its file."""
 
-    def file_tensors(self) -> dict[str, Tensor]:
-        """All trained tensors, under the names of the checkpoint file."""
+    def file_tensors(self, file: FileOut) -> dict[str, Tensor]:
+        """The trained tensors of one of `files`, under their names in it."""
         tensors: dict[str, Tensor] = {}
-        for part in self.parts:
+        for part in file.parts:
             tensors.update(self.part_tensors(part))
         return tensors
 
@@ -47,10 +67,20 @@ class Trainable(ABC):
 
 
 class Method(Protocol):
-    """Options of one way to train."""
+    """Options of one way to train, in a frozen dataclass."""
 
-    def attach(self, model: ModelFamily, learning_rate: float) -> Trainable:
-        """Make the model trainable this way; `learning_rate` holds where the options name none."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
+        """The photos with the captions that this method trains on; `prompt` is what those have that
+        bring none of their own. ValueError for captions that it can do nothing with."""
+        ...
+
+    def attach(
+        self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
+    ) -> Trainable:
+        """Make the model trainable this way. The run's learning rate holds where the options name
+        none. ValueError for settings that do not go together with the model or the photos."""
         ...
 
 

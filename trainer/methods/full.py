@@ -1,13 +1,19 @@
-"""Classic DreamBooth: the U-Net's own weights, and if asked the text encoder's."""
+"""Classic DreamBooth: the U-Net's own weights, and if asked the text encoder's and those of a word
+that textual inversion learned before."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..config import TrainingConfig
+from ..data.examples import Example
 from ..families.base import ModelFamily
-from .base import Part, Trainable, thaw
+from ..families.tokenizer import has_placeholder
+from .base import FileOut, Part, Trainable, thaw
+from .textual_inversion import LearnedWord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +27,9 @@ class FullFineTune:
     """The text encoder's own learning rate per step; none takes the U-Net's."""
     text_encoder_stop_step: int | None = None
     """The step after which the text encoder is left as it is; none trains it to the end."""
+    train_embedding: bool = False
+    """Go on training the vectors of the run's embedding too, into an embedding file of their own
+    beside the checkpoint; otherwise they stay as they are."""
 
     def __post_init__(self) -> None:
         rate, stop = self.text_encoder_learning_rate, self.text_encoder_stop_step
@@ -34,15 +43,37 @@ class FullFineTune:
         if stop is not None and stop < 1:
             raise ValueError(f"text_encoder_stop_step must be 1 or more, got {stop}.")
 
-    def attach(self, model: ModelFamily, learning_rate: float) -> Trainable:
-        return _FullTrainable(self, model, learning_rate)
+    def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
+        return list(photos)
+
+    def attach(
+        self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
+    ) -> Trainable:
+        if self.train_embedding and not model.learned:
+            raise ValueError(
+                "train_embedding is on, but the run has no embedding. Name the file of a textual "
+                "inversion (embedding), or switch train_embedding off."
+            )
+        for word in model.learned:
+            _require_use(word, model, photos)
+        return _FullTrainable(self, model, config)
+
+
+def _require_use(word: str, model: ModelFamily, photos: Sequence[Example]) -> None:
+    captions = [caption for photo in photos for caption in photo.captions]
+    if not any(has_placeholder(caption, word) for caption in captions):
+        raise ValueError(
+            f"The embedding's placeholder {word!r} stands in no caption, so the embedding would "
+            f"play no part. Write it into the prompt, such as 'a photo of {word}', now "
+            f"{captions[0]!r}."
+        )
 
 
 class _FullTrainable(Trainable):
-    def __init__(self, options: FullFineTune, model: ModelFamily, learning_rate: float) -> None:
+    def __init__(self, options: FullFineTune, model: ModelFamily, config: TrainingConfig) -> None:
         self._model = model
-        self.trains_text_encoder = options.train_text_encoder
-        modules = model.parts()
+        self.trains_text_encoder = options.train_text_encoder or options.train_embedding
+        modules, learning_rate = model.parts(), config.optimizer.learning_rate
         self.parts = [Part("unet", thaw(modules["unet"]), learning_rate)]
         if options.train_text_encoder:
             self.parts.append(
@@ -53,6 +84,27 @@ class _FullTrainable(Trainable):
                     options.text_encoder_stop_step,
                 )
             )
+        self.files = [
+            FileOut(
+                kind="checkpoint",
+                original=model.source,
+                parts=list(self.parts),
+                output=config.output,
+            )
+        ]
+        self._words = {}
+        if options.train_embedding:
+            for placeholder in model.learned:
+                word = LearnedWord(model, placeholder, config, name_suffix="-embedding")
+                self._words[word.part.name] = word
+                self.parts.append(word.part)
+                self.files.append(word.file)
 
     def part_tensors(self, part: Part) -> dict[str, Tensor]:
+        if part.name in self._words:
+            return self._words[part.name].tensors()
         return self._model.file_tensors(part.name)
+
+    def after_step(self) -> None:
+        for word in self._words.values():
+            word.keep_length()

@@ -15,7 +15,6 @@ from PIL import Image
 
 from .. import families
 from ..config import (
-    PRESETS,
     DatasetConfig,
     OutputConfig,
     PriorConfig,
@@ -27,6 +26,7 @@ from ..metadata import versions
 from ..methods.full import FullFineTune
 from ..observer import Observer
 from ..pictures import grid, loss_curve
+from ..presets import PRESETS
 from ..sampling import sample
 from . import MODEL, PHOTOS
 from .judge import Judge

@@ -28,7 +28,7 @@ def cached(
     latents = {}
     for number in range(first, first + count):
         shape = shapes[number % len(shapes)]
-        example = Example(Path(f"{number}.png"), f"caption {number}", is_prior)
+        example = Example(Path(f"{number}.png"), (f"caption {number}",), is_prior)
         mean, spread = torch.full(shape, float(number)), torch.full(shape, float(deviation))
         latents[example] = CachedLatents(mean, spread, Framing((number, 1), (0, 0), (1, 1)))
     return latents

@@ -85,7 +85,7 @@ def test_the_caption_is_the_text_beside_the_image_or_else_the_prompt(tmp_path: P
     (tmp_path / "b.txt").write_bytes(b" \n")
     (tmp_path / "d.jpg.txt").write_bytes(b"not a caption")
 
-    captions = [example.caption for example in find_examples([tmp_path], "a photo of sks cup")]
+    captions = [c for e in find_examples([tmp_path], "a photo of sks cup") for c in e.captions]
 
     expected = ["sks café cup", "a photo of sks cup", "a photo of sks cup", "a photo of sks cup"]
     assert captions == expected
@@ -97,7 +97,7 @@ def test_a_named_file_has_its_caption_too(tmp_path: Path) -> None:
 
     (example,) = find_examples([tmp_path / "a.jpg"], "sks cup", is_prior=True)
 
-    assert example == Example(tmp_path / "a.jpg", "sks cup on a table", is_prior=True)
+    assert example == Example(tmp_path / "a.jpg", ("sks cup on a table",), is_prior=True)
 
 
 def test_mirror_twins_differ_only_in_being_mirrored(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_mirror_twins_differ_only_in_being_mirrored(tmp_path: Path) -> None:
 
     a, b = tmp_path / "a.jpg", tmp_path / "b.jpg"
     assert [(e.path, e.mirrored) for e in twins] == [(a, False), (a, True), (b, False), (b, True)]
-    assert {e.caption for e in twins} == {"a cup"}
+    assert {e.captions for e in twins} == {("a cup",)}
     assert len(set(twins)) == 4
 
 
@@ -116,7 +116,7 @@ def test_a_long_caption_warns_once_with_the_text_that_is_cut(
 ) -> None:
     long = " ".join(["dog"] * 75) + " in Paris at night"
     examples = [
-        Example(Path(f"photos/{name}.jpg"), caption)
+        Example(Path(f"photos/{name}.jpg"), (caption,))
         for name, caption in [("a", "a dog"), ("b", long), ("c", long), ("d", "a cat")]
     ]
 

@@ -63,7 +63,7 @@ def test_each_examples_latents_are_those_it_has_alone_in_any_order(
 
 def test_the_latents_are_the_vaes_of_the_pixels(tmp_path: Path, tiny_model: ModelFamily) -> None:
     path = save_noise(tmp_path / "a.png", (24, 16), 0)
-    example, twin = with_mirrors([Example(path, "a cup")])
+    example, twin = with_mirrors([Example(path, ("a cup",))])
 
     latents = encode([example, twin], tiny_model)
 
@@ -101,7 +101,7 @@ def test_buckets_keep_each_photos_shape(photos: list[Path], tiny_model: ModelFam
 
 
 def test_random_crops_follow_the_seed(tmp_path: Path, tiny_model: ModelFamily) -> None:
-    example = Example(save_noise(tmp_path / "a.png", (400, 16), 0), "a cup")
+    example = Example(save_noise(tmp_path / "a.png", (400, 16), 0), ("a cup",))
 
     def left(seed: int) -> int:
         return encode([example], tiny_model, crop="random", seed=seed)[example].framing.crop[0]
@@ -113,7 +113,7 @@ def test_random_crops_follow_the_seed(tmp_path: Path, tiny_model: ModelFamily) -
 def test_transparent_pixels_take_the_background(tmp_path: Path, tiny_model: ModelFamily) -> None:
     Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
     Image.new("RGB", (16, 16), "#008080").save(tmp_path / "teal.png")
-    clear, teal = (Example(tmp_path / name, "a cup") for name in ("clear.png", "teal.png"))
+    clear, teal = (Example(tmp_path / name, ("a cup",)) for name in ("clear.png", "teal.png"))
 
     latents = encode([clear, teal], tiny_model, background="teal")
 
@@ -159,7 +159,7 @@ def test_drawing_and_encoding_leave_the_process_wide_generator_alone(
 
 
 def test_a_small_photo_is_refused(tmp_path: Path, tiny_model: ModelFamily) -> None:
-    example = Example(save_noise(tmp_path / "a.png", (20, 15), 0), "a cup")
+    example = Example(save_noise(tmp_path / "a.png", (20, 15), 0), ("a cup",))
 
     with pytest.raises(ValueError, match="smaller") as error:
         encode([example], tiny_model)
@@ -177,7 +177,9 @@ def test_small_photos_are_enlarged_on_request_with_one_warning(
     paths = [save_noise(tmp_path / f"{n}.png", size, n) for n, size in enumerate(sizes)]
 
     latents = encode(
-        with_mirrors([Example(path, "a cup") for path in paths]), tiny_model, allow_upscaling=True
+        with_mirrors([Example(path, ("a cup",)) for path in paths]),
+        tiny_model,
+        allow_upscaling=True,
     )
 
     assert {cached.framing.size for cached in latents.values()} == {(16, 16)}
@@ -219,7 +221,7 @@ def test_a_folder_of_mixed_photos_end_to_end(tmp_path: Path, tiny_model: ModelFa
         save_noise(tmp_path / f"{number}.{suffix}", (20 + number, 30), number)
     (tmp_path / "Thumbs.db").touch()
 
-    latents = encode(find_examples([tmp_path], "a cup"), tiny_model)
+    latents = encode(find_examples([tmp_path], ("a cup",)), tiny_model)
 
     assert [example.path.suffix for example in latents] == [".jpg", ".webp", ".gif", ".tif", ".bmp"]
     means = [cached.mean for cached in latents.values()]

@@ -124,3 +124,43 @@ def test_what_is_left_encodes_the_same(caption: str) -> None:
     kept = caption[: -len(cut)]
     assert tokenizer.cut_text(kept) == ""
     assert torch.equal(tokenizer.encode([kept]), tokenizer.encode([caption]))
+
+
+def test_placeholders_are_words_of_their_own() -> None:
+    tokenizer = ClipTokenizer()
+    tokenizer.add_placeholder("my-dog", [50000])
+    tokenizer.add_placeholder("<dog>", [50001, 50002])
+    tokenizer.add_placeholder("my-dog2", [50003])
+    start, end = 49406, 49407
+
+    def ids(caption: str) -> list[int]:
+        found = tokenizer.encode([caption])[0].tolist()
+        return found[1 : found.index(end)]
+
+    plain = ClipTokenizer().encode(["tommy-dog my-doggy"])[0].tolist()
+    assert ids("tommy-dog my-doggy") == plain[1 : plain.index(end)]
+    assert ids("MY-DOG,my-dog2") == [50000, 267, 50003]
+    assert ids("a<dog>!") == [320, 50001, 50002, 256]
+    assert tokenizer.encode(["<dog>"])[0, 0] == start
+
+
+def test_text_around_a_placeholder_has_the_ids_it_has_alone() -> None:
+    tokenizer = ClipTokenizer()
+    tokenizer.add_placeholder("<x>", [50000])
+    before, after = "a photo of a", "with it's  two dogs"
+    together = tokenizer.encode([f"{before} <x> {after}"])[0].tolist()
+    alone = [ClipTokenizer().encode([text])[0].tolist() for text in (before, after)]
+    words = [row[1 : row.index(49407)] for row in alone]
+    assert together[: len(words[0]) + 2 + len(words[1])] == [49406, *words[0], 50000, *words[1]]
+
+
+def test_cut_text_counts_every_vector_of_a_placeholder() -> None:
+    tokenizer = ClipTokenizer(max_length=7)
+    tokenizer.add_placeholder("<x>", [50000, 50001, 50002])
+    assert tokenizer.cut_text("a big <x>") == ""
+    assert tokenizer.cut_text("a very big <x>") == "<x>"
+    assert tokenizer.cut_text("<x> a big dog") == "dog"
+
+
+def test_words_of_one_token_have_an_id() -> None:
+    assert ClipTokenizer().word_ids("White dog") == [1579, 1929]

@@ -1,35 +1,50 @@
 """What full fine-tuning makes trainable, and what it refuses."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from trainer.config import DatasetConfig, OptimizerConfig, TrainingConfig
+from trainer.data.examples import Example
+from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
 
 
-def test_only_the_chosen_parts_become_trainable(tiny_model):
-    trainable = FullFineTune().attach(tiny_model, 1e-5)
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path):
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(tmp_path,), prompt="a photo of sks dog"),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+    )
+
+
+def test_only_the_chosen_parts_become_trainable(tiny_model, config):
+    trainable = FullFineTune().attach(tiny_model, config, [])
     assert [part.name for part in trainable.parts] == ["unet"]
     assert all(p.requires_grad for p in tiny_model.unet.parameters())
     frozen = [*tiny_model.vae.parameters(), *tiny_model.text_encoders.parameters()]
     assert not any(p.requires_grad for p in frozen)
 
 
-def test_the_text_encoder_has_a_rate_of_its_own(tiny_model):
+def test_the_text_encoder_has_a_rate_of_its_own(tiny_model, config):
     options = FullFineTune(train_text_encoder=True, text_encoder_learning_rate=1e-6)
-    trainable = options.attach(tiny_model, 1e-5)
+    trainable = options.attach(tiny_model, config, [])
     assert {part.name: part.learning_rate for part in trainable.parts} == {
         "unet": 1e-5, "text_encoder": 1e-6,
     }  # fmt: skip
     assert trainable.trains_text_encoder
 
 
-def test_file_tensors_are_the_live_weights_under_the_files_names(tiny_model):
-    trainable = FullFineTune().attach(tiny_model, 1e-5)
+def test_file_tensors_are_the_live_weights_under_the_files_names(tiny_model, config):
+    trainable = FullFineTune().attach(tiny_model, config, [])
     name = "model.diffusion_model.out.2.bias"
     with torch.no_grad():
         tiny_model.unet.conv_out.bias.add_(1)
     old = tiny_model.source.tensor(name).float()
-    torch.testing.assert_close(trainable.file_tensors()[name], old + 1)
+    (file,) = trainable.files
+    torch.testing.assert_close(trainable.file_tensors(file)[name], old + 1)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +69,23 @@ def test_refuses_options_that_would_do_nothing(options, message):
     with pytest.raises(ValueError) as caught:
         FullFineTune(**options)
     assert str(caught.value) == message
+
+
+def test_refuses_to_train_an_embedding_that_is_not_there(tiny_model, config):
+    with pytest.raises(ValueError) as caught:
+        FullFineTune(train_embedding=True).attach(tiny_model, config, [])
+    assert str(caught.value) == (
+        "train_embedding is on, but the run has no embedding. Name the file of a textual inversion "
+        "(embedding), or switch train_embedding off."
+    )
+
+
+def test_refuses_an_embedding_that_no_caption_uses(tiny_model, config):
+    tiny_model.add_embedding(Embedding("<tok>", {"clip_l": torch.ones(1, 24)}))
+    photos = [Example(Path("a.png"), ("a photo of sks dog",))]
+    with pytest.raises(ValueError) as caught:
+        FullFineTune().attach(tiny_model, config, photos)
+    assert str(caught.value) == (
+        "The embedding's placeholder '<tok>' stands in no caption, so the embedding would play no "
+        "part. Write it into the prompt, such as 'a photo of <tok>', now 'a photo of sks dog'."
+    )

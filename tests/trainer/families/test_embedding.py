@@ -1,0 +1,157 @@
+"""Learned words: their files, of ours and of others, and the table they are added to."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from trainer import families
+from trainer.families.base import Framing
+from trainer.families.embedding import PLACEHOLDER_KEY, Embedding, WordTable
+
+FRAMING = Framing((16, 16), (0, 0), (16, 16))
+
+
+@pytest.fixture
+def vectors():
+    return torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
+
+
+def saved(path, tensors, **metadata):
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def encode(model, caption):
+    return model.encode_captions([caption], [FRAMING]).hidden[0]
+
+
+def test_a_file_of_ours_names_its_placeholder(tmp_path, vectors):
+    path = saved(tmp_path / "x.safetensors", {"clip_l": vectors}, **{PLACEHOLDER_KEY: "<dog>"})
+    embedding = Embedding.read(path)
+    assert (embedding.placeholder, embedding.num_vectors) == ("<dog>", 2)
+    assert torch.equal(embedding.vectors["clip_l"], vectors)
+
+
+def test_files_of_others_stand_for_their_own_name(tmp_path, vectors):
+    one = saved(tmp_path / "my-style.safetensors", {"emb_params": vectors.half()})
+    torch.save({"string_to_param": {"*": vectors}, "name": "old"}, tmp_path / "my-dog.pt")
+    diffusers = saved(tmp_path / "my-cat.safetensors", {"<cat>": vectors[0]})
+    for path in (one, tmp_path / "my-dog.pt", diffusers):
+        embedding = Embedding.read(path)
+        assert embedding.placeholder == path.stem
+        found = embedding.vectors["clip_l"]
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, vectors[: len(found)], atol=1e-3, rtol=1e-3)
+
+
+def test_a_pair_of_tables_is_read_as_one(tmp_path, vectors):
+    pair = {"clip_l": vectors, "clip_g": torch.ones(2, 32)}
+    found = Embedding.read(saved(tmp_path / "my-xl.safetensors", pair)).vectors
+    assert {name: tuple(v.shape) for name, v in found.items()} == {
+        "clip_l": (2, 24), "clip_g": (2, 32),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "message"),
+    [
+        (
+            "my-x", {"a": torch.zeros(1, 24), "b": torch.zeros(1, 24)},
+            "'my-x.safetensors' holds 2 tensors, none of them named clip_l, clip_g, clip_h, so it "
+            "is no textual inversion. Choose a file that Textual Inversion Train wrote, or another "
+            "embedding.",
+        ),
+        (
+            "my-x", {"clip_l": torch.zeros(1, 2, 24)},
+            "'clip_l' of 'my-x.safetensors' has the shape [1, 2, 24] or holds NaN, and a textual "
+            "inversion is one finite vector per token. Choose another file.",
+        ),
+        (
+            "my-x", {"clip_l": torch.tensor([[float("nan")]])},
+            "'clip_l' of 'my-x.safetensors' has the shape [1, 1] or holds NaN, and a textual "
+            "inversion is one finite vector per token. Choose another file.",
+        ),
+        (
+            "dog", {"clip_l": torch.zeros(1, 24)},
+            "The placeholder 'dog' is a word of CLIP's vocabulary already, and would change what "
+            "that word means in every prompt. Use one that is not, such as '<dog>'.",
+        ),
+    ],
+)  # fmt: skip
+def test_refuses_what_is_no_embedding(tmp_path, name, tensors, message):
+    path = saved(tmp_path / f"{name}.safetensors", tensors)
+    with pytest.raises(ValueError) as caught:
+        Embedding.read(path)
+    assert str(caught.value) == message
+
+
+def test_a_placeholder_stands_for_its_vectors_at_each_place(tiny_model, vectors):
+    """Against transformers' own model over a table that really has the new rows."""
+    words = tiny_model.word_tables()["clip_l"].weight
+    tiny_model.add_embedding(Embedding("<tok>", {"clip_l": vectors}))
+    table = nn.Embedding.from_pretrained(torch.cat([words.detach(), vectors]))
+
+    found = encode(tiny_model, "a photo of <tok>, by <TOK>")
+
+    first, second = len(words), len(words) + 1
+    expected_ids = tiny_model.tokenizer.encode(["a photo of"])[0].tolist()[:4]
+    comma, by = (tiny_model.tokenizer.encode([word])[0, 1].item() for word in (",", "by"))
+    expected_ids += [first, second, comma, by, first, second]
+    end = tiny_model.tokenizer.pad_id
+    expected_ids += [end] * (77 - len(expected_ids))
+    encoder = tiny_model.text_encoders[0]
+    encoder.set_input_embeddings(table)
+    expected = encoder(torch.tensor([expected_ids])).last_hidden_state[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_other_captions_and_the_files_tensors_stay_as_they_are(tiny_model, vectors):
+    before = encode(tiny_model, "a photo of a dog")
+    names = {part: set(tiny_model.file_tensors(part)) for part in tiny_model.parts()}
+    tiny_model.add_embedding(Embedding("<tok>", {"clip_l": vectors}))
+    assert torch.equal(encode(tiny_model, "a photo of a dog"), before)
+    assert {part: set(tiny_model.file_tensors(part)) for part in tiny_model.parts()} == names
+
+
+def test_gradients_reach_the_new_vectors_alone(vectors):
+    table = WordTable(nn.Embedding(10, 24).requires_grad_(False))
+    ids, parameter = table.add(vectors)
+    assert ids == [10, 11]
+    parameter.requires_grad_(True)
+    table(torch.tensor([[3, 11, 3]])).sum().backward()
+    assert torch.equal(parameter.grad, torch.tensor([[0.0], [1.0]]).expand(2, 24))
+    assert table.weight.grad is None
+
+
+def test_two_words_can_be_learned_and_none_twice(tiny_model, vectors):
+    tiny_model.add_embedding(Embedding("<one>", {"clip_l": vectors}))
+    tiny_model.add_embedding(Embedding("<two>", {"clip_l": vectors[:1] * 2}))
+    ids = tiny_model.tokenizer.encode(["<two> <one>"])[0].tolist()
+    assert ids[1:4] == [49410, 49408, 49409]
+    with pytest.raises(ValueError) as caught:
+        tiny_model.add_embedding(Embedding("<ONE>", {"clip_l": vectors}))
+    assert str(caught.value) == (
+        "The placeholder '<ONE>' stands for another embedding already. Choose another placeholder, "
+        "or leave out the other embedding."
+    )
+
+
+def test_refuses_vectors_of_another_family(tiny_checkpoint, tmp_path, vectors):
+    wide = saved(tmp_path / "my-wide.safetensors", {"clip_l": torch.zeros(1, 32)})
+    other = saved(tmp_path / "my-sd2.safetensors", {"clip_h": torch.zeros(1, 24)})
+    for path, message in (
+        (
+            wide,
+            "The vectors of 'my-wide' have 32 numbers, and the text encoder of 'tiny.safetensors' "
+            "takes 24. Choose an embedding that was trained for this kind of model.",
+        ),
+        (
+            other,
+            "The embedding of 'my-sd2' is for the text encoders clip_h, and Stable Diffusion 1 "
+            "needs one for clip_l. Choose an embedding for Stable Diffusion 1.",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            families.load(tiny_checkpoint, torch.device("cpu"), path)
+        assert str(caught.value) == message

@@ -1,0 +1,303 @@
+"""What textual inversion starts from, what it changes and leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from trainer import families
+from trainer.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PriorConfig,
+    TrainingConfig,
+)
+from trainer.data.examples import Example, find_examples
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.methods.textual_inversion import (
+    LENGTHS,
+    PERTURBATION,
+    TEMPLATES,
+    LearnedWord,
+    TextualInversion,
+)
+
+CPU = torch.device("cpu")
+LONG = " ".join(["dog"] * 75)
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+    """Three steps on two photos."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        pixels = rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(folder,), prompt="a photo of sks dog"),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        output=OutputConfig(folder=tmp_path / "out", name="my-dog"),
+        steps=3,
+        batch_size=2,
+    )
+
+
+def method(**options: object) -> TextualInversion:
+    return TextualInversion(**{"placeholder": "<tok>", "initializer": "dog", **options})
+
+
+def attach(model, config, *, photos=(), **options):
+    """The vectors it starts with [N, D], and the trainable."""
+    trainable = method(**options).attach(model, config, photos)
+    (part,) = trainable.parts
+    (vectors,) = part.parameters
+    return vectors.detach().clone(), trainable
+
+
+def row(model, word: str) -> torch.Tensor:
+    return model.word_tables()["clip_l"].weight[model.tokenizer.token_id(f"{word}</w>")]
+
+
+def test_each_word_of_the_initializer_gives_a_vector(tiny_model, config):
+    vectors, _ = attach(tiny_model, config, initializer="white dog")
+    assert torch.equal(vectors, torch.stack([row(tiny_model, "white"), row(tiny_model, "dog")]))
+
+
+def test_more_vectors_start_beside_the_words_and_never_as_copies(tiny_checkpoint, config):
+    def started(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        model = families.load(tiny_checkpoint, CPU)
+        vectors, _ = attach(
+            model, replace(config, seed=seed), initializer="white dog", num_vectors=5
+        )
+        return vectors, torch.stack([row(model, w) for w in ("white", "dog") * 3][:5])
+
+    vectors, words = started(0)
+    distances = (vectors - words).norm(dim=1) / words.norm(dim=1)
+    torch.testing.assert_close(distances, torch.tensor([0, 0, *[PERTURBATION] * 3]))
+    assert len({tuple(vector.tolist()) for vector in vectors}) == 5
+    assert torch.equal(started(0)[0], vectors)
+    assert not torch.equal(started(1)[0], vectors)
+
+
+def test_only_the_new_vectors_learn(tiny_model, config):
+    vectors, trainable = attach(tiny_model, config, num_vectors=3)
+    assert vectors.shape == (3, 24)
+    assert [part.decays for part in trainable.parts] == [False]
+    assert not any(
+        p.requires_grad for part in tiny_model.parts().values() for p in part.parameters()
+    )
+    assert not any(p.requires_grad for p in tiny_model.vae.parameters())
+
+
+def test_everything_but_the_new_vectors_stays_bit_for_bit(config, monkeypatch):
+    """Every row of the table, the U-Net and the VAE, seen in the model that was trained."""
+    models = []
+    load = families.load
+    monkeypatch.setattr(
+        families, "load", lambda *args: models.append(model := load(*args)) or model
+    )
+    result = train(config, method(), device=CPU)
+    (model,) = models
+    for part in ("unet", "text_encoder"):
+        for name, tensor in model.file_tensors(part).items():
+            assert torch.equal(tensor, model.source.tensor(name)), name
+    fresh = load(config.base, CPU)
+    for name, tensor in fresh.vae.state_dict().items():
+        assert torch.equal(model.vae.state_dict()[name], tensor), name
+    assert result.moved["embedding"][1] == 1
+
+
+def test_the_file_holds_the_vectors_and_says_what_they_are(config):
+    result = train(config, method(num_vectors=2), device=CPU)
+    assert list(result.files) == ["embedding"]
+    assert {n: tuple(t.shape) for n, t in load_file(result.embedding).items()} == {
+        "clip_l": (2, 24)
+    }
+    with safe_open(result.embedding, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["dreambooth.placeholder"] == metadata["modelspec.trigger_phrase"] == "<tok>"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
+    assert metadata["ss_steps"] == "3"
+    assert '"initializer": "dog"' in metadata["dreambooth.method"]
+    assert "dreambooth.constants" not in metadata
+
+
+def test_embeddings_go_into_a_folder_of_their_own_under_new_names(config, tmp_path):
+    output = replace(config.output, embedding_folder=tmp_path / "embeddings")
+    names = [
+        train(replace(config, output=output), method(), device=CPU).embedding for _ in range(2)
+    ]
+    assert names == [
+        tmp_path / "embeddings" / "my-dog.safetensors",
+        tmp_path / "embeddings" / "my-dog_00001.safetensors",
+    ]
+
+
+def test_vectors_keep_to_the_lengths_of_words(tiny_model, config):
+    _, trainable = attach(tiny_model, config, num_vectors=3)
+    (vectors,) = trainable.parts[0].parameters
+    lengths = tiny_model.word_tables()["clip_l"].weight.norm(dim=1).numpy()
+    shortest, longest = (np.quantile(lengths, share) for share in LENGTHS)
+    with torch.no_grad():
+        vectors[0] *= 1e-3
+        vectors[2] *= 1e3
+    before = vectors.detach().clone()
+    trainable.after_step()
+    torch.testing.assert_close(
+        vectors.norm(dim=1).detach(),
+        torch.tensor([shortest, before[1].norm(), longest], dtype=torch.float32),
+    )
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(vectors.detach()), torch.nn.functional.normalize(before)
+    )
+
+
+def test_photos_without_a_caption_get_the_templates(tmp_path):
+    own = Example(tmp_path / "a.png", ("<tok> in the snow",))
+    plain = Example(tmp_path / "b.png", ("a photo of sks dog",))
+    captioned = method(templates="face").caption([own, plain], "a photo of sks dog")
+    assert captioned[0] == own
+    assert captioned[1].captions == tuple(t.format("<tok>") for t in TEMPLATES["face"])
+
+
+def test_every_template_has_one_place_for_the_word():
+    for name, templates in TEMPLATES.items():
+        assert all(template.count("{}") == 1 for template in templates), name
+        assert len(set(templates)) == len(templates), name
+
+
+def test_the_vectors_go_on_with_dreambooth_or_stay(config):
+    first = train(config, method(), device=CPU)
+    dataset = replace(config.dataset, prompt="a photo of <tok>")
+    second = replace(config, dataset=dataset, embedding=first.embedding)
+    old = load_file(first.embedding)["clip_l"]
+
+    stayed = train(second, FullFineTune(train_text_encoder=True), device=CPU)
+    assert list(stayed.files) == ["checkpoint"]
+    table = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    assert load_file(stayed.checkpoint)[table].shape == (49408, 24)
+
+    both = train(second, FullFineTune(train_embedding=True), device=CPU)
+    assert list(both.files) == ["checkpoint", "embedding"]
+    assert both.embedding.name == "my-dog-embedding.safetensors"
+    assert not torch.equal(load_file(both.embedding)["clip_l"], old)
+    assert sorted(both.moved) == ["embedding", "unet"]
+
+
+def test_the_embedding_changes_what_dreambooth_learns(config):
+    """The same run with other vectors behind the placeholder has other losses."""
+    losses = []
+    for value in (0.1, 0.2):
+        path = config.output.folder.parent / f"{value}.safetensors"
+        save_file({"clip_l": torch.full((1, 24), value)}, path, {"dreambooth.placeholder": "<tok>"})
+        dataset = replace(config.dataset, prompt="a photo of <tok>")
+        result = train(replace(config, dataset=dataset, embedding=path), FullFineTune(), device=CPU)
+        losses.append(result.reports[0].loss)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"placeholder": "dog"},
+            "The placeholder 'dog' is a word of CLIP's vocabulary already, and would change what "
+            "that word means in every prompt. Use one that is not, such as '<dog>'.",
+        ),
+        (
+            {"placeholder": "my dog"},
+            "The placeholder must be one word without spaces, got 'my dog'. Use one such as "
+            "'<my-dog>'.",
+        ),
+        (
+            {"initializer": " "},
+            "The initializer is empty. Say in one or several common words what the subject is, "
+            "such as 'dog'.",
+        ),
+        ({"num_vectors": 0}, "num_vectors must be 1 or more, got 0."),
+        (
+            {"templates": "cars"},
+            "templates must be one of captions, object, style, face, got 'cars'.",
+        ),
+    ],
+)
+def test_refuses_options_that_cannot_be(options, message):
+    with pytest.raises(ValueError) as caught:
+        method(**options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"initializer": "my labradoodle"},
+            "The initializer does not fit: 'labradoodle' is not one token of CLIP's vocabulary but "
+            "2 (labra, doodle). Use a more common word.",
+        ),
+        (
+            {"initializer": "white dog", "num_vectors": 1},
+            "The initializer 'white dog' has 2 words, and num_vectors is 1. Set num_vectors to 2 "
+            "or more, or leave out words.",
+        ),
+        (
+            {"num_vectors": 76},
+            "num_vectors is 76, and a prompt has room for 75. Set it to 8 or less: prompts need "
+            "room too.",
+        ),
+    ],
+)
+def test_refuses_starts_that_cannot_be(tiny_model, config, options, message):
+    with pytest.raises(ValueError) as caught:
+        attach(tiny_model, config, **options)
+    assert str(caught.value) == message
+
+
+def test_refuses_captions_without_room_for_the_vectors(tiny_model, config):
+    caption = f"{LONG[:-8]} <tok>"
+    photo = Example(Path("a.png"), (caption,))
+    with pytest.raises(ValueError) as caught:
+        attach(tiny_model, config, photos=[photo], num_vectors=3)
+    assert str(caught.value) == (
+        "The caption of 'a.png' has no room for all 3 vectors of '<tok>': "
+        f"{caption!r}. Shorten it, or set num_vectors lower."
+    )
+
+
+def test_refuses_captions_without_the_placeholder(config):
+    photos = find_examples(config.dataset.photos, config.dataset.prompt)
+    with pytest.raises(ValueError) as caught:
+        method(templates="captions").caption(photos, config.dataset.prompt)
+    assert str(caught.value) == (
+        "The caption of '0.png' lacks the placeholder '<tok>': 'a photo of sks dog'. Write it "
+        "there, or choose other templates (object, style, face)."
+    )
+
+
+def test_refuses_class_images(tiny_model, config):
+    prior = PriorConfig(weight=1.0, prompt="a dog")
+    with pytest.raises(ValueError) as caught:
+        attach(tiny_model, replace(config, prior=prior))
+    assert str(caught.value) == (
+        "prior.weight is 1, but textual inversion leaves the model as it is, so that there is "
+        "nothing for class images to preserve. Set prior.weight to 0."
+    )
+
+
+def test_a_learned_word_is_named_in_its_file_whatever_trains_it(tiny_model, config):
+    attach(tiny_model, config)
+    word = LearnedWord(tiny_model, "<tok>", config, name_suffix="-embedding")
+    assert word.file.output.name == "my-dog-embedding"
+    assert word.file.metadata["dreambooth.placeholder"] == "<tok>"

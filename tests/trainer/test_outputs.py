@@ -1,0 +1,77 @@
+"""What a run's files hold, and that each kind of file keeps to its own."""
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer.config import DatasetConfig, OutputConfig, TrainingConfig
+from trainer.data.examples import Example
+from trainer.families.embedding import Embedding
+from trainer.methods.full import FullFineTune
+from trainer.outputs import Outputs
+from trainer.session import Session
+
+STARTED = datetime(2024, 5, 1, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+def session(tiny_model, tmp_path) -> Session:
+    """Of a checkpoint and an embedding, both of which have just been changed."""
+    tiny_model.add_embedding(Embedding("<tok>", {"clip_l": torch.ones(1, 24)}))
+    config = TrainingConfig(
+        base=tiny_model.path,
+        dataset=DatasetConfig(photos=(tmp_path,), prompt="a photo of <tok>"),
+        output=OutputConfig(folder=tmp_path / "out", name="dog", keep=1, dtype="fp32"),
+    )
+    photos = [Example(Path("a.png"), ("a photo of <tok>",))]
+    trainable = FullFineTune(train_embedding=True).attach(tiny_model, config, photos)
+    session = Session(config, tiny_model, trainable, _NoBatches())
+    with torch.no_grad():
+        for parameter in session.parameters:
+            parameter.add_(0.5)
+    return session
+
+
+class _NoBatches:
+    def state(self) -> None: ...
+
+
+def test_each_file_holds_its_parts_and_its_metadata(session, tmp_path):
+    files = Outputs(session, {"modelspec.title": "dog"}, STARTED, ()).save_final()
+    assert {kind: path.name for kind, path in files.items()} == {
+        "checkpoint": "dog.safetensors", "embedding": "dog-embedding.safetensors",
+    }  # fmt: skip
+    assert torch.equal(load_file(files["embedding"])["clip_l"], torch.full((1, 24), 1.5))
+    name = "model.diffusion_model.out.2.bias"
+    old = session.model.source.tensor(name)
+    torch.testing.assert_close(load_file(files["checkpoint"])[name], old + 0.5)
+    for kind, path in files.items():
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        assert metadata["modelspec.title"] == "dog"
+        assert ("dreambooth.placeholder" in metadata) == (kind == "embedding")
+        assert ("dreambooth.constants" in metadata) == (kind == "checkpoint")
+
+
+def test_intermediate_files_of_each_kind_stay_as_many_as_asked(session, tmp_path):
+    earlier = tmp_path / "out" / "dog-step000000.safetensors"
+    earlier.parent.mkdir()
+    earlier.touch()
+    outputs = Outputs(session, {}, STARTED, [earlier])
+    for step in (1, 2):
+        session.reports = [None] * step
+        outputs._metadata = lambda file: {}
+        outputs.save_step()
+    assert sorted(path.name for path in earlier.parent.iterdir()) == [
+        "dog-embedding-step000002.safetensors", "dog-step000002.safetensors",
+    ]  # fmt: skip
+
+
+def test_movement_is_told_by_part(session):
+    moved = Outputs(session, {}, STARTED, ()).moved()
+    assert sorted(moved) == ["embedding", "unet"]
+    assert moved["embedding"] == (pytest.approx(0.5), 1.0)

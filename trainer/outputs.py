@@ -1,0 +1,67 @@
+"""The files that a run writes, and how far what is in them moved. How one is written lives in
+`checkpoint.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from torch import Tensor
+
+from .checkpoint import CheckpointWriter, moved_weights
+from .metadata import describe_progress
+from .methods.base import FileOut
+from .session import Session
+
+
+class Outputs:
+    """The files that a run writes, from the weights as they are then."""
+
+    def __init__(
+        self,
+        session: Session,
+        description: Mapping[str, str],
+        started: datetime,
+        intermediate: Sequence[Path],
+    ) -> None:
+        """`intermediate`: files that earlier sessions of the run wrote, oldest first."""
+        self._session, self._description, self._started = session, description, started
+        self._writers = [
+            (file, CheckpointWriter(file.original, file.output, intermediate))
+            for file in session.trainable.files
+        ]
+
+    def save_step(self) -> dict[str, Path]:
+        """Write intermediate files; gives their paths by kind."""
+        step = len(self._session.reports)
+        with self._session.averaged():
+            return {
+                file.kind: writer.save_step(step, self._trained(file), self._metadata(file))
+                for file, writer in self._writers
+            }
+
+    def save_final(self) -> dict[str, Path]:
+        """Write the run's result; gives the paths by kind."""
+        with self._session.averaged():
+            return {
+                file.kind: writer.save_final(self._trained(file), self._metadata(file))
+                for file, writer in self._writers
+            }
+
+    def moved(self) -> dict[str, tuple[float, float]]:
+        """By part, how far its weights moved, as `moved_weights` tells it."""
+        with self._session.averaged():
+            return {
+                part.name: moved_weights(writer, self._session.trainable.part_tensors(part))
+                for file, writer in self._writers
+                for part in file.parts
+            }
+
+    def _trained(self, file: FileOut) -> dict[str, Tensor]:
+        return self._session.trainable.file_tensors(file)
+
+    def _metadata(self, file: FileOut) -> dict[str, str]:
+        """Keys of the original stay, except where ours differ."""
+        progress = describe_progress(self._session.reports, self._started)
+        return {**file.original.metadata, **self._description, **file.metadata, **progress}
