@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 CONSTANTS_KEY = "dreambooth.constants"
 """In a file's metadata: JSON such as {"vae_norm_groups": 8}, to be read instead of `Constants`."""
 
+MAX_CONSTANT = 1_000_000
+"""Far above any that makes sense, and far below where numbers overflow."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constants:
@@ -45,7 +48,7 @@ class Constants:
         text = source.metadata.get(CONSTANTS_KEY, "{}")
         try:
             own = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             own = None
         if not isinstance(own, dict):
             raise _wrong_metadata(source, CONSTANTS_KEY, text, "a JSON object")
@@ -58,10 +61,11 @@ class Constants:
 
 
 def _checked(source: CheckpointFile, name: str, value: Any, default: Any) -> Any:
-    expected = {int: "a whole number above 0", float: "a number above 0", bool: "true or false"}
+    limits = f"above 0, up to {MAX_CONSTANT}"
+    expected = {int: f"a whole number {limits}", float: f"a number {limits}", bool: "true or false"}
     kind = type(default)
     accepted = (int, float) if kind is float else (kind,)
-    if type(value) not in accepted or not (kind is bool or value > 0):
+    if type(value) not in accepted or not (kind is bool or 0 < value <= MAX_CONSTANT):
         key = f"{name} in {CONSTANTS_KEY}"
         raise _wrong_metadata(source, key, json.dumps(value), expected[kind])
     return value

@@ -137,7 +137,10 @@ def _context_width(source: CheckpointFile) -> int:
 
 
 def _length(keys: Collection[str], beginning: str) -> int:
-    """One more than the highest number that follows `beginning`; 0 if none does. A gap counts too:
-    the weight that is missing there is then missed by its name, not taken for the end."""
-    numbers = (key[len(beginning) :].split(".")[0] for key in keys if key.startswith(beginning))
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+    """How many numbers follow `beginning`, which should be 0, 1, 2 and so on; 0 if none does. A gap
+    counts as one: the weight that is missing there is then missed by its name, not taken for the
+    end."""
+    found = {key[len(beginning) :].split(".")[0] for key in keys if key.startswith(beginning)}
+    numbers = {text for text in found if text.isascii() and text.isdecimal()}
+    has_gap = any(str(number) not in numbers for number in range(len(numbers)))
+    return len(numbers) + has_gap

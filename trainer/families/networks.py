@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import key_maps
 from .constants import CONSTANTS_KEY, Constants
@@ -40,13 +40,14 @@ class Network:
                 )
 
     def read_tensors(self, source: CheckpointFile, device: torch.device) -> None:
-        tensors = {
+        """ValueError for a weight that is not a number."""
+        tensors = {}
+        for name, tensor in self.module.state_dict().items():
+            key = self.file_names[name]
             # A copy in any case: the file's memory is the user's file.
-            name: source.tensor(self.file_names[name])
-            .to(device, torch.float32, copy=True)
-            .view(tensor.shape)
-            for name, tensor in self.module.state_dict().items()
-        }
+            copy = source.tensor(key).to(device, torch.float32, copy=True)
+            _refuse_not_finite(source, key, copy)
+            tensors[name] = copy.view(tensor.shape)
         self.module.load_state_dict(tensors, assign=True)
         for module in self.module.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -54,6 +55,18 @@ class Network:
                 assert name == "position_ids", name
                 module.position_ids = torch.arange(buffer.shape[-1], device=device)[None]
         self.module.requires_grad_(False).eval()
+
+
+def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None:
+    # Lowest and highest are not finite if any is not, and take no memory to find.
+    if torch.stack(weight.aminmax()).isfinite().all():
+        return
+    num_bad = weight.numel() - int(weight.isfinite().sum())
+    raise ValueError(
+        f"The weight '{key}' of '{source.path.name}' holds {num_bad} numbers of {weight.numel()} "
+        "that are infinite or not a number (NaN), so that every picture would come out black. "
+        "Download the file again, or choose another."
+    )
 
 
 def plan_unet(source: CheckpointFile, constants: Constants) -> Network:

@@ -65,16 +65,20 @@ NAMES = (
     [
         ("{", "'{' for dreambooth.constants", "a JSON object"),
         ("[1]", "'[1]' for dreambooth.constants", "a JSON object"),
+        ("[" * 99_999, f"'{'[' * 99_999}' for dreambooth.constants", "a JSON object"),
         ('{"heads": 8}', "'heads' for dreambooth.constants", NAMES),
         *(
             (f'{{"{name}": {value}}}', f"'{value}' for {name} in dreambooth.constants", allowed)
             for name, value, allowed in [
-                ("unet_heads", '"8"', "a whole number above 0"),
-                ("unet_heads", "8.0", "a whole number above 0"),
-                ("unet_heads", "true", "a whole number above 0"),
-                ("resolution", "0", "a whole number above 0"),
-                ("beta_end", "-1", "a number above 0"),
-                ("beta_end", "null", "a number above 0"),
+                ("unet_heads", '"8"', "a whole number above 0, up to 1000000"),
+                ("unet_heads", "8.0", "a whole number above 0, up to 1000000"),
+                ("unet_heads", "true", "a whole number above 0, up to 1000000"),
+                ("resolution", "1000001", "a whole number above 0, up to 1000000"),
+                ("latent_scale", "Infinity", "a number above 0, up to 1000000"),
+                ("latent_scale", "NaN", "a number above 0, up to 1000000"),
+                ("resolution", "0", "a whole number above 0, up to 1000000"),
+                ("beta_end", "-1", "a number above 0, up to 1000000"),
+                ("beta_end", "null", "a number above 0, up to 1000000"),
                 ("is_v_prediction", "1", "true or false"),
             ]
         ),

@@ -1,7 +1,5 @@
 import hashlib
-import json
 import pickle
-import struct
 import sys
 import types
 from pathlib import Path
@@ -47,11 +45,6 @@ def refusal(path: Path) -> str:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
-
-
-def with_header(header: object, data: bytes = b"") -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 # ------------------------------------------------------------------ reading
@@ -165,111 +158,11 @@ def test_a_git_lfs_pointer_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("num_bytes", [0, 5, 8, 9, 100])
-def test_a_file_cut_within_its_header_is_refused(safetensors: Path, num_bytes: int) -> None:
-    assert refusal(write(safetensors, safetensors.read_bytes()[:num_bytes])) == (
-        "'model.safetensors' is cut short: the download or copy did not finish. Download it again."
-    )
-
-
-def test_a_file_cut_within_its_tensors_is_refused(safetensors: Path) -> None:
-    content = safetensors.read_bytes()
-    assert refusal(write(safetensors, content[:-3])) == (
-        f"'model.safetensors' is cut short, {len(content) - 3} of {len(content)} bytes: the "
-        "download or copy did not finish. Download it again."
-    )
-
-
-@pytest.mark.parametrize("content", [b"\x93" * 300, b"PK\x03\x04" + bytes(300), bytes(300)])
-def test_a_file_without_a_header_is_refused(tmp_path: Path, content: bytes) -> None:
-    assert refusal(write(tmp_path / "model.safetensors", content)) == (
-        "'model.safetensors' is not a readable .safetensors file (it has no header). "
-        "Download it again, or choose another."
-    )
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        struct.pack("<Q", 4) + b"{{{{",
-        with_header({"a": {"dtype": "F32"}}),
-        with_header({"a": 5}),
-        with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}),
-        struct.pack("<Q", 20_000) + b'{"a":' + b"[" * 19_995,
-    ],
-)
-def test_a_damaged_header_is_refused(tmp_path: Path, content: bytes) -> None:
-    assert refusal(write(tmp_path / "model.safetensors", content)) == (
-        "'model.safetensors' is not a readable .safetensors file (its header is damaged). "
-        "Download it again, or choose another."
-    )
-
-
-def test_a_header_that_lies_is_refused(tmp_path: Path) -> None:
-    entry = {"dtype": "F32", "shape": [100], "data_offsets": [0, 8]}
-    message = refusal(write(tmp_path / "model.safetensors", with_header({"a": entry}, bytes(8))))
-    # What is between is the safetensors library's own reason, which changes between its releases.
-    assert message.startswith("'model.safetensors' is not a readable .safetensors file (")
-    assert message.endswith("). Download it again, or choose another.")
-
-
-def test_an_unknown_number_format_is_refused(tmp_path: Path) -> None:
-    entry = {"dtype": "U64", "shape": [1], "data_offsets": [0, 8]}
-    assert refusal(write(tmp_path / "model.safetensors", with_header({"a": entry}, bytes(8)))) == (
-        "The weight 'a' of 'model.safetensors' has the number format U64, and F64, F32, F16, BF16, "
-        "F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL can be read. Choose the fp32, fp16 or bf16 "
-        "version of this checkpoint."
-    )
-
-
 @pytest.mark.parametrize("contents", [{}, [1, 2], {"step": 5}])
 def test_a_file_without_tensors_is_refused(tmp_path: Path, contents: object) -> None:
     torch.save(contents, tmp_path / "model.ckpt")
     assert refusal(tmp_path / "model.ckpt") == (
         "'model.ckpt' holds no tensors. Choose a Stable Diffusion checkpoint."
-    )
-
-
-class RunsCode:
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.trace,)
-
-
-@pytest.mark.parametrize("is_zip", [True, False])
-def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, is_zip: bool) -> None:
-    trace = tmp_path / "trace"
-    contents: dict[str, object] = {**TENSORS, "extra": RunsCode(trace)}
-    torch.save(contents, tmp_path / "model.ckpt", _use_new_zipfile_serialization=is_zip)
-    assert refusal(tmp_path / "model.ckpt") == (
-        "'model.ckpt' holds more than numbers: opening it would run code that it brings along, "
-        "which could do anything on this computer. Choose the .safetensors version of this "
-        "checkpoint."
-    )
-    assert not trace.exists()
-
-
-def test_a_truncated_ckpt_is_refused(tmp_path: Path) -> None:
-    torch.save(TENSORS, tmp_path / "model.ckpt")
-    content = (tmp_path / "model.ckpt").read_bytes()
-    assert refusal(write(tmp_path / "model.ckpt", content[: len(content) // 2])) == (
-        "'model.ckpt' is cut short: the download or copy did not finish. Download it again."
-    )
-
-
-def test_a_truncated_old_ckpt_is_refused(tmp_path: Path) -> None:
-    torch.save(TENSORS, tmp_path / "model.ckpt", _use_new_zipfile_serialization=False)
-    content = (tmp_path / "model.ckpt").read_bytes()
-    message = refusal(write(tmp_path / "model.ckpt", content[: len(content) // 2]))
-    assert message.startswith("'model.ckpt' is not a readable .ckpt file (")
-
-
-def test_garbage_named_ckpt_is_refused(tmp_path: Path) -> None:
-    assert refusal(write(tmp_path / "model.ckpt", b"\x93" * 300)) == (
-        "'model.ckpt' is not a readable .ckpt file (it has no header). "
-        "Download it again, or choose another."
     )
 
 
@@ -291,7 +184,7 @@ def test_a_weight_that_must_be_there_is_named(safetensors: Path) -> None:
     )
     assert shape_refusal(file, "fp32") == (
         "The weight 'fp32' of 'model.safetensors' has the shape [2, 3], and one with 4 dimensions "
-        "belongs there. The file is damaged: download it again, or choose another."
+        "above 0 belongs there. The file is damaged: download it again, or choose another."
     )
     assert shape_refusal(file, "int64") == (
         "The weight 'int64' of 'model.safetensors' holds int64 numbers, and only floating-point "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +118,108 @@ def test_constants_that_do_not_fit_the_widths_are_refused(
         f"divide. Choose another checkpoint, or set {constant} in the file's metadata under "
         "dreambooth.constants."
     )
+
+
+# ----------------------------------------------------- numbers that are none
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{UNET}middle_block.1.transformer_blocks.0.attn1.to_q.weight",
+        "first_stage_model.decoder.conv_out.weight",
+        f"{TEXT}final_layer_norm.bias",
+    ],
+)
+def test_a_weight_that_is_no_number_is_named(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], key: str, dtype: torch.dtype, bad: float
+) -> None:
+    weight = tiny_tensors[key].to(dtype, copy=True)
+    weight.view(-1)[[0, 5]] = bad
+    message = refusal(
+        tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update({key: weight})
+    )
+    assert message == (
+        f"The weight '{key}' of 'model.safetensors' holds 2 numbers of {weight.numel()} that are "
+        "infinite or not a number (NaN), so that every picture would come out black. Download the "
+        "file again, or choose another."
+    )
+
+
+def test_what_is_not_a_number_and_not_used_is_left_alone(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor]
+) -> None:
+    unused = {"model_ema.decay": torch.tensor(float("nan"))}
+    save_file({**tiny_tensors, **unused}, tmp_path / "model.safetensors")
+    families.load(tmp_path / "model.safetensors", torch.device("cpu"))
+
+
+# ------------------------------------------------------- names and shapes that lie
+
+
+@pytest.mark.parametrize(
+    ("key", "number", "missed"),
+    [
+        (f"{UNET}input_blocks.3.0.in_layers.0.weight", "9" * 5000, "input_blocks.5.0.out_layers.3"),
+        (
+            f"{UNET}output_blocks.1.0.in_layers.0.bias",
+            "1000000000",
+            "output_blocks.1.0.in_layers.0",
+        ),
+        (f"{TEXT}encoder.layers.1.layer_norm1.bias", "1000000000", "encoder.layers.1.layer_norm1"),
+        (
+            "first_stage_model.encoder.down.1.block.0.norm1.bias",
+            "٣",
+            "encoder.down.1.block.0.norm1",
+        ),
+    ],
+)
+def test_a_number_beyond_all_layers_is_not_believed(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], key: str, number: str, missed: str
+) -> None:
+    other = re.sub(r"(blocks|layers|down)\.\d+\.", rf"\g<1>.{number}.", key, count=1)
+    message = refusal(
+        tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update({other: t.pop(key)})
+    )
+    assert "lacks the weight" in message
+    assert missed in message
+
+
+def lie(rng: random.Random, tensors: dict[str, Tensor]) -> None:
+    """Rename, reshape, empty, retype or drop a weight."""
+    key = rng.choice(sorted(tensors))
+    weight = tensors[key]
+    way = rng.randrange(5)
+    if way == 0:
+        number = str(rng.choice([0, 1, 2, 5, 99, 10**9]))
+        tensors[re.sub(r"\d+", number, key, count=rng.randint(1, 2))] = tensors.pop(key)
+    elif way == 1:
+        sides = [*weight.shape, 1]
+        tensors[key] = weight.reshape(rng.choice([sides, sides[-2::-1], [-1], [1, -1]]))
+    elif way == 2:
+        sides = list(weight.shape)
+        sides[rng.randrange(len(sides))] = 0
+        tensors[key] = torch.zeros(sides)
+    elif way == 3:
+        tensors[key] = weight.view(rng.choice([torch.int32, torch.uint8, torch.float16]))
+    else:
+        del tensors[key]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_lie_escapes_as_another_exception(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], seed: int
+) -> None:
+    rng, tensors = random.Random(seed), dict(tiny_tensors)
+    lie(rng, tensors)
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "a.safetensors"
+    )
+    try:
+        families.load(tmp_path / "a.safetensors", torch.device("cpu"))
+    except ValueError as error:
+        message = str(error)
+        assert "'a.safetensors'" in message
+        assert re.search(r"(Choose|download it again|Correct)", message), message

@@ -1,0 +1,241 @@
+"""The two kinds of files that hold checkpoints, from the inside: .safetensors, and the pickles of
+.ckpt and .pt. Both are told apart from damaged and malicious ones before a tensor is read.
+
+What is said of a file that is neither lives in `files.py`."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_HEADER = 10_000_000
+"""Bytes of a .safetensors header. The format allows ten times as many, which could keep a computer
+busy for minutes; Stable Diffusion's take less than a fiftieth."""
+MAX_REASON = 200
+"""Characters of a library's own reason that are passed on: it quotes what the file says."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    metadata: dict[str, str]
+    read: Callable[[str], Tensor]
+
+
+def _cut_short(path: Path, whole: int | None = None) -> ValueError:
+    expected = f", {path.stat().st_size} of {whole} bytes" if whole else ""
+    return ValueError(
+        f"'{path.name}' is cut short{expected}: the download or copy did not finish. "
+        "Download it again."
+    )
+
+
+def _unreadable(path: Path, reason: object) -> ValueError:
+    return ValueError(
+        f"'{path.name}' is not a readable {path.suffix.lower()} file ({reason}). "
+        "Download it again, or choose another."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """A library's reason in one short line."""
+    return " ".join(str(error).split("\n")[0][:MAX_REASON].split()) or type(error).__name__
+
+
+# -------------------------------------------------------------- .safetensors
+
+
+def open_safetensors(path: Path) -> Contents:
+    # Imported here: ComfyUI's start-up should not pay for it.
+    from safetensors import SafetensorError, safe_open
+
+    _refuse_damaged_header(path)
+    try:
+        file: Any = safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise _unreadable(path, _reason(error)) from error
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    dtypes = {key: _dtype(path, key, part.get_dtype()) for key, part in slices.items()}
+    shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+    return Contents(shapes, dtypes, dict(file.metadata() or {}), file.get_tensor)
+
+
+def _refuse_damaged_header(path: Path) -> None:
+    """The format: 8 bytes of header length, the header in JSON, then the tensors' bytes."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        header_end = 8 + int.from_bytes(file.read(8), "little")
+        if size < 9:
+            raise _cut_short(path)
+        if file.read(1) != b"{":
+            raise _unreadable(path, "it has no header")
+        if header_end > MAX_HEADER:
+            raise _unreadable(path, f"its header would have more than {MAX_HEADER} bytes")
+        if header_end > size:
+            raise _cut_short(path)
+        file.seek(8)
+        text = file.read(header_end - 8)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, "its header is damaged") from error
+    entries = [entry for key, entry in header.items() if key != "__metadata__"]
+    if not all(map(_is_entry, entries)):
+        raise _unreadable(path, "its header is damaged")
+    whole = header_end + max((entry["data_offsets"][1] for entry in entries), default=0)
+    if size < whole:
+        raise _cut_short(path, whole)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it is such as {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and _are_lengths(entry.get("shape"))
+        and _are_lengths(entry.get("data_offsets"))
+        and len(entry["data_offsets"]) == 2
+    )
+
+
+def _are_lengths(values: Any) -> bool:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)
+
+
+def _dtype(path: Path, key: str, name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ValueError(
+            f"The weight '{key}' of '{path.name}' has the number format {name}, and "
+            f"{', '.join(_DTYPES)} can be read. Choose the fp32, fp16 or bf16 version of this "
+            "checkpoint."
+        )
+    return _DTYPES[name]
+
+
+# --------------------------------------------------------------- .ckpt, .pt
+
+
+class _Inert:
+    """Stands for whatever old checkpoints hold beside their tensors, and does nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# The original Stable Diffusion 1 files name these; without stand-ins, none of them would open.
+_STAND_INS: list[Any] = [
+    type(name, (_Inert,), {"__module__": module})
+    for module, name in (
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy", "dtype"),
+        ("numpy.dtypes", "Float64DType"),
+        ("_codecs", "encode"),
+    )
+]
+
+
+_WOULD_RUN_CODE = ("GLOBAL", "call reduce", "create new object", "only build")
+"""In torch's words, why a pickle was refused that names more than tensors are made of."""
+
+
+def open_pickle(path: Path) -> Contents:
+    tensors = _tensors_in(path, _load_pickle(path))
+    return Contents(
+        shapes={key: tuple(tensor.shape) for key, tensor in tensors.items()},
+        dtypes={key: tensor.dtype for key, tensor in tensors.items()},
+        metadata={},
+        # Tensors of a pickle may share memory, be expanded or carry gradients; a copy does not.
+        read=lambda key: tensors[key].detach().clone(memory_format=torch.contiguous_format),
+    )
+
+
+def _load_pickle(path: Path) -> Any:
+    is_archive = _is_archive(path)
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if not is_archive and b"PK".startswith(start):
+        raise _cut_short(path)
+    if not is_archive and start[:1] != b"\x80":
+        raise _unreadable(path, "it has no header")
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_archive)
+    except UnpicklingError as error:
+        if not any(words in str(error) for words in _WOULD_RUN_CODE):
+            raise _unreadable(path, "its contents are damaged or of an unknown kind") from error
+        raise ValueError(
+            f"'{path.name}' holds more than numbers: opening it would run code that it brings "
+            "along, which could do anything on this computer. Choose the .safetensors version of "
+            "this checkpoint."
+        ) from error
+    # Damaged contents raise all sorts of exceptions.
+    except Exception as error:
+        raise _unreadable(path, _reason(error)) from error
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is a zip archive that is whole. ValueError for a compressed one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_compressed = any(entry.compress_type for entry in archive.infolist())
+    # Damaged ones raise all sorts of exceptions.
+    except Exception:
+        return False
+    if is_compressed:
+        # torch compresses nothing, and would take compressed bytes for numbers.
+        raise _unreadable(path, "it was compressed afterwards")
+    return True
+
+
+def _tensors_in(path: Path, contents: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict, which trainers wrap as "state_dict" and textual inversion as
+    "string_to_param"."""
+    for wrapper in ("state_dict", "string_to_param"):
+        if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
+            contents = contents[wrapper]
+    if not isinstance(contents, dict):
+        return {}
+    tensors = {
+        key: value
+        for key, value in contents.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    for key, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise ValueError(
+                f"The weight '{key}' of '{path.name}' is sparse, quantized, nested or without "
+                "numbers. Choose the fp32, fp16 or bf16 version of this checkpoint."
+            )
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    is_odd = tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu"
+    return tensor.layout == torch.strided and not is_odd
