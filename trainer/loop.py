@@ -53,7 +53,7 @@ def train(
     Raises ValueError or FileNotFoundError for settings and files that cannot be used, before the
     model is loaded where that is possible; FloatingPointError once the loss is no number;
     RuntimeError if a part that was to be trained did not change. Whatever the observer raises ends
-    the run.
+    the run; where it only wants to finish, what was learned so far is the result.
     """
     observer = observer or Observer()
     check(config, device)
@@ -98,13 +98,17 @@ def _train(
                     observer.on_checkpoint(step, path)
             if run and _is_due(step, config.output.state_every):
                 run.save_state()
+            if observer.wants_to_finish():
+                logger.info("Finished after step %d of %d, as asked.", step, config.steps)
+                break
+    steps = len(session.reports)
     moved = _require_movement(session, outputs)
     files = outputs.save_final()
     if run:
         run.finish(files, moved)
     for path in files.values():
-        observer.on_checkpoint(config.steps, path)
-    return TrainingResult(files, session.reports, moved, previews)
+        observer.on_checkpoint(steps, path)
+    return TrainingResult(files, steps, config.steps, session.reports, moved, previews)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -43,6 +43,11 @@ class Observer:
 
     def on_step(self, report: StepReport) -> None: ...
 
+    def wants_to_finish(self) -> bool:
+        """Asked after each step: True makes it the last one. What was learned so far is then the
+        run's result."""
+        return False
+
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
         """One image [H, W, 3] uint8 per preview prompt, in their order."""
 

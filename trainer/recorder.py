@@ -61,6 +61,9 @@ class Recorder(Observer):
             file.write(_line(report))
         self._observer.on_step(report)
 
+    def wants_to_finish(self) -> bool:
+        return self._observer.wants_to_finish()
+
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
         with records.surviving("the previews of this step"):
             self._replace_previews(step, images)

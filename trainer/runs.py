@@ -39,6 +39,10 @@ class TrainingResult:
 
     files: dict[str, Path]
     """What it wrote: a "checkpoint", an "embedding", or both."""
+    steps: int
+    """Optimizer steps made."""
+    total_steps: int
+    """Optimizer steps planned: more than were made, if the observer wanted to finish early."""
     reports: list[StepReport]
     moved: dict[str, tuple[float, float]]
     """By part of the model: the length of its weights' change over their own length, and the share
@@ -150,11 +154,13 @@ class Run:
                 self._note({"status": "unfinished", "started": _now(), "result": None})
                 return None
         files = {kind: Path(file["path"]) for kind, file in made["files"].items()}
-        logger.info("This run was finished before: %s", ", ".join(map(str, files.values())))
+        logger.info("This run was finished before, after step %d of %d: %s", made["steps"],
+                    made["total_steps"], ", ".join(map(str, files.values())))  # fmt: skip
         moved = {part: (distance, share) for part, (distance, share) in made["moved"].items()}
         return TrainingResult(
-            files, self.recorder.reports(), moved, self.recorder.previews(), reused=True
-        )
+            files, made["steps"], made["total_steps"], self.recorder.reports(), moved,
+            self.recorder.previews(), reused=True,
+        )  # fmt: skip
 
     def begin(self, session: Session) -> None:
         """Bring a new session to where the run stands, and stand by it from now on."""
@@ -197,7 +203,8 @@ class Run:
             kind: {"path": str(path.resolve()), "sha256": self._hashes.sha256(path)}
             for kind, path in files.items()
         }
-        made = {"files": written, "moved": dict(moved)}
+        steps = {"steps": len(self._session.reports), "total_steps": self._session.config.steps}
+        made = {**steps, "files": written, "moved": dict(moved)}
         self._note({"status": "finished", "result": made})
         self._session = None
         states.remove_all(self._states)

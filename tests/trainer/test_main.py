@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors import safe_open
 
 from trainer.__main__ import COMMANDS, main
 from trainer.config import TrainingConfig
+from trainer.terminal import FINISHING, STOPPING_A_RUN
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,19 +131,47 @@ def test_sample_draws_with_each_scheduler_under_new_names(tiny_checkpoint, tmp_p
     assert (first == again).all()
 
 
-def test_ctrl_c_ends_the_run_with_what_was_done(train, tmp_path):
-    train[train.index("--steps") + 1] = "100000"
+def interrupt(arguments, presses: int) -> tuple[int, str]:
+    """The exit code and what was shown, with Ctrl+C so often once steps are made."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *train],
+        [sys.executable, "-m", "trainer", *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stderr=subprocess.PIPE,
     )  # fmt: skip
     shown = ""
-    deadline = time.monotonic() + 120
-    while "Training 3/" not in shown and time.monotonic() < deadline:
-        shown += process.stderr.read(1)
-    process.send_signal(signal.SIGINT)
+
+    def read_until(text: str) -> None:
+        nonlocal shown
+        deadline = time.monotonic() + 120
+        while text not in shown and time.monotonic() < deadline:
+            shown += process.stderr.read(1)
+
+    read_until("Training 3/")
+    for said in [FINISHING, STOPPING_A_RUN][:presses]:
+        process.send_signal(signal.SIGINT)
+        if said != STOPPING_A_RUN:
+            read_until(said)
     shown += process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    return process.returncode, shown
+
+
+def test_ctrl_c_finishes_the_run_with_what_was_learned(train, tmp_path):
+    train[train.index("--steps") + 1] = "100000"
+    code, shown = interrupt(train, presses=1)
+    assert code == 0
+    assert FINISHING in shown
+    steps = int(re.search(r"Finished after step (\d+) of 100000, as asked\.", shown)[1])
+    with safe_open(tmp_path / "out" / "dog.safetensors", framework="pt") as file:
+        assert file.metadata()["ss_steps"] == str(steps)
+
+
+def test_a_second_ctrl_c_stops_the_run_to_be_gone_on_with(train, tmp_path):
+    # Steps long enough for both presses to fall into one.
+    changed = {"--steps": "100000", "--batch-size": "256"}
+    for flag, value in changed.items():
+        train[train.index(flag) + 1] = value
+    code, shown = interrupt(train, presses=2)
+    assert code == 130
+    assert STOPPING_A_RUN in shown
     assert "Run the same again to go on from there." in shown
     assert len(list((tmp_path / "out" / "runs").glob("*/states/*.pt"))) == 1
     assert not (tmp_path / "out" / "dog.safetensors").exists()

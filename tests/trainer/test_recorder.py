@@ -55,6 +55,9 @@ def test_everything_is_passed_on_after_it_was_kept(tmp_path):
         def on_step(self, report):
             heard.append((report.step, len(recorder.reports())))
 
+        def wants_to_finish(self):
+            return len(heard) == 3
+
         def on_preview(self, step, images):
             heard.append((step, len(recorder.previews())))
 
@@ -64,7 +67,9 @@ def test_everything_is_passed_on_after_it_was_kept(tmp_path):
     recorder = Recorder(tmp_path, Listening())
     recorder.on_progress("Class images", 1, 2)
     recorder.on_start(9)
+    assert not recorder.wants_to_finish()
     recorder.on_step(report(1))
+    assert recorder.wants_to_finish()
     recorder.on_preview(1, images(0, 2))
     recorder.on_checkpoint(1, tmp_path / "a")
     assert heard == [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from trainer.config import (
@@ -85,6 +86,13 @@ class Watching(Observer):
         self.steps.append(report.step)
         if report.step == self.stop_at:
             raise KeyboardInterrupt
+
+
+class Finishing(Watching):
+    """Is content with what was learned by a step."""
+
+    def wants_to_finish(self):
+        return self.steps[-1] == 3
 
 
 def run(
@@ -178,6 +186,38 @@ def test_a_finished_run_is_found_again_with_its_previews(config, runs):
     assert all(map(np.array_equal, again.previews, first.previews))
     manifest = json.loads((only_run(runs) / "manifest.json").read_text())
     assert (manifest["status"], manifest["identity"]) == ("finished", only_run(runs).name)
+
+
+@pytest.mark.parametrize("folder", ["runs", None])
+def test_a_run_that_is_finished_early_ends_with_what_it_learned(
+    everything, tmp_path, folder, caplog
+):
+    caplog.set_level(logging.INFO)
+    runs = tmp_path / folder if folder else None
+    finishing = Finishing()
+    result = run(everything, runs, finishing)
+    assert finishing.steps == [1, 2, 3]
+    assert (result.steps, result.total_steps, len(result.reports)) == (3, 6, 3)
+    assert "Finished after step 3 of 6, as asked." in caplog.messages
+    with safe_open(result.checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["ss_steps"], metadata["ss_max_train_steps"]) == ("3", "6")
+    assert same(result, run(replace(everything, steps=3), None))
+    files = everything.output.folder.glob("*.safetensors")
+    assert sorted(path.name for path in files) == ["dog.safetensors", "dog_00001.safetensors"]
+
+
+def test_a_run_that_was_finished_early_is_found_again_and_says_so(everything, runs, caplog):
+    caplog.set_level(logging.INFO)
+    first, watching = run(everything, runs, Finishing()), Watching()
+    again = run(everything, runs, watching)
+    assert watching.steps == []
+    assert (again.steps, again.total_steps, again.reports) == (3, 6, first.reports)
+    assert caplog.messages[-1] == (
+        f"This run was finished before, after step 3 of 6: {first.checkpoint}"
+    )
+    made = json.loads((only_run(runs) / "manifest.json").read_text())["result"]
+    assert (made["steps"], made["total_steps"]) == (3, 6)
 
 
 def test_without_its_checkpoint_a_finished_run_is_trained_again(config, runs, caplog):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer import terminal
 from trainer.observer import StepReport
 from trainer.terminal import TerminalObserver, stopping_between_steps
 
@@ -36,23 +37,82 @@ def test_previews_are_written_as_they_are(tmp_path):
         assert (np.asarray(saved) == image).all()
 
 
-def test_the_first_ctrl_c_waits_for_the_step_to_end():
+def press() -> None:
+    """Ctrl+C, which the system hands over before the next line."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_while_steps_are_made_the_first_ctrl_c_finishes_and_the_second_stops(capfd):
     with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_progress("Encoding photos", 3, 3)
+        observer.on_start(4)
         observer.on_step(report(1))
-        os.kill(os.getpid(), signal.SIGINT)  # arrives in the middle of step 2, which goes on
+        assert not observer.wants_to_finish()
+        press()  # in the middle of step 2, which goes on
+        observer.on_step(report(2))
+        press()
         with pytest.raises(KeyboardInterrupt):
-            observer.on_step(report(2))
+            observer.on_step(report(3))
+    shown = capfd.readouterr().err
+    assert f"\n{terminal.FINISHING}\n" in shown
+    assert f"\n{terminal.STOPPING_A_RUN}\n" in shown
 
 
-def test_the_second_ctrl_c_does_not_wait():
-    with stopping_between_steps():
-        os.kill(os.getpid(), signal.SIGINT)
+def test_after_finishing_ctrl_c_stops_again():
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
+        press()
+        observer.on_progress("Sampling", 1, 2)  # of a preview
+        observer.on_step(report(1))
+        assert observer.wants_to_finish()
+        observer.on_progress("Sampling", 1, 2)
+        press()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            observer.on_progress("Sampling", 2, 2)
+
+
+def test_after_the_last_step_there_is_nothing_to_finish():
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
+        observer.on_step(report(4))
+        assert not observer.wants_to_finish()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_progress("Sampling", 1, 2)
+
+
+def test_the_third_ctrl_c_does_not_wait():
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
+        press()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+
+
+def test_elsewhere_the_first_ctrl_c_stops_and_the_second_does_not_wait(capfd):
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_progress("Encoding photos", 1, 3)
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_progress("Encoding photos", 2, 3)
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_start(4)
+        with pytest.raises(KeyboardInterrupt):
+            press()
+    assert f"\n{terminal.STOPPING}\n" in capfd.readouterr().err
 
 
 def test_one_stopped_run_does_not_stop_the_next():
     with stopping_between_steps():
-        os.kill(os.getpid(), signal.SIGINT)
+        press()
     with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
         observer.on_step(report(1))
+        assert not observer.wants_to_finish()
+
+
+def test_previews_that_cannot_be_written_do_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "previews").write_text("in the way")
+    TerminalObserver(tmp_path / "previews").on_preview(1, [np.zeros((8, 8, 3), np.uint8)])
+    assert caplog.messages[0].startswith("Could not keep the previews of this step: [Errno 17] ")
