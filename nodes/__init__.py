@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..host_version import complaint, find_version
+from . import host
 from .dreambooth_train import DreamBoothTrain
 from .generate_class_priors import GenerateClassPriors
 from .load_instance_images import LoadInstanceImages
@@ -27,6 +28,9 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class DreamBoothExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        host.add_routes()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 

@@ -56,8 +56,8 @@ class DreamBoothTrain(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, on_existing: str = ON_EXISTING[0], **others: Any) -> float | str:
-        # Never equal to itself: who asks to train again is not served from ComfyUI's cache.
-        return float("nan") if on_existing == "retrain" else ""
+        # Never equal to itself: who asks to train again or on is not served from ComfyUI's cache.
+        return "" if on_existing == "reuse" else float("nan")
 
     @classmethod
     def execute(
@@ -69,12 +69,12 @@ class DreamBoothTrain(io.ComfyNode):
         **others: Any,
     ) -> io.NodeOutput:
         config, method = plan(model_source, dataset, dict(preset or {}), **others)
-        with host.stepping_aside() as device:
+        with host.stepping_aside() as device, host.ComfyObserver() as observer:
             result = train(
                 config,
                 method,
                 device=device,
-                observer=host.ComfyObserver(),
+                observer=observer,
                 runs=host.runs_folder(),
                 on_existing=on_existing,
             )

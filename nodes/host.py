@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from aiohttp import web
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
@@ -32,6 +34,9 @@ TOY = "toy (embedded)"
 TOY_PHOTOS = "toy cup photos (embedded)"
 SECONDS_BETWEEN_TEXTS = 0.1
 """Each text is a message to every open page."""
+NOTHING_TO_FINISH = (
+    'No training of this node is making steps now. Send the id of a node that is, as {"node": "3"}.'
+)
 PREVIEW_SIDE = 512
 """Longer side of a preview on a node, in pixels."""
 
@@ -68,7 +73,9 @@ def _forget_variables(error: BaseException | None) -> None:
 
 
 class ComfyObserver(Observer):
-    """Shows a run on the node that is executing, and ends it when the stop button was pressed."""
+    """Shows a run on the node that is executing, ends it when the stop button was pressed, and
+    finishes it when that was asked over HTTP. As a context manager it takes such asking until it is
+    left."""
 
     def __init__(self) -> None:
         context = get_executing_context()
@@ -77,6 +84,13 @@ class ComfyObserver(Observer):
         self._bar = comfy.utils.ProgressBar(1)
         self._is_training = False
         self._last_text = 0.0
+        self._finish = threading.Event()
+
+    def __enter__(self) -> ComfyObserver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _making_steps.pop(self._node_id, None)
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
         _raise_if_stopped()
@@ -88,6 +102,7 @@ class ComfyObserver(Observer):
     def on_start(self, total_steps: int) -> None:
         _raise_if_stopped()
         self._is_training = True
+        _making_steps[self._node_id] = self._finish
 
     def on_step(self, report: StepReport) -> None:
         _raise_if_stopped()
@@ -99,6 +114,9 @@ class ComfyObserver(Observer):
         )
         self._advance("Training", report.step, report.total_steps)
         self._is_training = not is_last
+
+    def wants_to_finish(self) -> bool:
+        return self._finish.is_set()
 
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
         row = Image.fromarray(np.concatenate(images, axis=1))
@@ -120,6 +138,25 @@ class ComfyObserver(Observer):
             self._last_text = time.monotonic()
             server = PromptServer.instance
             server.send_progress_text(text, self._node_id, server.client_id)
+
+
+_making_steps: dict[str | None, threading.Event] = {}
+"""By the executing node's id, what is set to finish its run."""
+
+
+async def _finish(request: web.Request) -> web.Response:
+    """Makes the step at work the last one of a node's run: {"node": "3"}."""
+    try:
+        node = (await request.json())["node"]
+        _making_steps[str(node)].set()
+    except (ValueError, TypeError, KeyError):
+        return web.json_response({"error": NOTHING_TO_FINISH}, status=404)
+    return web.json_response({"node": node})
+
+
+def add_routes() -> None:
+    """Called once, while ComfyUI starts."""
+    PromptServer.instance.routes.post("/dreambooth/finish")(_finish)
 
 
 def _raise_if_stopped() -> None:

@@ -200,6 +200,40 @@ def test_cancel_ends_within_a_step_and_the_next_queue_goes_on(comfyui, toy_graph
     assert outcome.steps[0] > stopped
 
 
+def test_finishing_keeps_what_was_learned_and_goes_on_with_the_graph(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="content", **{"preset.steps": 4000})
+    answers = []
+
+    def finish(outcome):
+        if outcome.steps and not answers:
+            answers.append(comfyui.post("/dreambooth/finish", {"node": "3"}))
+
+    outcome = comfyui.run(graph, hear=finish)
+    assert outcome.end == "execution_success", outcome.error
+    assert answers == [(200, {"node": "3"})]
+    assert len(outcome.outputs("5")["images"]) == 1
+    (step,) = re.findall(r"Finished after step (\d+) of 4000, as asked\.", comfyui.log.read_text())
+    (saved,) = [data for kind, data in outcome.events if kind == "dreambooth.checkpoint"]
+    assert (saved["step"], saved["name"]) == (
+        int(step), os.path.join("dreambooth", "content.safetensors"),
+    )  # fmt: skip
+    assert comfyui.post("/dreambooth/finish", {"node": "3"})[0] == 404
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"node": "3"}, {"node": None}, {"node": ["3"]}, {"node": "../../3"}, {}, [], "3", None],
+)
+def test_only_a_node_that_is_training_can_be_finished(comfyui, content):
+    assert comfyui.post("/dreambooth/finish", content) == (
+        404,
+        {
+            "error": "No training of this node is making steps now. Send the id of a node that is, "
+            'as {"node": "3"}.'
+        },
+    )
+
+
 @pytest.mark.parametrize("activity", ["Class images", "Sampling"])
 def test_drawing_can_be_cancelled(comfyui, toy_graph, priors_node, new_seed, activity):
     graph = toy_graph(seed=new_seed)
