@@ -1,13 +1,16 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint types check
+.PHONY: demo test soak lint types
 
 demo: .venv/installed  ## teach the toy model a new cup; pictures and report in out/demo
 	$(BIN)/python -m trainer demo --folder out/demo
 
 test: .venv/installed  ## the tests, one worker and thread per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+
+soak: .venv/installed  ## kill RUNS runs at random moments, resume them, compare the results
+	$(BIN)/python -m benchmarks.soak --runs $(or $(RUNS),100)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -19,11 +19,11 @@ HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "schedulers.py", "toy/")
 LAYERS = [
     {"config", "presets", "observer", "diffusion"},
-    {"precision", "optimizers", "lr_schedules", "schedulers", "pictures", "terminal"},
+    {"precision", "optimizers", "lr_schedules", "schedulers", "pictures", "terminal", "locks"},
     {"families"},
     {"data", "sampling", "checkpoint", "ema"},
     {"methods"},
-    {"metadata", "records", "states", "locks"},
+    {"metadata", "records", "states"},
     {"identity", "recorder", "priors"},
     {"session"},
     {"runs", "outputs"},

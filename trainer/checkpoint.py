@@ -4,8 +4,9 @@ What a file is read with lives in `families/files.py`."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import OutputConfig
+from .locks import locked
 from .precision import DTYPES
 
 
@@ -87,16 +89,32 @@ def write_new(
     name only once it is complete and on the disk; on any error nothing is left."""
     from safetensors.torch import save_file
 
-    part = folder / f".{stem}.{os.getpid()}.part"
-    try:
+    with _workplace(folder, stem) as place:
+        part = place / "whole.safetensors"
         part.touch()
         mode = part.stat().st_mode
         save_file(tensors, part, metadata={"format": "pt", **metadata})
         part.chmod(mode)  # safetensors makes files that only their owner can read
         _flush(part)
         return _publish(part, folder, stem)
+
+
+@contextmanager
+def _workplace(folder: Path, stem: str) -> Iterator[Path]:
+    """A hidden folder in `folder` for what is half done: safetensors too begins with a file of
+    another name. It goes in the end, and so do those of processes that were killed."""
+    for place in folder.glob(".*.part"):
+        with suppress(RuntimeError):  # raised where somebody is at work
+            with locked(place):
+                pass
+            shutil.rmtree(place)
+    place = folder / f".{stem}.{os.getpid()}.part"
+    place.mkdir()
+    try:
+        with locked(place):
+            yield place
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(place)
 
 
 def _flush(path: Path) -> None:

@@ -78,7 +78,8 @@ class Recorder(Observer):
         old = set(self._previews.iterdir())
         for index, image in enumerate(images):
             path = self._previews / f"step{step:06d}_{index:03d}.png"
-            Image.fromarray(image).save(path)
+            with records.replacing(path) as file:
+                Image.fromarray(image).save(file, format="PNG")
             old.discard(path)
         for path in old:
             path.unlink()

@@ -1,5 +1,7 @@
 """The file out: what is in it, that nothing is ever half there, and what stays in the folder."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from safetensors.torch import load_file
 from trainer.checkpoint import CheckpointWriter, moved_weights, write_new
 from trainer.config import OutputConfig
 from trainer.families.files import CheckpointFile
+from trainer.locks import locked
 
+ROOT = Path(__file__).parents[2]
 NAME = "model.diffusion_model.out.2.bias"
 
 
@@ -58,6 +62,27 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {"not": 5})
     assert list(tmp_path.iterdir()) == []
+
+
+WRITE_AND_DIE = """
+import os, sys, safetensors.torch, torch
+from pathlib import Path
+from trainer.checkpoint import write_new
+safetensors.torch.save_file = lambda tensors, path, metadata: os._exit(9)
+write_new(Path(sys.argv[1]), "dog", {"a": torch.zeros(3)}, {})
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WRITE_AND_DIE, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert (left / "whole.safetensors").exists()
+    busy = tmp_path / ".cat.1.part"
+    busy.mkdir()
+    with locked(busy):
+        write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cat.1.part", "dog.safetensors"]
 
 
 def test_nothing_stands_under_the_final_name_before_it_is_complete(tmp_path, monkeypatch):

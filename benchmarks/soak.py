@@ -1,0 +1,196 @@
+"""Killing runs and going on: `python -m benchmarks.soak --runs 100`.
+
+Trains the embedded model a few steps, with class images, previews, intermediate checkpoints and
+states, again and again in processes that are killed (SIGKILL) at random moments, each run resumed
+until it is done. After every kill, whatever lies under a final name must be whole. At the end each
+run's weights and losses are held against those of a run that nobody killed, bit by bit.
+
+Needs a system that can fork. Prints `N of RUNS identical` last; the exit code is 1 unless all
+are."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from ctypes import c_char
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainer.config import PreviewConfig, SamplingConfig, TrainingConfig
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer, StepReport
+from trainer.toy.demo import demo_config
+
+FORK = multiprocessing.get_context("fork")
+"""A forked process has torch loaded already: a run takes seconds, and most of them in its work."""
+MAX_KILLS = 3
+"""Of one run; how many it is, is drawn for each."""
+PHASE_LENGTH = 32
+
+
+def soak_config(folder: Path) -> TrainingConfig:
+    """A run in which everything happens that can be interrupted."""
+    drawing = SamplingConfig(steps=2, guidance_scale=1, batch_size=2)
+    config = demo_config(folder)
+    return replace(
+        config,
+        prior=replace(config.prior, num_images=4, sampling=drawing),
+        preview=PreviewConfig(prompts=("a photo of sks cup",), every=3, sampling=drawing),
+        output=replace(config.output, save_every=2, keep=1, state_every=2),
+        steps=6,
+        batch_size=1,
+        gradient_accumulation=2,
+    )
+
+
+class Telling(Observer):
+    """Says in shared memory what the run is at."""
+
+    def __init__(self, phase: Any) -> None:
+        self._phase = phase
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        self._phase.value = activity.encode()[:PHASE_LENGTH]
+
+    def on_start(self, total_steps: int) -> None:
+        self._phase.value = b"Steps and saves"
+
+    def on_step(self, report: StepReport) -> None:
+        self._phase.value = b"Steps and saves"
+
+
+def work(folder: Path, phase: Any) -> None:
+    """In a process of its own: train, or go on."""
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    config = soak_config(folder)
+    train(
+        config, FullFineTune(), device=torch.device("cpu"), observer=Telling(phase),
+        runs=folder / "runs",
+    )  # fmt: skip
+
+
+def run_whole(folder: Path) -> float:
+    """Run to the end; gives the seconds. RuntimeError if that fails."""
+    started = time.monotonic()
+    process = FORK.Process(target=work, args=(folder, FORK.Array(c_char, PHASE_LENGTH)))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"The run in {folder} ended with the exit code {process.exitcode}.")
+    return time.monotonic() - started
+
+
+def run_killed(folder: Path, num_kills: int, duration: float, rng: random.Random) -> list[str]:
+    """Run to the end, killed so often; gives what each kill interrupted. Some kills may find the
+    run done, but never the first."""
+    interrupted: list[str] = []
+    while not interrupted:
+        shutil.rmtree(folder, ignore_errors=True)
+        # What is resumed is shorter: later kills come sooner.
+        moments = [rng.uniform(0, duration / (kill + 1)) for kill in range(num_kills)]
+        interrupted = list(_kill(folder, moments))
+        duration *= 0.8
+    run_whole(folder)
+    return interrupted
+
+
+def _kill(folder: Path, moments: list[float]) -> Iterator[str]:
+    for seconds in moments:
+        phase = FORK.Array(c_char, PHASE_LENGTH)
+        process = FORK.Process(target=work, args=(folder, phase))
+        process.start()
+        process.join(seconds)
+        if process.exitcode == 0:  # it was done before its moment came
+            return
+        if process.exitcode is not None:
+            raise RuntimeError(f"The run in {folder} ended with {process.exitcode}, unkilled.")
+        process.kill()
+        process.join()
+        for path in files(folder):
+            require_whole(path)
+        unfinished = list(folder.rglob("*.part"))
+        yield "Saving" if unfinished else phase.value.decode() or "Loading"
+
+
+def files(folder: Path) -> list[Path]:
+    """Those under a final name; what is being written ends in `.part`."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return [path for path in paths if not any(name.endswith(".part") for name in path.parts)]
+
+
+def require_whole(path: Path) -> None:
+    """Read a file to its end; whatever is raised tells that it is damaged."""
+    if path.suffix == ".safetensors":
+        assert load_file(path)
+    elif path.suffix == ".png":
+        with Image.open(path) as image:
+            image.load()
+    elif path.suffix == ".pt":
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] in path.name, path
+    elif path.suffix == ".json":
+        assert json.loads(path.read_text("utf-8"))
+    elif path.suffix == ".jsonl":
+        # A line is appended at a time: the last one may be half there, and readers know it.
+        for line in path.read_text("utf-8").splitlines()[:-1]:
+            assert json.loads(line)
+    else:
+        raise AssertionError(f"Nothing is known of files like {path}")
+
+
+def same(folder: Path, expected: Path) -> bool:
+    """Whether both runs ended with the same weights and losses."""
+    one, other = (load_file(place / "sks-cup.safetensors") for place in (folder, expected))
+    weights = all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    return weights and one.keys() == other.keys() and losses(folder) == losses(expected)
+
+
+def losses(folder: Path) -> list[float]:
+    (metrics,) = folder.glob("runs/*/metrics.jsonl")
+    return [json.loads(line)["loss"] for line in metrics.read_text("utf-8").splitlines()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--kills", type=int, help=f"of each run; else drawn from 1 to {MAX_KILLS}")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng, interrupted, num_same = random.Random(arguments.seed), Counter[str](), 0
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        expected = Path(name) / "expected"
+        duration = run_whole(expected)
+        print(f"A run takes {duration:.1f} s.", flush=True)  # noqa: T201
+        for number in range(1, arguments.runs + 1):
+            folder = Path(name) / f"run{number}"
+            kills = arguments.kills or rng.randint(1, MAX_KILLS)
+            phases = run_killed(folder, kills, duration, rng)
+            interrupted.update(phases)
+            is_same = same(folder, expected)
+            num_same += is_same
+            verdict = "identical" if is_same else "DIFFERENT"
+            print(f"Run {number}, killed at {', '.join(phases)}: {verdict}", flush=True)  # noqa: T201
+            shutil.rmtree(folder)
+    print("Kills by what they interrupted:", dict(interrupted.most_common()))  # noqa: T201
+    print(f"{num_same} of {arguments.runs} identical")  # noqa: T201
+    return 0 if num_same == arguments.runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""A run that is killed, and killed again, ends as if nobody had touched it. `make soak` does it a
+hundred times."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_run_killed_three_times_ends_with_the_same_weights():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak", "--runs", "1", "--kills", "3"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "1 of 1 identical"
