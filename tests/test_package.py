@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,16 +35,21 @@ STARTS_PROCESS = re.compile(r"(exec|spawn|posix_spawn)[lvpe]*$")
 
 @pytest.fixture(scope="module")
 def shipped() -> list[Path]:
-    """The files of the zip: those of git, also what is not yet committed, less .comfyignore's."""
-    pathspec = pytest.importorskip("pathspec", reason="reads .comfyignore; comes with mypy")
+    """The files of the zip."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("what is shipped is told by git, and this is not a git checkout")
+    return files_to_ship(ROOT)
+
+
+def files_to_ship(root: Path) -> list[Path]:
+    """Those of git, also what is not yet committed, less .comfyignore's."""
+    pathspec = pytest.importorskip("pathspec", reason="reads .comfyignore; comes with mypy")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     ignored = pathspec.PathSpec.from_lines(
-        "gitignore", (ROOT / ".comfyignore").read_text("utf-8").splitlines()
+        "gitignore", (root / ".comfyignore").read_text("utf-8").splitlines()
     )
-    paths = [ROOT / name for name in names.split("\0") if name and not ignored.match_file(name)]
+    paths = [root / name for name in names.split("\0") if name and not ignored.match_file(name)]
     return sorted(path for path in paths if path.exists())
 
 
@@ -167,6 +173,21 @@ def test_what_runs_is_shipped_and_nothing_else(shipped):
     tops = {name.split("/")[0] for name in names}
     assert tops & {".ci", "tests", "benchmarks", "docs", "requirements", "Makefile"} == set()
     assert [name for name in names if "test" in name.split("/")[-1]] == []
+
+
+def test_comfy_cli_finds_no_fault_and_ships_the_same(shipped, tmp_path):
+    if shutil.which("comfy") is None:
+        pytest.skip("comfy-cli, which makes the zip, is not installed")
+    clean = tmp_path / "clean"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clean], check=True)
+    comfy = {"cwd": clean, "capture_output": True, "text": True}
+    done = subprocess.run(["comfy", "--skip-prompt", "node", "validate"], **comfy)
+    said = done.stdout + done.stderr
+    assert "All validation checks passed" in said, said
+    subprocess.run(["comfy", "--skip-prompt", "node", "pack"], check=True, **comfy)
+    expected = {path.relative_to(clean).as_posix() for path in files_to_ship(clean)}
+    with zipfile.ZipFile(clean / "node.zip") as archive:
+        assert set(archive.namelist()) == expected
 
 
 def test_no_shipped_module_imports_one_that_is_left_out(modules):
