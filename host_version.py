@@ -8,7 +8,7 @@ import logging
 import re
 
 MINIMUM = "0.21.0"
-"""The first release whose pages and server take menus of which several entries are chosen."""
+"""The oldest release that the nodes were tried in."""
 
 
 def find_version() -> str | None:

@@ -22,9 +22,11 @@ from .widgets import (
     lines,
     prompts_input,
     sampling_inputs,
+    scheduler_input,
     size_input,
 )
 
+NONE = "none"
 DEFAULT = SamplingConfig()
 
 
@@ -45,15 +47,9 @@ class SampleWithScheduler(io.ComfyNode):
                     tooltip="The model that draws: of DreamBooth Train or Load Base Model.",
                 ),
                 prompts_input(),
-                io.MultiCombo.Input(
-                    "schedulers",
-                    options=list(SCHEDULERS),
-                    default=[DEFAULT.scheduler],
-                    # The page begins with none chosen, whatever the default.
-                    tooltip="One or several noise schedulers; with none chosen, "
-                    f"{DEFAULT.scheduler}. DDIM forgives an overfitted model most, LMSDiscrete "
-                    "least.",
-                ),
+                # Not one menu of several choices: ComfyUI's newer pages do not show those.
+                scheduler_input(DEFAULT),
+                *map(_further_scheduler, ("second_scheduler", "third_scheduler")),
                 *sampling_inputs(
                     DEFAULT,
                     seed_tooltip="Prompt number i starts from seed + i, with every scheduler.",
@@ -81,17 +77,34 @@ class SampleWithScheduler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model_source: ModelSource, prompts: str, schedulers: list[str], **settings: Any
+        cls,
+        model_source: ModelSource,
+        prompts: str,
+        scheduler: str,
+        second_scheduler: str,
+        third_scheduler: str,
+        **settings: Any,
     ) -> io.NodeOutput:
-        schedulers = schedulers or [DEFAULT.scheduler]
-        for scheduler in schedulers:
-            check_scheduler(scheduler)
+        chosen = dict.fromkeys((scheduler, second_scheduler, third_scheduler))
+        schedulers = [name for name in chosen if name != NONE]
+        for name in schedulers:
+            check_scheduler(name)
         texts = lines(prompts, "prompts")
         sampler = _Sampler(model_source, texts, settings)
         images = sampler.draw(schedulers)
-        rows = [f"{scheduler} {sampler.sampling.steps}" for scheduler in schedulers]
+        rows = [f"{name} {sampler.sampling.steps}" for name in schedulers]
         sheet = pictures.grid(images, columns=texts, rows=rows)
         return io.NodeOutput(to_batch(images), to_batch([sheet]))
+
+
+def _further_scheduler(name: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        name,
+        options=[NONE, *SCHEDULERS],
+        default=NONE,
+        tooltip="Another one to draw all prompts with, to compare; none draws no more. DDIM "
+        "forgives an overfitted model most, LMSDiscrete least.",
+    )
 
 
 class _Sampler:

@@ -192,6 +192,8 @@ class ComfyUI:
                 event = json.loads(message)
                 # "executing" with no node is a last message, sent after the end.
                 if event["data"].get("prompt_id", answer["prompt_id"]) == answer["prompt_id"]:
+                    if event["type"] == "execution_start":
+                        outcome.events.clear()  # Another client's workflow, told to everybody.
                     outcome.events.append((event["type"], event["data"]))
             if outcome.events and outcome.end in ENDS:
                 return outcome
@@ -311,7 +313,9 @@ def _toy_graph(folder: str = "toy cup photos (embedded)", **settings: Any) -> Pr
     sampling = {
         "model_source": ["3", 0],
         "prompts": "a photo of sks cup\na photo of a cup",
-        "schedulers": {"__value__": ["DDIM", "Euler"]},
+        "scheduler": "DDIM",
+        "second_scheduler": "Euler",
+        "third_scheduler": "none",
         "steps": 2,
         "guidance_scale": 4.0,
         "seed": 1,

@@ -117,8 +117,6 @@ def widgets(definition: dict[str, Any], values: list[Any]) -> list[tuple[str, st
 
 
 def is_allowed(value: Any, kind: str, options: dict[str, Any]) -> bool:
-    if kind == "COMBO" and options.get("multiselect"):
-        return isinstance(value, list) and value != [] and set(value) <= set(options["options"])
     if kind == "COMBO":
         return value in options["options"]
     if kind == "COMFY_DYNAMICCOMBO_V3":
@@ -277,8 +275,8 @@ def to_api(name: str, definitions: dict[str, Any], **changes: Any) -> dict[str, 
         values = node["widgets_values"]
         slots = widgets(definitions[node["type"]], values)
         inputs = {
-            field: {"__value__": value} if options.get("multiselect") else changes.get(field, value)
-            for value, (field, kind, options) in zip(values, slots, strict=True)
+            field: changes.get(field, value)
+            for value, (field, kind, _) in zip(values, slots, strict=True)
             if kind != "CONTROL"
         }
         for socket in node["inputs"]:

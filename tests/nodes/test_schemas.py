@@ -88,7 +88,9 @@ def test_menus_are_the_trainers_tables(nodes):
     assert menu(nodes, "OptimizerSettings", "lr_schedule") == list(LR_SCHEDULES)
     assert menu(nodes, "OptimizerSettings", "precision") == list(get_args(Precision))
     assert menu(nodes, "PreviewSettings", "scheduler") == list(SCHEDULERS)
-    assert menu(nodes, "SampleWithScheduler", "schedulers") == list(SCHEDULERS)
+    assert menu(nodes, "SampleWithScheduler", "scheduler") == list(SCHEDULERS)
+    for name in ("second_scheduler", "third_scheduler"):
+        assert menu(nodes, "SampleWithScheduler", name) == ["none", *SCHEDULERS]
     made = "images.made by the model.scheduler"
     assert menu(nodes, "GenerateClassPriors", made) == list(SCHEDULERS)
     assert menu(nodes, "Train", "on_existing") == list(get_args(OnExisting))
@@ -104,7 +106,9 @@ def test_defaults_are_the_dataclasses(nodes):
     assert preview["every"][1]["default"] == PreviewConfig().every
     assert preview["steps"][1]["default"] == PreviewConfig().sampling.steps
     sampling = inputs(nodes["DreamBoothSampleWithScheduler"])
-    for name in ("steps", "guidance_scale", "seed", "negative_prompt", "batch_size"):
+    for name in (
+        "scheduler", "steps", "guidance_scale", "seed", "negative_prompt", "batch_size",
+    ):  # fmt: skip
         assert sampling[name][1]["default"] == getattr(SamplingConfig(), name)
     assert inputs(nodes["DreamBoothTrain"])["name"][1]["default"] == OutputConfig().name
 
