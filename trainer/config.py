@@ -165,6 +165,8 @@ class OutputConfig:
     state_every: int = 100
     """Steps between states, from which a run that was ended early goes on; 0 keeps one only when it
     is stopped. Each takes as much time and space as several checkpoints."""
+    keep_state: bool = False
+    """Keep the last state of a finished run, so that a run of more steps goes on from there."""
     dtype: FileDtype = "as input"
     """Number format of the file's trained tensors."""
 

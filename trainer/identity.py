@@ -21,9 +21,11 @@ PACKAGE = Path(__file__).parent
 _NOT_DECISIVE = (
     "base", "embedding", "dataset.photos", "prior.images", "prior.sampling.batch_size", "preview.",
     "output.folder", "output.embedding_folder", "output.name", "output.save_every", "output.keep",
-    "output.state_every",
+    "output.state_every", "output.keep_state", "batch_size", "gradient_accumulation",
+    "gradient_checkpointing", "channels_last", "compile",
 )  # fmt: skip
-"""Settings that leave the result as it is, or whose files count by their bytes."""
+"""Settings that leave the result as it is but for rounding, so that a run which was too large for
+the memory can go on with others, or whose files count by their bytes."""
 
 
 def identify(definition: Mapping[str, Any]) -> str:
@@ -46,6 +48,7 @@ def define(
     idle = _NOT_DECISIVE + _without_effect(config)
     return {
         **{name: value for name, value in _flat(settings) if not name.startswith(idle)},
+        "photos per step": config.batch_size * config.gradient_accumulation,
         "base model": base_sha256,
         "embedding": embedding_sha256,
         "photos": _digest([_content(example) for example in photos]),

@@ -25,7 +25,8 @@ from .methods.base import Method
 from .observer import Observer
 from .outputs import Outputs
 from .priors import make_class_images
-from .runs import Run, TrainingResult, open_run
+from .results import TrainingResult
+from .runs import Run, open_run
 from .session import Session
 
 __all__ = ["TrainingResult", "check", "train"]

@@ -26,6 +26,11 @@ def multiplier(config: OptimizerConfig, step: int, total_steps: int) -> float:
     return LR_SCHEDULES[config.lr_schedule](progress, config.num_restarts)
 
 
+def is_endless(config: OptimizerConfig) -> bool:
+    """Whether a step's rate is the same however many steps are to follow."""
+    return config.lr_schedule == "constant"
+
+
 def check(config: OptimizerConfig, total_steps: int) -> None:
     """Refuse an unknown schedule, and a warm-up that would never end."""
     if config.lr_schedule not in LR_SCHEDULES:

@@ -7,22 +7,21 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-
-from . import records, states
+from . import records, results, states
 from .config import TrainingConfig
 from .data.examples import Example, find_examples
 from .identity import Hashes, define, identify
 from .locks import locked
 from .metadata import plain, versions
 from .methods.base import Method
-from .observer import Observer, StepReport
+from .observer import Observer
 from .recorder import Recorder
+from .results import Moved, TrainingResult
+from .siblings import MANIFEST, STATES, Siblings, differences_to_last
 
 if TYPE_CHECKING:
     from .session import Session
@@ -30,37 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OnExisting = Literal["reuse", "resume", "retrain"]
-MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """A finished run."""
-
-    files: dict[str, Path]
-    """What it wrote: a "checkpoint", an "embedding", or both."""
-    steps: int
-    """Optimizer steps made."""
-    total_steps: int
-    """Optimizer steps planned: more than were made, if the observer wanted to finish early."""
-    reports: list[StepReport]
-    moved: dict[str, tuple[float, float]]
-    """By part of the model: the length of its weights' change over their own length, and the share
-    of its weights that changed in the file."""
-    previews: list[np.ndarray]
-    """[H, W, 3] uint8, of the last step that had any."""
-    reused: bool = False
-    """It was finished before, and is only found again."""
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint; KeyError for a method that writes none."""
-        return self.files["checkpoint"]
-
-    @property
-    def embedding(self) -> Path | None:
-        """The learned embedding, if one was trained."""
-        return self.files.get("embedding")
 
 
 @contextmanager
@@ -76,8 +44,9 @@ def open_run(
     """The run of this content, in a folder of its own in `runs`, for one process at a time. A run
     that ends early keeps a state to go on from.
 
-    "reuse" takes what is there: a finished run's result, or the newest state. "resume" does too,
-    but refuses to begin a run that is not there. "retrain" begins anew; finished checkpoints stay.
+    "reuse" takes what is there: a finished run's result, or the newest state, also that of a run
+    over another number of steps. "resume" does too, but goes on with a run that was finished early,
+    and refuses to begin one that is not there. "retrain" begins anew; finished checkpoints stay.
     ValueError for another word and for nothing to resume, RuntimeError if the run is being worked
     on already.
     """
@@ -90,13 +59,12 @@ def open_run(
     class_images = _own_class_images(config)
     definition = define(config, method, base_sha256, embedding_sha256, photos, class_images)
     folder = runs / identify(definition)
-    if on_existing == "resume" and not (folder / MANIFEST).exists():
+    run = Run(folder, config, definition, hashes=hashes, observer=observer)
+    if on_existing == "resume" and not run.is_there():
         raise ValueError(_nothing_to_resume(runs, definition))
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        if on_existing == "retrain":
-            _clear(folder)
-        run = Run(folder, config, hashes, definition, observer)
+        run.open(on_existing)
         try:
             yield run
         except BaseException:
@@ -111,27 +79,43 @@ class Run:
         self,
         folder: Path,
         config: TrainingConfig,
-        hashes: Hashes,
         definition: Mapping[str, Any],
+        *,
+        hashes: Hashes,
         observer: Observer,
     ) -> None:
         self.folder = folder
-        self._hashes = hashes
+        self.recorder = Recorder(folder, observer)
+        self._config, self._definition, self._hashes = config, dict(definition), hashes
+        self._siblings = Siblings(folder.parent, definition, config)
+        self._manifest: dict[str, Any] = {}
         self._session: Session | None = None
         self._saved_step = 0
         self._has_told_size = False
-        self._manifest = records.read(folder / MANIFEST)
+
+    def is_there(self) -> bool:
+        """Whether it was begun, or there is a state to begin it with."""
+        begun = (self.folder / MANIFEST).exists()
+        return begun or states.exist(self._usable_states(), up_to=self._config.steps)
+
+    def open(self, on_existing: str) -> None:
+        """Take the folder, which is locked, as it is, or make it anew."""
+        if on_existing == "retrain":
+            _clear(self.folder)
+            self._siblings.forget()
+        self._manifest = records.read(self.folder / MANIFEST)
         if not self._manifest:
             self._note({
-                "identity": folder.name,
+                "identity": self.folder.name,
                 "status": "unfinished",
                 "started": _now(),
-                "config": plain(config),
-                "definition": dict(definition),
+                "config": plain(self._config),
+                "definition": self._definition,
                 "versions": versions(),
                 "intermediate": [],
             })  # fmt: skip
-        self.recorder = Recorder(folder, observer)
+        if on_existing == "resume":
+            self._reopen()
 
     @property
     def started(self) -> datetime:
@@ -147,27 +131,29 @@ class Run:
         if self._manifest["status"] != "finished":
             return None
         made = self._manifest["result"]
-        for file in made["files"].values():
-            if not self._is_still(Path(file["path"]), file["sha256"]):
-                logger.warning("This run was finished, but its file '%s' is gone or another. "
-                               "It is trained again.", file["path"])  # fmt: skip
-                self._note({"status": "unfinished", "started": _now(), "result": None})
-                return None
-        files = {kind: Path(file["path"]) for kind, file in made["files"].items()}
-        logger.info("This run was finished before, after step %d of %d: %s", made["steps"],
-                    made["total_steps"], ", ".join(map(str, files.values())))  # fmt: skip
-        moved = {part: (distance, share) for part, (distance, share) in made["moved"].items()}
-        return TrainingResult(
-            files, made["steps"], made["total_steps"], self.recorder.reports(), moved,
-            self.recorder.previews(), reused=True,
-        )  # fmt: skip
+        if changed := results.changed_file(made, self._hashes):
+            logger.warning("This run was finished, but its file '%s' is gone or another. It is "
+                           "trained again.", changed)  # fmt: skip
+            self._note({"status": "unfinished", "started": _now(), "result": None})
+            return None
+        if self._config.output.keep_state and not self._has_own_state():
+            logger.warning("This run was finished without output.keep_state, and is found again "
+                           "without a state to train on from.")  # fmt: skip
+        return results.recall(made, self.recorder.reports(), self.recorder.previews())
 
     def begin(self, session: Session) -> None:
         """Bring a new session to where the run stands, and stand by it from now on."""
-        state = states.load_newest(self._states, mmap=session.model.device.type != "cpu")
-        if state:
+        found = states.load_newest(
+            self._usable_states(), up_to=self._config.steps, mmap=session.model.device.type != "cpu"
+        )
+        if found:
+            path, state = found
             session.load_state(state)
-            logger.info("Going on after step %d.", len(session.reports))
+            steps = self._siblings.steps(path)
+            logger.info("Going on after step %d%s.", len(session.reports),
+                        f" of the run of {steps} steps" if steps else "")  # fmt: skip
+        else:
+            self._siblings.warn_of_shorter()
         self._session, self._saved_step = session, len(session.reports)
         # What came after the state is made again, and must not be listed twice.
         self.recorder.rewrite(session.reports)
@@ -195,23 +181,44 @@ class Run:
         where = "there" if self._saved_step == last else f"step {self._saved_step}"
         logger.warning("Stopped after step %d. Run the same again to go on from %s.", last, where)
 
-    def finish(self, files: Mapping[str, Path], moved: Mapping[str, tuple[float, float]]) -> None:
-        """The session has come to its end: keep what it made, and no states any more."""
+    def finish(self, files: Mapping[str, Path], moved: Moved) -> None:
+        """The session has come to its end: keep what it made, and a state only if it is wanted."""
         assert self._session, "begin comes first"
         self.recorder.rewrite(self._session.reports)
-        written = {
-            kind: {"path": str(path.resolve()), "sha256": self._hashes.sha256(path)}
-            for kind, path in files.items()
-        }
-        steps = {"steps": len(self._session.reports), "total_steps": self._session.config.steps}
-        made = {**steps, "files": written, "moved": dict(moved)}
+        steps = len(self._session.reports)
+        made = results.record(
+            files, moved, steps=steps, total_steps=self._config.steps, hashes=self._hashes
+        )
         self._note({"status": "finished", "result": made})
+        if self._config.output.keep_state and self._saved_step < steps:
+            self.save_state()
         self._session = None
-        states.remove_all(self._states)
+        states.remove(self._states, keep=int(self._config.output.keep_state))
 
     @property
     def _states(self) -> Path:
-        return self.folder / "states"
+        return self.folder / STATES
+
+    def _usable_states(self) -> list[Path]:
+        return [self._states, *self._siblings.states()]
+
+    def _has_own_state(self) -> bool:
+        return states.exist([self._states], up_to=self._config.steps)
+
+    def _reopen(self) -> None:
+        """Take a run that was finished early as one that was stopped."""
+        if self._manifest["status"] != "finished":
+            return
+        made = self._manifest["result"]
+        if made["steps"] == made["total_steps"]:
+            return
+        if not self._has_own_state():
+            raise ValueError(
+                f"This run was finished early, after step {made['steps']} of "
+                f"{made['total_steps']}, and left no state to go on from (output.keep_state). Set "
+                "on_existing to reuse to take its result, or to retrain to begin anew."
+            )
+        self._note({"status": "unfinished", "result": None})
 
     def _all_intermediate(self) -> list[str]:
         paths = [*self.intermediate, *self.recorder.checkpoints]
@@ -220,12 +227,6 @@ class Run:
     def _note(self, facts: Mapping[str, Any]) -> None:
         self._manifest.update(facts)
         records.write(self.folder / MANIFEST, self._manifest)
-
-    def _is_still(self, checkpoint: Path, sha256: str) -> bool:
-        try:
-            return self._hashes.sha256(checkpoint) == sha256
-        except (OSError, ValueError):
-            return False
 
 
 def _now() -> str:
@@ -250,11 +251,6 @@ def _own_class_images(config: TrainingConfig) -> list[Example]:
 
 def _nothing_to_resume(runs: Path, definition: Mapping[str, Any]) -> str:
     message = f"No run of these settings and images is in {runs}, so there is none to go on with."
-    manifests = sorted(runs.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    if manifests:
-        last = records.read(manifests[-1]).get("definition", {})
-        names = [
-            name for name in sorted({*last, *definition}) if last.get(name) != definition.get(name)
-        ]
+    if names := differences_to_last(runs, definition):
         message += f" The last one there differs in: {', '.join(names)}."
     return message + " Set on_existing to reuse to begin one."

@@ -88,7 +88,8 @@ class Session:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on as the session of these same settings and images that gave this state."""
+        """Go on as the session of these same settings and images that gave this state; the number
+        of steps may be another."""
         for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
             parameter.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -96,7 +97,8 @@ class Session:
         if self.ema:
             self.ema.load_state(state["average"])
         self.batches.load_state(state["batches"])
-        self.reports = [StepReport(**report) for report in state["reports"]]
+        total = {"total_steps": self.config.steps}
+        self.reports = [StepReport(**{**report, **total}) for report in state["reports"]]
         self._drawn, self._steps_before = state["batches"], len(self.reports)
         self._started = time.monotonic()
 

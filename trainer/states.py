@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,31 +42,47 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def load_newest(folder: Path, *, mmap: bool) -> dict[str, Any] | None:
-    """The newest whole state, None without one. Damaged ones are put aside. With `mmap` the tensors
-    stay in the file until they are copied elsewhere."""
-    for path in _newest_first(folder):
+def load_newest(
+    folders: Sequence[Path], *, up_to: int, mmap: bool
+) -> tuple[Path, dict[str, Any]] | None:
+    """Of the states in all these folders up to a step, the file and content of the newest that is
+    whole; None without one. Damaged ones are put aside. With `mmap` the tensors stay in the file
+    until they are copied elsewhere."""
+    for path in _newest_first(*folders):
+        if _step(path) > up_to:
+            continue
         if _checksum(path) in path.name:
             state: dict[str, Any] = torch.load(
                 str(path), map_location="cpu", weights_only=True, mmap=mmap
             )
-            return state
+            return path, state
         aside = path.replace(path.with_suffix(".damaged"))
         logger.warning("The state '%s' is damaged. It is not used, and kept as '%s'.",
                        path, aside.name)  # fmt: skip
     return None
 
 
-def remove_all(folder: Path) -> None:
-    """Remove the states and what an interrupted write left, but not what was put aside."""
-    for path in [*_newest_first(folder), *folder.glob(".*.part")]:
+def exist(folders: Sequence[Path], *, up_to: int) -> bool:
+    """Whether there is any state to try up to a step."""
+    return any(_step(path) <= up_to for path in _newest_first(*folders))
+
+
+def remove(folder: Path, *, keep: int) -> None:
+    """Remove all but the newest states and what an interrupted write left, but not what was put
+    aside."""
+    for path in [*_newest_first(folder)[keep:], *folder.glob(".*.part")]:
         path.unlink()
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    names = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("*.pt")]
-    steps = {path: int(match[1]) for path, match in names if match}
-    return sorted(steps, key=lambda path: steps[path], reverse=True)
+def _newest_first(*folders: Path) -> list[Path]:
+    paths = [path for folder in folders for path in folder.glob("*.pt")]
+    return sorted(filter(_step, paths), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    """The step of a state; 0 for other files."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
 
 
 class _HashedFile:

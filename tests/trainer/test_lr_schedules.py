@@ -5,7 +5,7 @@ import math
 import pytest
 
 from trainer.config import OptimizerConfig
-from trainer.lr_schedules import LR_SCHEDULES, check, multiplier
+from trainer.lr_schedules import LR_SCHEDULES, check, is_endless, multiplier
 
 
 def curve(name: str, steps: int, **options: int) -> list[float]:
@@ -37,6 +37,12 @@ def test_restarts_begin_at_the_full_rate_again():
     assert [rates[0], rates[10], rates[20]] == pytest.approx([1, 1, 1])
     assert rates[:10] == pytest.approx(rates[10:20])
     assert rates[9] < 0.05
+
+
+@pytest.mark.parametrize("name", LR_SCHEDULES)
+def test_only_endless_ones_do_not_depend_on_the_number_of_steps(name):
+    same = curve(name, 10, warmup_steps=2) == curve(name, 20, warmup_steps=2)[:10]
+    assert is_endless(OptimizerConfig(lr_schedule=name)) == same
 
 
 def test_refuses_an_unknown_schedule():

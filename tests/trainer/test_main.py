@@ -145,7 +145,8 @@ def interrupt(arguments, presses: int) -> tuple[int, str]:
         while text not in shown and time.monotonic() < deadline:
             shown += process.stderr.read(1)
 
-    read_until("Training 3/")
+    read_until("Training 1/")
+    time.sleep(1)  # into the next step
     for said in [FINISHING, STOPPING_A_RUN][:presses]:
         process.send_signal(signal.SIGINT)
         if said != STOPPING_A_RUN:
@@ -165,11 +166,9 @@ def test_ctrl_c_finishes_the_run_with_what_was_learned(train, tmp_path):
 
 
 def test_a_second_ctrl_c_stops_the_run_to_be_gone_on_with(train, tmp_path):
-    # Steps long enough for both presses to fall into one.
-    changed = {"--steps": "100000", "--batch-size": "256"}
-    for flag, value in changed.items():
-        train[train.index(flag) + 1] = value
-    code, shown = interrupt(train, presses=2)
+    train[train.index("--steps") + 1] = "100000"
+    # A step long enough for both presses to fall into it.
+    code, shown = interrupt([*train, "--gradient-accumulation", "500"], presses=2)
     assert code == 130
     assert STOPPING_A_RUN in shown
     assert "Run the same again to go on from there." in shown

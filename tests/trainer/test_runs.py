@@ -220,6 +220,112 @@ def test_a_run_that_was_finished_early_is_found_again_and_says_so(everything, ru
     assert (made["steps"], made["total_steps"]) == (3, 6)
 
 
+def keeping(config: TrainingConfig, **changes: object) -> TrainingConfig:
+    output = replace(config.output, keep_state=True)
+    return replace(config, output=output, **changes)
+
+
+def test_more_steps_go_on_from_the_state_that_a_shorter_run_kept(everything, runs, caplog):
+    caplog.set_level(logging.INFO)
+    whole = run(replace(everything, steps=9), None)
+    short = run(keeping(everything), runs)
+    (state,) = runs.glob("*/states/*.pt")
+    assert state.name.startswith("step000006-")
+    watching = Watching()
+    result = run(keeping(everything, steps=9), runs, watching, on_existing="resume")
+    assert watching.steps == [7, 8, 9]
+    assert "Going on after step 6 of the run of 6 steps." in caplog.messages
+    assert same(result, whole)
+    assert [report.total_steps for report in result.reports] == [9] * 9
+    assert run(everything, runs).checkpoint == short.checkpoint
+    assert run(replace(everything, steps=9), runs).checkpoint == result.checkpoint
+    names = [path.name[:10] for path in runs.glob("*/states/*.pt")]
+    assert sorted(names) == ["step000006", "step000009"]
+
+
+def test_fewer_steps_take_what_a_stopped_run_has_made_of_them(config, runs):
+    config = config.replace({"steps": 9, "output": {"state_every": 2}})
+    stop(config, runs, step=5)
+    watching = Watching()
+    result = run(replace(config, steps=4), runs, watching)
+    assert watching.steps == []
+    assert same(result, run(replace(config, steps=4), None))
+    watching = Watching()
+    run(config, runs, watching)
+    assert watching.steps == [6, 7, 8, 9]
+
+
+def test_more_steps_than_a_run_that_left_no_state_begin_anew_and_say_so(config, runs, caplog):
+    run(config, runs)
+    watching = Watching()
+    run(replace(config, steps=3), runs, watching)
+    assert watching.steps == [1, 2, 3]
+    assert caplog.messages == [
+        "The run of 2 steps with these same settings left no state to train on from "
+        "(output.keep_state). This one begins at step 1."
+    ]
+    with pytest.raises(ValueError) as caught:
+        run(replace(config, steps=4), runs, on_existing="resume")
+    assert str(caught.value).endswith(
+        " The last one there differs in: steps. Set on_existing to reuse to begin one."
+    )
+
+
+def test_training_again_takes_no_state_of_another_length(config, runs):
+    run(keeping(config), runs)
+    watching = Watching()
+    run(replace(config, steps=3), runs, watching, on_existing="retrain")
+    assert watching.steps == [1, 2, 3]
+
+
+def test_a_run_that_was_finished_early_can_be_gone_on_with(everything, runs, caplog):
+    caplog.set_level(logging.INFO)
+    early = run(keeping(everything), runs, Finishing())
+    watching = Watching()
+    whole = run(keeping(everything), runs, watching, on_existing="resume")
+    assert watching.steps == [4, 5, 6]
+    assert same(whole, run(everything, None))
+    assert (whole.steps, whole.checkpoint.name) == (6, "dog_00001.safetensors")
+    assert early.checkpoint.exists()
+    caplog.clear()
+    assert run(everything, runs, on_existing="resume").checkpoint == whole.checkpoint
+
+
+def test_a_run_that_was_finished_early_without_a_state_cannot_be_gone_on_with(everything, runs):
+    run(everything, runs, Finishing())
+    with pytest.raises(ValueError, match="^This run was finished early") as caught:
+        run(everything, runs, on_existing="resume")
+    assert str(caught.value) == (
+        "This run was finished early, after step 3 of 6, and left no state to go on from "
+        "(output.keep_state). Set on_existing to reuse to take its result, or to retrain to begin "
+        "anew."
+    )
+
+
+def test_a_state_that_can_no_longer_be_kept_is_told_of(config, runs, caplog):
+    run(config, runs)
+    run(keeping(config), runs)
+    assert caplog.messages == [
+        "This run was finished without output.keep_state, and is found again without a state to "
+        "train on from."
+    ]
+
+
+def test_settings_that_only_save_memory_go_on_from_the_state(everything, runs):
+    """They change results by rounding, and nothing else."""
+    whole = run(everything, None)
+    stop(everything, runs, step=3)
+    watching = Watching()
+    thrifty = replace(
+        everything, gradient_checkpointing=True, batch_size=2, gradient_accumulation=1
+    )
+    result = run(thrifty, runs, watching)
+    assert watching.steps == [4, 5, 6]
+    losses = [[report.loss for report in each.reports] for each in (result, whole)]
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_without_its_checkpoint_a_finished_run_is_trained_again(config, runs, caplog):
     first = run(config, runs)
     tensors = load_file(first.checkpoint)

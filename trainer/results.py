@@ -1,0 +1,82 @@
+"""What a finished run made, and how it is kept to be found again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .identity import Hashes
+from .observer import StepReport
+
+logger = logging.getLogger(__name__)
+
+Moved = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run."""
+
+    files: Mapping[str, Path]
+    """What it wrote: a "checkpoint", an "embedding", or both."""
+    steps: int
+    """Optimizer steps made."""
+    total_steps: int
+    """Optimizer steps planned: more than were made, if the observer wanted to finish early."""
+    reports: list[StepReport]
+    moved: Moved
+    """By part of the model: the length of its weights' change over their own length, and the share
+    of its weights that changed in the file."""
+    previews: Sequence[np.ndarray]
+    """[H, W, 3] uint8, of the last step that had any."""
+    reused: bool = False
+    """It was finished before, and is only found again."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint; KeyError for a method that writes none."""
+        return self.files["checkpoint"]
+
+    @property
+    def embedding(self) -> Path | None:
+        """The learned embedding, if one was trained."""
+        return self.files.get("embedding")
+
+
+def record(
+    files: Mapping[str, Path], moved: Moved, *, steps: int, total_steps: int, hashes: Hashes
+) -> dict[str, Any]:
+    """A result as JSON can hold it, its files with their hashes."""
+    written = {
+        kind: {"path": str(path.resolve()), "sha256": hashes.sha256(path)}
+        for kind, path in files.items()
+    }
+    return {"steps": steps, "total_steps": total_steps, "files": written, "moved": dict(moved)}
+
+
+def changed_file(record: Mapping[str, Any], hashes: Hashes) -> str | None:
+    """The first of a recorded result's files that is gone or another by now."""
+    for file in record["files"].values():
+        try:
+            if hashes.sha256(Path(file["path"])) != file["sha256"]:
+                return str(file["path"])
+        except (OSError, ValueError):
+            return str(file["path"])
+    return None
+
+
+def recall(
+    record: Mapping[str, Any], reports: list[StepReport], previews: Sequence[np.ndarray]
+) -> TrainingResult:
+    """The result that was recorded."""
+    files = {kind: Path(file["path"]) for kind, file in record["files"].items()}
+    moved = {part: (distance, share) for part, (distance, share) in record["moved"].items()}
+    steps, total_steps = record["steps"], record["total_steps"]
+    logger.info("This run was finished before, after step %d of %d: %s", steps, total_steps,
+                ", ".join(map(str, files.values())))  # fmt: skip
+    return TrainingResult(files, steps, total_steps, reports, moved, previews, reused=True)
