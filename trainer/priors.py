@@ -165,17 +165,19 @@ class _Album:
         for line in manifest.read_text("utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+                listed = str(entry["file"]), int(entry["seed"])
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 continue  # Half a line, as an interruption leaves it: its image is made again.
             if self.definition.items() <= entry.items():
-                yield entry["file"], entry["seed"]
+                yield listed
 
     def _fault(self, path: Path) -> str:
         """What is wrong with an image's file; "" if nothing."""
         wanted = (self.definition["width"], self.definition["height"])
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG",)) as image:
                 size = image.size
-        except OSError:
+        # Damaged and hostile files raise all sorts of exceptions.
+        except Exception:
             return "cannot be read"
         return "" if size == wanted else "is {}x{} pixels, not {}x{}".format(*size, *wanted)

@@ -1,5 +1,7 @@
 import copy
 import json
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +215,24 @@ def test_images_the_manifest_does_not_vouch_for_are_named_and_made_again(
     caplog.clear()
     assert contents(make(tiny_model, tmp_path, prior)) == before
     assert caplog.messages == []
+
+
+def test_a_damaged_manifest_and_a_hostile_image_cost_the_images_they_are_about(
+    tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    paths = make(tiny_model, tmp_path)
+    before, manifest = contents(paths), paths[0].parent / MANIFEST
+    lines = manifest.read_text().splitlines()
+    entry = json.loads(lines[0])
+    wrong = [5, None, [1], "text", {}, {**entry, "seed": "x"}, {**entry, "seed": [1]}]
+    damaged = [*map(json.dumps, wrong), json.dumps({**entry, "seed": float("inf")}), "[" * 99_999]
+    manifest.write_text("\n".join([*damaged, *lines]) + "\n")
+    claims_to_be_huge = bytearray(paths[1].read_bytes())
+    claims_to_be_huge[16:24] = struct.pack(">II", 60_000, 60_000)
+    claims_to_be_huge[29:33] = struct.pack(">I", zlib.crc32(claims_to_be_huge[12:29]))
+    paths[1].write_bytes(claims_to_be_huge)
+    assert contents(make(tiny_model, tmp_path)) == before
+    assert caplog.messages == [f"The class image {paths[1]} cannot be read. It is not used."]
 
 
 def test_an_image_in_one_colour_is_flat():

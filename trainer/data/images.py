@@ -59,7 +59,7 @@ def parse_color(text: str) -> Color:
 
 def read_image(path: Path, background: Color) -> Image.Image:
     """The image upright, in sRGB, its transparent parts on the background; of several frames the
-    first.
+    first, with a warning.
 
     ValueError says why a file cannot be read, is too large, or is in a format whose brightness has
     no fixed scale.
@@ -121,6 +121,7 @@ def _open(path: Path) -> Image.Image:
             # Pillow warns of images above its limit, and refuses those above twice its limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
+                _warn_of_more_frames(image, path)
                 image.load()
                 return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -133,6 +134,15 @@ def _open(path: Path) -> Image.Image:
             f"'{path.name}' cannot be read as an image: {_reason(path, error)}. Replace it, or "
             "remove it."
         ) from error
+
+
+def _warn_of_more_frames(image: Image.Image, path: Path) -> None:
+    # Telephones hide further pictures of the same moment in their JPEG files.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        logger.warning(
+            "'%s' holds several pictures. Only the first is used: save the others as files of "
+            "their own if they are wanted.", path.name,
+        )  # fmt: skip
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -194,7 +204,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
+        description = ImageCms.getProfileDescription(source)
+        if "sRGB" in description and "linear" not in description.lower():
             return image
         target = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, source, target, outputMode=mode) or image

@@ -3,7 +3,11 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
+import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -46,13 +50,17 @@ def tiff(path: Path, levels: list[int], *, bits: int, photometric: int = 1) -> N
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """The start of a PNG that claims this size and holds no pixels."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")]
+def png_file(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Of these names and contents."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
+
+
+def png_header(width: int, height: int) -> tuple[bytes, bytes]:
+    """The chunk of a PNG in red, green and blue."""
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
 
 # ------------------------------------------------------------------ formats
@@ -78,15 +86,29 @@ def test_the_content_decides_the_format_not_the_ending(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "a.jpg"), colours(4, 4))
 
 
-@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
-def test_of_an_animation_the_first_frame_counts(tmp_path: Path, ending: str) -> None:
-    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame_counts_and_that_is_said(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    red, blue, green = (Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green"))
     path = tmp_path / f"a.{ending}"
-    red.save(path, save_all=True, append_images=[blue, blue])
-    with Image.open(path) as image:
-        assert getattr(image, "n_frames", 1) > 1
+    red.save(path, save_all=True, append_images=[blue, green])
 
     assert (np.abs(read(path).astype(int) - (255, 0, 0)) <= 2).all()
+    assert caplog.messages == [
+        f"'a.{ending}' holds several pictures. Only the first is used: save the others as files of "
+        "their own if they are wanted."
+    ]
+
+
+def test_what_a_telephone_hides_in_a_photo_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    red, depth = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "grey")
+    red.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[depth])
+
+    assert (np.abs(read(tmp_path / "a.jpg").astype(int) - (255, 0, 0)) <= 2).all()
+    assert caplog.messages == []
 
 
 def test_transparent_parts_of_a_gif_show_the_background(tmp_path: Path) -> None:
@@ -126,16 +148,36 @@ def test_12_bit_and_negative_tiffs_reach_from_black_to_white(tmp_path: Path) -> 
     assert read(tmp_path / "negative.tif")[0, :, 0].tolist() == [255, 0, 200, 254]
 
 
-def test_16_bit_colour_keeps_its_colour(tmp_path: Path) -> None:
-    row = b"\0" + struct.pack(">6H", 100 * 257, 0, 65535, 32768, 1000, 200 * 257)
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n"
-    for name, content in [(b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]:
-        data += struct.pack(">I", len(content)) + name + content
-        data += struct.pack(">I", zlib.crc32(name + content))
-    (tmp_path / "a.png").write_bytes(data)
+GREY_AND_ALPHA, RED_GREEN_BLUE, WITH_ALPHA = 4, 2, 6
+"""The colour types of PNG."""
 
-    assert read(tmp_path / "a.png").tolist() == [[[100, 0, 255], [128, 3, 200]]]
+
+@pytest.mark.parametrize(
+    ("color_type", "levels", "expected"),
+    [
+        (
+            RED_GREEN_BLUE,
+            [100 * 257, 0, 65535, 32768, 1000, 200 * 257],
+            [[100, 0, 255], [128, 3, 200]],
+        ),
+        (
+            WITH_ALPHA,
+            [100 * 257, 0, 65535, 65535, 32768, 1000, 200 * 257, 0],
+            [[100, 0, 255], list(TEAL)],
+        ),
+        (GREY_AND_ALPHA, [100 * 257, 65535, 50000, 0], [[100, 100, 100], list(TEAL)]),
+    ],
+    ids=["RGB", "RGBA", "LA"],
+)
+def test_16_bit_colour_keeps_its_colour(
+    tmp_path: Path, color_type: int, levels: list[int], expected: list[list[int]]
+) -> None:
+    row = b"\0" + struct.pack(f">{len(levels)}H", *levels)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, color_type, 0, 0, 0)
+    content = png_file((b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(content)
+
+    assert read(tmp_path / "a.png", TEAL).tolist() == [expected]
 
 
 def test_a_grey_level_that_stands_for_transparency(tmp_path: Path) -> None:
@@ -221,18 +263,18 @@ def test_each_exif_orientation_is_turned_upright(
     np.testing.assert_array_equal(read(path), upright)
 
 
-def test_a_jpeg_held_upright_is_turned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_is_turned_upright_too(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    picture = Image.new("RGB", (32, 16), "red")
-    picture.paste("blue", (0, 0, 16, 16))
-    picture.save(tmp_path / "a.jpg", exif=exif)
+    exif[ExifTags.Base.Orientation] = orientation
+    quarters = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]]
+    upright = np.array(quarters, np.uint8).repeat(16, axis=0).repeat(32, axis=1)
+    picture = Image.fromarray(np.ascontiguousarray(stored(upright, orientation)))
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
 
-    upright = read(tmp_path / "a.jpg")
+    difference = np.abs(read(tmp_path / "a.jpg").astype(int) - upright)
 
-    assert upright.shape == (32, 16, 3)
-    assert upright[4, 8, 2] > 250  # blue on top
-    assert upright[28, 8, 0] > 250
+    assert difference.max() <= 3
 
 
 def test_broken_exif_data_is_told_and_not_fatal(
@@ -268,6 +310,32 @@ def test_srgb_images_keep_their_exact_pixels(tmp_path: Path) -> None:
     Image.fromarray(colours(9, 9)).save(tmp_path / "a.png", icc_profile=profile(swapped=False))
 
     np.testing.assert_array_equal(read(tmp_path / "a.png"), colours(9, 9))
+
+
+def test_a_linear_profile_is_applied_whatever_it_is_called(tmp_path: Path) -> None:
+    """Half the light of white is level 188 in sRGB, by its own formula."""
+    linear = profile(swapped=False).replace("sRGB".encode("utf-16-be"), "RGB ".encode("utf-16-be"))
+    start = linear.index(b"para", 300)  # its curve; that of a table of contents comes before
+    linear = linear[:start] + b"para" + bytes(8) + struct.pack(">I", 1 << 16) + linear[start + 16 :]
+    name = "built-in".encode("utf-16-be")
+    assert name in linear
+    linear = linear.replace("RGB ".encode("utf-16-be") + name, "sRGB linear ".encode("utf-16-be"))
+    Image.new("RGB", (2, 2), (128, 128, 128)).save(tmp_path / "a.png", icc_profile=linear)
+
+    expected = 255 * (1.055 * (128 / 255) ** (1 / 2.4) - 0.055)
+    assert np.abs(read(tmp_path / "a.png").astype(int) - round(expected)).max() <= 1
+
+
+def test_a_colour_profile_on_a_grey_picture_is_told_and_not_fatal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("L", (2, 2), 77).save(tmp_path / "a.png", icc_profile=profile(swapped=True))
+
+    assert (read(tmp_path / "a.png") == 77).all()
+    assert caplog.messages == [
+        "The colour profile of 'a.png' cannot be used (cannot build transform). Its colours are "
+        "taken to be sRGB."
+    ]
 
 
 def test_a_broken_colour_profile_is_told_and_not_fatal(
@@ -309,16 +377,25 @@ def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
     )
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 64), 80).save(buffer, format="PNG")
-    (tmp_path / "a.png").write_bytes(buffer.getvalue()[:2000])
+@pytest.mark.parametrize(
+    ("ending", "size", "reason"),
+    [
+        ("png", 2000, "image file is truncated"),
+        ("jpg", 2000, r"image file is truncated \(\d+ bytes not processed\)"),
+        ("jpg", 100, "Truncated File Read"),
+    ],
+)
+def test_a_truncated_file_is_refused(tmp_path: Path, ending: str, size: int, reason: str) -> None:
+    path, rng = tmp_path / f"a.{ending}", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:size])
 
-    with pytest.raises(ValueError, match="truncated") as error:
-        read_image(tmp_path / "a.png", WHITE)
+    with pytest.raises(ValueError, match=f"'a.{ending}'") as error:
+        read_image(path, WHITE)
 
-    assert str(error.value) == (
-        "'a.png' cannot be read as an image: image file is truncated. Replace it, or remove it."
+    assert re.fullmatch(
+        f"'a.{ending}' cannot be read as an image: {reason}\\. Replace it, or remove it\\.",
+        str(error.value),
     )
 
 
@@ -342,7 +419,7 @@ def test_no_damage_escapes_as_another_exception(tmp_path: Path, ending: str) -> 
 
 @pytest.mark.parametrize(("side", "limit"), [(10_000, 89_478_485), (20_000, 178_956_970)])
 def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int, limit: int) -> None:
-    (tmp_path / "a.png").write_bytes(png_header(side, side))
+    (tmp_path / "a.png").write_bytes(png_file(png_header(side, side), (b"IDAT", b"")))
     before = Image.MAX_IMAGE_PIXELS
 
     with warnings.catch_warnings():
@@ -355,6 +432,98 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int, limit: int) 
         "could be decompression bomb DOS attack. Make it smaller."
     )
     assert before == Image.MAX_IMAGE_PIXELS == 89_478_485
+
+
+def claiming(ending: str, side: int) -> bytes:
+    """A small file whose header claims so many pixels on each side."""
+    if ending == "png":
+        return png_file(png_header(side, side), (b"IDAT", zlib.compress(bytes(200))))
+    file = io.BytesIO()
+    kind = {"jpg": "JPEG", "tif": "TIFF"}.get(ending, ending.upper())
+    Image.new("RGB", (8, 8)).save(file, format=kind, lossless=True)
+    content = bytearray(file.getvalue())
+    sides = struct.pack("<HH", side, side)
+    places = {
+        "gif": [(6, sides), (content.find(b",") + 5, sides)],
+        "bmp": [(18, struct.pack("<ii", side, side))],
+        "jpg": [(content.find(b"\xff\xc0") + 5, struct.pack(">HH", side, side))],
+        "webp": [(content.find(b"VP8L") + 9, struct.pack("<I", side - 1 | side - 1 << 14))],
+        "tif": [
+            (content.find(struct.pack("<HH", tag, 4)) + 8, struct.pack("<I", side))
+            for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength)
+        ],
+    }
+    for place, new in places[ending]:
+        content[place : place + len(new)] = new
+    return bytes(content)
+
+
+READ_IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from trainer.data.images import read_image
+*warm_up, = map(Path, sys.argv[2:])
+read_image(Path(sys.argv[1]), (0, 0, 0))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 32 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for path in warm_up:
+    try:
+        read_image(path, (0, 0, 0))
+    except ValueError as error:
+        sys.stdout.write(f"{error}\\n")
+"""
+
+
+def refusals_in_little_memory(folder: Path, files: dict[str, bytes]) -> list[str]:
+    """What is said of each, in a process that can take no more than 32 MB for them."""
+    Image.new("RGB", (8, 8)).save(folder / "warm up.png")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    paths = [folder / "warm up.png", *(folder / name for name in files)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", READ_IN_LITTLE_MEMORY, *map(str, paths)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_bombs_of_every_format_take_no_memory(tmp_path: Path) -> None:
+    sides = {
+        "png": 30_000,
+        "gif": 60_000,
+        "jpg": 60_000,
+        "bmp": 30_000,
+        "webp": 16_000,
+        "tif": 30_000,
+    }
+    files = {f"a.{ending}": claiming(ending, side) for ending, side in sides.items()}
+    assert all(len(content) < 1000 for content in files.values())
+
+    refusals = refusals_in_little_memory(tmp_path, files)
+
+    assert refusals == [
+        f"'a.{ending}' is too large. Image size ({side**2} pixels) exceeds limit of 178956970 "
+        "pixels, could be decompression bomb DOS attack. Make it smaller."
+        for ending, side in sides.items()
+    ]
+
+
+def test_a_profile_and_a_text_that_unfold_to_gigabytes_are_refused(tmp_path: Path) -> None:
+    huge = zlib.compress(bytes(200_000_000))
+    end = (b"IDAT", zlib.compress(bytes(4))), (b"IEND", b"")
+    files = {
+        "profile.png": png_file(png_header(1, 1), (b"iCCP", b"name\0\0" + huge), *end),
+        "text.png": png_file(png_header(1, 1), (b"zTXt", b"name\0\0" + huge), *end),
+    }
+
+    refusals = refusals_in_little_memory(tmp_path, files)
+
+    assert refusals == [
+        f"'{name}' cannot be read as an image: Decompressed data too large for "
+        "PngImagePlugin.MAX_TEXT_CHUNK. Replace it, or remove it."
+        for name in files
+    ]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -527,6 +696,30 @@ def test_a_small_image_is_enlarged_evenly() -> None:
 
     assert pixels.shape == (3, 40, 40)
     assert framing.crop == (0, 20)
+
+
+def test_a_single_pixel_fills_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (255, 0, 51)).save(tmp_path / "a.png")
+
+    pixels, framing = fit(read_image(tmp_path / "a.png", WHITE), (24, 16))
+
+    expected = torch.tensor([1.0, -1.0, 51 / 127.5 - 1])
+    torch.testing.assert_close(pixels, expected[:, None, None].expand(3, 16, 24))
+    assert framing.crop == (0, 4)
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 1), (1, 20_000)])
+def test_a_single_line_of_pixels_keeps_its_shape(tmp_path: Path, width: int, height: int) -> None:
+    """Each of its pixels becomes a square of 64, and the middle shows half of two."""
+    line = (np.arange(20_000) % 251).astype(np.uint8)
+    Image.fromarray(line.reshape(height, width)).save(tmp_path / "a.png")
+
+    pixels, framing = fit(read_image(tmp_path / "a.png", WHITE), (64, 64))
+
+    assert max(framing.crop) == 9_999.5 * 64
+    two = line[9_999:10_001].astype(float)
+    levels = (pixels + 1) * 127.5
+    assert two.min() - 1 <= levels.min() <= levels.max() <= two.max() + 1
 
 
 def test_reading_needs_no_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

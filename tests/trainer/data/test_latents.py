@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from trainer import families
 from trainer.config import DatasetConfig
 from trainer.data.examples import Example, find_examples, with_mirrors
 from trainer.data.latents import CachedLatents, encode_examples
@@ -69,11 +72,11 @@ def test_the_latents_are_the_vaes_of_the_pixels(tmp_path: Path, tiny_model: Mode
 
     pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 127.5 - 1
     centre = pixels[None, :, :, 4:20]
-    for given, kept in [(example, centre), (twin, centre.flip(3))]:
+    for shown, kept in [(example, centre), (twin, centre.flip(3))]:
         expected = tiny_model.vae.encode(kept).latent_dist
-        torch.testing.assert_close(latents[given].mean, expected.mean[0] * 0.18215)
-        torch.testing.assert_close(latents[given].deviation, expected.std[0] * 0.18215)
-        assert latents[given].framing == Framing((24, 16), (4, 0), (16, 16))
+        torch.testing.assert_close(latents[shown].mean, expected.mean[0] * 0.18215)
+        torch.testing.assert_close(latents[shown].deviation, expected.std[0] * 0.18215)
+        assert latents[shown].framing == Framing((24, 16), (4, 0), (16, 16))
 
 
 def test_the_cache_is_small_and_free_of_the_graph(
@@ -226,3 +229,61 @@ def test_a_folder_of_mixed_photos_end_to_end(tmp_path: Path, tiny_model: ModelFa
     assert [example.path.suffix for example in latents] == [".jpg", ".webp", ".gif", ".tif", ".bmp"]
     means = [cached.mean for cached in latents.values()]
     assert all(not torch.equal(one, other) for one, other in zip(means, means[1:], strict=False))
+
+
+class Seeing:
+    """A model, and the pixels that it was last given to encode."""
+
+    def __init__(self, model: ModelFamily) -> None:
+        self.model = model
+        self._encode_pixels = model.encode_pixels
+        model.encode_pixels = self._see  # type: ignore[method-assign]
+
+    def _see(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.seen = pixels[0]
+        return self._encode_pixels(pixels)
+
+
+@pytest.fixture(scope="module")
+def seeing(tiny_checkpoint: Path) -> Seeing:
+    return Seeing(families.load(tiny_checkpoint, torch.device("cpu")))
+
+
+sides = st.integers(8, 110)
+
+
+@settings(deadline=None, max_examples=150)
+@given(sides, sides, st.sampled_from(["center", "random"]), *[st.booleans()] * 2, st.integers(0, 9))
+def test_no_photo_is_ever_stretched(
+    seeing: Seeing,
+    tmp_path_factory: pytest.TempPathFactory,
+    width: int,
+    height: int,
+    crop: str,
+    buckets: bool,
+    mirrored: bool,
+    seed: int,
+) -> None:
+    """Red rises from left to right and green from top to bottom by two levels per pixel, so that
+    each pixel that the model sees tells which place of the photo it shows, to a quarter pixel."""
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    ramps = np.stack([across, down, np.zeros_like(across)], axis=2) * 2 + 20
+    path = tmp_path_factory.mktemp("photos") / "a.png"
+    Image.fromarray(ramps.astype(np.uint8)).save(path)
+    example = Example(path, "a sks cup", mirrored=mirrored)
+
+    wanted = {"resolution": 32, "allow_upscaling": True, "crop": crop, "buckets": buckets}
+    framing = encode([example], seeing.model, seed=seed, **wanted)[example].framing
+
+    shown = ((seeing.seen + 1) * 127.5 - 20) / 2
+    assert tuple(shown.shape[1:]) == framing.size[::-1]
+    scale = max(framing.size[0] / width, framing.size[1] / height)
+    for channel, side in enumerate((width, height)):
+        profile = shown[channel].mean(dim=channel).numpy()
+        profile = profile[::-1] if mirrored and channel == 0 else profile
+        places = (np.arange(len(profile)) + 0.5) / scale
+        margin = 4 * max(1, 1 / scale)  # the filter has no neighbours beyond the photo's edge
+        offset = profile - places
+        inside = (profile > margin) & (profile < side - 1 - margin)
+        # All that is shown lies where it lay, but for the crop and at most a pixel.
+        assert not inside.any() or np.ptp(offset[inside]) <= 1
