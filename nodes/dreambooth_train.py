@@ -17,7 +17,6 @@ from . import host
 from .images import to_batch
 from .models import open_source
 from .optimizer_settings import RUN
-from .paths import check_name
 from .sockets import (
     CATEGORY,
     ClassDatasetSocket,
@@ -114,7 +113,6 @@ def plan(
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
     _require_fit(name, model_source)
     prior = _with_weight(class_dataset, preset["prior_weight"])
-    check_name(widgets["name"])
     config, method = of_preset(name)
     output = {"folder": host.trained_folder(), "name": widgets["name"]}
     config = config.replace(

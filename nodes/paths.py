@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
-    f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"
-}
-"""Names that Windows takes for devices, in every folder and with every ending."""
-_FORBIDDEN = set('\\:*?"<>|')
+from ..trainer.names import fault
 
 
 def check_name(name: str) -> None:
     """ValueError for a name that is not a plain relative path on every system."""
-    fault = next((fault for part in name.split("/") if (fault := _fault(part))), "")
-    if fault:
+    faults = [fault(part) for part in name.split("/") if fault(part)]
+    if faults:
         raise ValueError(
-            f"{name!r} cannot be used as a name: {fault}. Choose one from the menu, or a "
-            "plain name."
+            f"{name!r} cannot be used as a name: {faults[0]}. Choose one from the menu, or a plain "
+            "name."
         )
 
 
@@ -39,7 +35,7 @@ def subfolders(root: Path) -> list[str]:
     followed."""
     found = []
     for folder, names, _ in os.walk(root):
-        names[:] = [name for name in names if not name.startswith(".") and not _fault(name)]
+        names[:] = [name for name in names if not name.startswith(".") and not fault(name)]
         found += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
     return sorted(found)
 
@@ -54,14 +50,3 @@ def fingerprint(paths: list[Path]) -> str:
                 stat = file.stat()
                 facts.append((str(file), stat.st_size, stat.st_mtime_ns))
     return repr(facts)
-
-
-def _fault(part: str) -> str:
-    """Why a single name is refused; "" if it is not."""
-    if part in ("", ".", ".."):
-        return "it leads out of its folder"
-    if part != part.strip(" .") or _FORBIDDEN & set(part) or any(ord(char) < 32 for char in part):
-        return 'names have none of \\ : * ? " < > | and no space or dot at their ends'
-    if part.split(".")[0].strip().lower() in _DEVICES:
-        return "Windows reserves it for a device"
-    return ""

@@ -18,7 +18,7 @@ NODES_MAY = {"comfy_api"}
 HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "schedulers.py", "toy/")
 LAYERS = [
-    {"config", "presets", "observer", "diffusion"},
+    {"names", "config", "presets", "observer", "diffusion"},
     {"precision", "optimizers", "lr_schedules", "schedulers", "pictures", "terminal", "locks"},
     {"families"},
     {"data", "sampling", "checkpoint", "ema"},

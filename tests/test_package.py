@@ -19,17 +19,23 @@ HOSTS_OWN = {"torch", "torchvision", "torchaudio", "numpy", "pillow", "transform
 """Another release of these than ComfyUI brought can keep it from starting."""
 CALLS = {"exec", "eval", "compile", "__import__"}
 MODULES = {
-    "code", "codeop", "ctypes", "dill", "ftplib", "http", "httpx", "aiohttp", "marshal",
-    "multiprocessing", "pickle", "pty", "requests", "smtplib", "socket", "subprocess", "telnetlib",
-    "torch.multiprocessing", "urllib", "urllib3", "websocket", "websockets", "xmlrpc",
+    "aiohttp", "cloudpickle", "code", "codeop", "ctypes", "dill", "ftplib", "http", "httpx",
+    "huggingface_hub", "imaplib", "joblib", "marshal", "multiprocessing", "pickle", "poplib", "pty",
+    "requests", "runpy", "shelve", "smtplib", "socket", "ssl", "subprocess", "telnetlib",
+    "torch.hub", "torch.multiprocessing", "torch.package", "torch.utils.cpp_extension", "urllib",
+    "urllib3", "webbrowser", "websocket", "websockets", "xmlrpc",
 }  # fmt: skip
 NAMES = {
     "os": {"system", "popen", "putenv", "unsetenv", "fork", "forkpty", "startfile"},
+    "asyncio": {"create_subprocess_exec", "create_subprocess_shell", "open_connection"},
     "concurrent.futures": {"ProcessPoolExecutor"},
 }
 """Banned of modules that are otherwise welcome; also `os.exec*`, `os.spawn*`, `os.posix_spawn*`."""
-HARMLESS = {("pickle", "UnpicklingError"), ("pickle", "PickleError")}
-"""Errors that other libraries raise: nothing can be unpickled with them."""
+HARMLESS = {("pickle", "UnpicklingError"), ("pickle", "PickleError"), ("aiohttp", "web")}
+"""Errors that other libraries raise, with which nothing can be unpickled; and what answers a page's
+requests, and makes none."""
+HAS_TO_SAY = {"torch.load": "weights_only", ".from_pretrained": "local_files_only"}
+"""What a call must say is True, by the call's end: by itself it might run code, or download."""
 STARTS_PROCESS = re.compile(r"(exec|spawn|posix_spawn)[lvpe]*$")
 
 
@@ -85,6 +91,8 @@ def faults(tree: ast.Module) -> Iterator[str]:
 def _of(node: ast.AST, aliases: dict[str, str]) -> Iterator[str]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS:
         yield node.func.id
+    elif isinstance(node, ast.Call):
+        yield from _left_unsaid(node)
     elif isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if _is_banned(alias.name))
     elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -101,6 +109,13 @@ def _of(node: ast.AST, aliases: dict[str, str]) -> Iterator[str]:
             yield f"{module}.{node.attr}"
         if node.attr == "environ" and module == "os":
             yield "os.environ"
+
+
+def _left_unsaid(call: ast.Call) -> Iterator[str]:
+    said = {word.arg for word in call.keywords if ast.unparse(word.value) == "True"}
+    for end, word in HAS_TO_SAY.items():
+        if ast.unparse(call.func).endswith(end) and word not in said:
+            yield f"{end} without {word}=True"
 
 
 def _is_banned(module: str) -> bool:
@@ -133,6 +148,11 @@ def _is_banned_name(module: str, name: str) -> bool:
         ("from concurrent.futures import ProcessPoolExecutor", "ProcessPoolExecutor"),
         ("import pickle", "pickle"),
         ("from pickle import loads", "pickle.loads"),
+        ("import asyncio\nasyncio.create_subprocess_exec('ls')", "create_subprocess_exec"),
+        ("from torch import hub", "torch.hub"),
+        ("import torch\ntorch.load(path)", "torch.load without weights_only=True"),
+        ("torch.load(path, weights_only=False)", "torch.load without weights_only=True"),
+        ("Model.from_pretrained(path)", ".from_pretrained without local_files_only=True"),
     ],
 )
 def test_the_search_finds(code, fault):
@@ -147,6 +167,8 @@ def test_the_search_finds(code, fault):
         "import os\nos.path.join('a', 'b')\nos.replace('a', 'b')",
         "from concurrent.futures import ThreadPoolExecutor",
         "from pickle import UnpicklingError",
+        "import torch\ntorch.load(path, weights_only=True, mmap=True)",
+        "Model.from_pretrained(folder, local_files_only=True)",
         "from . import code, socket",
     ],
 )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from . import names
+
 Precision = Literal["fp32", "fp16", "bf16"]
 FileDtype = Literal["as input", "fp32", "fp16", "bf16"]
 
@@ -45,6 +47,7 @@ class DatasetConfig:
         _require(len(self.photos) > 0, "dataset.photos is empty. Name a folder of photos.")
         _require(self.prompt.strip() != "", "dataset.prompt is empty. Describe the photos, such as "
                  "'a photo of sks dog'.")  # fmt: skip
+        _is_text("dataset.prompt", self.prompt)
         if self.resolution is not None:
             _at_least("dataset.resolution", self.resolution, 8)
             _require(self.resolution % 8 == 0, f"dataset.resolution must be a multiple of 8, "
@@ -75,6 +78,7 @@ class SamplingConfig:
         _at_least("guidance_scale", self.guidance_scale, 1)
         _at_least("seed", self.seed, 0)
         _at_least("batch_size", self.batch_size, 1)
+        _is_text("negative_prompt", self.negative_prompt)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +104,7 @@ class PriorConfig:
         _require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
                  f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of "
                  "a dog', or set prior.weight to 0.")  # fmt: skip
+        _is_text("prior.prompt", self.prompt)
         _at_least("prior.num_images", self.num_images, 1)
         _require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
 
@@ -146,6 +151,8 @@ class PreviewConfig:
 
     def __post_init__(self) -> None:
         _at_least("preview.every", self.every, 1)
+        for prompt in self.prompts:
+            _is_text("preview.prompts", prompt)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,9 +182,14 @@ class OutputConfig:
         _at_least("output.keep", self.keep, 1)
         _at_least("output.state_every", self.state_every, 0)
         _one_of("output.dtype", self.dtype, ("as input", "fp32", "fp16", "bf16"))
-        bad = sorted(set(self.name) & set('/\\:*?"<>|')) or self.name.strip(" .") != self.name
-        _require(self.name != "" and not bad, f"output.name must be a plain file name, "
-                 f"got {self.name!r}.")  # fmt: skip
+        fault = names.fault(self.name)
+        _require(not fault, f"output.name must be a plain file name, got {self.name!r}: {fault}.")
+        size = len(self.name.encode())
+        _require(size <= names.MAX_BYTES, f"output.name is {size} bytes long, and file names have "
+                 f"room for {names.MAX_BYTES} beside what is added to them. Choose a shorter "
+                 "one.")  # fmt: skip
+        _is_text("output.folder", str(self.folder))
+        _is_text("output.embedding_folder", str(self.embedding_folder))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,9 +247,9 @@ class TrainingConfig:
 
 
 def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
-    names = [f.name for f in dataclasses.fields(settings)]
+    known = [f.name for f in dataclasses.fields(settings)]
     for name in changes:
-        _one_of("setting", name, names)
+        _one_of("setting", name, known)
     old = {name: getattr(settings, name) for name in changes}
     new = {
         name: _replace(old[name], value) if isinstance(value, Mapping) else value
@@ -253,6 +265,11 @@ def _require(holds: bool, message: str) -> None:
 
 def _at_least(name: str, value: float, minimum: float) -> None:
     _require(value >= minimum, f"{name} must be {minimum} or more, got {value}.")
+
+
+def _is_text(name: str, value: str) -> None:
+    _require(names.is_text(value), f"{name} is not valid Unicode: {value!r}. Write it in UTF-8, or "
+             "rename it.")  # fmt: skip
 
 
 def _one_of(name: str, value: object, allowed: Collection[object]) -> None:

@@ -153,7 +153,7 @@ class _Album:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             torn = file.read() not in (b"", b"\n")
             line = json.dumps(entry, ensure_ascii=False) + "\n"
-            file.write(b"\n" * torn + line.encode())
+            file.write(b"\n" * torn + line.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
 

@@ -35,7 +35,8 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Put a text in the place of the one before, if any. On an error that one stays."""
     with replacing(path) as file:
-        file.write(text.encode())
+        # What is no Unicode, as file names can be on Linux, is written as JSON does.
+        file.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager

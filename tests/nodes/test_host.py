@@ -361,17 +361,15 @@ def test_an_output_without_previews_says_what_to_connect(comfyui, toy_graph, new
         ),
         (
             {"name": "../cup"},
-            "'../cup' cannot be used as a name: it leads out of its folder. Choose one from the "
-            "menu, or a plain name.",
+            "output.name must be a plain file name, got '../cup': it leads out of its folder.",
         ),
         (
             {"name": "a/cup"},
-            "output.name must be a plain file name, got 'a/cup'.",
+            "output.name must be a plain file name, got 'a/cup': it leads out of its folder.",
         ),
         (
             {"name": "nul"},
-            "'nul' cannot be used as a name: Windows reserves it for a device. Choose one from the "
-            "menu, or a plain name.",
+            "output.name must be a plain file name, got 'nul': Windows reserves it for a device.",
         ),
     ],
 )

@@ -1,12 +1,16 @@
 """Names from the network, refused or resolved; needs no ComfyUI."""
 
-import importlib.util
+import importlib
 import os
-from pathlib import Path
+import sys
+from pathlib import Path, PureWindowsPath
+from types import ModuleType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-PATH = Path(__file__).parents[2] / "nodes" / "paths.py"
+ROOT = Path(__file__).parents[2]
 OUTSIDE = "it leads out of its folder"
 CHARACTERS = 'names have none of \\ : * ? " < > | and no space or dot at their ends'
 DEVICE = "Windows reserves it for a device"
@@ -14,10 +18,13 @@ DEVICE = "Windows reserves it for a device"
 
 @pytest.fixture(scope="module")
 def paths():
-    spec = importlib.util.spec_from_file_location("paths", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    # Packages of the same folders whose own modules, which need ComfyUI, are not run.
+    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
+    yield importlib.import_module("pack.nodes.paths")
+    for name in [name for name in sys.modules if name.split(".")[0] == "pack"]:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +65,23 @@ def test_plain_names_are_taken(paths, tmp_path, name):
     assert paths.inside(tmp_path, name) == tmp_path / name
 
 
+parts = st.sampled_from(["..", ".", "", "a", "b", "C:", "\\", "..\\a", "nul", "~", "%2e%2e", "강"])
+
+
+@given(st.lists(parts, max_size=5).map("/".join) | st.text())
+def test_no_name_leads_out_of_its_folder(paths, name):
+    root = Path("/data/input")
+    try:
+        path = paths.inside(root, name)
+    except ValueError:
+        return
+    assert path != root
+    assert Path(os.path.normpath(path)).is_relative_to(root)
+    on_windows = PureWindowsPath("C:\\data\\input", name)
+    assert on_windows.is_relative_to("C:\\data\\input")
+    assert ".." not in on_windows.parts
+
+
 def test_links_out_of_the_folder_are_refused(paths, tmp_path):
     root, secret = tmp_path / "input", tmp_path / "secret"
     root.mkdir()
@@ -68,6 +92,23 @@ def test_links_out_of_the_folder_are_refused(paths, tmp_path):
     assert str(caught.value) == (
         f"'dogs' is a link that leads out of {root}. Copy the files there instead."
     )
+
+
+def test_a_folder_within_a_link_out_of_the_folder_is_refused(paths, tmp_path):
+    root, secret = tmp_path / "input", tmp_path / "secret"
+    root.mkdir()
+    (secret / "dogs").mkdir(parents=True)
+    os.symlink("../secret", root / "pets")
+    with pytest.raises(ValueError) as caught:
+        paths.inside(root, "pets/dogs")
+    assert str(caught.value) == (
+        f"'pets/dogs' is a link that leads out of {root}. Copy the files there instead."
+    )
+
+
+def test_a_link_to_itself_is_no_folder(paths, tmp_path):
+    os.symlink("dogs", tmp_path / "dogs")
+    assert not paths.inside(tmp_path, "dogs").is_dir()
 
 
 def test_a_link_within_the_folder_and_a_linked_folder_are_taken(paths, tmp_path):

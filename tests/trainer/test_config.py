@@ -70,7 +70,34 @@ REFUSALS = [
     ),
     (
         lambda: OutputConfig(name="a/b"),
-        "output.name must be a plain file name, got 'a/b'.",
+        "output.name must be a plain file name, got 'a/b': it leads out of its folder.",
+    ),
+    (
+        lambda: OutputConfig(name="dog\n"),
+        "output.name must be a plain file name, got 'dog\\n': names have none of \\ : * ? \" < > | "
+        "and no space or dot at their ends.",
+    ),
+    (
+        lambda: OutputConfig(name="Aux"),
+        "output.name must be a plain file name, got 'Aux': Windows reserves it for a device.",
+    ),
+    (
+        lambda: OutputConfig(name="강" * 67),
+        "output.name is 201 bytes long, and file names have room for 200 beside what is added to "
+        "them. Choose a shorter one.",
+    ),
+    (
+        lambda: OutputConfig(folder=Path("caf\udce9")),
+        "output.folder is not valid Unicode: 'caf\\udce9'. Write it in UTF-8, or rename it.",
+    ),
+    (
+        lambda: OutputConfig(embedding_folder=Path("caf\udce9")),
+        "output.embedding_folder is not valid Unicode: 'caf\\udce9'. Write it in UTF-8, or rename "
+        "it.",
+    ),
+    (
+        lambda: PreviewConfig(prompts=("a dog", "a \udce9")),
+        "preview.prompts is not valid Unicode: 'a \\udce9'. Write it in UTF-8, or rename it.",
     ),
     (
         lambda: OutputConfig(keep=0),

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..names import is_text
 from .containers import open_pickle, open_safetensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pt")
@@ -111,6 +112,11 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
         raise ValueError(
             f"'{path.name}' ends in '{path.suffix}', and checkpoints end in "
             f"{', '.join(ENDINGS)}. Choose one of those."
+        )
+    if not is_text(str(path)):
+        raise ValueError(
+            f"The path {str(path)!r} is not valid Unicode, and checkpoints cannot be read from "
+            "there. Rename the file or its folder."
         )
     with open(path, "rb") as file:
         start = file.read(512).lstrip().lower()

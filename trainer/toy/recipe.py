@@ -138,7 +138,7 @@ def encode_world(work: Path) -> None:
     """Mean and deviation of every picture's latents, each channel brought to mean 0 and deviation
     1; the channels' own are kept for folding into the VAE (`fold_latent_scale`)."""
     vae = build_vae()
-    vae.load_state_dict(torch.load(work / "vae.pt"))
+    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
     pictures = np.load(work / "pictures.npy")
     means, deviations = [], []
     for batch in np.array_split(pictures, len(pictures) // 100):
@@ -160,7 +160,7 @@ def encode_world(work: Path) -> None:
 def train_denoiser(work: Path) -> None:
     """U-Net and text encoder together: error of the predicted noise with min-SNR-5 weights, one
     caption in ten left empty for classifier-free guidance."""
-    latents = torch.load(work / "latents.pt")
+    latents = torch.load(work / "latents.pt", weights_only=True)
     scenes: list[Scene] = pickle.loads((work / "scenes.pickle").read_bytes())
     torch.manual_seed(1)
     rng, tokenizer = random.Random(1), ClipTokenizer()
@@ -192,11 +192,11 @@ def train_denoiser(work: Path) -> None:
 def export(work: Path) -> None:
     """One fp16 checkpoint in Stable Diffusion 1's single-file layout."""
     vae, text_encoder, unet = build_vae(), build_text_encoder(), build_unet()
-    states = torch.load(work / "denoiser.pt")
+    states = torch.load(work / "denoiser.pt", weights_only=True)
     unet.load_state_dict(states["unet"])
     text_encoder.load_state_dict(states["text"])
-    vae.load_state_dict(torch.load(work / "vae.pt"))
-    latents = torch.load(work / "latents.pt")
+    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
+    latents = torch.load(work / "latents.pt", weights_only=True)
     fold_latent_scale(vae, latents["center"], latents["scale"])
     fill_unknown_words(text_encoder.get_input_embeddings().weight)
     tensors = checkpoint_tensors(unet, vae, text_encoder)
@@ -235,7 +235,7 @@ def train_judge(work: Path) -> None:
 @torch.no_grad()
 def _through_the_vae(pixels: Tensor, work: Path) -> Tensor:
     vae = build_vae()
-    vae.load_state_dict(torch.load(work / "vae.pt"))
+    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
     return torch.cat([vae(batch).sample.clamp(-1, 1) for batch in pixels.chunk(len(pixels) // 50)])
 
 
