@@ -237,11 +237,26 @@ def needs_comfyui() -> None:
         pytest.fail(f"COMFYUI_PATH is {path}, where there is no main.py.")
 
 
+ANY_TEXT = """
+class AnyText:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "give", "tests"
+
+    def give(self, text):
+        return (text,)
+
+NODE_CLASS_MAPPINGS = {"AnyText": AnyText}
+"""
+"""Another pack's node whose output fits every input, which ComfyUI does not look up in menus then.
+"""
+
+
 def make_base(folder: Path) -> Path:
-    """A base folder with this pack among its custom nodes and nothing else."""
+    """A base folder with this pack and `ANY_TEXT` among its custom nodes and nothing else."""
     for name in ("custom_nodes", "input", "models/checkpoints", "output", "user"):
         (folder / name).mkdir(parents=True)
     os.symlink(ROOT, folder / "custom_nodes" / "ComfyUI-DreamBooth")
+    (folder / "custom_nodes" / "any_text.py").write_text(ANY_TEXT)
     return folder
 
 

@@ -438,6 +438,73 @@ def test_folders_that_are_not_in_the_menu_do_not_get_into_the_queue(comfyui, toy
     assert error["type"] == "value_not_in_list"
 
 
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        ("1", "../../../etc/passwd"),
+        ("1", "/etc/passwd"),
+        ("6", "../.."),
+        ("6", "/etc"),
+    ],
+)
+def test_neither_do_checkpoints_and_class_folders(comfyui, toy_graph, priors_node, node, value):
+    graph = toy_graph()
+    graph["1"]["inputs"]["checkpoint"] = (
+        value if node == "1" else graph["1"]["inputs"]["checkpoint"]
+    )
+    graph["6"] = priors_node(num_images=1)
+    if node == "6":
+        graph["6"]["inputs"] |= {"images": "a folder of my own", "images.folder": value}
+        graph["3"]["inputs"] |= {"class_dataset": ["6", 0], "preset.prior_weight": 1.0}
+    status, answer = comfyui.post("/prompt", {"prompt": graph})
+    assert status == 400
+    errors = answer["node_errors"][node]["errors"]
+    assert [error["type"] for error in errors] == ["value_not_in_list"]
+
+
+@pytest.mark.parametrize(
+    ("node", "field", "value", "message"),
+    [
+        (
+            "1",
+            "checkpoint",
+            "../../../../etc/passwd",
+            "There is no checkpoint '../../../../etc/passwd' in ComfyUI's checkpoints folders. "
+            "Choose one from the menu; new files appear in it after a refresh (R).",
+        ),
+        (
+            "2",
+            "folder",
+            "input/../../..",
+            "'../../..' cannot be used as a name: it leads out of its folder. Choose one from the "
+            "menu, or a plain name.",
+        ),
+        (
+            "2",
+            "folder",
+            "/etc",
+            "There is no folder '/etc'. Choose one from the menu; put new ones into ComfyUI's "
+            "input folder and refresh (R).",
+        ),
+        (
+            "2",
+            "folder",
+            "input//etc",
+            "'/etc' cannot be used as a name: it leads out of its folder. Choose one from the "
+            "menu, or a plain name.",
+        ),
+    ],
+)
+def test_a_name_that_comes_by_a_link_past_the_menu_is_refused(
+    comfyui, toy_graph, node, field, value, message
+):
+    graph = toy_graph()
+    graph["9"] = {"class_type": "AnyText", "inputs": {"text": value}}
+    graph[node]["inputs"][field] = ["9", 0]
+    outcome = comfyui.run(graph)
+    assert outcome.error == (node, message)
+
+
 def test_a_file_that_is_no_checkpoint_is_named(comfyui, toy_graph):
     path = comfyui.base / "models" / "checkpoints" / "note.safetensors"
     path.write_bytes(b"a note")
