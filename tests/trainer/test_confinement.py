@@ -26,16 +26,22 @@ CHANGES = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rm
     "os.chown", "os.truncate", "os.utime", "shutil.")
 TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
+def whole(place, folder=-1):
+    # A name may be one within an open folder, of which only the number is told.
+    inside = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else os.getcwd()
+    return os.path.join(inside, os.fsdecode(place))
+
 def hear(event, arguments):
     if event.startswith(FORBIDDEN):
         heard.append(["forbidden", event, repr(arguments)])
     elif event.startswith(CHANGES):
         # A rename and a link have two paths, of which either counts.
-        places = [os.fsdecode(place) for place in arguments[:2] if isinstance(place, (str, bytes))]
-        heard.extend(["written", event, os.path.abspath(place)] for place in places)
+        places = [place for place in arguments[:2] if isinstance(place, (str, bytes))]
+        folder = arguments[-1] if isinstance(arguments[-1], int) and event != "os.truncate" else -1
+        heard.extend(["written", event, whole(place, folder)] for place in places)
     elif event == "open" and isinstance(arguments[2], int) and arguments[2] & TO_WRITE:
         if isinstance(arguments[0], (str, bytes)):
-            heard.append(["written", event, os.path.abspath(os.fsdecode(arguments[0]))])
+            heard.append(["written", event, whole(arguments[0])])
 
 sys.addaudithook(hear)
 """
