@@ -13,6 +13,7 @@ from .models import LoadBaseModel, ModelFromGraph, UseTrainedModel
 from .optimizer_settings import OptimizerSettings
 from .preview_settings import PreviewSettings
 from .sample_with_scheduler import SampleWithScheduler
+from .textual_inversion_train import TextualInversionTrain
 
 NODES: list[type[io.ComfyNode]] = [
     LoadBaseModel,
@@ -20,6 +21,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadInstanceImages,
     GenerateClassPriors,
     DreamBoothTrain,
+    TextualInversionTrain,
     OptimizerSettings,
     PreviewSettings,
     SampleWithScheduler,

@@ -3,18 +3,14 @@ Settings."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..trainer.config import DatasetConfig, PreviewConfig, PriorConfig, TrainingConfig
-from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.full import FullFineTune
-from ..trainer.pictures import loss_curve
 from ..trainer.presets import PRESETS
-from ..trainer.runs import OnExisting
 from . import host
-from .images import to_batch
 from .models import open_source
 from .optimizer_settings import RUN
 from .sockets import (
@@ -23,15 +19,20 @@ from .sockets import (
     DatasetSocket,
     ModelSocket,
     ModelSource,
-    OptimizerSocket,
-    PreviewSocket,
     TrainingSettings,
 )
-from .widgets import learning_rate_input, seed_input
-
-ON_EXISTING = get_args(OnExisting)
-FOR_SMALL_MODELS = "toy"
-"""The preset for models like the embedded one, and for no other."""
+from .training import (
+    ON_EXISTING,
+    curve_of,
+    fingerprint_of,
+    photos_per_step_input,
+    previews_of,
+    require_fit,
+    run,
+    run_widgets,
+    settings_links,
+)
+from .widgets import learning_rate_input
 
 
 class DreamBoothTrain(io.ComfyNode):
@@ -55,8 +56,7 @@ class DreamBoothTrain(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, on_existing: str = ON_EXISTING[0], **others: Any) -> float | str:
-        # Never equal to itself: who asks to train again or on is not served from ComfyUI's cache.
-        return "" if on_existing == "reuse" else float("nan")
+        return fingerprint_of(on_existing)
 
     @classmethod
     def execute(
@@ -68,31 +68,13 @@ class DreamBoothTrain(io.ComfyNode):
         **others: Any,
     ) -> io.NodeOutput:
         config, method = plan(model_source, dataset, dict(preset or {}), **others)
-        with host.stepping_aside() as device, host.ComfyObserver() as observer:
-            result = train(
-                config,
-                method,
-                device=device,
-                observer=observer,
-                runs=host.runs_folder(),
-                on_existing=on_existing,
-            )
-        return cls._show(result)
-
-    @classmethod
-    def _show(cls, result: TrainingResult) -> io.NodeOutput:
-        curve = to_batch([loss_curve(result.reports)])
-        previews: Any = host.blocked(
-            "DreamBooth Train drew no previews. Connect Preview Settings, with 'every' no larger "
-            "than the number of steps."
-        )
-        if result.previews:
-            previews = to_batch(result.previews)
+        result = run(config, method, on_existing)
+        curve = curve_of(result)
         return io.NodeOutput(
-            open_source(result.checkpoint),
+            open_source(result.checkpoint, result.embedding or model_source.embedding),
             host.checkpoint_name(result.checkpoint),
             curve,
-            previews,
+            previews_of(result, "DreamBooth Train"),
             ui=ui.PreviewImage(curve, cls=cls),
         )
 
@@ -111,13 +93,18 @@ def plan(
     name = preset.pop("preset", None)
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
-    _require_fit(name, model_source)
+    require_fit(name, PRESETS, model_source)
     prior = _with_weight(class_dataset, preset["prior_weight"])
     config, method = of_preset(name)
-    output = {"folder": host.trained_folder(), "name": widgets["name"]}
+    output = {
+        "folder": host.trained_folder(),
+        "embedding_folder": host.embeddings_folder(),
+        "name": widgets["name"],
+    }
     config = config.replace(
         {
             "base": model_source.path,
+            "embedding": model_source.embedding,
             "dataset": dataset,
             "prior": prior,
             "optimizer": {"learning_rate": preset["learning_rate"]},
@@ -138,17 +125,6 @@ def of_preset(name: str) -> tuple[TrainingConfig, FullFineTune]:
     values = {key: value for key, value in PRESETS[name].items() if key != "method"}
     run = RUN.replace({"prior": {"prompt": "-"}})
     return run.replace(values), FullFineTune(**PRESETS[name].get("method", {}))
-
-
-def _require_fit(preset: str, source: ModelSource) -> None:
-    """A toy's learning rate destroys a real model at once; a real one's does nothing to a toy."""
-    fitting = [name for name in PRESETS if (name == FOR_SMALL_MODELS) != source.is_full_size]
-    if preset not in fitting:
-        kind = "a model of the published size" if source.is_full_size else "a small model"
-        raise ValueError(
-            f"preset is {preset}, which is not made for '{source.path.name}', {kind}. Choose "
-            f"{' or '.join(fitting)}."
-        )
 
 
 def _with_weight(class_dataset: PriorConfig | None, weight: float) -> PriorConfig:
@@ -179,16 +155,7 @@ def _links() -> list[io.Input]:
             tooltip="Images of the class, from Generate Class Priors, so that it is not forgotten. "
             "Needed where prior_weight is above 0.",
         ),
-        OptimizerSocket.Input(
-            "optimizer_settings",
-            optional=True,
-            tooltip="Optimizer, number formats, memory: from Optimizer Settings.",
-        ),
-        PreviewSocket.Input(
-            "preview_settings",
-            optional=True,
-            tooltip="What to draw while training: from Preview Settings. None draws nothing.",
-        ),
+        *settings_links(),
     ]
 
 
@@ -198,31 +165,15 @@ def _widgets() -> list[io.Input]:
             "preset",
             options=[io.DynamicCombo.Option(name, _preset_inputs(name)) for name in PRESETS],
             tooltip="object: things and animals. face: people, with class images and the text "
-            "encoder. toy: the embedded model. Choosing one fills in the five values below it, "
-            "which can then be changed.",
+            "encoder. textual inversion + DreamBooth: after Textual Inversion Train. toy: the "
+            "embedded model. Choosing one fills in the five values below it, which can then be "
+            "changed.",
         ),
-        seed_input(RUN.seed, "Decides every random draw of the run. Another seed is another run."),
-        io.Int.Input(
-            "save_every",
-            default=RUN.output.save_every,
-            min=0,
-            max=1000000,
-            tooltip="Steps between intermediate checkpoints, of which the last three stay; 0 saves "
-            "only at the end.",
-        ),
-        io.String.Input(
-            "name",
-            default=RUN.output.name,
-            tooltip="File name of the checkpoint in checkpoints/dreambooth, without ending. A "
-            "counter is added rather than overwriting a file.",
-        ),
-        io.Combo.Input(
-            "on_existing",
-            options=list(ON_EXISTING),
-            default=ON_EXISTING[0],
-            tooltip="Of the very same run from before: reuse takes its checkpoint, or goes on "
-            "where it was stopped; resume does too, but refuses to begin a new run; retrain begins "
-            "anew.",
+        *run_widgets(
+            "checkpoint",
+            RUN.output.name,
+            "File name of the checkpoint in checkpoints/dreambooth, without ending. A counter is "
+            "added rather than overwriting a file.",
         ),
     ]
 
@@ -244,13 +195,7 @@ def _preset_inputs(name: str) -> list[io.Input]:
             tooltip="Training steps: about 100 per photo for things, 200 for faces. More draw the "
             "subject better until the model draws nothing else.",
         ),
-        io.Int.Input(
-            "batch_size",
-            default=config.batch_size,
-            min=1,
-            max=256,
-            tooltip="Photos per step, 1 to 8; class images come on top. More takes more memory.",
-        ),
+        photos_per_step_input(config, "; class images come on top"),
         io.Boolean.Input(
             "train_text_encoder",
             default=method.train_text_encoder,

@@ -235,6 +235,16 @@ def trained_folder() -> Path:
     return Path(folder_paths.get_folder_paths("checkpoints")[0]) / "dreambooth"
 
 
+def embeddings_folder() -> Path:
+    """Where learned words go, so that prompts find them."""
+    return Path(folder_paths.get_folder_paths("embeddings")[0])
+
+
+def embedding_name(path: Path) -> str:
+    """As a prompt has it behind `embedding:`."""
+    return path.stem
+
+
 def runs_folder() -> Path:
     """What is needed to find a finished run again and to resume an unfinished one."""
     return Path(folder_paths.get_output_directory()) / "dreambooth" / "runs"

@@ -18,13 +18,14 @@ FULL_WIDTH = 320
 """Channels of the U-Net's first layer in every published Stable Diffusion."""
 
 
-def open_source(path: Path) -> ModelSource:
+def open_source(path: Path, embedding: Path | None = None) -> ModelSource:
     """FileNotFoundError or ValueError for a file that cannot be trained, told from its table of
     contents alone."""
     file = CheckpointFile(path)
     family = family_of(file).name
     width = file.shape(f"{UNET}input_blocks.0.0.weight", 4)[0]
-    return ModelSource(path=path, family=family, is_full_size=width == FULL_WIDTH)
+    is_full_size = width == FULL_WIDTH
+    return ModelSource(path=path, family=family, is_full_size=is_full_size, embedding=embedding)
 
 
 class LoadBaseModel(io.ComfyNode):

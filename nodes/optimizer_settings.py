@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..trainer.config import DatasetConfig, FileDtype, TrainingConfig
 from ..trainer.lr_schedules import LR_SCHEDULES
+from ..trainer.methods.full import FullFineTune
 from ..trainer.optimizers import OPTIMIZERS
 from .sockets import CATEGORY, OptimizerSocket, TrainingSettings
 from .widgets import learning_rate_input, precision_input
@@ -33,6 +34,7 @@ class OptimizerSettings(io.ComfyNode):
                 *_text_encoder_inputs(),
                 *_computation_inputs(),
                 *_loss_inputs(),
+                _embedding_input(),
             ],
             outputs=[
                 OptimizerSocket.Output(
@@ -49,6 +51,7 @@ class OptimizerSettings(io.ComfyNode):
         file_dtype: str,
         text_encoder_learning_rate: float,
         text_encoder_stop_step: int,
+        train_embedding: bool,
         **settings: Any,
     ) -> io.NodeOutput:
         names = ("weight_decay", "max_grad_norm", "lr_schedule", "warmup_steps", "num_restarts")
@@ -59,6 +62,7 @@ class OptimizerSettings(io.ComfyNode):
         method = {
             "text_encoder_learning_rate": text_encoder_learning_rate or None,
             "text_encoder_stop_step": text_encoder_stop_step or None,
+            "train_embedding": train_embedding,
         }
         return io.NodeOutput(TrainingSettings(config=config, method=method))
 
@@ -216,3 +220,13 @@ def _loss_inputs() -> list[io.Input]:
             "reaches darker and brighter images, 0 is off.",
         ),
     ]
+
+
+def _embedding_input() -> io.Input:
+    return io.Boolean.Input(
+        "train_embedding",
+        default=FullFineTune().train_embedding,
+        advanced=True,
+        tooltip="After Textual Inversion Train: go on training the new word's vectors too, "
+        "into an embedding of their own; otherwise they stay as they are.",
+    )

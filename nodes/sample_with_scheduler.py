@@ -122,7 +122,7 @@ class _Sampler:
         """The images [H, W, 3] uint8 of each scheduler in turn."""
         with host.stepping_aside() as device:
             precision.check(self.precision, device)
-            model = families.load(self.source.path, device)
+            model = families.load(self.source.path, device, self.source.embedding)
             width, height = (side or model.native_resolution for side in self.size)
             images = []
             with precision.autocast(self.precision, device):

@@ -23,6 +23,8 @@ class ModelSource:
     """Such as "Stable Diffusion 1"."""
     is_full_size: bool
     """Whether it has the widths of the published models, which ComfyUI's own loader insists on."""
+    embedding: Path | None = None
+    """The file of a learned word, whose placeholder prompts may then have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,7 @@ IDS = {
     "DreamBoothLoadInstanceImages": "Load Instance Images",
     "DreamBoothGenerateClassPriors": "Generate Class Priors",
     "DreamBoothTrain": "DreamBooth Train",
+    "DreamBoothTextualInversionTrain": "Textual Inversion Train",
     "DreamBoothOptimizerSettings": "Optimizer Settings",
     "DreamBoothPreviewSettings": "Preview Settings",
     "DreamBoothSampleWithScheduler": "Sample with Scheduler",

@@ -1,0 +1,252 @@
+"""Textual Inversion Train: a new word for the subject, learned in front of a model that stays as it
+is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..trainer.config import DatasetConfig, PreviewConfig, TrainingConfig
+from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
+from ..trainer.presets import INVERSION_PRESETS
+from . import host
+from .optimizer_settings import RUN
+from .paths import check_name
+from .sockets import CATEGORY, DatasetSocket, ModelSocket, ModelSource, TrainingSettings
+from .training import (
+    ON_EXISTING,
+    curve_of,
+    fingerprint_of,
+    photos_per_step_input,
+    previews_of,
+    require_fit,
+    run,
+    run_widgets,
+    settings_links,
+)
+from .widgets import learning_rate_input
+
+DEFAULT = TextualInversion(placeholder="<my-subject>", initializer="dog")
+DEFAULT_NAME = "my-subject"
+BREAKS_PROMPTS = set(" ,()[]<>")
+"""What ends a name behind `embedding:` in a prompt of ComfyUI's."""
+
+
+class TextualInversionTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamBoothTextualInversionTrain",
+            display_name="Textual Inversion Train",
+            category=CATEGORY,
+            essentials_category=CATEGORY,
+            description="Learn a new word for the subject of the photos and write it as an "
+            "embedding of a few kilobytes, which any prompt can use as embedding:name. The model "
+            "itself stays as it is. It likens less than DreamBooth and needs less memory; the two "
+            "can follow each other.",
+            search_aliases=["dreambooth", "embedding", "ti", "learn a word", "train embedding"],
+            is_output_node=True,
+            # Two equal nodes each show their own progress; the second finds the first one's run.
+            not_idempotent=True,
+            inputs=[*_links(), *_word_inputs(), *_widgets()],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, on_existing: str = ON_EXISTING[0], **others: Any) -> float | str:
+        return fingerprint_of(on_existing)
+
+    @classmethod
+    def execute(
+        cls,
+        model_source: ModelSource,
+        dataset: DatasetConfig,
+        preset: dict[str, Any] | None = None,
+        on_existing: str = ON_EXISTING[0],
+        **others: Any,
+    ) -> io.NodeOutput:
+        config, method = plan(model_source, dataset, dict(preset or {}), **others)
+        result = run(config, method, on_existing)
+        assert result.embedding, "what this method writes"
+        curve = curve_of(result)
+        return io.NodeOutput(
+            replace(model_source, embedding=result.embedding),
+            host.embedding_name(result.embedding),
+            curve,
+            previews_of(result, "Textual Inversion Train"),
+            ui=ui.PreviewImage(curve, cls=cls),
+        )
+
+
+def plan(
+    model_source: ModelSource,
+    dataset: DatasetConfig,
+    preset: dict[str, Any],
+    *,
+    placeholder: str,
+    initializer: str,
+    num_vectors: int,
+    optimizer_settings: TrainingSettings | None = None,
+    preview_settings: PreviewConfig | None = None,
+    **widgets: Any,
+) -> tuple[TrainingConfig, TextualInversion]:
+    """The run that the node's inputs describe. ValueError for those that do not go together."""
+    name = preset.pop("preset", None)
+    if name not in INVERSION_PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(INVERSION_PRESETS)}, got {name!r}.")
+    require_fit(name, INVERSION_PRESETS, model_source)
+    settings = optimizer_settings or TrainingSettings(config={})
+    _refuse_other_methods(settings)
+    _check_prompt_name(widgets["name"])
+    method = TextualInversion(
+        placeholder=placeholder,
+        initializer=initializer,
+        num_vectors=num_vectors or None,
+        templates=preset["templates"],
+    )
+    config = RUN.replace(
+        {
+            "base": model_source.path,
+            "embedding": model_source.embedding,
+            "dataset": dataset,
+            "optimizer": {"learning_rate": preset["learning_rate"]},
+            "preview": preview_settings or PreviewConfig(),
+            "output": {
+                "folder": host.embeddings_folder(),
+                "name": widgets["name"],
+                "save_every": widgets["save_every"],
+            },
+            "steps": preset["steps"],
+            "batch_size": preset["batch_size"],
+            "seed": widgets["seed"],
+        }
+    )
+    return config.replace(settings.config), method
+
+
+def _refuse_other_methods(settings: TrainingSettings) -> None:
+    """Settings of DreamBooth's, which would do nothing here."""
+    for name, value in settings.method.items():
+        if value:
+            raise ValueError(
+                f"{name} of Optimizer Settings is {value}, which means nothing for textual "
+                "inversion: the text encoder stays as it is. Set it to its default, or leave "
+                "Optimizer Settings out."
+            )
+
+
+def _check_prompt_name(name: str) -> None:
+    check_name(name)
+    bad = sorted(BREAKS_PROMPTS & set(name))
+    if bad:
+        raise ValueError(
+            f"name is {name!r}, and {bad[0]!r} would end it in a prompt: embedding:{name}. Use "
+            "letters, digits, - and _."
+        )
+
+
+def _links() -> list[io.Input]:
+    return [
+        ModelSocket.Input("model_source", tooltip="The model to learn for. It stays as it is."),
+        DatasetSocket.Input("dataset", tooltip="The photos, from Load Instance Images."),
+        *settings_links(),
+    ]
+
+
+def _word_inputs() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "placeholder",
+            default=DEFAULT.placeholder,
+            tooltip="The new word, as the prompts of our nodes have it: one word that CLIP does "
+            "not know, such as <my-dog>. In ComfyUI's own prompts write embedding:name instead.",
+        ),
+        io.String.Input(
+            "initializer",
+            default=DEFAULT.initializer,
+            tooltip="What the subject is, in one or a few common words: dog, white cup. Learning "
+            "starts from their meaning.",
+        ),
+        io.Int.Input(
+            "num_vectors",
+            default=DEFAULT.num_vectors or 0,
+            min=0,
+            max=75,
+            tooltip="Vectors of the new word, 1 to 8; each takes the room of one of a prompt's 75 "
+            "tokens. 0 takes one for each word of the initializer.",
+        ),
+    ]
+
+
+def _widgets() -> list[io.Input]:
+    return [
+        io.DynamicCombo.Input(
+            "preset",
+            options=[
+                io.DynamicCombo.Option(name, _preset_inputs(name)) for name in INVERSION_PRESETS
+            ],
+            tooltip="textual inversion: any Stable Diffusion 1 checkpoint. toy: the embedded "
+            "model. Choosing one fills in the four values below it, which can then be changed.",
+        ),
+        *run_widgets(
+            "embedding",
+            DEFAULT_NAME,
+            "File name of the embedding in ComfyUI's embeddings folder, without ending: what "
+            "prompts call it, embedding:name. A counter is added rather than overwriting a file.",
+        ),
+    ]
+
+
+def _preset_inputs(name: str) -> list[io.Input]:
+    preset = {key: value for key, value in INVERSION_PRESETS[name].items() if key != "method"}
+    config = RUN.replace(preset)
+    options = {"templates": DEFAULT.templates, **INVERSION_PRESETS[name].get("method", {})}
+    return [
+        learning_rate_input(
+            "learning_rate",
+            config.optimizer.learning_rate,
+            "Per step. 1e-4 to 5e-3 for Stable Diffusion 1, about 3e-3 for the toy: far more than "
+            "a model's weights take.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=config.steps,
+            min=1,
+            max=1000000,
+            tooltip="Training steps: 1000 to 3000 for Stable Diffusion 1, 300 for the toy.",
+        ),
+        photos_per_step_input(config),
+        io.Combo.Input(
+            "templates",
+            options=list(TEMPLATES),
+            default=options["templates"],
+            tooltip="What is written around the new word while training. captions: the instance "
+            "prompt and the photos' own captions, which then must have the placeholder.",
+        ),
+    ]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        ModelSocket.Output(
+            "inverted_source",
+            display_name="model source",
+            tooltip="The model together with the new word, for DreamBooth Train and Sample with "
+            "Scheduler, whose prompts may then have the placeholder.",
+        ),
+        io.String.Output(
+            "embedding_name",
+            display_name="embedding name",
+            tooltip="The name to write in ComfyUI's own prompts behind embedding: without a space.",
+        ),
+        io.Image.Output(
+            "loss_curve", display_name="loss curve", tooltip="The loss over the steps."
+        ),
+        io.Image.Output(
+            "previews",
+            display_name="previews",
+            tooltip="The last previews, one per prompt of Preview Settings.",
+        ),
+    ]

@@ -1,0 +1,117 @@
+"""What the training nodes have in common: a run inside ComfyUI, what it shows, and its widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..trainer.config import TrainingConfig
+from ..trainer.loop import TrainingResult, train
+from ..trainer.methods.base import Method
+from ..trainer.pictures import loss_curve
+from ..trainer.runs import OnExisting
+from . import host
+from .images import to_batch
+from .optimizer_settings import RUN
+from .sockets import ModelSource, OptimizerSocket, PreviewSocket
+from .widgets import seed_input
+
+ON_EXISTING = get_args(OnExisting)
+FOR_SMALL_MODELS = "toy"
+"""The preset for models like the embedded one, and for no other."""
+
+
+def run(config: TrainingConfig, method: Method, on_existing: str) -> TrainingResult:
+    """Train, or find what was trained before."""
+    with host.stepping_aside() as device, host.ComfyObserver() as observer:
+        return train(
+            config,
+            method,
+            device=device,
+            observer=observer,
+            runs=host.runs_folder(),
+            on_existing=on_existing,
+        )
+
+
+def fingerprint_of(on_existing: str) -> float | str:
+    """Never equal to itself where training again or on is asked for: that is not served from
+    ComfyUI's cache."""
+    return "" if on_existing == "reuse" else float("nan")
+
+
+def require_fit(preset: str, presets: Mapping[str, Any], source: ModelSource) -> None:
+    """A toy's learning rate destroys a real model at once; a real one's does nothing to a toy."""
+    fitting = [name for name in presets if (name == FOR_SMALL_MODELS) != source.is_full_size]
+    if preset not in fitting:
+        kind = "a model of the published size" if source.is_full_size else "a small model"
+        raise ValueError(
+            f"preset is {preset}, which is not made for '{source.path.name}', {kind}. Choose "
+            f"{' or '.join(fitting)}."
+        )
+
+
+def curve_of(result: TrainingResult) -> Tensor:
+    """IMAGE [1, H, W, 3] of the losses."""
+    return to_batch([loss_curve(result.reports)])
+
+
+def previews_of(result: TrainingResult, node: str) -> Any:
+    """IMAGE batch of the last previews; without any, what keeps nodes behind from running."""
+    if result.previews:
+        return to_batch(result.previews)
+    return host.blocked(
+        f"{node} drew no previews. Connect Preview Settings, with 'every' no larger than the "
+        "number of steps."
+    )
+
+
+def settings_links() -> list[io.Input]:
+    return [
+        OptimizerSocket.Input(
+            "optimizer_settings",
+            optional=True,
+            tooltip="Optimizer, number formats, memory: from Optimizer Settings.",
+        ),
+        PreviewSocket.Input(
+            "preview_settings",
+            optional=True,
+            tooltip="What to draw while training: from Preview Settings. None draws nothing.",
+        ),
+    ]
+
+
+def photos_per_step_input(config: TrainingConfig, more: str = "") -> io.Input:
+    return io.Int.Input(
+        "batch_size",
+        default=config.batch_size,
+        min=1,
+        max=256,
+        tooltip=f"Photos per step, 1 to 8{more}. More takes more memory.",
+    )
+
+
+def run_widgets(file: str, name: str, name_tooltip: str) -> list[io.Input]:
+    """`file` is what the run writes: "checkpoint"; `name` its default name."""
+    return [
+        seed_input(RUN.seed, "Decides every random draw of the run. Another seed is another run."),
+        io.Int.Input(
+            "save_every",
+            default=RUN.output.save_every,
+            min=0,
+            max=1000000,
+            tooltip=f"Steps between intermediate {file}s, of which the last three stay; 0 saves "
+            "only at the end.",
+        ),
+        io.String.Input("name", default=name, tooltip=name_tooltip),
+        io.Combo.Input(
+            "on_existing",
+            options=list(ON_EXISTING),
+            default=ON_EXISTING[0],
+            tooltip=f"Of the very same run from before: reuse takes its {file}, or goes on where "
+            "it was stopped; resume does too, but refuses to begin a new run; retrain begins anew.",
+        ),
+    ]
