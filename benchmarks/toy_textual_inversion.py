@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import random
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ from trainer import families
 from trainer.config import OptimizerConfig, TrainingConfig
 from trainer.data.examples import find_examples
 from trainer.data.images import read_image
-from trainer.families.base import ModelFamily
+from trainer.diffusion import squared_errors
+from trainer.families.base import Framing, ModelFamily
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
@@ -32,8 +34,9 @@ from trainer.pictures import grid
 from trainer.presets import INVERSION_PRESETS
 from trainer.runs import TrainingResult
 from trainer.sampling import sample
-from trainer.toy import MODEL, PHOTOS
+from trainer.toy import MODEL, PHOTOS, world
 from trainer.toy.demo import CLASS_PROMPT, SAMPLING, SCORED_IMAGES, demo_config
+from trainer.toy.drawing import draw
 from trainer.toy.judge import Judge
 from trainer.toy.world import BACKGROUNDS
 
@@ -41,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 BUDGETS = (100, 300)
 SEEDS = (0, 1, 2)
-WORD, RARE_WORD = "<sks>", "sks cup"
+WORD, RARE_WORD, CLASS_WORD = "<sks>", "sks cup", "a cup"
 INVERSION_SHARE = 0.8
 """Of the budget in the combination: the article gives 2000 of 2500 steps to textual inversion."""
 PAGE = Path("docs/textual-inversion.md")
@@ -57,6 +60,9 @@ class Scores:
     """Of the subject: those that show it."""
     color: float
     """Of the subject: those with the body colour that most of the photos have."""
+    loss: float
+    """Mean squared error of the predicted noise on drawings of the subject that nobody trained on.
+    """
     prior: float
     """Of the class: those that show another cup."""
 
@@ -65,8 +71,12 @@ Arm = Callable[[TrainingConfig, int], tuple[ModelFamily, str]]
 """Trains for a number of steps; gives the model, and the words for the subject in its prompts."""
 
 
-def nothing(config: TrainingConfig, steps: int) -> tuple[ModelFamily, str]:
+def rare_word(config: TrainingConfig, steps: int) -> tuple[ModelFamily, str]:
     return families.load(MODEL, CPU), RARE_WORD
+
+
+def class_word(config: TrainingConfig, steps: int) -> tuple[ModelFamily, str]:
+    return families.load(MODEL, CPU), CLASS_WORD
 
 
 def inversion(config: TrainingConfig, steps: int) -> tuple[ModelFamily, str]:
@@ -92,7 +102,8 @@ def inversion_then_unet(config: TrainingConfig, steps: int) -> tuple[ModelFamily
 
 
 ARMS: dict[str, Arm] = {
-    "base model": nothing,
+    "base model, “sks cup”": rare_word,
+    "base model, “a cup”": class_word,
     "textual inversion": inversion,
     "DreamBooth, U-Net only": unet,
     "textual inversion, then DreamBooth (U-Net only)": inversion_then_unet,
@@ -132,9 +143,29 @@ def measure(arm: Arm, config: TrainingConfig, steps: int) -> tuple[Scores, list[
     scores = Scores(
         subject=judge.subject_score(images),
         color=colors.count(wanted) / len(colors),
+        loss=_loss(model, prompts[0]),
         prior=judge.prior_score(sample(model, [CLASS_PROMPT] * SCORED_IMAGES, SAMPLING)),
     )
     return scores, images[: len(prompts)]
+
+
+@torch.no_grad()
+def _loss(model: ModelFamily, caption: str) -> float:
+    rng, generator = random.Random(123), torch.Generator().manual_seed(0)
+    drawings = [np.asarray(draw(world.subject_scene(rng))) for _ in range(SCORED_IMAGES)]
+    pixels = torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents, _ = model.encode_pixels(pixels)
+    framings = [Framing((64, 64), (0, 0), (64, 64))] * len(drawings)
+    given = model.encode_captions([caption] * len(drawings), framings)
+    errors = []
+    for timestep in range(50, 1000, 100):
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.full((len(drawings),), timestep)
+        noisy_latents = model.schedule.add_noise(latents, noise, timesteps)
+        target = model.schedule.target(latents, noise, timesteps)
+        prediction = model.predict(noisy_latents, timesteps, given)
+        errors.append(squared_errors(prediction, target).mean().item())
+    return statistics.mean(errors)
 
 
 def _photos() -> list[np.ndarray]:
@@ -151,21 +182,20 @@ def table(results: dict[tuple[int, str], list[Scores]]) -> str:
     for (steps, arm), scores in results.items():
         cells = [
             _spread([getattr(score, name) for score in scores])
-            for name in ("subject", "color", "prior")
+            for name in ("subject", "color", "loss", "prior")
         ]
         lines.append(" | ".join([f"| {steps}", arm, *cells]) + " |")
     return "\n".join(lines)
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def runs(budgets: list[int]) -> Iterator[tuple[int, str]]:
-    yield 0, next(iter(ARMS))
-    for steps in budgets:
-        for arm in list(ARMS)[1:]:
-            yield steps, arm
+    untrained, trained = list(ARMS)[:2], list(ARMS)[2:]
+    yield from ((0, arm) for arm in untrained)
+    yield from ((steps, arm) for steps in budgets for arm in trained)
 
 
 def main() -> None:

@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
+
+from trainer.families.sd1 import checkpoint_tensors
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300
@@ -269,6 +272,34 @@ def comfyui(needs_comfyui: None, tmp_path_factory: pytest.TempPathFactory) -> It
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def sd15_checkpoint(
+    build_networks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Of Stable Diffusion 1.5's own widths in fp16, with random weights and a U-Net of one level,
+    which ComfyUI's own loader takes. Not to be changed."""
+    networks = build_networks(
+        unet={
+            "block_out_channels": (320,),
+            "down_block_types": ("CrossAttnDownBlock2D",),
+            "up_block_types": ("CrossAttnUpBlock2D",),
+            "layers_per_block": 1,
+            "cross_attention_dim": 768,
+        },
+        vae={
+            "block_out_channels": (128, 256, 512, 512),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "layers_per_block": 2,
+        },
+        text_encoder={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+    )
+    path = tmp_path_factory.mktemp("sd15") / "random.safetensors"
+    tensors = checkpoint_tensors(*networks)
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
+    return path
 
 
 @pytest.fixture

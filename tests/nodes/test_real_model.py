@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-
-from trainer.families.sd1 import checkpoint_tensors
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
@@ -44,27 +42,10 @@ print(json.dumps([(a - b).abs().max().item(), b.abs().max().item()]))
 
 
 @pytest.fixture(scope="module")
-def checkpoint(comfyui, build_networks):
+def checkpoint(comfyui, sd15_checkpoint):
     """The file, in ComfyUI's checkpoints folder."""
-    networks = build_networks(
-        unet={
-            "block_out_channels": (320,),
-            "down_block_types": ("CrossAttnDownBlock2D",),
-            "up_block_types": ("CrossAttnUpBlock2D",),
-            "layers_per_block": 1,
-            "cross_attention_dim": 768,
-        },
-        vae={
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "layers_per_block": 2,
-        },
-        text_encoder={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
-    )
     path = comfyui.base / "models" / "checkpoints" / "random.safetensors"
-    tensors = checkpoint_tensors(*networks)
-    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
+    os.link(sd15_checkpoint, path)
     yield path
     path.unlink()
 

@@ -30,6 +30,7 @@ from trainer.methods.textual_inversion import (
     LearnedWord,
     TextualInversion,
 )
+from trainer.observer import Observer
 
 CPU = torch.device("cpu")
 LONG = " ".join(["dog"] * 75)
@@ -301,3 +302,29 @@ def test_a_learned_word_is_named_in_its_file_whatever_trains_it(tiny_model, conf
     word = LearnedWord(tiny_model, "<tok>", config, name_suffix="-embedding")
     assert word.file.output.name == "my-dog-embedding"
     assert word.file.metadata["dreambooth.placeholder"] == "<tok>"
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(config, tmp_path):
+    class Stop(Observer):
+        def on_step(self, report):
+            if report.step == 2:
+                raise KeyboardInterrupt
+
+    whole = train(config, method(num_vectors=2), device=CPU, runs=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, method(num_vectors=2), device=CPU, runs=tmp_path / "parts", observer=Stop())
+    parts = train(config, method(num_vectors=2), device=CPU, runs=tmp_path / "parts")
+    assert [r.loss for r in parts.reports] == [r.loss for r in whole.reports]
+    assert torch.equal(load_file(parts.embedding)["clip_l"], load_file(whole.embedding)["clip_l"])
+    again = train(config, method(num_vectors=2), device=CPU, runs=tmp_path / "parts")
+    assert again.reused
+    assert again.embedding == parts.embedding.resolve()
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(config):
+    results = [
+        train(replace(config, gradient_checkpointing=on), method(), device=CPU)
+        for on in (False, True)
+    ]
+    plain, sparing = (load_file(result.embedding)["clip_l"] for result in results)
+    torch.testing.assert_close(sparing, plain)
