@@ -23,6 +23,7 @@ from .sockets import (
 )
 from .training import (
     ON_EXISTING,
+    check_embedding_name,
     curve_of,
     fingerprint_of,
     photos_per_step_input,
@@ -95,6 +96,9 @@ def plan(
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
     require_fit(name, PRESETS, model_source)
     prior = _with_weight(class_dataset, preset["prior_weight"])
+    settings = optimizer_settings or TrainingSettings(config={})
+    if settings.method.get("train_embedding"):
+        check_embedding_name(widgets["name"])
     config, method = of_preset(name)
     output = {
         "folder": host.trained_folder(),
@@ -115,7 +119,6 @@ def plan(
             "seed": widgets["seed"],
         }
     )
-    settings = optimizer_settings or TrainingSettings(config={})
     options = {**settings.method, "train_text_encoder": preset["train_text_encoder"]}
     return config.replace(settings.config), FullFineTune(**options)
 

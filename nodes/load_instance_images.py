@@ -14,6 +14,7 @@ from . import host
 from .images import MAX_PREVIEWS, preview, save_batch
 from .paths import fingerprint
 from .sockets import CATEGORY, DatasetSocket
+from .widgets import check_prompt
 
 FROM_GRAPH = "none, only the images below"
 MAX_BATCHES = 16
@@ -44,7 +45,8 @@ class LoadInstanceImages(io.ComfyNode):
                     "instance_prompt",
                     default=DEFAULT.prompt,
                     tooltip="What the photos show: the class with a rare word before it, such as "
-                    "'a photo of sks dog'. Prompts with these words draw the subject later.",
+                    "'a photo of sks dog', or the placeholder of Textual Inversion Train. Prompts "
+                    "with these words draw the subject later.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -108,7 +110,8 @@ class LoadInstanceImages(io.ComfyNode):
                 DatasetSocket.Output(
                     "dataset",
                     display_name="dataset",
-                    tooltip="The photos and how they are brought to size, for DreamBooth Train.",
+                    tooltip="The photos and how they are brought to size, for DreamBooth Train and "
+                    "Textual Inversion Train.",
                 ),
                 io.Image.Output(
                     "preview",
@@ -137,6 +140,7 @@ class LoadInstanceImages(io.ComfyNode):
         images: dict[str, Tensor] | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
+        check_prompt(instance_prompt, "instance_prompt")
         photos = [] if folder == FROM_GRAPH else [host.find_photo_folder(folder)]
         batches = [batch for batch in (images or {}).values() if batch is not None]
         photos += [save_batch(batch, host.temp_folder("photos")) for batch in batches]

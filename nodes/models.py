@@ -52,8 +52,8 @@ class LoadBaseModel(io.ComfyNode):
                 ModelSocket.Output(
                     "model_source",
                     display_name="model source",
-                    tooltip="The checkpoint, for DreamBooth Train, Generate Class Priors, Sample "
-                    "with Scheduler and Use Trained Model.",
+                    tooltip="The checkpoint, for DreamBooth Train, Textual Inversion Train, "
+                    "Generate Class Priors, Sample with Scheduler and Use Trained Model.",
                 )
             ],
         )
@@ -119,7 +119,11 @@ class UseTrainedModel(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="The diffusion model, for KSampler."),
-                io.Clip.Output("CLIP", tooltip="The text encoder, for CLIP Text Encode."),
+                io.Clip.Output(
+                    "CLIP",
+                    tooltip="The text encoder, for CLIP Text Encode. A new word of Textual "
+                    "Inversion Train is embedding:name there.",
+                ),
                 io.Vae.Output("VAE", tooltip="Turns latents into images and back."),
             ],
         )

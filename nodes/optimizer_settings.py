@@ -1,4 +1,4 @@
-"""Optimizer Settings: what plugs into DreamBooth Train when its defaults are not enough."""
+"""Optimizer Settings: what plugs into a training node when its defaults are not enough."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class OptimizerSettings(io.ComfyNode):
             display_name="Optimizer Settings",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="Further settings of DreamBooth Train: the optimizer and its learning-rate "
-            "schedule, number formats, memory, and how losses are weighed.",
+            description="Further settings of DreamBooth Train and Textual Inversion Train: the "
+            "optimizer and its learning-rate schedule, number formats, memory, and how losses are "
+            "weighed.",
             search_aliases=["dreambooth", "precision", "memory", "ema", "min snr", "lr schedule"],
             inputs=[
                 *_optimizer_inputs(),
@@ -40,7 +41,7 @@ class OptimizerSettings(io.ComfyNode):
                 OptimizerSocket.Output(
                     "optimizer_settings",
                     display_name="optimizer settings",
-                    tooltip="For DreamBooth Train.",
+                    tooltip="For DreamBooth Train or Textual Inversion Train.",
                 )
             ],
         )
@@ -227,6 +228,6 @@ def _embedding_input() -> io.Input:
         "train_embedding",
         default=FullFineTune().train_embedding,
         advanced=True,
-        tooltip="After Textual Inversion Train: go on training the new word's vectors too, "
-        "into an embedding of their own; otherwise they stay as they are.",
+        tooltip="Of DreamBooth Train after Textual Inversion Train: go on training the new word's "
+        "vectors too, into an embedding of their own; otherwise they stay as they are.",
     )

@@ -1,4 +1,4 @@
-"""Preview Settings: what DreamBooth Train draws while it trains."""
+"""Preview Settings: what a training node draws while it trains."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class PreviewSettings(io.ComfyNode):
             display_name="Preview Settings",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="Images that DreamBooth Train draws while it trains, to see when the "
-            "subject is learned. They never change the result.",
+            description="Images that DreamBooth Train and Textual Inversion Train draw while they "
+            "train, to see when the subject is learned. They never change the result.",
             search_aliases=["dreambooth", "samples", "validation", "preview while training"],
             inputs=[
                 prompts_input(),
@@ -45,7 +45,7 @@ class PreviewSettings(io.ComfyNode):
                 PreviewSocket.Output(
                     "preview_settings",
                     display_name="preview settings",
-                    tooltip="For DreamBooth Train.",
+                    tooltip="For DreamBooth Train or Textual Inversion Train.",
                 )
             ],
         )

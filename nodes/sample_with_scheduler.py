@@ -44,7 +44,8 @@ class SampleWithScheduler(io.ComfyNode):
             inputs=[
                 ModelSocket.Input(
                     "model_source",
-                    tooltip="The model that draws: of DreamBooth Train or Load Base Model.",
+                    tooltip="The model that draws: of DreamBooth Train, Textual Inversion Train or "
+                    "Load Base Model.",
                 ),
                 prompts_input(),
                 # Not one menu of several choices: ComfyUI's newer pages do not show those.

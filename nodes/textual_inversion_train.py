@@ -13,10 +13,10 @@ from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.presets import INVERSION_PRESETS
 from . import host
 from .optimizer_settings import RUN
-from .paths import check_name
 from .sockets import CATEGORY, DatasetSocket, ModelSocket, ModelSource, TrainingSettings
 from .training import (
     ON_EXISTING,
+    check_embedding_name,
     curve_of,
     fingerprint_of,
     photos_per_step_input,
@@ -30,8 +30,6 @@ from .widgets import learning_rate_input
 
 DEFAULT = TextualInversion(placeholder="<my-subject>", initializer="dog")
 DEFAULT_NAME = "my-subject"
-BREAKS_PROMPTS = set(" ,()[]<>")
-"""What ends a name behind `embedding:` in a prompt of ComfyUI's."""
 
 
 class TextualInversionTrain(io.ComfyNode):
@@ -43,9 +41,9 @@ class TextualInversionTrain(io.ComfyNode):
             category=CATEGORY,
             essentials_category=CATEGORY,
             description="Learn a new word for the subject of the photos and write it as an "
-            "embedding of a few kilobytes, which any prompt can use as embedding:name. The model "
-            "itself stays as it is. It likens less than DreamBooth and needs less memory; the two "
-            "can follow each other.",
+            "embedding of a few kilobytes, which prompts use as embedding:name. The model itself "
+            "stays as it is: less likeness than from DreamBooth, for less memory. DreamBooth Train "
+            "can go on from there.",
             search_aliases=["dreambooth", "embedding", "ti", "learn a word", "train embedding"],
             is_output_node=True,
             # Two equal nodes each show their own progress; the second finds the first one's run.
@@ -99,7 +97,7 @@ def plan(
     require_fit(name, INVERSION_PRESETS, model_source)
     settings = optimizer_settings or TrainingSettings(config={})
     _refuse_other_methods(settings)
-    _check_prompt_name(widgets["name"])
+    check_embedding_name(widgets["name"])
     method = TextualInversion(
         placeholder=placeholder,
         initializer=initializer,
@@ -132,19 +130,9 @@ def _refuse_other_methods(settings: TrainingSettings) -> None:
         if value:
             raise ValueError(
                 f"{name} of Optimizer Settings is {value}, which means nothing for textual "
-                "inversion: the text encoder stays as it is. Set it to its default, or leave "
-                "Optimizer Settings out."
+                "inversion: it trains the new word and nothing else. Set it to its default, or "
+                "leave Optimizer Settings out."
             )
-
-
-def _check_prompt_name(name: str) -> None:
-    check_name(name)
-    bad = sorted(BREAKS_PROMPTS & set(name))
-    if bad:
-        raise ValueError(
-            f"name is {name!r}, and {bad[0]!r} would end it in a prompt: embedding:{name}. Use "
-            "letters, digits, - and _."
-        )
 
 
 def _links() -> list[io.Input]:
@@ -160,8 +148,8 @@ def _word_inputs() -> list[io.Input]:
         io.String.Input(
             "placeholder",
             default=DEFAULT.placeholder,
-            tooltip="The new word, as the prompts of our nodes have it: one word that CLIP does "
-            "not know, such as <my-dog>. In ComfyUI's own prompts write embedding:name instead.",
+            tooltip="The new word: one that CLIP does not know, such as <my-dog>. The prompts of "
+            "the DreamBooth nodes have it; ComfyUI's own prompts have embedding:name instead.",
         ),
         io.String.Input(
             "initializer",
@@ -222,8 +210,9 @@ def _preset_inputs(name: str) -> list[io.Input]:
             "templates",
             options=list(TEMPLATES),
             default=options["templates"],
-            tooltip="What is written around the new word while training. captions: the instance "
-            "prompt and the photos' own captions, which then must have the placeholder.",
+            tooltip="What is written around the new word: sentences for an object, a style or a "
+            "face; captions takes the instance prompt. A photo's own caption goes before either. "
+            "Prompt and caption must have the placeholder.",
         ),
     ]
 
@@ -239,7 +228,7 @@ def _outputs() -> list[io.Output]:
         io.String.Output(
             "embedding_name",
             display_name="embedding name",
-            tooltip="The name to write in ComfyUI's own prompts behind embedding: without a space.",
+            tooltip="What ComfyUI's own prompts have behind 'embedding:', without a space.",
         ),
         io.Image.Output(
             "loss_curve", display_name="loss curve", tooltip="The loss over the steps."

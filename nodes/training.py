@@ -22,6 +22,8 @@ from .widgets import seed_input
 ON_EXISTING = get_args(OnExisting)
 FOR_SMALL_MODELS = "toy"
 """The preset for models like the embedded one, and for no other."""
+BREAKS_PROMPTS = set(" ,()[]<>")
+"""What ends a name behind `embedding:` in a prompt of ComfyUI's."""
 
 
 def run(config: TrainingConfig, method: Method, on_existing: str) -> TrainingResult:
@@ -51,6 +53,16 @@ def require_fit(preset: str, presets: Mapping[str, Any], source: ModelSource) ->
         raise ValueError(
             f"preset is {preset}, which is not made for '{source.path.name}', {kind}. Choose "
             f"{' or '.join(fitting)}."
+        )
+
+
+def check_embedding_name(name: str) -> None:
+    """ValueError for the name of an embedding that prompts cannot say."""
+    bad = sorted(BREAKS_PROMPTS & set(name))
+    if bad:
+        raise ValueError(
+            f"name is {name!r}, and {bad[0]!r} would end it in a prompt: embedding:{name}. Use "
+            "letters, digits, - and _."
         )
 
 

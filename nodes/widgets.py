@@ -10,6 +10,8 @@ from ..trainer.config import Precision, SamplingConfig
 from ..trainer.schedulers import SCHEDULERS
 
 SEED_MAX = 2**32 - 1
+EMBEDDING = "embedding:"
+"""How a learned word begins in ComfyUI's own prompts."""
 
 
 def lines(text: str, name: str) -> tuple[str, ...]:
@@ -17,7 +19,19 @@ def lines(text: str, name: str) -> tuple[str, ...]:
     found = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not found:
         raise ValueError(f"{name} is empty. Write one prompt per line.")
+    for prompt in found:
+        check_prompt(prompt, name)
     return found
+
+
+def check_prompt(prompt: str, name: str) -> None:
+    """ValueError for a learned word as ComfyUI's own prompts have it: here those are mere
+    letters."""
+    if EMBEDDING in prompt.lower():
+        raise ValueError(
+            f"{name} has {prompt!r}, but {EMBEDDING}name is for ComfyUI's own prompts. Write the "
+            "placeholder of Textual Inversion Train instead, such as '<my-dog>'."
+        )
 
 
 def prompts_input() -> io.String.Input:
@@ -26,7 +40,7 @@ def prompts_input() -> io.String.Input:
         multiline=True,
         default="a photo of sks dog",
         tooltip="One prompt per line, one image for each. The words of the instance prompt stand "
-        "for the subject.",
+        "for the subject, or the placeholder of Textual Inversion Train.",
     )
 
 
