@@ -27,7 +27,12 @@ NOTES = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 PHOTO_FOLDERS = ("my-dog", "my-photos")
 """Folders that the notes ask the user to make below ComfyUI's input folder."""
-NEEDS_NO_CHECKPOINT = {"Toy model, first run", "Compare schedulers"}
+NEEDS_NO_CHECKPOINT = {
+    "Compare schedulers",
+    "Toy model, first run",
+    "Toy model, textual inversion then DreamBooth",
+}
+TRAINING = {"DreamBoothTrain", "DreamBoothTextualInversionTrain"}
 CLIENT = """
 import runpy, sys
 images = runpy.run_path(sys.argv[1])["images"]
@@ -138,7 +143,10 @@ def test_there_is_one_for_each_thing_a_user_wants_to_do():
         "Compare schedulers",
         "Face preset with class priors",
         "Object preset",
+        "Sample an embedding",
+        "Textual inversion then DreamBooth",
         "Toy model, first run",
+        "Toy model, textual inversion then DreamBooth",
         "Train and sample with KSampler",
     ]
 
@@ -255,9 +263,9 @@ def test_every_widget_has_a_value_that_it_takes(name, definitions):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_training_s_five_values_are_the_preset_s(name, definitions):
+def test_the_values_below_a_training_s_preset_are_the_preset_s(name, definitions):
     for node in real_nodes(read(name)):
-        if node["type"] == "DreamBoothTrain":
+        if node["type"] in TRAINING:
             slots = widgets(definitions[node["type"]], node["widgets_values"])
             for value, (field, _, options) in zip(node["widgets_values"], slots, strict=True):
                 assert not field.startswith("preset.") or value == options["default"], field

@@ -13,8 +13,9 @@ from trainer.config import (
     SamplingConfig,
 )
 from trainer.lr_schedules import LR_SCHEDULES
+from trainer.methods.textual_inversion import TEMPLATES
 from trainer.optimizers import OPTIMIZERS
-from trainer.presets import PRESETS
+from trainer.presets import INVERSION_PRESETS, PRESETS
 from trainer.runs import OnExisting
 from trainer.schedulers import SCHEDULERS
 
@@ -96,6 +97,10 @@ def test_menus_are_the_trainers_tables(nodes):
     assert menu(nodes, "GenerateClassPriors", made) == list(SCHEDULERS)
     assert menu(nodes, "Train", "on_existing") == list(get_args(OnExisting))
     assert [option["key"] for option in menu(nodes, "Train", "preset")] == list(PRESETS)
+    node = "TextualInversionTrain"
+    assert menu(nodes, node, "on_existing") == list(get_args(OnExisting))
+    assert [option["key"] for option in menu(nodes, node, "preset")] == list(INVERSION_PRESETS)
+    assert menu(nodes, node, "preset.toy.templates") == list(TEMPLATES)
 
 
 def test_defaults_are_the_dataclasses(nodes):
@@ -119,6 +124,7 @@ def test_defaults_are_the_dataclasses(nodes):
     [
         ("object", (2e-6, 400, 4, False, 0.0)),
         ("face", (1e-6, 1200, 2, True, 1.0)),
+        ("textual inversion + DreamBooth", (1e-6, 500, 4, False, 0.0)),
         ("toy", (2e-4, 300, 4, True, 1.0)),
     ],
 )
@@ -128,9 +134,23 @@ def test_a_preset_fills_in_its_values(nodes, preset, values):
     assert tuple(shown[f"preset.{preset}.{name}"][1]["default"] for name in names) == values
 
 
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [
+        ("textual inversion", (5e-4, 2000, 4, "object")),
+        ("toy", (3e-3, 300, 4, "captions")),
+    ],
+)
+def test_a_preset_of_textual_inversion_fills_in_its_values(nodes, preset, values):
+    names = ("learning_rate", "steps", "batch_size", "templates")
+    shown = inputs(nodes["DreamBoothTextualInversionTrain"])
+    assert tuple(shown[f"preset.{preset}.{name}"][1]["default"] for name in names) == values
+
+
 def test_learning_rates_keep_all_their_digits(nodes):
     for node, name in (
         ("DreamBoothTrain", "preset.object.learning_rate"),
+        ("DreamBoothTextualInversionTrain", "preset.toy.learning_rate"),
         ("DreamBoothOptimizerSettings", "text_encoder_learning_rate"),
     ):
         options = inputs(nodes[node])[name][1]
@@ -148,6 +168,7 @@ def test_seeds_stay_as_they_are(nodes):
     # Inside a dynamic menu the page adds no control that could change them.
     assert control == {
         ("DreamBoothTrain", "seed"): "fixed",
+        ("DreamBoothTextualInversionTrain", "seed"): "fixed",
         ("DreamBoothPreviewSettings", "seed"): "fixed",
         ("DreamBoothSampleWithScheduler", "seed"): "fixed",
         ("DreamBoothGenerateClassPriors", "images.made by the model.seed"): None,

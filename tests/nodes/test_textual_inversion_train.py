@@ -1,0 +1,238 @@
+"""Textual Inversion Train inside a real ComfyUI: its runs, what they leave in the embeddings
+folder, and the new word in the nodes behind it."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.xdist_group("comfyui")
+
+WORD = "<my-cup>"
+OPTIMIZER = {
+    "optimizer": "AdamW", "weight_decay": 0.01, "max_grad_norm": 1.0, "lr_schedule": "constant",
+    "warmup_steps": 0, "num_restarts": 1, "text_encoder_learning_rate": 0.0,
+    "text_encoder_stop_step": 0, "precision": "fp32", "gradient_accumulation": 1,
+    "gradient_checkpointing": False, "channels_last": False, "compile": False,
+    "file_dtype": "as input", "ema": False, "ema_decay": 0.999, "min_snr_gamma": 0.0,
+    "noise_offset": 0.0, "train_embedding": False,
+}  # fmt: skip
+"""Optimizer Settings as it comes."""
+
+
+@pytest.fixture
+def graph(toy_graph, new_seed):
+    """Builds the first workflow, with Textual Inversion Train as its node 3."""
+
+    def build(**settings):
+        graph = toy_graph()
+        graph["2"]["inputs"]["instance_prompt"] = f"a photo of {WORD}"
+        graph["3"] = {
+            "class_type": "DreamBoothTextualInversionTrain",
+            "inputs": {
+                "model_source": ["1", 0], "dataset": ["2", 0], "placeholder": WORD,
+                "initializer": "cup", "num_vectors": 0, "preset": "toy",
+                "preset.learning_rate": 3e-3, "preset.steps": 3, "preset.batch_size": 1,
+                "preset.templates": "captions", "seed": new_seed, "save_every": 0,
+                "name": f"cup-{new_seed}", "on_existing": "reuse", **settings,
+            },
+        }  # fmt: skip
+        graph["4"]["inputs"]["prompts"] = f"a photo of {WORD}\na photo of a cup"
+        graph["6"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}}
+        return graph
+
+    return build
+
+
+@pytest.fixture
+def then_dreambooth(toy_graph):
+    """Puts DreamBooth Train, as node 7, between Textual Inversion Train and the drawing."""
+
+    def extend(graph, **settings):
+        train = toy_graph(**settings)["3"]
+        train["inputs"]["model_source"] = ["3", 0]
+        graph["4"]["inputs"]["model_source"] = ["7", 0]
+        return graph | {"7": train}
+
+    return extend
+
+
+def optimizer(**changes):
+    return {"class_type": "DreamBoothOptimizerSettings", "inputs": OPTIMIZER | changes}
+
+
+def embeddings(comfyui, seed):
+    """Names of the embeddings that the run of this seed wrote."""
+    return sorted(path.name for path in (comfyui.base / "models" / "embeddings").glob(f"*{seed}*"))
+
+
+def name_of(outcome):
+    """The output embedding name."""
+    return "".join(outcome.outputs("6")["text"])
+
+
+def drawn(comfyui, outcome):
+    """[H, W, 3], each prompt's picture beside the others, with their titles."""
+    (saved,) = outcome.outputs("5")["images"]
+    with Image.open(comfyui.base / "output" / saved["filename"]) as picture:
+        return np.asarray(picture.convert("RGB"), dtype=float)
+
+
+def test_it_runs_to_its_end_and_leaves_an_embedding(comfyui, graph, new_seed):
+    outcome = comfyui.run(graph())
+    assert outcome.end == "execution_success", outcome.error
+    assert outcome.steps[-1] == 3
+    assert embeddings(comfyui, new_seed) == [f"cup-{new_seed}.safetensors"]
+    assert name_of(outcome) == f"cup-{new_seed}"
+    assert f"cup-{new_seed}" in comfyui.get("/embeddings")
+    # The loss curve is shown on the node.
+    assert len(outcome.outputs("3")["images"]) == 1
+
+
+def test_it_is_found_again_and_never_overwritten(comfyui, graph, new_seed):
+    assert comfyui.run(graph()).steps[-1] == 3
+    comfyui.run(graph(seed=new_seed + 500))  # ComfyUI forgets the results it keeps.
+    again = comfyui.run(graph())
+    assert (again.end, again.steps) == ("execution_success", [])
+    assert name_of(again) == f"cup-{new_seed}"
+    anew = comfyui.run(graph(on_existing="retrain"))
+    assert anew.steps[-1] == 3
+    names = [f"cup-{new_seed}", f"cup-{new_seed}_00001", f"cup-{new_seed}_00002"]
+    assert embeddings(comfyui, new_seed) == [f"{name}.safetensors" for name in names]
+    assert name_of(anew) == names[-1]
+
+
+def test_cancel_ends_it_and_the_next_queue_goes_on(comfyui, graph):
+    stopped_at = []
+
+    def stop(outcome):
+        if outcome.steps and outcome.steps[-1] >= 2 and not stopped_at:
+            comfyui.interrupt()
+            stopped_at.append(outcome.steps[-1])
+
+    outcome = comfyui.run(graph(**{"preset.steps": 4000}), hear=stop)
+    assert outcome.end == "execution_interrupted"
+    stopped = int(re.findall(r"Stopped after step (\d+)", comfyui.log.read_text())[-1])
+    stopped_at.clear()
+    outcome = comfyui.run(graph(**{"preset.steps": 4000}), hear=stop)
+    assert f"Going on after step {stopped}." in comfyui.log.read_text()
+    assert outcome.steps[0] > stopped
+
+
+def test_the_placeholder_means_the_learned_vectors_when_drawing(comfyui, graph):
+    """So short a training leaves them at the initializer's: the pictures are those of its word."""
+    barely = graph(**{"preset.learning_rate": 1e-7, "preset.steps": 1})
+    pictures = {}
+    for model, prompt in (("3", f"a photo of {WORD}"), ("1", "a photo of cup")):
+        barely["4"]["inputs"] |= {"model_source": [model, 0], "prompts": prompt}
+        outcome = comfyui.run(barely)
+        assert outcome.end == "execution_success", outcome.error
+        pictures[model] = drawn(comfyui, outcome)
+    barely["4"]["inputs"] |= {"model_source": ["1", 0], "prompts": f"a photo of {WORD}"}
+    letters = drawn(comfyui, comfyui.run(barely))
+    side = 128  # The titles, above and to the left, differ.
+    learned, word, letters = (
+        picture[-side:, -side:] for picture in (pictures["3"], pictures["1"], letters)
+    )
+    assert np.abs(learned - word).mean() < 1
+    assert np.abs(learned - letters).mean() > 5
+
+
+def test_dreambooth_goes_on_with_the_word(comfyui, graph, then_dreambooth, new_seed):
+    both = then_dreambooth(graph(), seed=new_seed, name=f"both-{new_seed}")
+    outcome = comfyui.run(both)
+    assert outcome.end == "execution_success", outcome.error
+    assert f"both-{new_seed}.safetensors" in comfyui.trained()
+    assert embeddings(comfyui, new_seed) == [f"cup-{new_seed}.safetensors"]
+    both["7"]["inputs"]["optimizer_settings"] = ["8", 0]
+    both["8"] = optimizer(train_embedding=True)
+    outcome = comfyui.run(both)
+    assert outcome.end == "execution_success", outcome.error
+    assert f"both-{new_seed}-embedding.safetensors" in embeddings(comfyui, new_seed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"name": "my cup"},
+            "name is 'my cup', and ' ' would end it in a prompt: embedding:my cup. Use letters, "
+            "digits, - and _.",
+        ),
+        (
+            {"placeholder": "cup"},
+            "The placeholder 'cup' is a word of CLIP's vocabulary already, and would change what "
+            "that word means in every prompt. Use one that is not, such as '<cup>'.",
+        ),
+        (
+            {"initializer": "white cup", "num_vectors": 1},
+            "The initializer 'white cup' has 2 words, and num_vectors is 1. Set num_vectors to 2 "
+            "or more, or leave out words.",
+        ),
+        (
+            {"preset": "textual inversion"},
+            "preset is textual inversion, which is not made for 'model.safetensors', a small "
+            "model. Choose toy.",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_on_the_node(comfyui, graph, settings, message):
+    outcome = comfyui.run(graph(**settings))
+    assert outcome.end == "execution_error"
+    assert outcome.error == ("3", message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("text_encoder_learning_rate", 1e-6),
+        ("text_encoder_stop_step", 100),
+        ("train_embedding", True),
+    ],
+)
+def test_settings_of_dreambooth_s_are_refused(comfyui, graph, name, value):
+    refused = graph(optimizer_settings=["8", 0]) | {"8": optimizer(**{name: value})}
+    outcome = comfyui.run(refused)
+    assert outcome.error == (
+        "3",
+        f"{name} of Optimizer Settings is {value}, which means nothing for textual inversion: it "
+        "trains the new word and nothing else. Set it to its default, or leave Optimizer Settings "
+        "out.",
+    )
+
+
+def test_other_optimizer_settings_are_heeded(comfyui, graph):
+    settings = optimizer(optimizer="Lion", gradient_accumulation=2, lr_schedule="cosine")
+    outcome = comfyui.run(graph(optimizer_settings=["8", 0]) | {"8": settings})
+    assert outcome.end == "execution_success", outcome.error
+
+
+@pytest.mark.parametrize(
+    ("node", "name"), [("2", "instance_prompt"), ("4", "prompts"), ("8", "prompts")]
+)
+def test_comfyui_s_own_name_for_the_word_is_refused_in_our_prompts(comfyui, graph, node, name):
+    prompts = {
+        "prompts": f"a photo of {WORD}", "every": 2, "scheduler": "DDIM", "steps": 2,
+        "guidance_scale": 4.0, "negative_prompt": "", "seed": 0,
+    }  # fmt: skip
+    refused = graph(preview_settings=["8", 0])
+    refused["8"] = {"class_type": "DreamBoothPreviewSettings", "inputs": prompts}
+    refused[node]["inputs"][name] = "a photo of embedding:my-cup"
+    assert comfyui.run(refused).error == (
+        node,
+        f"{name} has 'a photo of embedding:my-cup', but embedding:name is for ComfyUI's own "
+        "prompts. Write the placeholder of Textual Inversion Train instead, such as '<my-dog>'.",
+    )
+
+
+def test_a_checkpoint_s_name_that_its_embedding_cannot_have_is_refused(
+    comfyui, graph, then_dreambooth
+):
+    both = then_dreambooth(graph(), name="my cup", optimizer_settings=["8", 0])
+    both["8"] = optimizer(train_embedding=True)
+    assert comfyui.run(both).error == (
+        "7",
+        "name is 'my cup', and ' ' would end it in a prompt: embedding:my cup. Use letters, "
+        "digits, - and _.",
+    )
