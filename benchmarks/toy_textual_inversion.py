@@ -176,8 +176,8 @@ def _photos() -> list[np.ndarray]:
 def table(results: dict[tuple[int, str], list[Scores]]) -> str:
     """Markdown: mean, and in brackets the least and the most of the seeds."""
     lines = [
-        "| steps | trained | subject | body colour | other cups kept |",
-        "|---|---|---|---|---|",
+        "| steps | trained | subject | body colour | loss on the subject | other cups kept |",
+        "|---|---|---|---|---|---|",
     ]
     for (steps, arm), scores in results.items():
         cells = [
