@@ -16,15 +16,15 @@ COMFYUI = {
 NODES_MAY = {"comfy_api"}
 """What any node imports of ComfyUI: the form of a node. The rest of it belongs to host.py."""
 HEAVY = {"diffusers", "transformers"}
-HEAVY_ROOMS = ("families/", "schedulers.py", "toy/")
+HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
-    {"names", "config", "presets", "observer", "diffusion"},
+    {"names", "metrics", "config", "presets", "observer", "diffusion"},
     {"precision", "optimizers", "lr_schedules", "schedulers", "pictures", "terminal", "locks"},
     {"families"},
     {"data", "sampling", "checkpoint", "ema"},
     {"methods"},
     {"metadata", "records", "states"},
-    {"identity", "recorder", "priors", "siblings"},
+    {"identity", "recorder", "priors", "judges", "siblings"},
     {"session", "results"},
     {"runs", "outputs"},
     {"loop"},

@@ -61,6 +61,16 @@ loss_curve([report])
 sys.stdout.write("\\n" + json.dumps([[], heard]))
 """
 
+JUDGE = """
+import numpy, torch
+from pathlib import Path
+from trainer import judges
+judge = judges.load(Path(sys.argv[1]), torch.device("cpu"))
+judge.embed_images([numpy.zeros((9, 9, 3), numpy.uint8)])
+judge.embed_prompts(["a dog"])
+sys.stdout.write("\\n" + json.dumps([[], heard]))
+"""
+
 
 @pytest.fixture
 def listen(tmp_path: Path):
@@ -146,6 +156,22 @@ def test_a_chart_does_no_more_than_matplotlib_s_search_for_fonts(listen, tmp_pat
     allowed = ("matplotlib", ".config", ".cache")
     outside = [path for path in written if not path.is_relative_to(tmp_path / "passing")]
     assert all(any(name in path.parts for name in allowed) for path in outside), outside
+
+
+@pytest.mark.parametrize("kind", ["clip", "dino"])
+def test_a_judge_comes_from_its_folder_and_reaches_nobody(listen, tmp_path: Path, kind: str):
+    from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 32}
+    if kind == "clip":
+        model = CLIPModel(CLIPConfig(vision_config=small, text_config=small))
+    else:
+        model = ViTModel(ViTConfig(**small))
+    model.save_pretrained(tmp_path / "judge")
+    _, forbidden, written = listen(JUDGE, str(tmp_path / "judge"))
+    assert forbidden == []
+    assert [path for path in written if not path.is_relative_to(tmp_path / "passing")] == []
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 NAMES = [

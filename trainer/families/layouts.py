@@ -42,7 +42,7 @@ class UNetLayout:
         starts = [sum(n + 1 for n in num_layers[i + 1 :]) for i in range(len(levels))]
         up_depths = tuple(_depth(keys, f"{UNET}output_blocks.{start}.1.") for start in starts)
         middle = _depth(keys, f"{UNET}middle_block.1.")
-        has_middle = _length(keys, f"{UNET}middle_block.") > 0
+        has_middle = count(keys, f"{UNET}middle_block.") > 0
         return cls(
             in_channels=source.shape(f"{UNET}input_blocks.0.0.weight", 4)[1],
             out_channels=source.shape(f"{UNET}out.2.weight", 4)[0],
@@ -74,12 +74,12 @@ class VaeLayout:
         keys, down = source.shapes.keys(), f"{VAE}encoder.down."
         widths = [
             source.shape(f"{down}{level}.block.0.conv1.weight", 4)[0]
-            for level in range(max(_length(keys, down), 1))
+            for level in range(max(count(keys, down), 1))
         ]
         return cls(
             latent_channels=source.shape(f"{VAE}post_quant_conv.weight", 4)[1],
             widths=tuple(widths),
-            num_layers=_length(keys, f"{down}0.block."),
+            num_layers=count(keys, f"{down}0.block."),
             has_attention=any(key.startswith(f"{VAE}encoder.mid.attn_1.") for key in keys),
         )
 
@@ -106,7 +106,7 @@ class TextLayout:
             positions=source.shape(f"{prefix}embeddings.position_embedding.weight", 2)[0],
             width=width,
             inner_width=source.shape(f"{layers}0.mlp.fc1.weight", 2)[0],
-            num_layers=_length(source.shapes, layers),
+            num_layers=count(source.shapes, layers),
         )
 
 
@@ -114,7 +114,7 @@ def _input_levels(source: CheckpointFile) -> list[list[str]]:
     """The names' beginnings of each level's blocks, without the downsampling between levels."""
     blocks = f"{UNET}input_blocks."
     levels: list[list[str]] = [[]]
-    end = max(_length(source.shapes, blocks), 2)
+    end = max(count(source.shapes, blocks), 2)
     for index in range(1, end):
         if f"{blocks}{index}.0.op.weight" in source.shapes and levels[-1]:
             levels.append([])
@@ -126,7 +126,7 @@ def _input_levels(source: CheckpointFile) -> list[list[str]]:
 
 
 def _depth(keys: Collection[str], attention: str) -> int:
-    return _length(keys, f"{attention}transformer_blocks.")
+    return count(keys, f"{attention}transformer_blocks.")
 
 
 def _context_width(source: CheckpointFile) -> int:
@@ -136,7 +136,7 @@ def _context_width(source: CheckpointFile) -> int:
     return source.shape(first, 2)[1]
 
 
-def _length(keys: Collection[str], beginning: str) -> int:
+def count(keys: Collection[str], beginning: str) -> int:
     """How many numbers follow `beginning`, which should be 0, 1, 2 and so on; 0 if none does. A gap
     counts as one: the weight that is missing there is then missed by its name, not taken for the
     end."""

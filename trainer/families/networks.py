@@ -64,8 +64,8 @@ def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None
     num_bad = weight.numel() - int(weight.isfinite().sum())
     raise ValueError(
         f"The weight '{key}' of '{source.path.name}' holds {num_bad} numbers of {weight.numel()} "
-        "that are infinite or not a number (NaN), so that every picture would come out black. "
-        "Download the file again, or choose another."
+        "that are infinite or not a number (NaN) and would spoil every result. Download the file "
+        "again, or choose another."
     )
 
 

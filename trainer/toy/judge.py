@@ -5,9 +5,11 @@ other members of the class. How it was trained lives in `recipe.py`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,10 +72,36 @@ class Judge:
         self.classifier.eval()
 
     @torch.no_grad()
+    def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """[N, 128] of images [64, 64, 3] uint8: what the classifier answers all questions from."""
+        features: Tensor = self.classifier.features(_pixels(images))
+        return features
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """[N, 128]: the sum of the directions in which the answers lie that a prompt names, such as
+        cup, red and beach. ValueError for a prompt that names none."""
+        return torch.stack([self._embed_prompt(prompt) for prompt in prompts])
+
+    def _embed_prompt(self, prompt: str) -> Tensor:
+        words, directions = set(re.findall(r"\w+", prompt.lower())), []
+        for question in ("shape", "color", "background"):
+            weights: Any = self.classifier.heads[question].weight
+            # An answer is right where it is more so than the others.
+            relative = nn.functional.normalize(weights - weights.mean(dim=0), dim=1)
+            directions += [relative[i] for i, a in enumerate(QUESTIONS[question]) if a in words]
+        if not directions:
+            raise ValueError(
+                f"The prompt {prompt!r} names nothing that the toy's judge knows. Name a shape "
+                f"({', '.join(QUESTIONS['shape'])}), a colour or a background of the toy world."
+            )
+        return torch.stack(directions).sum(dim=0)
+
+    @torch.no_grad()
     def verdicts(self, images: Sequence[np.ndarray]) -> list[Verdict]:
         """One verdict per image [64, 64, 3] uint8."""
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        chosen = {q: logits.argmax(dim=1).tolist() for q, logits in self.classifier(pixels).items()}
+        logits = self.classifier(_pixels(images))
+        chosen = {question: scores.argmax(dim=1).tolist() for question, scores in logits.items()}
         answers = {q: [QUESTIONS[q][index] for index in indices] for q, indices in chosen.items()}
         return [
             Verdict(shape, color, background, is_subject == "yes")
@@ -89,3 +117,8 @@ class Judge:
         """Share of the images that show this shape but not the subject, 0 to 1."""
         verdicts = self.verdicts(images)
         return sum(v.shape == shape and not v.is_subject for v in verdicts) / len(verdicts)
+
+
+def _pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """[N, 3, 64, 64] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

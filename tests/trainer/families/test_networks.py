@@ -143,8 +143,8 @@ def test_a_weight_that_is_no_number_is_named(
     )
     assert message == (
         f"The weight '{key}' of 'model.safetensors' holds 2 numbers of {weight.numel()} that are "
-        "infinite or not a number (NaN), so that every picture would come out black. Download the "
-        "file again, or choose another."
+        "infinite or not a number (NaN) and would spoil every result. Download the file again, or "
+        "choose another."
     )
 
 
