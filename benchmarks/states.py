@@ -1,0 +1,104 @@
+"""What states cost: `python -m benchmarks.states`.
+
+Writes and reads a state of an eighth of the size that Stable Diffusion 1.5's U-Net and text encoder
+have with AdamW, and prints what the whole would take. Then times training steps of the embedded
+model with a state every 50 steps and without any, in pairs whose order alternates, and prints the
+difference with its spread."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from trainer import states
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.toy.demo import demo_config
+
+STEPS, STATE_EVERY = 100, 50
+SD15_PARAMETERS = 859_520_964 + 123_060_480
+"""Of the U-Net and the text encoder."""
+SHARE = 1 / 8
+CPU = torch.device("cpu")
+
+
+def seconds_per_step(folder: Path, state_every: int) -> float:
+    """Of a whole run without class images, from its first step to its last."""
+    config = demo_config(folder)
+    config = replace(
+        config,
+        prior=replace(config.prior, weight=0.0),
+        output=replace(config.output, folder=folder, state_every=state_every),
+        steps=STEPS,
+    )
+    # Saving falls between steps, and the reports' speed is that of all that happens there.
+    result = train(config, FullFineTune(), device=CPU, runs=folder / "runs")
+    return 1 / result.reports[-1].steps_per_second
+
+
+def compare(num_pairs: int) -> list[float]:
+    """By how much, as a share, a step takes longer with states, of each pair."""
+    shares = []
+    for number in range(num_pairs):
+        taken = {}
+        order = (0, STATE_EVERY) if number % 2 else (STATE_EVERY, 0)
+        for state_every in order:
+            with tempfile.TemporaryDirectory() as folder:
+                taken[state_every] = seconds_per_step(Path(folder), state_every)
+        shares.append(taken[STATE_EVERY] / taken[0] - 1)
+        say(f"{taken[0]:.3f} s per step without, {taken[STATE_EVERY]:.3f} s with states")
+    return shares
+
+
+def large_state(folder: Path) -> None:
+    count = int(SD15_PARAMETERS * SHARE)
+    state = {name: torch.randn(count) for name in ("weights", "first moment", "second moment")}
+    write, path = timed(lambda: states.save(folder, 1, state))
+    size = path.stat().st_size
+    read, _ = timed(lambda: states.load_newest([folder], up_to=1, mmap=False))
+    say(
+        f"Stable Diffusion 1.5, U-Net and text encoder, AdamW: {size / count:.1f} bytes per "
+        f"weight, {size / SHARE / 1e9:.1f} GB; written and checked in {write / SHARE:.0f} s, read in "
+        f"{read / SHARE:.0f} s (measured on {SHARE:.3f} of it)."
+    )
+
+
+def timed(action: Callable[[], Path]) -> tuple[float, Path]:
+    started = time.monotonic()
+    result = action()
+    return time.monotonic() - started, result
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument(
+        "--folder", type=Path, default=Path("out/states"), help="of the large state"
+    )
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        large_state(Path(folder))
+    if arguments.pairs:
+        shares = compare(arguments.pairs)
+        say(
+            f"With a state every {STATE_EVERY} steps a step takes {statistics.mean(shares):+.1%} "
+            f"({min(shares):+.1%} to {max(shares):+.1%}, {arguments.pairs} pairs)."
+        )
+
+
+if __name__ == "__main__":
+    main()
