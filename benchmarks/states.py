@@ -66,7 +66,7 @@ def large_state(folder: Path) -> None:
     read, _ = timed(lambda: states.load_newest([folder], up_to=1, mmap=False))
     say(
         f"Stable Diffusion 1.5, U-Net and text encoder, AdamW: {size / count:.1f} bytes per "
-        f"weight, {size / SHARE / 1e9:.1f} GB; written and checked in {write / SHARE:.0f} s, read in "
+        f"weight, {size / SHARE / 1e9:.1f} GB; written in {write / SHARE:.0f} s, read in "
         f"{read / SHARE:.0f} s (measured on {SHARE:.3f} of it)."
     )
 
