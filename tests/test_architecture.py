@@ -25,7 +25,7 @@ LAYERS = [
     {"methods"},
     {"metadata", "records", "states"},
     {"identity", "recorder", "priors", "judges", "siblings"},
-    {"session", "results"},
+    {"session", "results", "space"},
     {"runs", "outputs"},
     {"loop"},
     {"toy"},

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import OutputConfig
-from .locks import locked
+from .locks import LOCK, locked
 from .precision import DTYPES
 
 
@@ -87,16 +87,40 @@ def write_new(
 ) -> Path:
     """The path of a new .safetensors file, `stem` or `stem_00001` and so on. It appears under its
     name only once it is complete and on the disk; on any error nothing is left."""
-    from safetensors.torch import save_file
-
     with _workplace(folder, stem) as place:
         part = place / "whole.safetensors"
         part.touch()
         mode = part.stat().st_mode
-        save_file(tensors, part, metadata={"format": "pt", **metadata})
+        _save(tensors, part, metadata)
         part.chmod(mode)  # safetensors makes files that only their owner can read
         _flush(part)
         return _publish(part, folder, stem)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder to write in, and remove what killed processes left there half done. OSError if
+    nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _workplace(folder, "trial"):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written into '{folder}': {error}. Make that possible, or choose "
+            "another folder."
+        ) from error
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:
+        raise OSError(
+            f"No checkpoint could be written into '{path.parent.parent}': {error}"
+        ) from error
 
 
 @contextmanager
@@ -104,6 +128,8 @@ def _workplace(folder: Path, stem: str) -> Iterator[Path]:
     """A hidden folder in `folder` for what is half done: safetensors too begins with a file of
     another name. It goes in the end, and so do those of processes that were killed."""
     for place in folder.glob(".*.part"):
+        if not (place / LOCK).is_file():
+            continue  # it is not ours
         with suppress(RuntimeError):  # raised where somebody is at work
             with locked(place):
                 pass

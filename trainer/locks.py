@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+LOCK = "lock"
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -17,7 +19,7 @@ def locked(folder: Path) -> Iterator[None]:
     The system itself holds the lock and drops it when its process ends, however that happens, so
     that none is ever left behind. The file holds the process's number for people to read.
     """
-    with (folder / "lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         try:
             _lock(file)
         except (BlockingIOError, PermissionError):

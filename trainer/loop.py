@@ -10,9 +10,11 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from . import families, lr_schedules, optimizers, precision, schedulers
+from . import families, lr_schedules, optimizers, precision, schedulers, space
+from .checkpoint import prepare_folder
 from .config import TrainingConfig
 from .data.batches import BatchStream
 from .data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
@@ -80,28 +82,18 @@ def _train(
     started = run.started if run else datetime.now(timezone.utc)
     model = families.load(config.base, device, config.embedding)
     trainable = method.attach(model, config, photos)
+    for file in trainable.files:
+        prepare_folder(file.output.folder)
     instance, prior = _encode_images(photos, config, model, observer)
     session = Session(config, model, trainable, BatchStream(instance, prior, config))
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, started, run.intermediate if run else ())
-    previews = run.recorder.previews() if run else []
     if run:
         run.begin(session)
+    space.check(session, run.states if run else None)
     observer.on_start(config.steps)
     with nullcontext() if run else _keeping_the_last_step(session, outputs):
-        for step in range(len(session.reports) + 1, config.steps + 1):
-            observer.on_step(session.step())
-            if config.preview.prompts and _is_due(step, config.preview.every):
-                previews = session.preview(observer)
-                observer.on_preview(step, previews)
-            if _is_due(step, config.output.save_every):
-                for path in outputs.save_step().values():
-                    observer.on_checkpoint(step, path)
-            if run and _is_due(step, config.output.state_every):
-                run.save_state()
-            if observer.wants_to_finish():
-                logger.info("Finished after step %d of %d, as asked.", step, config.steps)
-                break
+        previews = _make_steps(session, outputs, observer, run)
     steps = len(session.reports)
     moved = _require_movement(session, outputs)
     files = outputs.save_final()
@@ -110,6 +102,29 @@ def _train(
     for path in files.values():
         observer.on_checkpoint(steps, path)
     return TrainingResult(files, steps, config.steps, session.reports, moved, previews)
+
+
+def _make_steps(
+    session: Session, outputs: Outputs, observer: Observer, run: Run | None
+) -> list[np.ndarray]:
+    """From where the session stands to its last step, or to the one that the observer is content
+    with; gives the last previews."""
+    config = session.config
+    previews = run.recorder.previews() if run else []
+    for step in range(len(session.reports) + 1, config.steps + 1):
+        observer.on_step(session.step())
+        if config.preview.prompts and _is_due(step, config.preview.every):
+            previews = session.preview(observer)
+            observer.on_preview(step, previews)
+        if _is_due(step, config.output.save_every):
+            for path in outputs.save_step().values():
+                observer.on_checkpoint(step, path)
+        if run and _is_due(step, config.output.state_every):
+            run.save_state()
+        if observer.wants_to_finish():
+            logger.info("Finished after step %d of %d, as asked.", step, config.steps)
+            break
+    return previews
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -175,11 +190,8 @@ def _keeping_the_last_step(session: Session, outputs: Outputs) -> Iterator[None]
         yield
     except BaseException:
         if session.reports and session.is_whole:
-            try:
-                paths = ", ".join(map(str, outputs.save_step().values()))
-                logger.warning("Kept the weights of step %d: %s", len(session.reports), paths)
-            except OSError as error:
-                logger.warning("Could not keep the weights of this step: %s", error)
+            for path in outputs.save_step(is_last=True).values():
+                logger.warning("Kept the weights of step %d: %s", len(session.reports), path)
         raise
 
 

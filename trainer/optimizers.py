@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,21 +49,29 @@ def _lion(groups: ParamGroups, config: OptimizerConfig) -> Optimizer:
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[ParamGroups, OptimizerConfig], Optimizer]] = {
-    "AdamW": _adamw,
-    "AdamW8bit": _adamw_8bit,
-    "Adafactor": _adafactor,
-    "Prodigy": _prodigy,
-    "Lion": _lion,
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the optimizers to choose from."""
+
+    build: Callable[[ParamGroups, OptimizerConfig], Optimizer]
+    bytes_per_weight: int
+    """What it remembers of each trained weight, in memory and in a run's state."""
+
+
+OPTIMIZERS: dict[str, Choice] = {
+    "AdamW": Choice(_adamw, 8),
+    "AdamW8bit": Choice(_adamw_8bit, 2),
+    "Adafactor": Choice(_adafactor, 2),
+    "Prodigy": Choice(_prodigy, 16),
+    "Lion": Choice(_lion, 4),
 }
-"""AdamW keeps 8 bytes of state per trained weight, AdamW8bit 2, Lion 4, Adafactor almost none,
-Prodigy 16."""
+"""By the name a user picks."""
 
 
 def build(groups: ParamGroups, config: OptimizerConfig) -> Optimizer:
     """The chosen optimizer over groups of `params`, each with its own `lr`."""
     check(config)
-    return OPTIMIZERS[config.name](groups, config)
+    return OPTIMIZERS[config.name].build(groups, config)
 
 
 def check(config: OptimizerConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from . import records, space
 from .checkpoint import CheckpointWriter, moved_weights
 from .metadata import describe_progress
 from .methods.base import FileOut
@@ -32,14 +33,18 @@ class Outputs:
             for file in session.trainable.files
         ]
 
-    def save_step(self) -> dict[str, Path]:
-        """Write intermediate files; gives their paths by kind."""
+    def save_step(self, *, is_last: bool = False) -> dict[str, Path]:
+        """Write intermediate files; gives their paths by kind, none where there is no room. The
+        last ones may take what a result would need."""
         step = len(self._session.reports)
-        with self._session.averaged():
+        with records.surviving(f"the weights of step {step}"), self._session.averaged():
+            if not is_last:
+                space.require_for_step(self._session)
             return {
                 file.kind: writer.save_step(step, self._trained(file), self._metadata(file))
                 for file, writer in self._writers
             }
+        return {}
 
     def save_final(self) -> dict[str, Path]:
         """Write the run's result; gives the paths by kind."""

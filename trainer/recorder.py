@@ -25,6 +25,7 @@ class Recorder(Observer):
         """Those it heard of."""
         self._metrics, self._previews = folder / "metrics.jsonl", folder / "previews"
         self._observer = observer
+        self._is_losing = False
 
     def reports(self) -> list[StepReport]:
         """Of all steps so far, as far as they can be read."""
@@ -54,11 +55,15 @@ class Recorder(Observer):
         self._observer.on_start(total_steps)
 
     def on_step(self, report: StepReport) -> None:
-        with (
-            records.surviving("the losses of this step"),
-            self._metrics.open("a", encoding="utf-8") as file,
-        ):
-            file.write(_line(report))
+        try:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(_line(report))
+            self._is_losing = False
+        except OSError as error:
+            if not self._is_losing:
+                logger.warning("Could not write the losses from step %d on into '%s': %s",
+                               report.step, self._metrics, error)  # fmt: skip
+            self._is_losing = True
         self._observer.on_step(report)
 
     def wants_to_finish(self) -> bool:

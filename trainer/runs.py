@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from . import records, results, states
+from . import records, results, space, states
 from .config import TrainingConfig
 from .data.examples import Example, find_examples
 from .identity import Hashes, define, identify
-from .locks import locked
+from .locks import LOCK, locked
 from .metadata import plain, versions
 from .methods.base import Method
 from .observer import Observer
@@ -103,6 +103,8 @@ class Run:
         if on_existing == "retrain":
             _clear(self.folder)
             self._siblings.forget()
+        for part in self.folder.rglob(".*.part"):
+            part.unlink()  # what a killed process left: whoever writes here holds the lock
         self._manifest = records.read(self.folder / MANIFEST)
         if not self._manifest:
             self._note({
@@ -158,17 +160,22 @@ class Run:
         # What came after the state is made again, and must not be listed twice.
         self.recorder.rewrite(session.reports)
 
-    def save_state(self) -> None:
-        """Keep a state of the session. A disk that is full costs no more than this state."""
+    def save_state(self, *, is_last: bool = False) -> None:
+        """Keep a state of the session. A disk that is full costs no more than this state. The last
+        one of a run that is ended early may take the room of its result."""
         assert self._session, "begin comes first"
         step = len(self._session.reports)
-        with records.surviving("the state of this step"):
-            path = states.save(self._states, step, self._session.state())
+        kept = f"; that of step {self._saved_step} stays" if self._saved_step else ""
+        with records.surviving(f"the state of step {step}{kept}"):
+            space.require_for_state(self._session, self.states, is_last=is_last)
+            path = states.save(self.states, step, self._session.state())
             self._saved_step = step
             self._note({"intermediate": self._all_intermediate()})
             if not self._has_told_size:
-                megabytes = path.stat().st_size / 1e6
-                logger.info("The state for resuming takes %.1f MB.", megabytes)
+                size = path.stat().st_size
+                num_weights = sum(p.numel() for p in self._session.parameters)
+                logger.info("The state for resuming takes %s, %.1f bytes per trained weight.",
+                            space.amount(size), size / num_weights)  # fmt: skip
                 self._has_told_size = True
 
     def stop(self) -> None:
@@ -177,33 +184,35 @@ class Run:
             return
         last = len(self._session.reports)
         if self._session.is_whole and self._saved_step < last:
-            self.save_state()
+            self.save_state(is_last=True)
         where = "there" if self._saved_step == last else f"step {self._saved_step}"
         logger.warning("Stopped after step %d. Run the same again to go on from %s.", last, where)
 
     def finish(self, files: Mapping[str, Path], moved: Moved) -> None:
         """The session has come to its end: keep what it made, and a state only if it is wanted."""
         assert self._session, "begin comes first"
-        self.recorder.rewrite(self._session.reports)
         steps = len(self._session.reports)
-        made = results.record(
-            files, moved, steps=steps, total_steps=self._config.steps, hashes=self._hashes
-        )
-        self._note({"status": "finished", "result": made})
-        if self._config.output.keep_state and self._saved_step < steps:
-            self.save_state()
+        with records.surviving("the record that this run is finished"):
+            self.recorder.rewrite(self._session.reports)
+            made = results.record(
+                files, moved, steps=steps, total_steps=self._config.steps, hashes=self._hashes
+            )
+            self._note({"status": "finished", "result": made})
+            if self._config.output.keep_state and self._saved_step < steps:
+                self.save_state(is_last=True)
+            states.remove(self.states, keep=int(self._config.output.keep_state))
         self._session = None
-        states.remove(self._states, keep=int(self._config.output.keep_state))
 
     @property
-    def _states(self) -> Path:
+    def states(self) -> Path:
+        """Where its states are."""
         return self.folder / STATES
 
     def _usable_states(self) -> list[Path]:
-        return [self._states, *self._siblings.states()]
+        return [self.states, *self._siblings.states()]
 
     def _has_own_state(self) -> bool:
-        return states.exist([self._states], up_to=self._config.steps)
+        return states.exist([self.states], up_to=self._config.steps)
 
     def _reopen(self) -> None:
         """Take a run that was finished early as one that was stopped."""
@@ -238,7 +247,7 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name != LOCK:
             path.unlink()
 
 

@@ -18,7 +18,9 @@ from .checkpoint import flush_folder
 logger = logging.getLogger(__name__)
 
 NUM_KEPT = 2
-"""While the next is written there is one more."""
+"""The older one is for the case that the newest is damaged, and given up where there is no room."""
+NUM_NEEDED = 2
+"""On the disk at once: the newest, and the next while it is written."""
 _NAME = re.compile(r"step(\d+)-[0-9a-f]{16}\.pt")
 
 
@@ -72,6 +74,11 @@ def remove(folder: Path, *, keep: int) -> None:
     aside."""
     for path in [*_newest_first(folder)[keep:], *folder.glob(".*.part")]:
         path.unlink()
+
+
+def count(folder: Path) -> int:
+    """How many states there are."""
+    return len(_newest_first(folder))
 
 
 def _newest_first(*folders: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer.checkpoint import CheckpointWriter, moved_weights, write_new
+from trainer.checkpoint import CheckpointWriter, moved_weights, prepare_folder, write_new
 from trainer.config import OutputConfig
 from trainer.families.files import CheckpointFile
 from trainer.locks import locked
@@ -83,6 +83,36 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     with locked(busy):
         write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cat.1.part", "dog.safetensors"]
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    """Other programs, too, name what they have not finished so."""
+    (tmp_path / ".download.part").write_bytes(b"half")
+    (tmp_path / ".other.1.part").mkdir()
+    prepare_folder(tmp_path)
+    write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".download.part", ".other.1.part", "dog.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_folder_is_prepared_and_rid_of_what_killed_processes_left(tmp_path):
+    left = tmp_path / "new" / "out" / ".dog.1.part"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    (left / ".tmpabcdef").write_bytes(b"half a checkpoint")
+    prepare_folder(tmp_path / "new" / "out")
+    assert list((tmp_path / "new" / "out").iterdir()) == []
+
+
+def test_a_read_only_folder_is_refused(small_disk):
+    disk = small_disk(1 << 20)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(OSError) as caught:
+        prepare_folder(disk)
+    message = str(caught.value)
+    assert message.startswith(f"Nothing can be written into '{disk}': [Errno 30] Read-only file ")
+    assert message.endswith(". Make that possible, or choose another folder.")
 
 
 def test_nothing_stands_under_the_final_name_before_it_is_complete(tmp_path, monkeypatch):

@@ -55,6 +55,18 @@ def test_8_bit_adamw_keeps_its_states_in_8_bits():
     assert optimizer.state[weights]["state1"].dtype == torch.uint8
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_remembers_as_many_bytes_of_a_weight_as_the_table_says(name):
+    weights = nn.Parameter(torch.randn(512, 512, generator=torch.Generator().manual_seed(0)))
+    optimizer = build([{"params": [weights], "lr": 1e-3}], OptimizerConfig(name=name))
+    for _ in range(2):
+        weights.grad = torch.ones_like(weights)
+        optimizer.step()
+    kept = [value for value in optimizer.state[weights].values() if isinstance(value, torch.Tensor)]
+    per_weight = sum(tensor.nbytes for tensor in kept) / weights.numel()
+    assert per_weight == pytest.approx(OPTIMIZERS[name].bytes_per_weight, rel=0.03)
+
+
 def test_refuses_an_unknown_optimizer():
     with pytest.raises(ValueError) as caught:
         check(OptimizerConfig(name="Adam"))

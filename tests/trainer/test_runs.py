@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(everything, runs, ca
     whole = run(config, None)
     stop(config, runs, step=3)
     assert "Stopped after step 3. Run the same again to go on from there." in caplog.messages
-    assert sum("The state for resuming takes" in message for message in caplog.messages) == 1
+    assert sum(" bytes per trained weight." in message for message in caplog.messages) == 1
     assert [path.name for path in config.output.folder.iterdir()] == ["dog.safetensors"]
     watching = Watching()
     resumed = run(config, runs, watching)
@@ -397,14 +398,50 @@ def test_a_second_run_in_the_same_folder_is_refused(config, runs):
     assert watching.steps == [2]
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_no_step(config, runs):
+def test_an_output_folder_that_is_none_is_refused_before_the_first_step(config, runs):
     config.output.folder.write_text("in the way")
+    watching = Watching()
+    with pytest.raises(OSError) as caught:
+        run(config, runs, watching)
+    assert str(caught.value) == (
+        f"Nothing can be written into '{config.output.folder}': [Errno 17] File exists: "
+        f"'{config.output.folder}'. Make that possible, or choose another folder."
+    )
+    assert not watching.began
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_step(config, runs):
+    class Losing(Watching):
+        """The output folder goes during the run."""
+
+        def on_step(self, report):
+            super().on_step(report)
+            if report.step == 2:
+                config.output.folder.rmdir()
+                config.output.folder.write_text("in the way")
+
     with pytest.raises(FileExistsError):
-        run(config, runs)
+        run(config, runs, Losing())
     config.output.folder.unlink()
     watching = Watching()
     assert run(config, runs, watching).checkpoint.exists()
     assert watching.steps == []
+
+
+def test_a_clock_that_was_set_back_changes_nothing(everything, runs):
+    """The run seems to have begun in the future, and its newest state to be its oldest."""
+    config = replace(everything, output=replace(everything.output, state_every=2))
+    whole = run(config, None)
+    stop(config, runs, step=5)
+    manifest = only_run(runs) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "started": "2100-01-01T00:00:00+00:00"}))
+    for path in runs.glob("*/states/*.pt"):
+        age = int(path.name[4:10])
+        os.utime(path, (4_000_000_000 - age, 4_000_000_000 - age))
+    watching = Watching()
+    assert same(run(config, runs, watching), whole)
+    assert watching.steps == [6]
 
 
 def test_a_state_without_room_costs_no_step_and_not_the_older_one(
@@ -424,7 +461,7 @@ def test_a_state_without_room_costs_no_step_and_not_the_older_one(
         run(config, runs, filling)
     filling.limit.__exit__(None, None, None)
     assert caplog.messages == [
-        "Could not keep the state of this step: [Errno 27] File too large",
+        "Could not keep the state of step 4; that of step 2 stays: [Errno 27] File too large",
         "Stopped after step 4. Run the same again to go on from step 2.",
     ]
     watching = Watching()
