@@ -161,6 +161,10 @@ def test_dreambooth_goes_on_with_the_word(comfyui, graph, then_dreambooth, new_s
             "digits, - and _.",
         ),
         (
+            {"name": "../../cup"},
+            "output.name must be a plain file name, got '../../cup': it leads out of its folder.",
+        ),
+        (
             {"placeholder": "cup"},
             "The placeholder 'cup' is a word of CLIP's vocabulary already, and would change what "
             "that word means in every prompt. Use one that is not, such as '<cup>'.",
