@@ -19,7 +19,16 @@ HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
     {"names", "metrics", "config", "presets", "observer", "diffusion"},
-    {"precision", "optimizers", "lr_schedules", "schedulers", "pictures", "terminal", "locks"},
+    {
+        "alarms",
+        "precision",
+        "optimizers",
+        "lr_schedules",
+        "schedulers",
+        "pictures",
+        "terminal",
+        "locks",
+    },
     {"families"},
     {"data", "sampling", "checkpoint", "ema"},
     {"methods"},

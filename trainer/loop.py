@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from . import families, lr_schedules, optimizers, precision, schedulers, space
+from .alarms import warn_of_explosion
 from .checkpoint import prepare_folder
 from .config import TrainingConfig
 from .data.batches import BatchStream
@@ -113,6 +114,7 @@ def _make_steps(
     previews = run.recorder.previews() if run else []
     for step in range(len(session.reports) + 1, config.steps + 1):
         observer.on_step(session.step())
+        warn_of_explosion(session.reports, config.optimizer.learning_rate)
         if config.preview.prompts and _is_due(step, config.preview.every):
             previews = session.preview(observer)
             observer.on_preview(step, previews)

@@ -139,6 +139,7 @@ class Session:
         self._is_changing = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._require_scale()
         self.optimizer.zero_grad(set_to_none=True)
         self.trainable.after_step()
         if self.ema:
@@ -153,6 +154,17 @@ class Session:
         raise FloatingPointError(
             f"The {what} became {value} at step {len(self.reports) + 1}. Lower "
             f"optimizer.learning_rate (now {config.optimizer.learning_rate:g}){advice}."
+        )
+
+    def _require_scale(self) -> None:
+        """The scale halves at each step whose gradients overflow fp16, and is never needed below 1:
+        there, nothing has been learned for many steps, and nothing will be."""
+        if not self.scaler.is_enabled() or self.scaler.get_scale() >= 1:
+            return
+        raise FloatingPointError(
+            f"The gradients have overflowed fp16 at step {len(self.reports) + 1} and the steps "
+            "before, however small the loss was scaled. Choose precision bf16 or fp32, or lower "
+            f"optimizer.learning_rate (now {self.config.optimizer.learning_rate:g})."
         )
 
     def _set_learning_rates(self, step: int) -> dict[str, float]:

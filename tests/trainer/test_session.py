@@ -1,5 +1,6 @@
 """One step's loss against the reference formula, worked out from the same draws."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,31 @@ def test_a_frozen_text_encoder_reads_each_caption_once(tiny_model):
     assert sorted(read) == ["a cat", "a dog"]
     fresh = encode(["a dog", "a cat", "a dog"], [FRAMING] * 3)
     torch.testing.assert_close(given.hidden, fresh.hidden)
+
+
+def test_gradients_that_overflow_fp16_for_ever_end_the_run(tiny_model):
+    config = TrainingConfig(
+        base=Path("unused"),
+        dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        precision="fp16",
+        batch_size=1,
+    )
+    stream = BatchStream(latents(3, "a sks dog", is_prior=False), {}, config)
+    session = Session(config, tiny_model, FullFineTune().attach(tiny_model, config, []), stream)
+    before = tiny_model.unet.conv_out.weight.detach().clone()
+    tiny_model.unet.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
+    num_steps = math.log2(session.scaler.get_scale()) + 1
+    for _ in range(int(num_steps) - 1):
+        session.step()
+    with pytest.raises(FloatingPointError) as caught:
+        session.step()
+    assert str(caught.value) == (
+        f"The gradients have overflowed fp16 at step {num_steps:g} and the steps before, however "
+        "small the loss was scaled. Choose precision bf16 or fp32, or lower "
+        "optimizer.learning_rate (now 0.0001)."
+    )
+    assert torch.equal(tiny_model.unet.conv_out.weight, before)
 
 
 def test_a_session_broken_off_in_the_optimizer_is_not_whole(tiny_model):
