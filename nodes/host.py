@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,12 @@ PREVIEW_SIDE = 512
 
 
 @contextmanager
-def stepping_aside() -> Iterator[torch.device]:
-    """Inside, ComfyUI's models are off the device and gradients can be had; gives the device. All
-    memory of what ran inside is free again afterwards, however it ended."""
-    model_management.unload_all_models()
-    model_management.soft_empty_cache()
+def stepping_aside(*, at_once: bool = True) -> Iterator[torch.device]:
+    """Inside, gradients can be had and ComfyUI's models are off the device: at once, or from when a
+    ComfyObserver hears of a model being loaded; gives the device. All memory of what ran inside is
+    free again afterwards, however it ended."""
+    if at_once:
+        _make_room()
     try:
         # ComfyUI runs nodes in inference mode, whose tensors can never be trained.
         with torch.inference_mode(False), torch.enable_grad():
@@ -61,6 +63,11 @@ def stepping_aside() -> Iterator[torch.device]:
     finally:
         gc.collect()
         model_management.soft_empty_cache()
+
+
+def _make_room() -> None:
+    model_management.unload_all_models()
+    model_management.soft_empty_cache()
 
 
 def _forget_variables(error: BaseException | None) -> None:
@@ -94,10 +101,15 @@ class ComfyObserver(Observer):
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
         _raise_if_stopped()
-        self._say(f"{activity} {done}/{total}", now=done == total)
+        self.say(f"{activity} {done}/{total}", now=done == total)
         # Previews are sampled between steps: the bar stays the training's.
         if not self._is_training:
             self._advance(activity, done, total)
+
+    def on_load(self, path: Path) -> None:
+        _raise_if_stopped()
+        self.say(f"Loading {path.name}")
+        _make_room()
 
     def on_start(self, total_steps: int) -> None:
         _raise_if_stopped()
@@ -107,9 +119,9 @@ class ComfyObserver(Observer):
     def on_step(self, report: StepReport) -> None:
         _raise_if_stopped()
         is_last = report.step == report.total_steps
-        self._say(
+        self.say(
             f"step {report.step}/{report.total_steps}, loss {report.loss:.4f}, "
-            f"{minutes(report.seconds_left)} left",
+            f"{timedelta(seconds=int(report.seconds_left))} left",
             now=is_last,
         )
         self._advance("Training", report.step, report.total_steps)
@@ -123,7 +135,9 @@ class ComfyObserver(Observer):
         self._bar.update_absolute(step, preview=("JPEG", row, PREVIEW_SIDE))
 
     def on_checkpoint(self, step: int, path: Path) -> None:
-        payload = {"step": step, "name": checkpoint_name(path), "node": self._node_id}
+        name = checkpoint_name(path)
+        self.say(f"Wrote {name}")
+        payload = {"step": step, "name": name, "node": self._node_id}
         PromptServer.instance.send_sync("dreambooth.checkpoint", payload)
 
     def _advance(self, activity: str, done: int, total: int) -> None:
@@ -131,10 +145,10 @@ class ComfyObserver(Observer):
             self._activity, self._bar = activity, comfy.utils.ProgressBar(total)
         self._bar.update_absolute(done, total)
 
-    def _say(self, text: str, *, now: bool) -> None:
-        if self._node_id is None:
-            return
-        if now or time.monotonic() - self._last_text >= SECONDS_BETWEEN_TEXTS:
+    def say(self, text: str, *, now: bool = True) -> None:
+        """Show a line on the node; unless now, only if the last one has been there for a while."""
+        is_due = now or time.monotonic() - self._last_text >= SECONDS_BETWEEN_TEXTS
+        if self._node_id and is_due:
             self._last_text = time.monotonic()
             server = PromptServer.instance
             server.send_progress_text(text, self._node_id, server.client_id)
@@ -162,11 +176,6 @@ def add_routes() -> None:
 def _raise_if_stopped() -> None:
     """Asked at every step: ComfyUI's progress bar asks too, but not at each of its calls."""
     model_management.throw_exception_if_processing_interrupted()
-
-
-def minutes(seconds: float) -> str:
-    """Such as "1:05"."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def blocked(reason: str) -> ExecutionBlocker:

@@ -28,8 +28,8 @@ BREAKS_PROMPTS = set(" ,()[]<>")
 
 def run(config: TrainingConfig, method: Method, on_existing: str) -> TrainingResult:
     """Train, or find what was trained before."""
-    with host.stepping_aside() as device, host.ComfyObserver() as observer:
-        return train(
+    with host.stepping_aside(at_once=False) as device, host.ComfyObserver() as observer:
+        result = train(
             config,
             method,
             device=device,
@@ -37,6 +37,10 @@ def run(config: TrainingConfig, method: Method, on_existing: str) -> TrainingRes
             runs=host.runs_folder(),
             on_existing=on_existing,
         )
+        if result.reused:
+            names = map(host.checkpoint_name, result.files.values())
+            observer.say(f"Trained before: {', '.join(names)}")
+    return result
 
 
 def fingerprint_of(on_existing: str) -> float | str:

@@ -81,6 +81,7 @@ def _train(
     run: Run | None,
 ) -> TrainingResult:
     started = run.started if run else datetime.now(timezone.utc)
+    observer.on_load(config.base)
     model = families.load(config.base, device, config.embedding)
     trainable = method.attach(model, config, photos)
     for file in trainable.files:

@@ -39,6 +39,10 @@ class Observer:
     def on_progress(self, activity: str, done: int, total: int) -> None:
         """Part of a long piece of work other than steps is done: loading, caching, sampling."""
 
+    def on_load(self, path: Path) -> None:
+        """The run takes the model in this file into memory next. A run that was finished before
+        does not."""
+
     def on_start(self, total_steps: int) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...

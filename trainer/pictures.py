@@ -52,8 +52,8 @@ def grid(
 
 def loss_curve(reports: Sequence[StepReport], *, show_learning_rates: bool = False) -> Image.Image:
     """The losses over at least one step: each value faint, their running mean on top."""
-    # Imported here: only the command line draws curves. The objects themselves rather than pyplot,
-    # whose figures belong to the process.
+    # Imported here, so that ComfyUI's start does not pay for it. The objects themselves rather than
+    # pyplot, whose figures belong to the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -51,6 +51,9 @@ class Recorder(Observer):
     def on_progress(self, activity: str, done: int, total: int) -> None:
         self._observer.on_progress(activity, done, total)
 
+    def on_load(self, path: Path) -> None:
+        self._observer.on_load(path)
+
     def on_start(self, total_steps: int) -> None:
         self._observer.on_start(total_steps)
 

@@ -54,6 +54,22 @@ except ValueError as error:
 """
 )
 
+ROOM = (
+    STARTUP
+    + """
+import comfy.model_management as management, comfy.model_patcher, torch
+from pathlib import Path
+host = sys.modules["/pack.nodes.host"]
+cpu = torch.device("cpu")
+theirs = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), cpu, cpu)
+management.load_models_gpu([theirs])
+with host.stepping_aside(at_once=False):
+    before = len(management.current_loaded_models)
+    host.ComfyObserver().on_load(Path("ours"))
+    print(before, len(management.current_loaded_models))
+"""
+)
+
 
 @pytest.fixture
 def photos(comfyui):
@@ -116,6 +132,10 @@ def test_an_error_holds_no_model_in_memory(needs_comfyui, tmp_path):
     assert last_line(MEMORY, tmp_path) == "[None] stopped"
 
 
+def test_comfyuis_models_go_only_when_ours_is_loaded(needs_comfyui, tmp_path):
+    assert last_line(ROOM, tmp_path) == "1 0"
+
+
 def test_the_first_workflow_runs_to_its_end(comfyui, toy_graph, new_seed):
     outcome = comfyui.run(toy_graph(seed=new_seed, name="first"))
     assert outcome.end == "execution_success", outcome.error
@@ -127,7 +147,10 @@ def test_the_first_workflow_runs_to_its_end(comfyui, toy_graph, new_seed):
     assert outcome.texts[-1].startswith("Sampling ")
     last = [text for text in outcome.texts if text.startswith("step ")][-1]
     assert last.startswith("step 3/3, loss ")
-    assert last.endswith(", 0:00 left")
+    assert last.endswith(", 0:00:00 left")
+    wrote = f"Wrote {os.path.join('dreambooth', 'first.safetensors')}"
+    assert outcome.texts.index("Loading model.safetensors") < outcome.texts.index(last)
+    assert outcome.texts.index(last) < outcome.texts.index(wrote)
     progress = [data for kind, data in outcome.events if kind == "progress" and data["node"] == "3"]
     assert progress[-1]["value"] == progress[-1]["max"] == 3
     # The loss curve is shown on the node.
@@ -156,6 +179,7 @@ def test_what_was_trained_is_not_trained_again(comfyui, toy_graph, new_seed):
     comfyui.start()
     restarted = comfyui.run(graph)
     assert (restarted.end, restarted.steps) == ("execution_success", [])
+    assert f"Trained before: {os.path.join('dreambooth', 'once.safetensors')}" in restarted.texts
     assert comfyui.trained() == files_with_other
 
 

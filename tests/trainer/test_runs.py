@@ -78,7 +78,11 @@ class Watching(Observer):
     def __init__(self, stop_at: int = 0) -> None:
         self.stop_at = stop_at
         self.steps: list[int] = []
+        self.loaded: list[Path] = []
         self.began = False
+
+    def on_load(self, path):
+        self.loaded.append(path)
 
     def on_start(self, total_steps):
         self.began = True
@@ -175,8 +179,10 @@ def test_a_finished_run_is_found_again_with_its_previews(config, runs):
     sampling = SamplingConfig(steps=2)
     preview = PreviewConfig(prompts=("a dog", "a cat"), every=1, sampling=sampling)
     config = replace(config, preview=preview)
-    first, watching = run(config, runs), Watching()
+    beginning, watching = Watching(), Watching()
+    first = run(config, runs, beginning)
     again = run(config, runs, watching)
+    assert (beginning.loaded, watching.loaded) == ([config.base], [])
     assert not watching.began
     assert again.reused
     assert not first.reused
