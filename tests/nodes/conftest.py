@@ -165,6 +165,13 @@ class ComfyUI:
                 self._process.wait()
         self._process = self._events = None
 
+    def kill(self) -> None:
+        """As if the machine had been switched off."""
+        assert self._process and self._events
+        self._process.kill()
+        self._process.wait()
+        self._events.close()
+
     def get(self, path: str) -> Any:
         url = f"http://{self.address}{path}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
@@ -300,6 +307,17 @@ def sd15_checkpoint(
     tensors = checkpoint_tensors(*networks)
     save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
     return path
+
+
+@pytest.fixture
+def own_comfyui(needs_comfyui: None, tmp_path: Path) -> Iterator[ComfyUI]:
+    """One that no other test uses."""
+    server = ComfyUI(make_base(tmp_path / "base"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

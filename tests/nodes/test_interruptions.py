@@ -1,0 +1,102 @@
+"""Runs that are broken off in the real ComfyUI, by its stop button in each phase and by the death
+of its server, go on where they stood."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trainer.toy import PHOTOS
+
+pytestmark = pytest.mark.xdist_group("comfyui")
+
+NUM_COPIES = 30
+"""Of each sample photo, so that encoding them all takes longer than a click's way."""
+STATE_EVERY = 100
+"""Steps between states, which the node leaves at its default."""
+
+
+@pytest.fixture
+def many_photos(comfyui):
+    """The name in the menu of a folder in which encoding takes a while."""
+    folder = comfyui.base / "input" / "many"
+    folder.mkdir()
+    for photo in PHOTOS.iterdir():
+        for number in range(NUM_COPIES):
+            shutil.copy(photo, folder / f"{number}-{photo.name}")
+    yield "input/many"
+    shutil.rmtree(folder)
+
+
+def stop_at(comfyui, beginning: str):
+    """Presses the stop button at the first progress text that begins so."""
+    pressed = []
+
+    def hear(outcome):
+        if not pressed and any(text.startswith(beginning) for text in outcome.texts):
+            pressed.append(beginning)
+            comfyui.interrupt()
+
+    return hear
+
+
+def said(server, pattern: str, since: int) -> list[str]:
+    return re.findall(pattern, server.log.read_text()[since:])
+
+
+def test_cancelled_while_photos_are_encoded(comfyui, toy_graph, many_photos, new_seed):
+    graph = toy_graph(many_photos, seed=new_seed, name="encoding")
+    outcome = comfyui.run(graph, hear=stop_at(comfyui, "Encoding photos"))
+    assert outcome.end == "execution_interrupted"
+    assert outcome.steps == []
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    assert "encoding.safetensors" in comfyui.trained()
+
+
+def test_class_images_made_before_a_cancel_are_not_made_again(
+    comfyui, toy_graph, new_seed, tmp_path
+):
+    graph = toy_graph(seed=new_seed)
+    drawing = {
+        "num_images": 6, "scheduler": "DDIM", "steps": 20, "guidance_scale": 4.0,
+        "seed": new_seed, "negative_prompt": "", "resolution": 0, "batch_size": 1,
+        "precision": "fp32",
+    }  # fmt: skip
+    graph["6"] = {
+        "class_type": "DreamBoothGenerateClassPriors",
+        "inputs": {
+            "model_source": ["1", 0],
+            "class_prompt": "a photo of a cup",
+            "images": "made by the model",
+            **{f"images.{name}": value for name, value in drawing.items()},
+        },
+    }
+    graph["3"]["inputs"] |= {"class_dataset": ["6", 0], "preset.prior_weight": 1.0}
+    outcome = comfyui.run(graph, hear=stop_at(comfyui, "Class images 2/6"))
+    assert outcome.end == "execution_interrupted"
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    first = next(text for text in outcome.texts if text.startswith("Class images"))
+    assert int(first.split()[-1].split("/")[0]) >= 2
+
+
+def test_a_killed_server_goes_on_from_the_last_state(own_comfyui, toy_graph, new_seed):
+    server, graph = own_comfyui, toy_graph(seed=new_seed, **{"preset.steps": STATE_EVERY + 8})
+
+    def kill(outcome):
+        if outcome.steps and outcome.steps[-1] > STATE_EVERY:
+            server.kill()
+
+    with pytest.raises((ConnectionError, ValueError)):
+        server.run(graph, hear=kill)
+    assert server.trained() == []
+    since = len(server.log.read_text())
+    server.start()
+    outcome = server.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    assert said(server, r"Going on after step (\d+)\.", since) == [str(STATE_EVERY)]
+    assert outcome.steps[0] > STATE_EVERY
+    assert server.trained() == ["cup.safetensors"]
+    assert list(Path(server.base).rglob("*.part")) == []
