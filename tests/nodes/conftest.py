@@ -167,7 +167,8 @@ class ComfyUI:
 
     def kill(self) -> None:
         """As if the machine had been switched off."""
-        assert self._process and self._events
+        assert self._process
+        assert self._events
         self._process.kill()
         self._process.wait()
         self._events.close()
