@@ -1,0 +1,445 @@
+"""EXPERIMENTS: for each of the article's claims the models to make, what to measure of them, and
+which differences would show it. Decided before any of it was run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from .recipes import INVERSION_STEPS, PLACEHOLDER, Recipe
+from .scores import NUM_CLASS_IMAGES, PREFIXES, Drawing, Point
+from .subjects import SUBTLE_CUP
+from .verdicts import Expectation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number of the scores, as tables and verdicts treat it."""
+
+    title: str
+    digits: int
+    resolution: float = 0.0
+    """The smallest difference that one picture makes."""
+
+    @property
+    def is_share(self) -> bool:
+        return self.resolution > 0
+
+
+MEASURES: dict[str, Measure] = {
+    "subject": Measure(title="subject shown", digits=2, resolution=1 / 24),
+    "background": Measure(title="surroundings right", digits=2, resolution=1 / 20),
+    "followed": Measure(title="both", digits=2, resolution=1 / 20),
+    "class kept": Measure(title="class kept", digits=2, resolution=1 / NUM_CLASS_IMAGES),
+    "balance": Measure(title="balance", digits=2, resolution=1 / 24),
+    "likeness": Measure(title="likeness", digits=3),
+    "class diversity": Measure(title="diversity of the class", digits=3),
+    "noise": Measure(title="noise", digits=2),
+    "loss, unseen": Measure(title="loss, unseen drawings", digits=4),
+    "loss, photos": Measure(title="loss, photos", digits=4),
+    "loss, other cups": Measure(title="loss, other cups", digits=4),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One part of a claim: a measure that should be more in one group than in the other, or the
+    same in both. A group's models are joined by seed, as a rule into their mean."""
+
+    part: str
+    measure: str
+    more: Sequence[Point]
+    less: Sequence[Point]
+    expected: Expectation = "more"
+    join: Callable[[Sequence[float]], float] = statistics.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One claim of the article, tried again."""
+
+    title: str
+    claim: str
+    """In one sentence."""
+    setting: str
+    """What is done about it here, and how that differs from the article."""
+    points: dict[str, Point]
+    """By label."""
+    measures: Sequence[str]
+    comparisons: Sequence[Comparison]
+    figure: str = "dots"
+    """Its kind, by the name in `figures.FIGURES`."""
+
+
+PRESET = Recipe()
+NO_CLASS_IMAGES = replace(PRESET, class_images=0)
+UNET_ONLY = replace(PRESET, text_encoder=False)
+SUBTLE = replace(PRESET, subject=SUBTLE_CUP)
+
+# ------------------------------------------------------------- a, b, c: the settings that matter
+
+RATES = (8e-5, 2e-4, 5e-4, 1.25e-3)
+STEPS = (50, 100, 200, 400)
+
+
+def _plain(rate: float = 2e-4, steps: int = 300) -> Recipe:
+    """The article's runs of objects: U-Net alone, no class images."""
+    return Recipe(
+        learning_rate=rate, steps=steps, of=max(STEPS), class_images=0, text_encoder=False
+    )
+
+
+def _sweet_spot() -> Experiment:
+    points = {(r, s): Point(recipe=_plain(r, s)) for r in RATES for s in STEPS}
+    low, high = ([points[r, s] for r in rates for s in STEPS] for rates in (RATES[:2], RATES[2:]))
+    return Experiment(
+        title="Learning rate against steps",
+        claim="The art is a sweet spot between learning rate and steps: a low rate with more steps "
+        "gives the better result, too much of either draws the photos whatever the prompt, too "
+        "little draws no subject.",
+        setting="U-Net alone, no class images, as in the article's runs of objects. Each rate is "
+        "2.5 times the one before, as the article's two are; the embedded model is smaller than "
+        "Stable Diffusion and takes rates about a hundred times larger.",
+        points={f"{rate:g}, {steps} steps": point for (rate, steps), point in points.items()},
+        measures=("subject", "background", "class kept", "balance", "noise", "loss, unseen"),
+        comparisons=[
+            Comparison(
+                part="the best balance of the two lower rates is above that of the two higher",
+                measure="balance", more=low, less=high, join=max,
+            ),
+            Comparison(
+                part="at the highest rate, 50 steps keep more of the class than 400",
+                measure="class kept", more=[points[RATES[3], 50]], less=[points[RATES[3], 400]],
+            ),
+            Comparison(
+                part="at 2e-4, 50 steps keep more of the class than 400",
+                measure="class kept", more=[points[2e-4, 50]], less=[points[2e-4, 400]],
+            ),
+            Comparison(
+                part="at the lowest rate, 400 steps show more of the subject than 50",
+                measure="subject", more=[points[RATES[0], 400]], less=[points[RATES[0], 50]],
+            ),
+            Comparison(
+                part="400 steps are noisier at the highest rate than at the lowest",
+                measure="noise", more=[points[RATES[3], 400]], less=[points[RATES[0], 400]],
+            ),
+        ],
+        figure="heat map",
+    )  # fmt: skip
+
+
+def _faces() -> Experiment:
+    points = {
+        "striking cup, class images": Point(recipe=PRESET),
+        "striking cup, none": Point(recipe=NO_CLASS_IMAGES),
+        "subtle cup, class images": Point(recipe=SUBTLE),
+        "subtle cup, none": Point(recipe=replace(SUBTLE, class_images=0)),
+    }
+    striking, striking_none, subtle, subtle_none = points.values()
+    return Experiment(
+        title="Objects against faces, with and without class images",
+        claim="Faces are harder than objects, and prior preservation matters for faces while it "
+        "makes little difference for other subjects.",
+        setting="A face is a member of its class that differs in detail only. Its stand-in is the "
+        "subtle cup: blue, with white stripes and an orange handle, all of which other cups have "
+        "too. The striking cup is like nothing in the model's world. Rate, steps and text encoder "
+        "(trained) are the same for both.",
+        points=points,
+        measures=("subject", "followed", "class kept", "balance", "loss, unseen",
+                  "loss, other cups", "class diversity"),
+        comparisons=[
+            Comparison(
+                part="for the subtle cup, class images keep more of the class",
+                measure="class kept", more=[subtle], less=[subtle_none],
+            ),
+            Comparison(
+                part="for the subtle cup, class images give a better balance",
+                measure="balance", more=[subtle], less=[subtle_none],
+            ),
+            Comparison(
+                part="for the striking cup, the balance is the same with and without",
+                measure="balance", more=[striking], less=[striking_none], expected="same",
+            ),
+            Comparison(
+                part="the striking cup is shown more often than the subtle one",
+                measure="subject", more=[striking], less=[subtle],
+            ),
+        ],
+    )  # fmt: skip
+
+
+def _prior() -> Experiment:
+    def recipe(number: int, weight: float) -> Recipe:
+        return replace(PRESET, class_images=number, prior_weight=weight)
+
+    points = {
+        "no class images": Point(recipe=NO_CLASS_IMAGES),
+        "6 images, weight 0.3": Point(recipe=recipe(6, 0.3)),
+        "6 images, weight 1": Point(recipe=recipe(6, 1.0)),
+        "60 images, weight 0.3": Point(recipe=recipe(60, 0.3)),
+        "60 images, weight 1": Point(recipe=PRESET),
+    }
+    none, few_light, few, many_light, many = points.values()
+    return Experiment(
+        title="Prior preservation, by the number of class images and their weight",
+        claim="Training on other images of the class beside the photos keeps the class from being "
+        "forgotten.",
+        setting="The base model draws the class images itself. The striking cup, text encoder "
+        "trained.",
+        points=points,
+        measures=("subject", "followed", "class kept", "class diversity", "loss, other cups",
+                  "loss, unseen"),
+        comparisons=[
+            Comparison(
+                part="60 class images of weight 1 keep more of the class than none",
+                measure="class kept", more=[many], less=[none],
+            ),
+            Comparison(
+                part="they keep it more diverse",
+                measure="class diversity", more=[many], less=[none],
+            ),
+            Comparison(
+                part="60 keep it more diverse than 6, over both weights",
+                measure="class diversity", more=[many, many_light], less=[few, few_light],
+            ),
+            Comparison(
+                part="weight 1 keeps more of the class than 0.3, over both numbers",
+                measure="class kept", more=[many, few], less=[many_light, few_light],
+            ),
+        ],
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------- d: what sampling can make good again
+
+SCHEDULERS = ("DDIM", "PNDM", "LMSDiscrete")
+SAMPLING_STEPS = (5, 10, 25, 50, 100)
+WELL_TRAINED, OVERFITTED = "well trained", "overfitted"
+
+
+def _schedulers() -> Experiment:
+    models = {WELL_TRAINED: PRESET, OVERFITTED: _plain(5e-4, 400)}
+    points = {
+        (model, scheduler, steps): Point(
+            recipe=recipe, drawing=Drawing(scheduler=scheduler, steps=steps)
+        )
+        for model, recipe in models.items()
+        for scheduler in SCHEDULERS
+        for steps in SAMPLING_STEPS
+    }
+
+    def of(model: str, scheduler: str, *steps: int) -> list[Point]:
+        return [points[model, scheduler, number] for number in steps or SAMPLING_STEPS]
+
+    return Experiment(
+        title="Schedulers and inference steps",
+        claim="Noisy images are a sign of overfitting; then DDIM is better than PNDM and "
+        "LMSDiscrete, and about 100 inference steps turn noise into detail.",
+        setting="The well-trained model is the toy preset's, the overfitted one had 400 steps at "
+        "5e-4 without class images. Six pictures each, of the same starting noise. 5 steps are "
+        "below the article's range, to look where differences would be largest.",
+        points={f"{m}, {s}, {n} steps": point for (m, s, n), point in points.items()},
+        measures=("noise", "subject", "likeness"),
+        comparisons=[
+            Comparison(
+                part="the overfitted model's images are noisier (DDIM, all steps)",
+                measure="noise", more=of(OVERFITTED, "DDIM"), less=of(WELL_TRAINED, "DDIM"),
+            ),
+            Comparison(
+                part="overfitted, LMSDiscrete is noisier than DDIM (all steps)",
+                measure="noise", more=of(OVERFITTED, "LMSDiscrete"), less=of(OVERFITTED, "DDIM"),
+            ),
+            Comparison(
+                part="overfitted, PNDM is noisier than DDIM (all steps)",
+                measure="noise", more=of(OVERFITTED, "PNDM"), less=of(OVERFITTED, "DDIM"),
+            ),
+            Comparison(
+                part="overfitted, at only 5 steps LMSDiscrete is noisier than DDIM",
+                measure="noise",
+                more=of(OVERFITTED, "LMSDiscrete", 5), less=of(OVERFITTED, "DDIM", 5),
+            ),
+            Comparison(
+                part="overfitted, DDIM is noisier at 10 steps than at 100",
+                measure="noise",
+                more=of(OVERFITTED, "DDIM", 10), less=of(OVERFITTED, "DDIM", 100),
+            ),
+            Comparison(
+                part="overfitted, DDIM's likeness is above LMSDiscrete's (all steps)",
+                measure="likeness", more=of(OVERFITTED, "DDIM"), less=of(OVERFITTED, "LMSDiscrete"),
+            ),
+        ],
+        figure="schedulers",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------- e to i: what else is trained
+
+
+def _text_encoder() -> Experiment:
+    trained = {"striking": PRESET, "subtle": SUBTLE, "striking, no class images": NO_CLASS_IMAGES}
+    frozen = {
+        "striking": UNET_ONLY,
+        "subtle": replace(SUBTLE, text_encoder=False),
+        "striking, no class images": _plain(),
+    }
+    points = {
+        f"{name}: {how}": Point(recipe=recipes[name])
+        for name in trained
+        for how, recipes in (("frozen", frozen), ("trained", trained))
+    }
+    comparisons = [
+        Comparison(
+            part=f"{name}: {what}", measure=measure,
+            more=[points[f"{name}: trained"]], less=[points[f"{name}: frozen"]],
+        )
+        for name in trained
+        for measure, what in (
+            ("subject", "the subject is shown more often"),
+            ("followed", "subject and surroundings come together more often"),
+        )
+    ]  # fmt: skip
+    return Experiment(
+        title="Text encoder frozen against trained",
+        claim="Training the text encoder too has the largest effect on quality, most of all for "
+        "faces: more realistic, less overfitted, more complex prompts are followed.",
+        setting="Three settings in which it could show: the striking cup, the subtle cup (the "
+        "stand-in for a face), and a model without class images, which overfits. Of the 24 "
+        "prompts, 18 begin otherwise than the photos' caption and 20 name surroundings.",
+        points=points,
+        measures=("subject", "followed", "class kept", "balance", "loss, unseen", "loss, photos"),
+        comparisons=comparisons,
+    )
+
+
+def _ema() -> Experiment:
+    points = {
+        "last weights": Point(recipe=_plain()),
+        "running average": Point(recipe=replace(_plain(), of=0, ema=True)),
+    }
+    last, average = points.values()
+    return Experiment(
+        title="EMA of the weights",
+        claim="With or without a running average of the weights: about the same.",
+        setting="U-Net alone, no class images, 300 steps at 2e-4; decay 0.999 after the usual "
+        "warm-up. Both models come of the very same steps.",
+        points=points,
+        measures=("subject", "followed", "class kept", "balance", "noise", "loss, unseen"),
+        comparisons=[
+            _same("the subject is shown as often", "subject", average, last),
+            _same("the class is kept as well", "class kept", average, last),
+            _same("the loss on unseen drawings is the same", "loss, unseen", average, last),
+        ],
+    )
+
+
+def _same(part: str, measure: str, one: Point, other: Point) -> Comparison:
+    return Comparison(part=part, measure=measure, more=[one], less=[other], expected="same")
+
+
+def _words() -> Experiment:
+    points = {
+        "“sks cup”": Point(recipe=PRESET),
+        "“a blue striped cup”": Point(recipe=replace(PRESET, words="a blue striped cup")),
+    }
+    rare, natural = points.values()
+    return Experiment(
+        title="A rare word against natural words",
+        claim="A rare word such as sks is not needed: natural words that describe the subject do "
+        "as well.",
+        setting="The model knows no word for teal, magenta or a band; “a blue striped cup” is the "
+        "nearest that it has words for.",
+        points=points,
+        measures=("subject", "followed", "class kept", "balance", "loss, unseen"),
+        comparisons=[
+            _same("the subject is shown as often", "subject", natural, rare),
+            _same("subject and surroundings come together as often", "followed", natural, rare),
+            _same("the class is kept as well", "class kept", natural, rare),
+        ],
+    )
+
+
+def _inversion() -> Experiment:
+    def recipe(inversion_steps: int, steps: int) -> Recipe:
+        return replace(UNET_ONLY, words=PLACEHOLDER, inversion_steps=inversion_steps, steps=steps)
+
+    points = {
+        "textual inversion 300": Point(recipe=recipe(INVERSION_STEPS, 0)),
+        "DreamBooth 300": Point(recipe=UNET_ONLY),
+        "textual inversion 240, DreamBooth 60": Point(recipe=recipe(240, 60)),
+        "textual inversion 240, DreamBooth 300": Point(recipe=recipe(240, 300)),
+        "DreamBooth 300, text encoder too": Point(recipe=PRESET),
+    }
+    _, plain, both, on_top, text_encoder = points.values()
+    return Experiment(
+        title="Textual inversion, DreamBooth and both",
+        claim="Textual inversion followed by DreamBooth is much better than plain DreamBooth, and "
+        "not as good as training the text encoder.",
+        setting="At equal budgets of 300 steps, four fifths of them for textual inversion as in "
+        "the article; and, since the article gave its DreamBooth no fewer steps for it, also with "
+        "textual inversion on top of the full 300. DreamBooth trains the U-Net alone, with class "
+        "images.",
+        points=points,
+        measures=("subject", "followed", "class kept", "balance", "likeness", "loss, unseen"),
+        comparisons=[
+            Comparison(
+                part="at equal budgets, both show more of the subject than DreamBooth",
+                measure="subject", more=[both], less=[plain],
+            ),
+            Comparison(
+                part="textual inversion on top shows more of it than DreamBooth alone",
+                measure="subject", more=[on_top], less=[plain],
+            ),
+            Comparison(
+                part="textual inversion on top leaves less loss on unseen drawings",
+                measure="loss, unseen", more=[plain], less=[on_top],
+            ),
+            Comparison(
+                part="training the text encoder shows more of it than textual inversion on top",
+                measure="subject", more=[text_encoder], less=[on_top],
+            ),
+        ],
+    )  # fmt: skip
+
+
+def _formats() -> Experiment:
+    others = {
+        "8-bit AdamW": replace(_plain(), of=0, optimizer="AdamW8bit"),
+        "bf16": replace(_plain(), of=0, precision="bf16"),
+        "fp16": replace(_plain(), of=0, precision="fp16"),
+    }
+    reference = Point(recipe=_plain())
+    points = {"32-bit AdamW, fp32": reference}
+    points |= {name: Point(recipe=recipe) for name, recipe in others.items()}
+    return Experiment(
+        title="8-bit AdamW, fp16 and bf16",
+        claim="8-bit AdamW and half precision, which make it fit 16 GB, cost no quality.",
+        setting="U-Net alone, no class images, 300 steps at 2e-4. On the CPU: it is the numbers "
+        "that are compared here, and neither memory nor speed.",
+        points=points,
+        measures=("subject", "followed", "class kept", "balance", "loss, unseen"),
+        comparisons=[
+            _same(f"{name}: {what}", measure, points[name], reference)
+            for name in others
+            for measure, what in (
+                ("subject", "the subject is shown as often"),
+                ("loss, unseen", "the loss on unseen drawings is the same"),
+            )
+        ],
+    )
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "a": _sweet_spot(),
+    "b": _faces(),
+    "c": _prior(),
+    "d": _schedulers(),
+    "e": _text_encoder(),
+    "f": _ema(),
+    "g": _words(),
+    "h": _inversion(),
+    "i": _formats(),
+}
+"""By the letter they are asked for with."""
+
+assert len(PREFIXES) == 4, "the settings count 18 other beginnings among 24 prompts"

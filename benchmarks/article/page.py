@@ -1,0 +1,228 @@
+"""docs/experiments.md: claims, verdicts, tables and figures, written from the scores alone."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainer.metadata import versions
+
+from .experiments import EXPERIMENTS, MEASURES, Comparison, Experiment
+from .figures import FIGURES, Results, sheet
+from .scores import NUM_CLASS_IMAGES, NUM_UNSEEN, PREFIXES, SAMPLING, Measures, Point, ScoreBook
+from .verdicts import SEEDS_NEEDED, Finding, compare, spread, summary
+
+PICTURES = "experiments"
+
+
+def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: bool) -> None:
+    """The page and its pictures, in the folder `docs`."""
+    scores = book.read()
+
+    def results_of(points: Mapping[str, Point]) -> Results:
+        return {
+            label: {
+                seed: scores[key]
+                for seed in seeds
+                if (key := point.key(seed, is_quick=is_quick)) in scores
+            }
+            for label, point in points.items()
+        }
+
+    (docs / PICTURES).mkdir(parents=True, exist_ok=True)
+    rows, sections = [], []
+    for letter, experiment in EXPERIMENTS.items():
+        results = results_of(experiment.points)
+        findings = [_find(comparison, experiment, results) for comparison in experiment.comparisons]
+        rows.append(_overview(letter, experiment, results, findings))
+        sections.append(_section(letter, experiment, results, findings))
+        if any(results.values()):
+            FIGURES[experiment.figure](experiment, results).savefig(
+                docs / PICTURES / f"{letter}.png"
+            )
+        seed = _seed_of_all(results, seeds)
+        if seed is not None:
+            keys = {
+                label: point.key(seed, is_quick=is_quick)
+                for label, point in experiment.points.items()
+            }
+            pictures = {label: book.picture(key) for label, key in keys.items()}
+            file = docs / PICTURES / f"{letter}_pictures.png"
+            sheet(experiment, pictures).save(file, optimize=True)
+            sections[-1] += f"\n![Pictures of seed {seed}]({PICTURES}/{file.name})\n"
+    wanted = {
+        point.key(seed, is_quick=is_quick)
+        for experiment in EXPERIMENTS.values()
+        for point in experiment.points.values()
+        for seed in seeds
+    }
+    took = _took([measures for key, measures in scores.items() if key in wanted], len(wanted))
+    text = "\n".join([_INTRODUCTION, *rows, "", _method(), took, *sections])
+    (docs / "experiments.md").write_text(text, "utf-8")
+
+
+def _seed_of_all(results: Results, seeds: Sequence[int]) -> int | None:
+    """The first seed under which every model has been measured."""
+    return next((seed for seed in seeds if all(seed in found for found in results.values())), None)
+
+
+def _find(comparison: Comparison, experiment: Experiment, results: Results) -> Finding:
+    labels = {point: label for label, point in experiment.points.items()}
+    groups = [
+        [
+            {seed: found[comparison.measure] for seed, found in results[labels[point]].items()}
+            for point in group
+        ]
+        for group in (comparison.more, comparison.less)
+    ]
+    return compare(
+        *groups,
+        expected=comparison.expected,
+        resolution=MEASURES[comparison.measure].resolution,
+        join=comparison.join,
+    )
+
+
+def _num_seeds(results: Results) -> str:
+    numbers = [len(found) for found in results.values()]
+    least, most = min(numbers), max(numbers)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _overview(
+    letter: str, experiment: Experiment, results: Results, findings: Sequence[Finding]
+) -> str:
+    verdict = summary([finding.verdict for finding in findings])
+    link = f"[{letter}. {experiment.title}](#{_anchor(letter, experiment)})"
+    return f"| {link} | {verdict.lower()} | {_num_seeds(results)} |"
+
+
+def _anchor(letter: str, experiment: Experiment) -> str:
+    """As GitHub makes one of a heading."""
+    words = f"{letter}. {experiment.title}".lower()
+    kept = "".join(c for c in words if c.isalnum() or c in " -")
+    return kept.replace(" ", "-")
+
+
+def _section(
+    letter: str, experiment: Experiment, results: Results, findings: Sequence[Finding]
+) -> str:
+    lines = [
+        f"## {letter}. {experiment.title}",
+        "",
+        f"The article: {experiment.claim}",
+        "",
+        f"Here: {experiment.setting}",
+        "",
+        f"**{_sentence(experiment, findings)}**",
+        "",
+    ]
+    if not any(results.values()):
+        return "\n".join([*lines, "Not run yet.", ""])
+    lines += [
+        "| part of the claim | measure | difference | bar | seeds | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for comparison, finding in zip(experiment.comparisons, findings, strict=True):
+        lines.append(_comparison_row(comparison, finding))
+    titles = [MEASURES[name].title for name in experiment.measures]
+    lines += [
+        "",
+        "| " + " | ".join(["", *titles, "seeds"]) + " |",
+        "|---" * (len(titles) + 2) + "|",
+    ]
+    for label, found in results.items():
+        cells = [
+            spread([measures[name] for measures in found.values()], MEASURES[name].digits)
+            for name in experiment.measures
+        ]
+        lines.append("| " + " | ".join([label, *cells, str(len(found))]) + " |")
+    return "\n".join([*lines, "", f"![{experiment.title}]({PICTURES}/{letter}.png)", ""])
+
+
+def _sentence(experiment: Experiment, findings: Sequence[Finding]) -> str:
+    verdicts = [finding.verdict for finding in findings]
+    parts = [
+        f"{comparison.part} ({verdict})"
+        for comparison, verdict in zip(experiment.comparisons, verdicts, strict=True)
+    ]
+    return f"{summary(verdicts)}: {'; '.join(parts)}."
+
+
+def _comparison_row(comparison: Comparison, finding: Finding) -> str:
+    measure = MEASURES[comparison.measure]
+    numbers = ["–", "–"]
+    if finding.num_seeds >= 2:
+        numbers = [f"{finding.difference:+.{measure.digits}f}", f"{finding.bar:.{measure.digits}f}"]
+    verdict = finding.verdict
+    cells = [comparison.part, measure.title, *numbers, str(finding.num_seeds), verdict]
+    return "| " + " | ".join(cells) + " |"
+
+
+_INTRODUCTION = f"""# The source article's findings, tried again
+
+“Training Stable Diffusion with DreamBooth using Diffusers” (Hugging Face, November 2022) says how
+to fine-tune Stable Diffusion on a subject. Each of its claims is tried again here on the
+[embedded model](toy-model.md), which is small enough for every setting to be trained under several
+seeds. What holds for it need not hold for Stable Diffusion, and the reverse; that too is an answer.
+
+`make experiments` runs what has not been run yet, and writes this page. Which differences would
+show a claim was written down before anything was run. A difference counts when it exceeds the bar:
+twice the standard deviation over the seeds, of the group that scatters more, and at least what one
+picture makes. “Shown” takes {SEEDS_NEEDED} seeds. Where the claim is that two things are the same,
+it is shown when the difference stays below the bar, which with few seeds is a weak statement.
+
+| experiment | verdict | seeds |
+|---|---|---|"""
+
+
+def _method() -> str:
+    return f"""
+## How it is measured
+
+Every model draws {len(PREFIXES) * 6} pictures of the subject ({len(PREFIXES)} beginnings of the
+prompt, each alone and in five surroundings) and {NUM_CLASS_IMAGES} of “a photo of a cup”, with
+{SAMPLING.scheduler}, {SAMPLING.steps} steps, guidance {SAMPLING.guidance_scale:g}, always from the
+same noise. The toy world's judge, who learned from drawings and from none of the model's pictures,
+looks at them.
+
+- **subject shown**: share of the subject's pictures that show that very cup. The subtle cup is told
+  by a linear classifier on the judge's features, which learned from drawings too.
+- **surroundings right**: share of those with surroundings in the prompt that have them; **both**:
+  that also show the subject.
+- **class kept**: share of the pictures of “a cup” that show a cup, and not the subject.
+- **balance**: harmonic mean of subject shown, surroundings right and class kept.
+- **likeness**: mean cosine of the judge's features between the subject's pictures and drawings of
+  it that were never trained on.
+- **diversity of the class**: 1 less the mean cosine of those features over all pairs of “a cup”.
+- **noise**: standard deviation of the noise in a picture, in levels of 255 (Immerkær's mask, with
+  the median in place of the mean).
+- **loss**: mean squared error of the predicted noise at ten timesteps, on {NUM_UNSEEN} drawings of
+  the subject that were never trained on, on the photos themselves, and on other cups under the
+  class prompt.
+
+In tables: the mean, and in brackets the least and the most of the seeds.
+"""
+
+
+def _took(found: Sequence[Measures], wanted: int) -> str:
+    minutes = [
+        sum(measures[name] for measures in found) / 60
+        for name in ("training_seconds", "scoring_seconds")
+    ]
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    done = "" if len(found) == wanted else f" Measured so far: {len(found)} of {wanted}."
+    return (
+        f"Training took {minutes[0]:.0f} minutes of one core ({_processor()}), drawing and scoring "
+        f"{minutes[1]:.0f}.{done} Made with {packages}.\n"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,147 @@
+"""What is trained for the experiments, and the models that come of it. A run that was finished
+before is found again, one that was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from trainer import families
+from trainer.config import OptimizerConfig, TrainingConfig
+from trainer.families.base import ModelFamily
+from trainer.identity import code_version
+from trainer.loop import train
+from trainer.methods.base import Method
+from trainer.methods.full import FullFineTune
+from trainer.methods.textual_inversion import TextualInversion
+from trainer.presets import INVERSION_PRESETS
+from trainer.priors import make_class_images
+from trainer.runs import TrainingResult
+from trainer.toy import MODEL
+from trainer.toy.demo import demo_config
+
+from .subjects import photos
+
+CPU = torch.device("cpu")
+SAVE_EVERY = 50
+INVERSION_STEPS, INVERSION_SAVE_EVERY = 300, 60
+"""Of the one run of textual inversion per seed, whose embeddings on the way are used too."""
+QUICK = 10
+"""How many times less of everything there is in a trial of the machinery."""
+PLACEHOLDER = "<sks>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One model: the toy preset, but for what is named."""
+
+    subject: str = "striking cup"
+    words: str = "sks cup"
+    """What the subject is called, in the photos' caption and in all prompts."""
+    steps: int = 300
+    of: int = 0
+    """Length of the run whose checkpoint at `steps` this is; 0 for its end."""
+    learning_rate: float = 2e-4
+    class_images: int = 60
+    """0 trains without prior preservation."""
+    prior_weight: float = 1.0
+    text_encoder: bool = True
+    ema: bool = False
+    optimizer: str = "AdamW"
+    precision: str = "fp32"
+    inversion_steps: int = 0
+    """Of textual inversion, before the others."""
+
+    @property
+    def run(self) -> Recipe:
+        """The recipe of the run that this model comes of; nothing else may work on it meanwhile."""
+        if self.inversion_steps:
+            return Recipe(words=PLACEHOLDER, steps=0, inversion_steps=INVERSION_STEPS)
+        return replace(self, steps=self.of or self.steps, of=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Where models are made and kept."""
+
+    folder: Path
+    is_quick: bool = False
+
+    @property
+    def runs(self) -> Path:
+        """Apart for every version of the trainer, whose runs differ."""
+        return self.folder / f"{code_version()}{'-quick' * self.is_quick}"
+
+    def shortened(self, number: int) -> int:
+        return -(-number // QUICK) if self.is_quick else number
+
+    def class_images(self, number: int = 60) -> tuple[Path, ...]:
+        """The first of those that all runs share, drawn if they are not there yet."""
+        base = families.load(MODEL, CPU)
+        made = make_class_images(
+            base,
+            demo_config(self.folder).prior,
+            self.folder / "class_images",
+            resolution=base.native_resolution,
+        )
+        return tuple(made[:number])
+
+    def model(self, recipe: Recipe, seed: int) -> ModelFamily:
+        """The model of this recipe, trained if it is not there yet."""
+        embedding = self._embedding(recipe, seed) if recipe.inversion_steps else None
+        if recipe.steps == 0:
+            return families.load(MODEL, CPU, embedding)
+        config = self._config(recipe, seed, recipe.of or recipe.steps)
+        config = replace(config, embedding=embedding)
+        method = FullFineTune(train_text_encoder=recipe.text_encoder)
+        result = self._train(config, method, save_every=SAVE_EVERY if recipe.of else 0)
+        file = self._saved(config, result.checkpoint, recipe.steps)
+        return families.load(file, CPU, embedding)
+
+    def _embedding(self, recipe: Recipe, seed: int) -> Path:
+        preset = INVERSION_PRESETS["toy"]
+        config = self._config(replace(recipe, class_images=0), seed, INVERSION_STEPS)
+        config = replace(config, optimizer=OptimizerConfig(**preset["optimizer"]))
+        method = TextualInversion(placeholder=PLACEHOLDER, initializer="cup", **preset["method"])
+        result = self._train(config, method, save_every=INVERSION_SAVE_EVERY)
+        assert result.embedding, "textual inversion writes one"
+        return self._saved(config, result.embedding, recipe.inversion_steps)
+
+    def _config(self, recipe: Recipe, seed: int, steps: int) -> TrainingConfig:
+        prior = {"weight": 0.0}
+        if recipe.class_images:
+            images = self.class_images(recipe.class_images)
+            prior = {"weight": recipe.prior_weight, "images": images}
+        return demo_config(self.runs).replace({
+            "dataset": {
+                "photos": photos(recipe.subject, self.folder),
+                "prompt": f"a photo of {recipe.words}",
+            },
+            "optimizer": {"name": recipe.optimizer, "learning_rate": recipe.learning_rate},
+            "prior": prior,
+            "steps": self.shortened(steps),
+            "seed": seed,
+            "ema": recipe.ema,
+            "precision": recipe.precision,
+        })  # fmt: skip
+
+    def _train(self, config: TrainingConfig, method: Method, *, save_every: int) -> TrainingResult:
+        """Each run writes into a folder of its own, so that its files' names are known."""
+        name = hashlib.sha256(repr((config, method)).encode()).hexdigest()[:16]
+        output = {
+            "folder": self.runs / name,
+            "save_every": self.shortened(save_every),
+            "keep": 1000,
+        }
+        config = config.replace({"output": output})
+        return train(config, method, device=CPU, runs=self.runs / "runs")
+
+    def _saved(self, config: TrainingConfig, final: Path, steps: int) -> Path:
+        """The file that a run wrote after so many of its steps."""
+        steps = self.shortened(steps)
+        if steps == config.steps:
+            return final
+        return final.with_name(f"{config.output.name}-step{steps:06d}.safetensors")

@@ -1,0 +1,258 @@
+"""What is measured of each model, and the file that keeps it. Nothing is measured twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainer.config import SamplingConfig
+from trainer.diffusion import squared_errors
+from trainer.families.base import Framing, ModelFamily
+from trainer.identity import code_version
+from trainer.sampling import sample
+from trainer.toy.demo import CLASS_PROMPT
+from trainer.toy.judge import Judge
+from trainer.toy.world import BACKGROUNDS
+
+from .recipes import Recipe, Workshop
+from .subjects import (
+    SUBJECTS,
+    decoded,
+    draw_many,
+    features,
+    other_cup,
+    photos,
+    shows_subject,
+    to_pixels,
+)
+
+SAMPLING = SamplingConfig(scheduler="DDIM", steps=10, guidance_scale=4, seed=1000, batch_size=12)
+PREFIXES = ("a photo of", "a picture of", "a good photo of", "a rendering of")
+"""Of the prompts of the subject; it is trained on the first alone."""
+NUM_CLASS_IMAGES = 24
+NUM_UNSEEN = 12
+"""Drawings that no run was trained on, for the losses."""
+EDITION = 1
+"""Raised with every change here or in `subjects.py` that makes other numbers."""
+Measures = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How the pictures of one measurement are drawn, where it is about that."""
+
+    scheduler: str
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One thing to measure, under each of several seeds."""
+
+    recipe: Recipe
+    drawing: Drawing | None = None
+
+    def key(self, seed: int, *, is_quick: bool = False) -> str:
+        """16 hexadecimal digits of all that decides the numbers."""
+        facts = [dataclasses.asdict(self), seed, is_quick, code_version(), EDITION]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+class ScoreBook:
+    """Measures by key, in a file of JSON lines that several processes may add to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.pictures = folder / "scores.jsonl", folder / "pictures"
+
+    def read(self) -> dict[str, Measures]:
+        """All that is there; half a line, as an interruption leaves it, counts as missing."""
+        found = {}
+        if self.file.exists():
+            for line in self.file.read_text("utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                found[entry["key"]] = entry["measures"]
+        return found
+
+    def add(self, key: str, measures: Measures, about: Any) -> None:
+        line = json.dumps({"key": key, "measures": measures, "about": about})
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+    def add_pictures(self, key: str, images: Sequence[np.ndarray]) -> None:
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(list(images), axis=1)).save(self.pictures / f"{key}.png")
+
+    def picture(self, key: str) -> list[np.ndarray]:
+        """The pictures kept of one measurement, [64, 64, 3] uint8 each."""
+        with Image.open(self.pictures / f"{key}.png") as image:
+            strip = np.array(image)
+        return [strip[:, x : x + strip.shape[0]] for x in range(0, strip.shape[1], strip.shape[0])]
+
+
+def measure_point(workshop: Workshop, book: ScoreBook, point: Point, seed: int) -> None:
+    """Train what is missing, measure, and keep it in the book."""
+    key, started = point.key(seed, is_quick=workshop.is_quick), time.process_time()
+    model = workshop.model(point.recipe, seed)
+    trained = time.process_time()
+    if point.drawing:
+        measures, images = measure_drawing(model, point.recipe, point.drawing)
+    else:
+        measures, images = measure(model, point.recipe, workshop.folder)
+    measures["training_seconds"] = trained - started
+    measures["scoring_seconds"] = time.process_time() - trained
+    book.add_pictures(key, images)
+    book.add(key, measures, {"seed": seed, **dataclasses.asdict(point)})
+
+
+def measure(model: ModelFamily, recipe: Recipe, folder: Path) -> tuple[Measures, list[np.ndarray]]:
+    """The measures of one model, and six pictures of the subject and four of the class."""
+    judge = Judge()
+    asked = [(prefix, where) for where in ("", *BACKGROUNDS) for prefix in PREFIXES]
+    prompts = [_prompt(prefix, recipe.words, where) for prefix, where in asked]
+    images = sample(model, prompts, SAMPLING)
+    class_images = sample(model, [CLASS_PROMPT] * NUM_CLASS_IMAGES, SAMPLING)
+    shown = shows_subject(judge, recipe.subject, images)
+    verdicts = judge.verdicts(images)
+    followed = [
+        (is_shown, verdict.background == where)
+        for is_shown, verdict, (_, where) in zip(shown, verdicts, asked, strict=True)
+        if where
+    ]
+    kept = [
+        verdict.shape == "cup" and not is_subject
+        for verdict, is_subject in zip(
+            judge.verdicts(class_images),
+            shows_subject(judge, recipe.subject, class_images),
+            strict=True,
+        )
+    ]
+    measures = {
+        "subject": _share(shown),
+        "background": _share([is_there for _, is_there in followed]),
+        "followed": _share([both == (True, True) for both in followed]),
+        "class kept": _share(kept),
+        "likeness": _likeness(judge, recipe.subject, images),
+        "class diversity": _diversity(judge, class_images),
+        "noise": statistics.mean(map(noise_level, images)),
+        **_losses(model, recipe, folder),
+    }
+    measures["balance"] = balance(*(measures[name] for name in BALANCED))
+    return measures, [*images[:: len(PREFIXES)], *class_images[:4]]
+
+
+BALANCED = ("subject", "background", "class kept")
+
+
+def balance(*shares: float) -> float:
+    """The harmonic mean of shares: as low as the lowest drags it, 0 where one is 0."""
+    return 0.0 if min(shares) <= 0 else statistics.harmonic_mean(shares)
+
+
+def measure_drawing(
+    model: ModelFamily, recipe: Recipe, drawing: Drawing
+) -> tuple[Measures, list[np.ndarray]]:
+    """Of six pictures of the subject, drawn this way."""
+    judge = Judge()
+    sampling = dataclasses.replace(SAMPLING, scheduler=drawing.scheduler, steps=drawing.steps)
+    prompts = [_prompt(PREFIXES[0], recipe.words, where) for where in ("", *BACKGROUNDS)]
+    images = sample(model, prompts, sampling)
+    measures = {
+        "subject": _share(shows_subject(judge, recipe.subject, images)),
+        "likeness": _likeness(judge, recipe.subject, images),
+        "noise": statistics.mean(map(noise_level, images)),
+    }
+    return measures, images
+
+
+def _prompt(prefix: str, words: str, where: str) -> str:
+    return " ".join([prefix, words, *([BACKGROUNDS[where]] if where else [])])
+
+
+def _share(answers: Sequence[bool]) -> float:
+    return sum(answers) / len(answers)
+
+
+def _likeness(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> float:
+    """Mean cosine of the judge's features between pictures and unseen drawings of the subject."""
+    unseen = features(judge, to_pixels(draw_many(SUBJECTS[subject], NUM_UNSEEN, seed=123)))
+    return (_unit(features(judge, to_pixels(images))) @ _unit(unseen).T).mean().item()
+
+
+def _diversity(judge: Judge, images: Sequence[np.ndarray]) -> float:
+    """1 less the mean cosine of the judge's features over all pairs of pictures."""
+    found = _unit(features(judge, to_pixels(images)))
+    cosines = found @ found.T
+    number = len(found)
+    return (1 - (cosines.sum() - cosines.trace()) / (number * (number - 1))).item()
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def noise_level(image: np.ndarray) -> float:
+    """The standard deviation of a picture's noise, in levels of 255, of an image [H, W, 3] uint8.
+
+    Immerkaer's mask (Fast Noise Variance Estimation, 1996), which an even surface and a slope both
+    leave at 0; the median in place of the mean, so that outlines do not count as noise."""
+    gray = image.astype(float).mean(axis=2)
+    rows = gray[:-2] - 2 * gray[1:-1] + gray[2:]
+    mask = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
+    # The mask's weights have squares that sum to 36; half of a normal lies within 0.6745 sigma.
+    return float(np.median(np.abs(mask))) / (6 * 0.6745)
+
+
+def _losses(model: ModelFamily, recipe: Recipe, folder: Path) -> Measures:
+    """Mean squared errors of the predicted noise, on drawings that no run saw and on the photos."""
+    subject = draw_many(SUBJECTS[recipe.subject], NUM_UNSEEN, seed=123)
+    cups = draw_many(other_cup, NUM_UNSEEN, seed=124)
+    taken = [np.array(Image.open(path).convert("RGB")) for path in photos(recipe.subject, folder)]
+    caption = f"{PREFIXES[0]} {recipe.words}"
+    return {
+        "loss, unseen": denoising_loss(model, subject, caption),
+        "loss, photos": denoising_loss(model, taken, caption),
+        "loss, other cups": denoising_loss(model, cups, CLASS_PROMPT),
+    }
+
+
+@torch.no_grad()
+def denoising_loss(model: ModelFamily, images: Sequence[np.ndarray], caption: str) -> float:
+    """Mean squared error of the predicted noise over ten timesteps, the noise always the same."""
+    generator = torch.Generator().manual_seed(0)
+    latents, _ = model.encode_pixels(to_pixels(images))
+    framing = Framing((64, 64), (0, 0), (64, 64))
+    given = model.encode_captions([caption] * len(latents), [framing] * len(latents))
+    errors = []
+    for timestep in range(50, 1000, 100):
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.full((len(latents),), timestep)
+        noisy_latents = model.schedule.add_noise(latents, noise, timesteps)
+        prediction = model.predict(noisy_latents, timesteps, given)
+        target = model.schedule.target(latents, noise, timesteps)
+        errors.append(squared_errors(prediction, target).mean().item())
+    # JSON has no word for what is no number.
+    return statistics.mean(error if math.isfinite(error) else 1e6 for error in errors)
+
+
+def noise_of_drawings(model: ModelFamily) -> float:
+    """The noise level that the VAE alone leaves in drawings, for comparison."""
+    pixels = decoded(model, to_pixels(draw_many(other_cup, NUM_UNSEEN, seed=124)))
+    images = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return statistics.mean(map(noise_level, images))

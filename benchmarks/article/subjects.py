@@ -1,0 +1,143 @@
+"""The two cups to be learned, as photos and as drawings that no run sees, and who tells them.
+
+The striking cup is the demo's, whose colours and band the model has never seen, and the toy world's
+judge knows it. The subtle cup stands for a face: all of its traits are common, and only together
+they are its own. A linear classifier on the judge's features tells it from other cups."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer import families
+from trainer.data.examples import find_examples
+from trainer.families.base import ModelFamily
+from trainer.toy import MODEL, PHOTOS, drawing, world
+from trainer.toy.judge import Judge
+from trainer.toy.scene import Look, Scene
+
+SUBTLE = Look(
+    body=world.COLORS["blue"],
+    pattern="striped",
+    accent=world.COLORS["white"],
+    detail=world.COLORS["orange"],
+)
+STRIKING_CUP, SUBTLE_CUP = "striking cup", "subtle cup"
+NUM_LESSONS = 200
+"""Drawings of each kind that the classifier learns from, half as many of them through the VAE."""
+
+SceneMaker = Callable[[random.Random], Scene]
+
+
+def subtle_scene(rng: random.Random) -> Scene:
+    """The subtle cup in a random pose, its body off by as much as light changes a colour."""
+    scene = world.pose(SUBTLE, rng, shape="cup")
+    return replace(scene, body=drawing.jitter(SUBTLE.body, rng, 5))
+
+
+def other_cup(rng: random.Random) -> Scene:
+    """A cup as the base model knows them."""
+    return replace(world.random_scene(rng), shape="cup")
+
+
+def lookalike(rng: random.Random) -> Scene:
+    """The subtle cup with one or two of its traits exchanged."""
+    other = world.random_scene(rng)
+    traits = rng.sample(("body", "pattern", "accent", "detail"), rng.randint(1, 2))
+    look = replace(SUBTLE, **{trait: getattr(other, trait) for trait in traits})
+    return other_cup(rng) if look == SUBTLE else world.pose(look, rng, shape="cup")
+
+
+SUBJECTS: dict[str, SceneMaker] = {
+    STRIKING_CUP: world.subject_scene,
+    SUBTLE_CUP: subtle_scene,
+}
+
+
+def draw_many(make: SceneMaker, number: int, seed: int) -> np.ndarray:
+    """Pictures [number, 64, 64, 3] uint8, the same for a seed."""
+    rng = random.Random(seed)
+    return np.stack([np.asarray(drawing.draw(make(rng))) for _ in range(number)])
+
+
+def photos(subject: str, folder: Path) -> tuple[Path, ...]:
+    """Six photos: the demo's of its cup, and of the other as many, in the same surroundings."""
+    if subject == STRIKING_CUP:
+        return tuple(example.path for example in find_examples([PHOTOS], "-"))
+    rng, paths = random.Random(11), []
+    for number, background in enumerate([*world.BACKGROUNDS, "grass"]):
+        path = folder / "photos" / f"{subject.replace(' ', '_')}_{number}.png"
+        scene = replace(SUBJECTS[subject](rng), background=background)
+        paths.append(path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawing.draw(scene).save(path)
+    return tuple(paths)
+
+
+def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """[B, 3, 64, 64] in [-1, 1] of images [64, 64, 3] uint8."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def features(judge: Judge, pixels: Tensor) -> Tensor:
+    """The judge's own description [B, 128] of each picture."""
+    found: Tensor = judge.classifier.features(pixels)
+    return found
+
+
+def shows_subject(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> list[bool]:
+    """Whether each picture shows that very cup."""
+    if subject == STRIKING_CUP:
+        return [verdict.is_subject for verdict in judge.verdicts(images)]
+    weight, bias = subtle_classifier()
+    found: list[bool] = (features(judge, to_pixels(images)) @ weight + bias > 0).tolist()
+    return found
+
+
+@cache
+def subtle_classifier() -> tuple[Tensor, Tensor]:
+    """Weight [128] and bias [] of a logistic regression that says yes to the subtle cup alone."""
+    judge, vae = Judge(), families.load(MODEL, torch.device("cpu"))
+    kinds = [
+        to_pixels(draw_many(make, NUM_LESSONS, seed))
+        for seed, make in enumerate((subtle_scene, other_cup, lookalike), start=1)
+    ]
+    lessons = [torch.cat([kind, decoded(vae, kind[: NUM_LESSONS // 2])]) for kind in kinds]
+    answers = torch.cat([torch.full((len(kind),), float(i == 0)) for i, kind in enumerate(lessons)])
+    return _logistic_regression(features(judge, torch.cat(lessons)), answers)
+
+
+@torch.no_grad()
+def decoded(model: ModelFamily, pixels: Tensor) -> Tensor:
+    """Pictures as the model's VAE gives them back: what drawings look like to it."""
+    means = [model.encode_pixels(one[None])[0] for one in pixels]
+    return torch.cat([model.decode_latents(mean).clamp(-1, 1) for mean in means])
+
+
+def _logistic_regression(inputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    center, scale = inputs.mean(dim=0), inputs.std(dim=0) + 1e-4
+    inputs = (inputs - center) / scale
+    weight, bias = torch.zeros(inputs.shape[1]), torch.zeros(())
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=200)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = inputs @ weight + bias
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, answers)
+        value = value + 1e-3 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    weight, bias = weight.detach() / scale, bias.detach()
+    return weight, bias - weight @ center

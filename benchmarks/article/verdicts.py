@@ -1,0 +1,88 @@
+"""Whether numbers show a claim: the difference of two groups of models against the spread over the
+seeds. Pure arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+SEEDS_NEEDED = 3
+Expectation = Literal["more", "same"]
+Values = Mapping[int, float]
+"""By seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What came of one comparison."""
+
+    num_seeds: int
+    difference: float = 0.0
+    """Of the means over the seeds."""
+    bar: float = 0.0
+    """What a difference must exceed to count: twice the larger of the two groups' standard
+    deviations over the seeds, and at least what the measure can resolve."""
+    verdict: str = "not measured"
+
+
+def compare(
+    more: Sequence[Values],
+    less: Sequence[Values],
+    *,
+    expected: Expectation,
+    resolution: float,
+    join: Callable[[Sequence[float]], float] = statistics.mean,
+) -> Finding:
+    """Each group's models are joined into one value per seed, of the seeds that all have."""
+    seeds = sorted(set.intersection(*(set(values) for values in [*more, *less])))
+    if len(seeds) < 2:
+        return Finding(num_seeds=len(seeds))
+    groups = [
+        [join([values[seed] for values in group]) for seed in seeds] for group in (more, less)
+    ]
+    difference = statistics.mean(groups[0]) - statistics.mean(groups[1])
+    bar = max(2 * max(map(statistics.stdev, groups)), resolution)
+    return Finding(
+        num_seeds=len(seeds),
+        difference=difference,
+        bar=bar,
+        verdict=_verdict(difference, bar, expected)
+        if len(seeds) >= SEEDS_NEEDED
+        else "too few seeds",
+    )
+
+
+def _verdict(difference: float, bar: float, expected: Expectation) -> str:
+    if expected == "same":
+        return "shown" if abs(difference) <= bar else "not shown"
+    if difference > bar:
+        return "shown"
+    return "the opposite" if difference < -bar else "not shown"
+
+
+def summary(verdicts: Sequence[str]) -> str:
+    """One phrase for all comparisons of an experiment."""
+    open_ones = [verdict for verdict in verdicts if verdict in ("not measured", "too few seeds")]
+    if len(open_ones) == len(verdicts):
+        return "Not decided yet"
+    phrase = _phrase([verdict for verdict in verdicts if verdict not in open_ones])
+    return f"{phrase}, as far as it has been measured" if open_ones else phrase
+
+
+def _phrase(verdicts: Sequence[str]) -> str:
+    num_shown = verdicts.count("shown")
+    if num_shown == len(verdicts):
+        return "Shows the claim"
+    if num_shown:
+        return f"Shows {num_shown} of {len(verdicts)} parts of the claim"
+    return "Shows the opposite" if "the opposite" in verdicts else "Does not show the claim"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and in brackets the least and the most."""
+    if not values:
+        return "–"
+    mean, least, most = statistics.mean(values), min(values), max(values)
+    return f"{mean:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
