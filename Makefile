@@ -1,10 +1,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test soak lint types
+.PHONY: demo experiments test soak lint types
 
 demo: .venv/installed  ## teach the toy model a new cup; pictures and report in out/demo
 	$(BIN)/python -m trainer demo --folder out/demo
+
+experiments: .venv/installed  ## try the article's findings again; about an hour on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.article
 
 test: .venv/installed  ## the tests, one worker and thread per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile

@@ -70,6 +70,8 @@ class Experiment:
     comparisons: Sequence[Comparison]
     figure: str = "dots"
     """Its kind, by the name in `figures.FIGURES`."""
+    remark: str = ""
+    """What was seen afterwards, and why the embedded model could not show more."""
 
 
 PRESET = Recipe()
@@ -81,6 +83,12 @@ SUBTLE = replace(PRESET, subject=SUBTLE_CUP)
 
 RATES = (8e-5, 2e-4, 5e-4, 1.25e-3)
 STEPS = (50, 100, 200, 400)
+
+
+def rate_name(rate: float) -> str:
+    """As people write it: 1.25e-3."""
+    digits, exponent = f"{rate:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def _plain(rate: float = 2e-4, steps: int = 300) -> Recipe:
@@ -101,7 +109,7 @@ def _sweet_spot() -> Experiment:
         setting="U-Net alone, no class images, as in the article's runs of objects. Each rate is "
         "2.5 times the one before, as the article's two are; the embedded model is smaller than "
         "Stable Diffusion and takes rates about a hundred times larger.",
-        points={f"{rate:g}, {steps} steps": point for (rate, steps), point in points.items()},
+        points={f"{rate_name(r)}, {s} steps": point for (r, s), point in points.items()},
         measures=("subject", "background", "class kept", "balance", "noise", "loss, unseen"),
         comparisons=[
             Comparison(

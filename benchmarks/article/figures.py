@@ -21,6 +21,7 @@ from .experiments import (
     STEPS,
     WELL_TRAINED,
     Experiment,
+    rate_name,
 )
 from .scores import Measures
 
@@ -65,7 +66,7 @@ def heat_map(experiment: Experiment, results: Results) -> Figure:
     for panel, measure in zip(panels, measures, strict=True):
         cells = [
             [
-                [found[measure] for found in results[f"{rate:g}, {steps} steps"].values()]
+                [found[measure] for found in results[f"{rate_name(rate)}, {steps} steps"].values()]
                 for steps in STEPS
             ]
             for rate in RATES
@@ -77,7 +78,7 @@ def heat_map(experiment: Experiment, results: Results) -> Figure:
         panel.set_title(MEASURES[measure].title)
         panel.set_xticks(range(len(STEPS)), STEPS)
         panel.set_xlabel("steps")
-    panels[0].set_yticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
+    panels[0].set_yticks(range(len(RATES)), [rate_name(rate) for rate in RATES])
     panels[0].set_ylabel("learning rate")
     figure.colorbar(shown, ax=list(panels))
     return figure
@@ -152,7 +153,7 @@ def _rates_by_steps(pictures: Pictures) -> Image.Image:
     """Of each model one picture of the subject at night and one of the class."""
     night, of_class = 1 + list(BACKGROUNDS).index("night"), 1 + len(BACKGROUNDS)
     images = [
-        pictures[f"{rate:g}, {steps} steps"][index]
+        pictures[f"{rate_name(rate)}, {steps} steps"][index]
         for rate in RATES
         for index in (night, of_class)
         for steps in STEPS
@@ -160,7 +161,7 @@ def _rates_by_steps(pictures: Pictures) -> Image.Image:
     columns = [
         f"{what}, {steps} steps" for what in ("subject at night", "class") for steps in STEPS
     ]
-    return grid(images, columns=columns, rows=[f"{rate:g}" for rate in RATES])
+    return grid(images, columns=columns, rows=[rate_name(rate) for rate in RATES])
 
 
 def _schedulers_by_steps(pictures: Pictures) -> Image.Image:

@@ -117,6 +117,7 @@ def _section(
         "",
         f"**{_sentence(experiment, findings)}**",
         "",
+        *([experiment.remark, ""] if experiment.remark else []),
     ]
     if not any(results.values()):
         return "\n".join([*lines, "Not run yet.", ""])
@@ -178,17 +179,18 @@ it is shown when the difference stays below the bar, which with few seeds is a w
 
 
 def _method() -> str:
-    return f"""
-## How it is measured
+    return f"""## How it is measured
 
 Every model draws {len(PREFIXES) * 6} pictures of the subject ({len(PREFIXES)} beginnings of the
 prompt, each alone and in five surroundings) and {NUM_CLASS_IMAGES} of “a photo of a cup”, with
 {SAMPLING.scheduler}, {SAMPLING.steps} steps, guidance {SAMPLING.guidance_scale:g}, always from the
-same noise. The toy world's judge, who learned from drawings and from none of the model's pictures,
-looks at them.
+same noise. The judge, who learned from drawings and from none of the model's pictures, looks at
+them.
 
 - **subject shown**: share of the subject's pictures that show that very cup. The subtle cup is told
-  by a linear classifier on the judge's features, which learned from drawings too.
+  by a linear classifier on the judge's features, which learned from drawings too. Of 100 drawings
+  of it that it had not seen it knows 99, of 60 that went through the VAE 55; of 160 cups with one
+  or two other traits it takes 3 for it.
 - **surroundings right**: share of those with surroundings in the prompt that have them; **both**:
   that also show the subject.
 - **class kept**: share of the pictures of “a cup” that show a cup, and not the subject.

@@ -30,7 +30,7 @@ SUBTLE = Look(
     detail=world.COLORS["orange"],
 )
 STRIKING_CUP, SUBTLE_CUP = "striking cup", "subtle cup"
-NUM_LESSONS = 200
+NUM_LESSONS = 300
 """Drawings of each kind that the classifier learns from, half as many of them through the VAE."""
 
 SceneMaker = Callable[[random.Random], Scene]

@@ -77,7 +77,8 @@ def _phrase(verdicts: Sequence[str]) -> str:
         return "Shows the claim"
     if num_shown:
         return f"Shows {num_shown} of {len(verdicts)} parts of the claim"
-    return "Shows the opposite" if "the opposite" in verdicts else "Does not show the claim"
+    is_opposite = set(verdicts) == {"the opposite"}
+    return "Shows the opposite" if is_opposite else "Does not show the claim"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.article.recipes import PLACEHOLDER, Recipe, Workshop
+
+PLAIN = Recipe(steps=20, class_images=0, text_encoder=False)
+
+
+def test_a_checkpoint_on_the_way_is_the_model_of_a_shorter_run(tmp_path: Path):
+    """Which is why experiments may share the runs."""
+    workshop = Workshop(folder=tmp_path, is_quick=True)
+    own = workshop.model(PLAIN, seed=0).unet.state_dict()
+    shared = workshop.model(replace(PLAIN, steps=50, of=100), seed=0).unet.state_dict()
+    longer = workshop.model(replace(PLAIN, steps=50), seed=0).unet.state_dict()
+    assert all(torch.equal(longer[name], shared[name]) for name in longer)
+    assert not all(torch.equal(own[name], shared[name]) for name in own)
+
+
+def test_textual_inversion_comes_before_the_other_steps(tmp_path: Path):
+    workshop = Workshop(folder=tmp_path, is_quick=True)
+    recipe = replace(PLAIN, words=PLACEHOLDER, inversion_steps=60)
+    model = workshop.model(recipe, seed=0)
+    only_word = workshop.model(replace(recipe, steps=0), seed=0)
+    name = next(iter(model.learned[PLACEHOLDER]))
+    learned, same = (m.learned[PLACEHOLDER][name] for m in (model, only_word))
+    later = workshop.model(replace(recipe, steps=0, inversion_steps=120), seed=0)
+    assert torch.equal(learned, same)
+    assert not torch.equal(learned, later.learned[PLACEHOLDER][name])
+    weights = [m.unet.conv_in.weight for m in (model, only_word)]
+    assert not torch.equal(*weights)
+
+
+def test_models_of_one_run_name_the_same_run():
+    a, b = replace(PLAIN, steps=50, of=400), replace(PLAIN, steps=400)
+    assert a.run == b.run != PLAIN.run
+    words = [replace(PLAIN, words=PLACEHOLDER, inversion_steps=n, steps=s)
+             for n, s in ((60, 0), (240, 300))]  # fmt: skip
+    assert words[0].run == words[1].run

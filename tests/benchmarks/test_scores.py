@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.article.recipes import Recipe
+from benchmarks.article.scores import Drawing, Point, ScoreBook, balance, noise_level
+
+
+def gray(levels: np.ndarray) -> np.ndarray:
+    return np.repeat(np.clip(levels, 0, 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def test_noise_level_is_the_deviation_of_the_noise():
+    for sigma in (3.0, 8.0, 20.0):
+        noise = np.random.default_rng(0).normal(0, sigma, (256, 256))
+        assert noise_level(gray(128 + noise)) == pytest.approx(sigma, rel=0.05)
+
+
+def test_neither_slopes_nor_outlines_are_noise():
+    columns = np.arange(64)[None].repeat(64, axis=0)
+    assert noise_level(gray(2.0 * columns)) == 0
+    assert noise_level(gray(255.0 * (columns > 30))) == 0
+
+
+def test_balance_is_a_harmonic_mean():
+    assert balance(0.5, 1.0, 0.25) == pytest.approx(3 / (2 + 1 + 4))
+    assert balance(0.0, 1.0, 1.0) == 0
+
+
+def test_every_setting_and_the_seed_make_another_key():
+    point = Point(recipe=Recipe())
+    others = [
+        replace(point, recipe=replace(point.recipe, **{name: value}))
+        for name, value in {
+            "subject": "subtle cup", "words": "zwx cup", "steps": 299, "of": 400,
+            "learning_rate": 1e-4, "class_images": 6, "prior_weight": 0.5, "text_encoder": False,
+            "ema": True, "optimizer": "Lion", "precision": "bf16", "inversion_steps": 60,
+        }.items()
+    ]  # fmt: skip
+    others += [replace(point, drawing=Drawing(scheduler="DDIM", steps=n)) for n in (5, 10)]
+    keys = [each.key(0) for each in [point, *others]] + [point.key(1), point.key(0, is_quick=True)]
+    assert len(set(keys)) == len(keys)
+    assert point.key(0) == Point(recipe=Recipe(steps=300)).key(0)
+
+
+def test_the_book_gives_back_what_was_added_and_passes_over_half_a_line(tmp_path: Path):
+    book = ScoreBook(tmp_path)
+    assert book.read() == {}
+    book.add("first", {"subject": 0.5}, {"seed": 0})
+    with book.file.open("a", encoding="utf-8") as file:
+        file.write('{"key": "torn", "meas\n')
+    ScoreBook(tmp_path).add("second", {"subject": 0.25}, {"seed": 1})
+    assert book.read() == {"first": {"subject": 0.5}, "second": {"subject": 0.25}}
+
+
+def test_pictures_come_back_pixel_by_pixel(tmp_path: Path):
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8))
+    book = ScoreBook(tmp_path)
+    book.add_pictures("key", images)
+    found = book.picture("key")
+    assert len(found) == 5
+    assert all(np.array_equal(one, other) for one, other in zip(images, found, strict=True))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.article.subjects import (
+    SUBJECTS,
+    SUBTLE_CUP,
+    decoded,
+    draw_many,
+    lookalike,
+    other_cup,
+    photos,
+    shows_subject,
+    to_pixels,
+)
+from trainer import families
+from trainer.data.images import read_image
+from trainer.toy import MODEL
+from trainer.toy.judge import Judge
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge()
+
+
+def share(judge: Judge, images: np.ndarray) -> float:
+    return float(np.mean(shows_subject(judge, SUBTLE_CUP, list(images))))
+
+
+def test_the_subtle_cup_is_told_from_cups_that_share_most_of_its_traits(judge: Judge):
+    subtle, others, alike = (
+        draw_many(make, 100, seed)
+        for seed, make in enumerate((SUBJECTS[SUBTLE_CUP], other_cup, lookalike), start=901)
+    )
+    assert share(judge, subtle) >= 0.95
+    assert share(judge, others) <= 0.03
+    assert share(judge, alike) <= 0.08
+
+
+def test_it_is_told_also_as_the_vae_draws_it(judge: Judge):
+    vae = families.load(MODEL, torch.device("cpu"))
+    shares = {}
+    for seed, make in enumerate((SUBJECTS[SUBTLE_CUP], lookalike), start=905):
+        pixels = decoded(vae, to_pixels(draw_many(make, 40, seed)))
+        images = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        shares[make] = share(judge, images)
+    assert shares[SUBJECTS[SUBTLE_CUP]] >= 0.8
+    assert shares[lookalike] <= 0.1
+
+
+def test_the_judge_takes_the_subtle_cup_for_an_ordinary_one(judge: Judge):
+    verdicts = judge.verdicts(list(draw_many(SUBJECTS[SUBTLE_CUP], 100, 907)))
+    assert sum(verdict.shape == "cup" for verdict in verdicts) >= 95
+    assert not any(verdict.is_subject for verdict in verdicts)
+
+
+@pytest.mark.parametrize("subject", list(SUBJECTS))
+def test_photos_are_six_of_that_cup_and_the_same_again(subject: str, judge: Judge, tmp_path: Path):
+    paths = photos(subject, tmp_path)
+    images = [np.asarray(read_image(path, (255, 255, 255))) for path in paths]
+    assert len(set(paths)) == 6
+    assert all(shows_subject(judge, subject, images))
+    assert len({verdict.background for verdict in judge.verdicts(images)}) == 5
+    again = [path.read_bytes() for path in photos(subject, tmp_path / "elsewhere")]
+    assert again == [path.read_bytes() for path in paths]
