@@ -56,7 +56,10 @@ def main() -> None:
         pending = tasks(
             arguments.only, arguments.seeds, set(book.read()), is_quick=workshop.is_quick
         )
-        run_all(workshop, book, pending, arguments.workers)
+        try:
+            run_all(workshop, book, pending, arguments.workers)
+        except KeyboardInterrupt:
+            raise SystemExit("Stopped. The same command goes on from here.") from None
     docs = arguments.folder / "docs" if arguments.quick else DOCS
     write_page(docs, book, arguments.seeds, is_quick=workshop.is_quick)
 
