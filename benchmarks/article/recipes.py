@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,13 +14,12 @@ from trainer import families
 from trainer.config import OptimizerConfig, TrainingConfig
 from trainer.families.base import ModelFamily
 from trainer.identity import code_version
-from trainer.loop import train
+from trainer.loop import TrainingResult, train
 from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.presets import INVERSION_PRESETS
 from trainer.priors import make_class_images
-from trainer.runs import TrainingResult
 from trainer.toy import MODEL
 from trainer.toy.demo import demo_config
 
@@ -111,7 +111,7 @@ class Workshop:
         return self._saved(config, result.embedding, recipe.inversion_steps)
 
     def _config(self, recipe: Recipe, seed: int, steps: int) -> TrainingConfig:
-        prior = {"weight": 0.0}
+        prior: dict[str, Any] = {"weight": 0.0}
         if recipe.class_images:
             images = self.class_images(recipe.class_images)
             prior = {"weight": recipe.prior_weight, "images": images}

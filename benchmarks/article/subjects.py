@@ -61,10 +61,10 @@ SUBJECTS: dict[str, SceneMaker] = {
 }
 
 
-def draw_many(make: SceneMaker, number: int, seed: int) -> np.ndarray:
-    """Pictures [number, 64, 64, 3] uint8, the same for a seed."""
+def draw_many(make: SceneMaker, number: int, seed: int) -> list[np.ndarray]:
+    """Pictures [64, 64, 3] uint8, the same for a seed."""
     rng = random.Random(seed)
-    return np.stack([np.asarray(drawing.draw(make(rng))) for _ in range(number)])
+    return [np.asarray(drawing.draw(make(rng))) for _ in range(number)]
 
 
 def photos(subject: str, folder: Path) -> tuple[Path, ...]:

@@ -28,8 +28,8 @@ def judge() -> Judge:
     return Judge()
 
 
-def share(judge: Judge, images: np.ndarray) -> float:
-    return float(np.mean(shows_subject(judge, SUBTLE_CUP, list(images))))
+def share(judge: Judge, images: list[np.ndarray]) -> float:
+    return float(np.mean(shows_subject(judge, SUBTLE_CUP, images)))
 
 
 def test_the_subtle_cup_is_told_from_cups_that_share_most_of_its_traits(judge: Judge):
@@ -47,14 +47,14 @@ def test_it_is_told_also_as_the_vae_draws_it(judge: Judge):
     shares = {}
     for seed, make in enumerate((SUBJECTS[SUBTLE_CUP], lookalike), start=905):
         pixels = decoded(vae, to_pixels(draw_many(make, 40, seed)))
-        images = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        images = list(((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
         shares[make] = share(judge, images)
     assert shares[SUBJECTS[SUBTLE_CUP]] >= 0.8
     assert shares[lookalike] <= 0.1
 
 
 def test_the_judge_takes_the_subtle_cup_for_an_ordinary_one(judge: Judge):
-    verdicts = judge.verdicts(list(draw_many(SUBJECTS[SUBTLE_CUP], 100, 907)))
+    verdicts = judge.verdicts(draw_many(SUBJECTS[SUBTLE_CUP], 100, 907))
     assert sum(verdict.shape == "cup" for verdict in verdicts) >= 95
     assert not any(verdict.is_subject for verdict in verdicts)
 
