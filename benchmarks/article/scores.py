@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from trainer import metrics
 from trainer.config import SamplingConfig
 from trainer.diffusion import squared_errors
 from trainer.families.base import Framing, ModelFamily
@@ -30,9 +30,7 @@ from trainer.toy.world import BACKGROUNDS
 from .recipes import Recipe, Workshop
 from .subjects import (
     SUBJECTS,
-    decoded,
     draw_many,
-    features,
     other_cup,
     photos,
     shows_subject,
@@ -149,7 +147,7 @@ def measure(model: ModelFamily, recipe: Recipe, folder: Path) -> tuple[Measures,
         "followed": _share([both == (True, True) for both in followed]),
         "class kept": _share(kept),
         "likeness": _likeness(judge, recipe.subject, images),
-        "class diversity": _diversity(judge, class_images),
+        "class diversity": metrics.diversity(judge.embed_images(class_images)),
         "noise": statistics.mean(map(noise_level, images)),
         **_losses(model, recipe, folder),
     }
@@ -190,21 +188,8 @@ def _share(answers: Sequence[bool]) -> float:
 
 
 def _likeness(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> float:
-    """Mean cosine of the judge's features between pictures and unseen drawings of the subject."""
-    unseen = features(judge, to_pixels(draw_many(SUBJECTS[subject], NUM_UNSEEN, seed=123)))
-    return (_unit(features(judge, to_pixels(images))) @ _unit(unseen).T).mean().item()
-
-
-def _diversity(judge: Judge, images: Sequence[np.ndarray]) -> float:
-    """1 less the mean cosine of the judge's features over all pairs of pictures."""
-    found = _unit(features(judge, to_pixels(images)))
-    cosines = found @ found.T
-    number = len(found)
-    return (1 - (cosines.sum() - cosines.trace()) / (number * (number - 1))).item()
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors, dim=1)
+    unseen = draw_many(SUBJECTS[subject], NUM_UNSEEN, seed=123)
+    return metrics.subject_fidelity(judge.embed_images(images), judge.embed_images(unseen))
 
 
 def noise_level(image: np.ndarray) -> float:
@@ -249,10 +234,3 @@ def denoising_loss(model: ModelFamily, images: Sequence[np.ndarray], caption: st
         errors.append(squared_errors(prediction, target).mean().item())
     # JSON has no word for what is no number.
     return statistics.mean(error if math.isfinite(error) else 1e6 for error in errors)
-
-
-def noise_of_drawings(model: ModelFamily) -> float:
-    """The noise level that the VAE alone leaves in drawings, for comparison."""
-    pixels = decoded(model, to_pixels(draw_many(other_cup, NUM_UNSEEN, seed=124)))
-    images = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return statistics.mean(map(noise_level, images))

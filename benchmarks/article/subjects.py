@@ -87,19 +87,12 @@ def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-@torch.no_grad()
-def features(judge: Judge, pixels: Tensor) -> Tensor:
-    """The judge's own description [B, 128] of each picture."""
-    found: Tensor = judge.classifier.features(pixels)
-    return found
-
-
 def shows_subject(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> list[bool]:
     """Whether each picture shows that very cup."""
     if subject == STRIKING_CUP:
         return [verdict.is_subject for verdict in judge.verdicts(images)]
     weight, bias = subtle_classifier()
-    found: list[bool] = (features(judge, to_pixels(images)) @ weight + bias > 0).tolist()
+    found: list[bool] = (judge.embed_images(images) @ weight + bias > 0).tolist()
     return found
 
 
@@ -107,20 +100,20 @@ def shows_subject(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> l
 def subtle_classifier() -> tuple[Tensor, Tensor]:
     """Weight [128] and bias [] of a logistic regression that says yes to the subtle cup alone."""
     judge, vae = Judge(), families.load(MODEL, torch.device("cpu"))
-    kinds = [
-        to_pixels(draw_many(make, NUM_LESSONS, seed))
-        for seed, make in enumerate((subtle_scene, other_cup, lookalike), start=1)
-    ]
-    lessons = [torch.cat([kind, decoded(vae, kind[: NUM_LESSONS // 2])]) for kind in kinds]
+    lessons = []
+    for seed, make in enumerate((subtle_scene, other_cup, lookalike), start=1):
+        drawings = draw_many(make, NUM_LESSONS, seed)
+        lessons.append(drawings + decoded(vae, drawings[: NUM_LESSONS // 2]))
     answers = torch.cat([torch.full((len(kind),), float(i == 0)) for i, kind in enumerate(lessons)])
-    return _logistic_regression(features(judge, torch.cat(lessons)), answers)
+    return _logistic_regression(judge.embed_images(sum(lessons, [])), answers)
 
 
 @torch.no_grad()
-def decoded(model: ModelFamily, pixels: Tensor) -> Tensor:
+def decoded(model: ModelFamily, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Pictures as the model's VAE gives them back: what drawings look like to it."""
-    means = [model.encode_pixels(one[None])[0] for one in pixels]
-    return torch.cat([model.decode_latents(mean).clamp(-1, 1) for mean in means])
+    means = [model.encode_pixels(to_pixels([image]))[0] for image in images]
+    pixels = torch.cat([model.decode_latents(mean).clamp(-1, 1) for mean in means])
+    return list(((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
 def _logistic_regression(inputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
