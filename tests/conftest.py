@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -103,6 +104,23 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+    return limited
+
+
+@pytest.fixture
+def memory_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Inside, the process can take no more than so many further bytes."""
+
+    @contextmanager
+    def limited(num_bytes: int) -> Iterator[None]:
+        before, most = resource.getrlimit(resource.RLIMIT_AS)
+        taken = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (taken + num_bytes, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
     return limited
 

@@ -20,8 +20,9 @@ HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
     {"names", "metrics", "config", "presets", "observer", "diffusion"},
     {
-        "alarms",
         "precision",
+        "memory",
+        "health",
         "optimizers",
         "lr_schedules",
         "schedulers",

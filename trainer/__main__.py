@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         logging.error("Stopped.")
         return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
         logging.error("%s", error)
         return 1
     return 0

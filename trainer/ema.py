@@ -48,9 +48,7 @@ class EMA:
             average.copy_(saved)
         self.num_updates = state["num_updates"]
 
-    @torch.no_grad()
     def _swap(self) -> None:
+        # By exchanging who holds which memory: that takes none, and so cannot run out half-way.
         for parameter, average in zip(self.parameters, self.averages, strict=True):
-            kept = parameter.clone()
-            parameter.copy_(average)
-            average.copy_(kept)
+            parameter.data, average.data = average.data, parameter.data

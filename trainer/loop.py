@@ -4,6 +4,7 @@ optimizer."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import families, lr_schedules, optimizers, precision, schedulers, space
-from .alarms import warn_of_explosion
+from . import families, lr_schedules, memory, optimizers, precision, schedulers, space
 from .checkpoint import prepare_folder
-from .config import TrainingConfig
+from .config import DatasetConfig, TrainingConfig
 from .data.batches import BatchStream
 from .data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
 from .data.images import parse_color
@@ -35,6 +35,8 @@ from .session import Session
 __all__ = ["TrainingResult", "check", "train"]
 
 logger = logging.getLogger(__name__)
+
+CLOSE_OTHERS = "Close other programs that take memory, and run the same again."
 
 LatentsOf = dict[Example, CachedLatents]
 
@@ -55,9 +57,10 @@ def train(
     ends early keeps the weights of its last step in a file.
 
     Raises ValueError or FileNotFoundError for settings and files that cannot be used, before the
-    model is loaded where that is possible; FloatingPointError once the loss is no number;
-    RuntimeError if a part that was to be trained did not change. Whatever the observer raises ends
-    the run; where it only wants to finish, what was learned so far is the result.
+    model is loaded where that is possible; OSError where nothing can be written; one of
+    `memory.OUT_OF_MEMORY`; FloatingPointError once the loss is no number; RuntimeError if a part
+    that was to be trained did not change. Whatever the observer raises ends the run; where it only
+    wants to finish, what was learned so far is the result.
     """
     observer = observer or Observer()
     check(config, device)
@@ -82,8 +85,9 @@ def _train(
 ) -> TrainingResult:
     started = run.started if run else datetime.now(timezone.utc)
     observer.on_load(config.base)
-    model = families.load(config.base, device, config.embedding)
-    trainable = method.attach(model, config, photos)
+    with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
+        model = families.load(config.base, device, config.embedding)
+        trainable = method.attach(model, config, photos)
     for file in trainable.files:
         prepare_folder(file.output.folder)
     instance, prior = _encode_images(photos, config, model, observer)
@@ -98,7 +102,8 @@ def _train(
         previews = _make_steps(session, outputs, observer, run)
     steps = len(session.reports)
     moved = _require_movement(session, outputs)
-    files = outputs.save_final()
+    with memory.explained("while the result was written", lambda: CLOSE_OTHERS):
+        files = outputs.save_final()
     if run:
         run.finish(files, moved)
     for path in files.values():
@@ -115,10 +120,10 @@ def _make_steps(
     previews = run.recorder.previews() if run else []
     for step in range(len(session.reports) + 1, config.steps + 1):
         observer.on_step(session.step())
-        warn_of_explosion(session.reports, config.optimizer.learning_rate)
-        if config.preview.prompts and _is_due(step, config.preview.every):
-            previews = session.preview(observer)
-            observer.on_preview(step, previews)
+        is_preview_due = config.preview.prompts and _is_due(step, config.preview.every)
+        if is_preview_due and (drawn := session.preview(observer)):
+            previews = drawn
+            observer.on_preview(step, drawn)
         if _is_due(step, config.output.save_every):
             for path in outputs.save_step().values():
                 observer.on_checkpoint(step, path)
@@ -151,8 +156,7 @@ def _encode_images(
     warn_of_cut_captions(photos, model.tokenizer.cut_text)
     if config.dataset.mirror:
         photos = with_mirrors(photos)
-    seed, dataset = config.seed, config.dataset
-    instance = encode_examples(photos, dataset, model, observer, seed=seed)
+    instance = _encode(photos, config.dataset, config.seed, model, observer)
     if config.prior.weight == 0:
         return instance, {}
     _refuse_subject_in_class(config.prior.prompt, model)
@@ -160,8 +164,22 @@ def _encode_images(
         _class_images(config, model, observer), config.prior.prompt, is_prior=True
     )
     # Small class images cost no likeness, so they are enlarged without asking.
-    dataset = replace(dataset, allow_upscaling=True)
-    return instance, encode_examples(class_images, dataset, model, observer, seed=seed)
+    dataset = replace(config.dataset, allow_upscaling=True)
+    return instance, _encode(class_images, dataset, config.seed, model, observer)
+
+
+def _encode(
+    examples: Sequence[Example],
+    dataset: DatasetConfig,
+    seed: int,
+    model: ModelFamily,
+    observer: Observer,
+) -> LatentsOf:
+    resolution = dataset.resolution or model.native_resolution
+    with memory.explained(
+        "while the images were encoded", lambda: f"Lower dataset.resolution (now {resolution})."
+    ):
+        return encode_examples(examples, dataset, model, observer, seed=seed)
 
 
 def _refuse_subject_in_class(prompt: str, model: ModelFamily) -> None:
@@ -202,6 +220,12 @@ def _require_movement(session: Session, outputs: Outputs) -> dict[str, tuple[flo
     """By part, how far its weights moved; RuntimeError if those of any part did not."""
     moved = outputs.moved()
     for part in session.trainable.parts:
+        if not math.isfinite(moved[part.name][0]):
+            raise FloatingPointError(
+                f"The {part.name} holds weights that are infinite or not a number after "
+                f"{len(session.reports)} steps. Lower its learning rate (now "
+                f"{part.learning_rate:g}), or set output.dtype to fp32."
+            )
         if moved[part.name][1] == 0:
             raise RuntimeError(
                 f"The {part.name} was to be trained, but after {len(session.reports)} steps not "

@@ -65,5 +65,5 @@ def surviving(what: str) -> Iterator[None]:
     run ends."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         logger.warning("Could not keep %s: %s", what, error)

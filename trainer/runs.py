@@ -67,8 +67,9 @@ def open_run(
         run.open(on_existing)
         try:
             yield run
-        except BaseException:
-            run.stop()
+        except BaseException as error:
+            # Numbers that led to none are no state to go on from: the one before stays.
+            run.stop(keep=not isinstance(error, FloatingPointError))
             raise
 
 
@@ -178,15 +179,20 @@ class Run:
                             space.amount(size), size / num_weights)  # fmt: skip
                 self._has_told_size = True
 
-    def stop(self) -> None:
-        """The session has ended early: keep a state of it."""
+    def stop(self, *, keep: bool) -> None:
+        """The session has ended early: keep a state of it, unless it is not worth it."""
         if self._session is None or not self._session.reports:
             return
         last = len(self._session.reports)
-        if self._session.is_whole and self._saved_step < last:
+        if keep and self._session.is_whole and self._saved_step < last:
             self.save_state(is_last=True)
         where = "there" if self._saved_step == last else f"step {self._saved_step}"
-        logger.warning("Stopped after step %d. Run the same again to go on from %s.", last, where)
+        way = (
+            f"Run the same again to go on from {where}."
+            if self._saved_step
+            else "It left no state."
+        )
+        logger.warning("Stopped after step %d. %s", last, way)
 
     def finish(self, files: Mapping[str, Path], moved: Moved) -> None:
         """The session has come to its end: keep what it made, and a state only if it is wanted."""

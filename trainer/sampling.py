@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import schedulers
+from . import memory, schedulers
 from .config import SamplingConfig
 from .families.base import Conditioning, Framing, ModelFamily
 from .observer import Observer
@@ -51,7 +51,12 @@ def sample_each(
             number=number,
             num_batches=len(batches),
         )
-        yield from _sample_batch(model, job, sampling, size=size, observer=observer or Observer())
+        with memory.explained(
+            f"while {len(batch)} images of {size[0]}x{size[1]} pixels were drawn at once",
+            lambda: "Draw fewer at once (batch_size), or smaller ones.",
+        ):
+            images = _sample_batch(model, job, sampling, size=size, observer=observer or Observer())
+        yield from images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

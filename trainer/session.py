@@ -5,6 +5,7 @@ Shapes: B batch."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -16,15 +17,18 @@ import psutil
 import torch
 from torch import Tensor
 
-from . import lr_schedules, optimizers, precision
+from . import lr_schedules, memory, optimizers, precision
 from .config import TrainingConfig
 from .data.batches import Batch, BatchStream
 from .diffusion import min_snr_weights, squared_errors
 from .ema import EMA
 from .families.base import Conditioning, Framing, ModelFamily
+from .health import Health
 from .methods.base import Part, Trainable
 from .observer import Observer, StepReport
 from .sampling import sample
+
+logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -41,6 +45,7 @@ class Session:
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
         self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
         self.reports: list[StepReport] = []
+        self._health = Health(config)
         self._is_changing = False
         self._drawn = batches.state()
         self._peak_megabytes = 0.0
@@ -53,7 +58,12 @@ class Session:
         )
 
     def step(self) -> StepReport:
-        """One optimizer step."""
+        """One optimizer step. FloatingPointError once its numbers are none, one of
+        `memory.OUT_OF_MEMORY` where they take too much."""
+        with memory.explained(f"at step {len(self.reports) + 1}", self._memory_advice):
+            return self._step()
+
+    def _step(self) -> StepReport:
         learning_rates = self._set_learning_rates(len(self.reports))
         instance_loss = prior_loss = 0.0
         for _ in range(self.config.gradient_accumulation):
@@ -63,7 +73,7 @@ class Session:
                 self.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
                 instance_loss += losses[~batch.is_prior].sum().item()
                 prior_loss += losses[batch.is_prior].sum().item()
-        self._require_finite(instance_loss + prior_loss, "loss")
+        self._health.require_finite(instance_loss + prior_loss, "loss", len(self.reports) + 1)
         grad_norm = self._learn()
         report = self._report(instance_loss, prior_loss, grad_norm, learning_rates)
         self._drawn = self.batches.state()
@@ -103,13 +113,18 @@ class Session:
         self._started = time.monotonic()
 
     def preview(self, observer: Observer) -> list[np.ndarray]:
-        """One image per preview prompt, from the weights as they are now."""
+        """One image per preview prompt, from the weights as they are now; none, with a warning, if
+        memory runs out."""
         preview, resolution = self.config.preview, self.config.dataset.resolution
         size = (resolution, resolution) if resolution else None
-        with self.averaged(), precision.autocast(self.config.precision, self.model.device):
-            return sample(
-                self.model, preview.prompts, preview.sampling, size=size, observer=observer
-            )
+        try:
+            with self.averaged(), precision.autocast(self.config.precision, self.model.device):
+                return sample(
+                    self.model, preview.prompts, preview.sampling, size=size, observer=observer
+                )
+        except memory.OUT_OF_MEMORY as error:
+            logger.warning("The previews of step %d are left out. %s", len(self.reports), error)
+            return []
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the weights are their running average, if one is kept."""
@@ -131,40 +146,27 @@ class Session:
 
     def _learn(self) -> float:
         """Change the weights by the gathered gradients; gives the gradients' norm."""
+        step, scale = len(self.reports) + 1, self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         limit = self.config.optimizer.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).item()
         if not self.scaler.is_enabled():  # it leaves out such steps itself, and lowers its scale
-            self._require_finite(norm, "gradient")
+            self._health.require_finite(norm, "gradient", step)
         self._is_changing = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._require_scale()
+        self._health.look_at_scale(scale, self.scaler.get_scale(), step)
         self.optimizer.zero_grad(set_to_none=True)
         self.trainable.after_step()
         if self.ema:
             self.ema.update()
         return norm
 
-    def _require_finite(self, value: float, what: str) -> None:
-        if math.isfinite(value):
-            return
-        config = self.config
-        advice = ", or choose precision bf16 or fp32" if config.precision == "fp16" else ""
-        raise FloatingPointError(
-            f"The {what} became {value} at step {len(self.reports) + 1}. Lower "
-            f"optimizer.learning_rate (now {config.optimizer.learning_rate:g}){advice}."
-        )
-
-    def _require_scale(self) -> None:
-        """The scale halves at each step whose gradients overflow fp16, and is never needed below 1:
-        there, nothing has been learned for many steps, and nothing will be."""
-        if not self.scaler.is_enabled() or self.scaler.get_scale() >= 1:
-            return
-        raise FloatingPointError(
-            f"The gradients have overflowed fp16 at step {len(self.reports) + 1} and the steps "
-            "before, however small the loss was scaled. Choose precision bf16 or fp32, or lower "
-            f"optimizer.learning_rate (now {self.config.optimizer.learning_rate:g})."
+    def _memory_advice(self) -> str:
+        return memory.training_advice(
+            self.config,
+            trains_text_encoder=any(p.name == "text_encoder" for p in self.trainable.parts),
+            resolution=self.config.dataset.resolution or self.model.native_resolution,
         )
 
     def _set_learning_rates(self, step: int) -> dict[str, float]:
@@ -198,6 +200,7 @@ class Session:
             peak_megabytes=self._peak_megabytes,
         )
         self.reports.append(report)
+        self._health.look_at_losses([report.instance_loss for report in self.reports])
         return report
 
 

@@ -136,15 +136,15 @@ def test_the_older_state_makes_room_for_the_newest(config, small_disk, caplog):
 
 def test_losses_that_find_no_room_cost_no_step_and_come_back(config, small_disk, caplog):
     # More lines than the block of the disk holds that the file has already.
-    config = replace(config, output=replace(config.output, state_every=0), steps=40)
+    config = replace(config, output=replace(config.output, state_every=0), steps=28)
     disk = small_disk(64 << 20)
-    acting = Acting(step1=lambda: fill(disk, leaving=0), step39=lambda: (disk / "filler").unlink())
+    acting = Acting(step1=lambda: fill(disk, leaving=0), step27=lambda: (disk / "filler").unlink())
     caplog.set_level(logging.WARNING)
     result = run(config, disk, acting)
     (metrics,) = disk.glob("*/metrics.jsonl")
     (message,) = caplog.messages
     step = int(re.search(r"from step (\d+) on", message)[1])
-    assert 2 < step < 39
+    assert 2 < step < 27
     assert message == f"Could not write the losses from step {step} on into '{metrics}': {FULL}"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["loss"] for line in lines] == [report.loss for report in result.reports]

@@ -95,8 +95,8 @@ def test_gradients_that_overflow_fp16_for_ever_end_the_run(tiny_model):
     with pytest.raises(FloatingPointError) as caught:
         session.step()
     assert str(caught.value) == (
-        f"The gradients have overflowed fp16 at step {num_steps:g} and the steps before, however "
-        "small the loss was scaled. Choose precision bf16 or fp32, or lower "
+        f"In fp16 the gradients were too large for each of the last {num_steps:g} steps up to step "
+        f"{num_steps:g}, which were left out. Choose precision bf16 or fp32, or lower "
         "optimizer.learning_rate (now 0.0001)."
     )
     assert torch.equal(tiny_model.unet.conv_out.weight, before)

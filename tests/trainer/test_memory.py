@@ -1,0 +1,196 @@
+"""Runs that want more memory than there is: the allocator's own errors, and what is made of them.
+
+`too_much` asks it for more than any address space holds."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainer.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PreviewConfig,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from trainer.families.sd1 import SD1
+from trainer.loop import train
+from trainer.memory import OUT_OF_MEMORY, explained, training_advice
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer
+
+CPU = torch.device("cpu")
+DRAWING = SamplingConfig(steps=1, guidance_scale=1, batch_size=2)
+
+
+def too_much() -> torch.Tensor:
+    return torch.empty(1 << 46)
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+    """Four steps on one photo, with as little memory as the settings can do."""
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "photo.png")
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(tmp_path / "photos",), prompt="a dog", resolution=16),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        output=OutputConfig(folder=tmp_path / "out", name="dog"),
+        steps=4,
+        batch_size=1,
+    )
+
+
+class Watching(Observer):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.previews: list[int] = []
+
+    def on_step(self, report):
+        self.steps.append(report.step)
+
+    def on_preview(self, step, images):
+        self.previews.append(step)
+
+
+def run(config: TrainingConfig, runs: Path | None = None, observer: Observer | None = None):
+    return train(config, FullFineTune(), device=CPU, runs=runs, observer=observer)
+
+
+def fail_at(monkeypatch, method: str, calls: set[int]) -> None:
+    """Let these calls of a model's method, counted from 1, take too much memory first."""
+    whole, count = getattr(SD1, method), [0]
+
+    def failing(*arguments):
+        count[0] += 1
+        if count[0] in calls:
+            too_much()
+        return whole(*arguments)
+
+    monkeypatch.setattr(SD1, method, failing)
+
+
+def test_a_step_without_memory_says_what_helps(config, memory_limit):
+    """With more photos at once than there is memory for."""
+    config = replace(config, batch_size=3000)
+    with memory_limit(400 << 20), pytest.raises(MemoryError) as caught:
+        run(config)
+    assert str(caught.value) == (
+        "Out of memory at step 1. What helps, most first: switch on gradient_checkpointing; set "
+        "batch_size to 1 and gradient_accumulation to 3000; set precision to bf16; set "
+        "optimizer.name to AdamW8bit; lower dataset.resolution (now 16). The first two can be "
+        "changed for a run that goes on; the others begin another."
+    )
+
+
+def test_a_run_that_ran_out_of_memory_goes_on_with_less(config, tmp_path, monkeypatch, caplog):
+    whole = run(config)
+    with monkeypatch.context() as patch:
+        fail_at(patch, "predict", {3})
+        with pytest.raises(MemoryError, match="^Out of memory at step 3"):
+            run(config, tmp_path / "runs")
+    assert caplog.messages == ["Stopped after step 2. Run the same again to go on from there."]
+    watching = Watching()
+    result = run(replace(config, gradient_checkpointing=True), tmp_path / "runs", watching)
+    assert watching.steps == [3, 4]
+    losses = [[report.loss for report in each.reports] for each in (result, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_previews_without_memory_are_left_out_and_change_nothing(
+    config, tmp_path, monkeypatch, caplog, ema
+):
+    preview = PreviewConfig(prompts=("a dog", "a cat"), every=1, sampling=DRAWING)
+    config = replace(config, ema=ema)
+    whole = run(config)
+    caplog.set_level(logging.WARNING)
+    fail_at(monkeypatch, "decode_latents", {1, 4})  # of the previews of steps 1 and 3
+    watching = Watching()
+    result = run(replace(config, preview=preview), tmp_path / "runs", watching)
+    assert watching.previews == [2, 4]
+    assert caplog.messages == [
+        f"The previews of step {step} are left out. Out of memory while 2 images of 16x16 pixels "
+        "were drawn at once. Draw fewer at once (batch_size), or smaller ones."
+        for step in (1, 3)
+    ]
+    tensors, others = load_file(result.checkpoint), load_file(whole.checkpoint)
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_images_without_memory_to_be_encoded_say_what_helps(config, monkeypatch):
+    fail_at(monkeypatch, "encode_pixels", {1})
+    with pytest.raises(MemoryError) as caught:
+        run(config)
+    assert str(caught.value) == (
+        "Out of memory while the images were encoded. Lower dataset.resolution (now 16)."
+    )
+
+
+def test_class_images_without_memory_are_gone_on_with(config, tmp_path, monkeypatch):
+    prior = PriorConfig(weight=1, prompt="a photo of a dog", num_images=4, sampling=DRAWING)
+    config = replace(config, prior=prior)
+    with monkeypatch.context() as patch:
+        fail_at(patch, "decode_latents", {3})
+        with pytest.raises(MemoryError, match="^Out of memory while 2 images of 16x16 pixels "):
+            run(config, tmp_path / "runs")
+    made = {path: path.stat().st_mtime_ns for path in config.output.folder.rglob("*.png")}
+    assert len(made) == 2
+    run(config, tmp_path / "runs")
+    assert all(path.stat().st_mtime_ns == before for path, before in made.items())
+    assert len(list(config.output.folder.rglob("*.png"))) == 4
+
+
+def test_a_state_without_memory_is_told_and_not_fatal(config, tmp_path, monkeypatch, caplog):
+    def failing(*arguments):
+        raise MemoryError("what Python says")
+
+    monkeypatch.setattr("trainer.states.save", failing)
+    run(replace(config, output=replace(config.output, state_every=3)), tmp_path / "runs")
+    assert caplog.messages == ["Could not keep the state of step 3: what Python says"]
+
+
+def test_what_is_on_already_is_not_advised(config):
+    thrifty = replace(
+        config,
+        gradient_checkpointing=True,
+        precision="bf16",
+        optimizer=OptimizerConfig(name="AdamW8bit"),
+    )
+    assert training_advice(thrifty, trains_text_encoder=False, resolution=512) == (
+        "What helps, most first: lower dataset.resolution (now 512)."
+    )
+    lavish = replace(config, gradient_checkpointing=True, batch_size=2, ema=True)
+    lavish = replace(lavish, gradient_accumulation=3)
+    assert training_advice(lavish, trains_text_encoder=True, resolution=512) == (
+        "What helps, most first: set batch_size to 1 and gradient_accumulation to 6; set precision "
+        "to bf16; set optimizer.name to AdamW8bit; switch off train_text_encoder, so that captions "
+        "are read only once; switch off ema; lower dataset.resolution (now 512). The first can be "
+        "changed for a run that goes on; the others begin another."
+    )
+
+
+def test_the_devices_error_stays_the_devices():
+    """By its class ComfyUI knows to free the device."""
+    with (
+        pytest.raises(torch.cuda.OutOfMemoryError) as caught,
+        explained("at step 1", lambda: "Take less."),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert str(caught.value) == "Out of memory at step 1. Take less."
+    assert isinstance(caught.value, OUT_OF_MEMORY)
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"), explained("now", str):
+        raise RuntimeError("shapes do not fit")
