@@ -23,7 +23,9 @@ from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.toy.demo import demo_config
 
-STEPS, STATE_EVERY = 100, 50
+STATE_EVERY = 50
+STEPS = 4 * STATE_EVERY + 1
+"""So that the last state falls before the last step, whose report tells the speed."""
 SD15_PARAMETERS = 859_520_964 + 123_060_480
 """Of the U-Net and the text encoder."""
 SHARE = 1 / 8
