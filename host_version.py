@@ -1,14 +1,16 @@
-"""Which ComfyUI the nodes need, told in one line to one that is too old. Imports nothing of it that
-an old one might lack."""
+"""Which ComfyUI and which torch the nodes need, told in one line where they are too old. Imports
+nothing that an old one might lack."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import re
 
-MINIMUM = "0.21.0"
-"""The oldest release that the nodes were tried in."""
+MINIMUM = {"ComfyUI": "0.21.0", "torch": "2.5.0"}
+"""The oldest releases that the nodes were tried with; torch before that cannot read .ckpt files as
+safely."""
 
 
 def find_version() -> str | None:
@@ -21,14 +23,20 @@ def find_version() -> str | None:
     return str(__version__)
 
 
-def complaint(version: str) -> str:
+def complaint(version: str, of: str = "ComfyUI") -> str:
     """What is wrong with this version; "" if nothing."""
-    if _numbers(version) >= _numbers(MINIMUM):
+    if _numbers(version) >= _numbers(MINIMUM[of]):
         return ""
     return (
-        f"DreamBooth for ComfyUI needs ComfyUI {MINIMUM} or newer, found {version}. Its nodes are "
-        "not loaded. Update ComfyUI."
+        f"DreamBooth for ComfyUI needs {of} {MINIMUM[of]} or newer, found {version}. Its nodes are "
+        f"not loaded. Update {of}."
     )
+
+
+def complaint_here() -> str:
+    """What is wrong with the ComfyUI that this runs in, or with its torch; "" if nothing."""
+    found = complaint(find_version() or "an unknown version")
+    return found or complaint(importlib.metadata.version("torch"), of="torch")
 
 
 def warn_if_too_old() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host_version import complaint, find_version
+from ..host_version import complaint_here
 from . import host
 from .dreambooth_train import DreamBoothTrain
 from .generate_class_priors import GenerateClassPriors
@@ -38,7 +38,7 @@ class DreamBoothExtension(ComfyExtension):
 
 
 def comfy_entrypoint() -> ComfyExtension:
-    """Raises RuntimeError for a ComfyUI that is too old, of which it logs this one line."""
-    if found := complaint(find_version() or "an unknown version"):
+    """Raises RuntimeError for a ComfyUI or torch that is too old; ComfyUI logs this one line."""
+    if found := complaint_here():
         raise RuntimeError(found)
     return DreamBoothExtension()

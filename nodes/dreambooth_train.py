@@ -11,6 +11,7 @@ from ..trainer.config import DatasetConfig, PreviewConfig, PriorConfig, Training
 from ..trainer.methods.full import FullFineTune
 from ..trainer.presets import PRESETS
 from . import host
+from .errors import naming_widgets
 from .models import open_source
 from .optimizer_settings import RUN
 from .sockets import (
@@ -60,6 +61,7 @@ class DreamBoothTrain(io.ComfyNode):
         return fingerprint_of(on_existing)
 
     @classmethod
+    @naming_widgets()
     def execute(
         cls,
         model_source: ModelSource,

@@ -13,6 +13,7 @@ from ..trainer.data.examples import find_examples
 from ..trainer.priors import make_class_images
 from ..trainer.schedulers import check as check_scheduler
 from . import host
+from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
 from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource
@@ -82,6 +83,7 @@ class GenerateClassPriors(io.ComfyNode):
         return fingerprint([host.find_photo_folder(folder)]) if folder else ""
 
     @classmethod
+    @naming_widgets()
     def execute(
         cls,
         class_prompt: str,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..trainer.config import DatasetConfig
 from ..trainer.data.examples import find_examples
 from . import host
+from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview, save_batch
 from .paths import fingerprint
 from .sockets import CATEGORY, DatasetSocket
@@ -132,6 +133,7 @@ class LoadInstanceImages(io.ComfyNode):
         return "" if folder == FROM_GRAPH else fingerprint([host.find_photo_folder(folder)])
 
     @classmethod
+    @naming_widgets()
     def execute(
         cls,
         folder: str,

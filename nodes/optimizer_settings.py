@@ -11,6 +11,7 @@ from ..trainer.config import DatasetConfig, FileDtype, TrainingConfig
 from ..trainer.lr_schedules import LR_SCHEDULES
 from ..trainer.methods.full import FullFineTune
 from ..trainer.optimizers import OPTIMIZERS
+from .errors import naming_widgets
 from .sockets import CATEGORY, OptimizerSocket, TrainingSettings
 from .widgets import learning_rate_input, precision_input
 
@@ -47,6 +48,7 @@ class OptimizerSettings(io.ComfyNode):
         )
 
     @classmethod
+    @naming_widgets()
     def execute(
         cls,
         file_dtype: str,

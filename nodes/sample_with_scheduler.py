@@ -14,6 +14,7 @@ from ..trainer.sampling import sample
 from ..trainer.schedulers import SCHEDULERS
 from ..trainer.schedulers import check as check_scheduler
 from . import host
+from .errors import naming_widgets
 from .images import to_batch
 from .sockets import CATEGORY, ModelSocket, ModelSource
 from .widgets import (
@@ -77,6 +78,7 @@ class SampleWithScheduler(io.ComfyNode):
         )
 
     @classmethod
+    @naming_widgets()
     def execute(
         cls,
         model_source: ModelSource,

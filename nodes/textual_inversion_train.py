@@ -12,6 +12,7 @@ from ..trainer.config import DatasetConfig, PreviewConfig, TrainingConfig
 from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.presets import INVERSION_PRESETS
 from . import host
+from .errors import naming_widgets
 from .optimizer_settings import RUN
 from .sockets import CATEGORY, DatasetSocket, ModelSocket, ModelSource, TrainingSettings
 from .training import (
@@ -57,6 +58,7 @@ class TextualInversionTrain(io.ComfyNode):
         return fingerprint_of(on_existing)
 
     @classmethod
+    @naming_widgets()
     def execute(
         cls,
         model_source: ModelSource,

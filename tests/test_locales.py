@@ -1,5 +1,5 @@
-"""What locales and help pages say of the nodes, against the nodes' own schemas: these are read
-through a stand-in for ComfyUI's form of a node, so that no ComfyUI is needed."""
+"""What locales, help pages and errors say of the nodes, against the nodes' own schemas: these are
+read through a stand-in for ComfyUI's form of a node, so that no ComfyUI is needed."""
 
 from __future__ import annotations
 
@@ -231,3 +231,13 @@ def test_messages_on_english_pages_are_those_of_the_code(nodes):
 def test_translated_pages_quote_the_same_messages(nodes, language):
     for node in nodes:
         assert quotes(node, language) == quotes(node, "en"), node
+
+
+def test_errors_name_widgets_that_there_are(nodes):
+    tree = ast.parse((ROOT / "nodes" / "errors.py").read_text("utf-8"))
+    (table,) = [node.value for node in tree.body if isinstance(node, ast.Assign)
+                and ast.unparse(node.targets[0]) == "WIDGETS"]  # fmt: skip
+    shown = {(label(name), words.name) for words in nodes.values() for name in words.inputs}
+    for named in ast.literal_eval(table).values():
+        widget, _, node = named.partition(" of ")
+        assert any(widget == name and node in ("", title) for name, title in shown), named

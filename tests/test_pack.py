@@ -70,10 +70,23 @@ def test_older_ones_are_not(version):
     )
 
 
+@pytest.mark.parametrize("version", ["2.5.0+cpu", "2.11.0"])
+def test_newer_torch_is_welcome(version):
+    assert host_version().complaint(version, of="torch") == ""
+
+
+@pytest.mark.parametrize("version", ["2.4.1+cu121", "1.13.1"])
+def test_older_torch_is_not(version):
+    assert host_version().complaint(version, of="torch") == (
+        f"DreamBooth for ComfyUI needs torch 2.5.0 or newer, found {version}. Its nodes are not "
+        "loaded. Update torch."
+    )
+
+
 def test_the_web_folder_is_there():
     assert (ROOT / "web" / "dreambooth.js").is_file()
 
 
 def test_the_registry_is_told_the_same_version():
     project = (ROOT / "pyproject.toml").read_text("utf-8")
-    assert f'requires-comfyui = ">={host_version().MINIMUM}"' in project
+    assert f'requires-comfyui = ">={host_version().MINIMUM["ComfyUI"]}"' in project

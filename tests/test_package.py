@@ -264,11 +264,11 @@ def test_the_registry_s_page(project):
     assert "web" not in comfy
     tree = ast.parse((ROOT / "host_version.py").read_text("utf-8"))
     minimum = next(
-        node.value.value
+        ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "MINIMUM"
     )
-    assert comfy["requires-comfyui"] == f">={minimum}"
+    assert comfy["requires-comfyui"] == f">={minimum['ComfyUI']}"
     assert re.fullmatch(r"[a-z][a-z0-9._-]{0,99}", project["project"]["name"])
     assert "comfyui" not in project["project"]["name"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])

@@ -385,15 +385,15 @@ def test_an_output_without_previews_says_what_to_connect(comfyui, toy_graph, new
         ),
         (
             {"name": "../cup"},
-            "output.name must be a plain file name, got '../cup': it leads out of its folder.",
+            "name must be a plain file name, got '../cup': it leads out of its folder.",
         ),
         (
             {"name": "a/cup"},
-            "output.name must be a plain file name, got 'a/cup': it leads out of its folder.",
+            "name must be a plain file name, got 'a/cup': it leads out of its folder.",
         ),
         (
             {"name": "nul"},
-            "output.name must be a plain file name, got 'nul': Windows reserves it for a device.",
+            "name must be a plain file name, got 'nul': Windows reserves it for a device.",
         ),
     ],
 )

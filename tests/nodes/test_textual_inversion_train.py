@@ -162,7 +162,7 @@ def test_dreambooth_goes_on_with_the_word(comfyui, graph, then_dreambooth, new_s
         ),
         (
             {"name": "../../cup"},
-            "output.name must be a plain file name, got '../../cup': it leads out of its folder.",
+            "name must be a plain file name, got '../../cup': it leads out of its folder.",
         ),
         (
             {"placeholder": "cup"},

@@ -1,0 +1,39 @@
+"""The trainer's errors in words of the nodes: it names its settings, and people see widgets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+WIDGETS = {
+    "dataset.prompt": "instance_prompt of Load Instance Images",
+    "dataset.resolution": "resolution of Load Instance Images",
+    "dataset.buckets": "buckets of Load Instance Images",
+    "dataset.background": "background of Load Instance Images",
+    "prior.prompt": "class_prompt of Generate Class Priors",
+    "prior.images": "images of Generate Class Priors",
+    "prior.weight": "prior_weight of DreamBooth Train",
+    "optimizer.name": "optimizer of Optimizer Settings",
+    "optimizer.lr_schedule": "lr_schedule of Optimizer Settings",
+    "optimizer.warmup_steps": "warmup_steps of Optimizer Settings",
+    "optimizer.learning_rate": "learning_rate",
+    "output.dtype": "file_dtype of Optimizer Settings",
+    "output.name": "name",
+}
+"""By setting, its widget; without a node where more than one has it."""
+_SETTING = re.compile(rf"\b({'|'.join(map(re.escape, WIDGETS))})\b")
+
+
+@contextmanager
+def naming_widgets() -> Iterator[None]:
+    """Errors from inside, or from the function that it decorates, name widgets."""
+    try:
+        yield
+    except Exception as error:
+        error.args = tuple(_reword(part) if isinstance(part, str) else part for part in error.args)
+        raise
+
+
+def _reword(text: str) -> str:
+    return _SETTING.sub(lambda setting: WIDGETS[setting[0]], text)

@@ -1,0 +1,78 @@
+"""Errors name what a person sees; needs no ComfyUI."""
+
+import ast
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from trainer.config import DatasetConfig, PriorConfig, TrainingConfig
+
+ROOT = Path(__file__).parents[2]
+NOT_MET = {
+    "dataset.photos", "preview.prompts", "output.folder", "output.embedding_folder",
+    "output.keep_state",
+}  # fmt: skip
+"""Messages name these too, but the nodes see to it that they are right."""
+KEPT_BY_WIDGETS = {
+    "dataset.crop", "prior.num_images", "prior.ratio", "optimizer.weight_decay",
+    "optimizer.max_grad_norm", "optimizer.num_restarts", "preview.every", "output.save_every",
+    "output.keep", "output.state_every",
+}  # fmt: skip
+"""No widget lets a value through that these errors refuse, or none sets them."""
+
+
+@pytest.fixture(scope="module")
+def errors():
+    spec = importlib.util.spec_from_file_location("errors", ROOT / "nodes" / "errors.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings():
+    """Dotted names of all settings that have a heading."""
+    config = TrainingConfig(base=Path(), dataset=DatasetConfig(photos=(Path(),), prompt="-"))
+    for field in dataclasses.fields(config):
+        below = getattr(config, field.name)
+        if dataclasses.is_dataclass(below):
+            yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(below))
+
+
+def in_messages():
+    """Those that stand in the trainer's texts; its descriptions, and what tells runs apart, are not
+    shown."""
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, settings()))})\b")
+    for path in (ROOT / "trainer").rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        nodes = list(ast.walk(tree))
+        descriptions = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes if path.name not in ("identity.py", "__main__.py") else ():
+            if isinstance(node, ast.Constant) and id(node) not in descriptions:
+                yield from pattern.findall(str(node.value))
+
+
+def test_each_setting_that_an_error_names_has_its_widget(errors):
+    assert set(errors.WIDGETS) <= set(settings())
+    assert set(in_messages()) - NOT_MET - KEPT_BY_WIDGETS == set(errors.WIDGETS)
+
+
+def test_an_error_names_widgets_and_is_the_same_error(errors):
+    @errors.naming_widgets()
+    def train():
+        PriorConfig(weight=1)
+
+    with pytest.raises(ValueError) as caught:
+        train()
+    assert str(caught.value) == (
+        "prior_weight of DreamBooth Train is 1 but class_prompt of Generate Class Priors is empty. "
+        "Name the class, such as 'a photo of a dog', or set prior_weight of DreamBooth Train to 0."
+    )
+
+
+def test_other_errors_stay_as_they_are(errors):
+    with pytest.raises(OSError) as caught, errors.naming_widgets():
+        Path("/nowhere/output.named").stat()
+    assert str(caught.value) == "[Errno 2] No such file or directory: '/nowhere/output.named'"
