@@ -90,6 +90,7 @@ def plan(
     class_dataset: PriorConfig | None = None,
     optimizer_settings: TrainingSettings | None = None,
     preview_settings: PreviewConfig | None = None,
+    keep_state: bool = RUN.output.keep_state,
     **widgets: Any,
 ) -> tuple[TrainingConfig, FullFineTune]:
     """The run that the node's inputs describe. ValueError for those that do not go together."""
@@ -115,7 +116,7 @@ def plan(
             "prior": prior,
             "optimizer": {"learning_rate": preset["learning_rate"]},
             "preview": preview_settings or PreviewConfig(),
-            "output": {**output, "save_every": widgets["save_every"]},
+            "output": {**output, "save_every": widgets["save_every"], "keep_state": keep_state},
             "steps": preset["steps"],
             "batch_size": preset["batch_size"],
             "seed": widgets["seed"],
@@ -179,6 +180,14 @@ def _widgets() -> list[io.Input]:
             RUN.output.name,
             "File name of the checkpoint in checkpoints/dreambooth, without ending. A counter is "
             "added rather than overwriting a file.",
+        ),
+        io.Boolean.Input(
+            "keep_state",
+            default=RUN.output.keep_state,
+            optional=True,
+            advanced=True,
+            tooltip="Keep the last state of a finished run, several times as large as its "
+            "checkpoint, so that a run of more steps goes on from there.",
         ),
     ]
 

@@ -77,8 +77,8 @@ def _optimizer_inputs() -> list[io.Input]:
             "optimizer",
             options=list(OPTIMIZERS),
             default=optimizer.name,
-            tooltip="AdamW keeps 8 bytes of memory per trained weight, AdamW8bit 2, Lion 4, "
-            "Adafactor almost none. Prodigy finds its own learning rate: set that to 1.",
+            tooltip=f"Bytes of memory per trained weight: {_bytes()}. Prodigy finds its own "
+            "learning rate: set that to 1.",
         ),
         io.Float.Input(
             "weight_decay",
@@ -119,6 +119,10 @@ def _optimizer_inputs() -> list[io.Input]:
             tooltip="Number of cosines in 'cosine with restarts'; others take no notice.",
         ),
     ]
+
+
+def _bytes() -> str:
+    return ", ".join(f"{name} {choice.bytes_per_weight}" for name, choice in OPTIMIZERS.items())
 
 
 def _text_encoder_inputs() -> list[io.Input]:

@@ -117,6 +117,7 @@ def plan(
                 "folder": host.embeddings_folder(),
                 "name": widgets["name"],
                 "save_every": widgets["save_every"],
+                "keep_state": True,  # a few vectors
             },
             "steps": preset["steps"],
             "batch_size": preset["batch_size"],

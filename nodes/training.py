@@ -128,6 +128,7 @@ def run_widgets(file: str, name: str, name_tooltip: str) -> list[io.Input]:
             options=list(ON_EXISTING),
             default=ON_EXISTING[0],
             tooltip=f"Of the very same run from before: reuse takes its {file}, or goes on where "
-            "it was stopped; resume does too, but refuses to begin a new run; retrain begins anew.",
+            "it was stopped; resume does too, also where it was finished early with its state "
+            "kept, but refuses to begin a new run; retrain begins anew.",
         ),
     ]
