@@ -100,3 +100,33 @@ def test_a_killed_server_goes_on_from_the_last_state(own_comfyui, toy_graph, new
     assert outcome.steps[0] > STATE_EVERY
     assert server.trained() == ["cup.safetensors"]
     assert list(Path(server.base).rglob("*.part")) == []
+
+
+def test_cancelled_while_a_preview_is_drawn(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="preview", **{"preset.steps": 6})
+    graph["3"]["inputs"]["preview_settings"] = ["7", 0]
+    drawing = {
+        "prompts": "a photo of sks cup", "every": 4, "scheduler": "DDIM", "steps": 1000,
+        "guidance_scale": 4.0, "negative_prompt": "", "seed": 0,
+    }  # fmt: skip
+    graph["7"] = {"class_type": "DreamBoothPreviewSettings", "inputs": drawing}
+    since = len(comfyui.log.read_text())
+    outcome = comfyui.run(graph, hear=stop_at(comfyui, "Sampling"))
+    assert outcome.end == "execution_interrupted"
+    assert said(comfyui, r"Stopped after step (\d+)\.", since) == ["4"]
+    drawing["steps"] = 2
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    assert said(comfyui, r"Going on after step (\d+)\.", since) == ["4"]
+    assert outcome.steps[0] > 4
+
+
+def test_more_steps_go_on_from_a_kept_state(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="kept", keep_state=True)
+    assert comfyui.run(graph).steps[-1] == 3
+    since = len(comfyui.log.read_text())
+    graph["3"]["inputs"]["preset.steps"] = 6
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    assert outcome.steps[0] > 3
+    assert said(comfyui, r"Going on after step (\d+) of the run of 3 steps\.", since) == ["3"]
