@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import random
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,12 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.article.scores import denoising_loss
+from benchmarks.article.subjects import draw_many
 from trainer import families
 from trainer.config import OptimizerConfig, TrainingConfig
 from trainer.data.examples import find_examples
 from trainer.data.images import read_image
-from trainer.diffusion import squared_errors
-from trainer.families.base import Framing, ModelFamily
+from trainer.families.base import ModelFamily
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
@@ -36,7 +36,6 @@ from trainer.runs import TrainingResult
 from trainer.sampling import sample
 from trainer.toy import MODEL, PHOTOS, world
 from trainer.toy.demo import CLASS_PROMPT, SAMPLING, SCORED_IMAGES, demo_config
-from trainer.toy.drawing import draw
 from trainer.toy.judge import Judge
 from trainer.toy.world import BACKGROUNDS
 
@@ -140,32 +139,14 @@ def measure(arm: Arm, config: TrainingConfig, steps: int) -> tuple[Scores, list[
     judge = Judge()
     colors = [verdict.color for verdict in judge.verdicts(images)]
     wanted = statistics.mode(verdict.color for verdict in judge.verdicts(_photos()))
+    unseen = draw_many(world.subject_scene, SCORED_IMAGES, seed=123)
     scores = Scores(
         subject=judge.subject_score(images),
         color=colors.count(wanted) / len(colors),
-        loss=_loss(model, prompts[0]),
+        loss=denoising_loss(model, unseen, prompts[0]),
         prior=judge.prior_score(sample(model, [CLASS_PROMPT] * SCORED_IMAGES, SAMPLING)),
     )
     return scores, images[: len(prompts)]
-
-
-@torch.no_grad()
-def _loss(model: ModelFamily, caption: str) -> float:
-    rng, generator = random.Random(123), torch.Generator().manual_seed(0)
-    drawings = [np.asarray(draw(world.subject_scene(rng))) for _ in range(SCORED_IMAGES)]
-    pixels = torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents, _ = model.encode_pixels(pixels)
-    framings = [Framing((64, 64), (0, 0), (64, 64))] * len(drawings)
-    given = model.encode_captions([caption] * len(drawings), framings)
-    errors = []
-    for timestep in range(50, 1000, 100):
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.full((len(drawings),), timestep)
-        noisy_latents = model.schedule.add_noise(latents, noise, timesteps)
-        target = model.schedule.target(latents, noise, timesteps)
-        prediction = model.predict(noisy_latents, timesteps, given)
-        errors.append(squared_errors(prediction, target).mean().item())
-    return statistics.mean(errors)
 
 
 def _photos() -> list[np.ndarray]:

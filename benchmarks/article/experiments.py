@@ -386,7 +386,8 @@ def _inversion() -> Experiment:
         setting="At equal budgets of 300 steps, four fifths of them for textual inversion as in "
         "the article; and, since the article gave its DreamBooth no fewer steps for it, also with "
         "textual inversion on top of the full 300. DreamBooth trains the U-Net alone, with class "
-        "images.",
+        "images. [Textual inversion, DreamBooth, and both](textual-inversion.md) has the equal "
+        "budgets of 100 and 300 steps, with other pictures.",
         points=points,
         measures=("subject", "followed", "class kept", "balance", "likeness", "loss, unseen"),
         comparisons=[
