@@ -11,7 +11,7 @@ from trainer.metadata import versions
 from .experiments import EXPERIMENTS, MEASURES, Comparison, Experiment
 from .figures import FIGURES, Results, sheet
 from .scores import NUM_CLASS_IMAGES, NUM_UNSEEN, PREFIXES, SAMPLING, Measures, Point, ScoreBook
-from .verdicts import SEEDS_NEEDED, Finding, compare, spread, summary
+from .verdicts import OPEN, SEEDS_NEEDED, Finding, compare, spread, summary
 
 PICTURES = "experiments"
 
@@ -35,7 +35,8 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
     for letter, experiment in EXPERIMENTS.items():
         results = results_of(experiment.points)
         findings = [_find(comparison, experiment, results) for comparison in experiment.comparisons]
-        rows.append(_overview(letter, experiment, results, findings))
+        verdict = summary([finding.verdict for finding in findings])
+        rows.append(_overview(letter, experiment, verdict, _progress(results, len(seeds))))
         sections.append(_section(letter, experiment, results, findings))
         if any(results.values()):
             FIGURES[experiment.figure](experiment, results).savefig(
@@ -57,8 +58,9 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
         for point in experiment.points.values()
         for seed in seeds
     }
-    took = _took([measures for key, measures in scores.items() if key in wanted], len(wanted))
-    text = "\n".join([_INTRODUCTION, *rows, "", _method(), took, *sections])
+    found = [measures for key, measures in scores.items() if key in wanted]
+    unfinished = "" if len(found) == len(wanted) else _UNFINISHED.format(len(found), len(wanted))
+    text = "\n".join([_INTRODUCTION, *rows, unfinished, _method(), _took(found), *sections])
     (docs / "experiments.md").write_text(text, "utf-8")
 
 
@@ -84,18 +86,15 @@ def _find(comparison: Comparison, experiment: Experiment, results: Results) -> F
     )
 
 
-def _num_seeds(results: Results) -> str:
-    numbers = [len(found) for found in results.values()]
-    least, most = min(numbers), max(numbers)
-    return f"{least}" if least == most else f"{least} to {most}"
+def _progress(results: Results, num_seeds: int) -> str:
+    """How many of the measurements there are."""
+    done, wanted = sum(map(len, results.values())), len(results) * num_seeds
+    return "all" if done == wanted else f"{done} of {wanted}"
 
 
-def _overview(
-    letter: str, experiment: Experiment, results: Results, findings: Sequence[Finding]
-) -> str:
-    verdict = summary([finding.verdict for finding in findings])
+def _overview(letter: str, experiment: Experiment, verdict: str, progress: str) -> str:
     link = f"[{letter}. {experiment.title}](#{_anchor(letter, experiment)})"
-    return f"| {link} | {verdict.lower()} | {_num_seeds(results)} |"
+    return f"| {link} | {verdict.lower()} | {progress} |"
 
 
 def _anchor(letter: str, experiment: Experiment) -> str:
@@ -147,8 +146,9 @@ def _sentence(experiment: Experiment, findings: Sequence[Finding]) -> str:
     parts = [
         f"{comparison.part} ({verdict})"
         for comparison, verdict in zip(experiment.comparisons, verdicts, strict=True)
+        if verdict not in OPEN
     ]
-    return f"{summary(verdicts)}: {'; '.join(parts)}."
+    return ": ".join([summary(verdicts), *(["; ".join(parts)] if parts else [])]) + "."
 
 
 def _comparison_row(comparison: Comparison, finding: Finding) -> str:
@@ -174,7 +174,7 @@ twice the standard deviation over the seeds, of the group that scatters more, an
 picture makes. “Shown” takes {SEEDS_NEEDED} seeds. Where the claim is that two things are the same,
 it is shown when the difference stays below the bar, which with few seeds is a weak statement.
 
-| experiment | verdict | seeds |
+| experiment | verdict | measured |
 |---|---|---|"""
 
 
@@ -208,16 +208,21 @@ In tables: the mean, and in brackets the least and the most of the seeds.
 """
 
 
-def _took(found: Sequence[Measures], wanted: int) -> str:
+_UNFINISHED = """
+**Not finished: {} of the {} measurements have been made so far.** The others are marked with a dash
+below, and nothing is concluded from fewer than three seeds.
+"""
+
+
+def _took(found: Sequence[Measures]) -> str:
     minutes = [
         sum(measures[name] for measures in found) / 60
         for name in ("training_seconds", "scoring_seconds")
     ]
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
-    done = "" if len(found) == wanted else f" Measured so far: {len(found)} of {wanted}."
     return (
         f"Training took {minutes[0]:.0f} minutes of one core ({_processor()}), drawing and scoring "
-        f"{minutes[1]:.0f}.{done} Made with {packages}.\n"
+        f"{minutes[1]:.0f}. Made with {packages}.\n"
     )
 
 

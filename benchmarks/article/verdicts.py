@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SEEDS_NEEDED = 3
+NOT_MEASURED, TOO_FEW = OPEN = ("not measured", "too few seeds")
 Expectation = Literal["more", "same"]
 Values = Mapping[int, float]
 """By seed."""
@@ -20,11 +21,11 @@ class Finding:
 
     num_seeds: int
     difference: float = 0.0
-    """Of the means over the seeds."""
+    """Of the means over the seeds; 0 for fewer than two."""
     bar: float = 0.0
     """What a difference must exceed to count: twice the larger of the two groups' standard
     deviations over the seeds, and at least what the measure can resolve."""
-    verdict: str = "not measured"
+    verdict: str
 
 
 def compare(
@@ -38,7 +39,8 @@ def compare(
     """Each group's models are joined into one value per seed, of the seeds that all have."""
     seeds = sorted(set.intersection(*(set(values) for values in [*more, *less])))
     if len(seeds) < 2:
-        return Finding(num_seeds=len(seeds))
+        verdict = TOO_FEW if seeds else NOT_MEASURED
+        return Finding(num_seeds=len(seeds), verdict=verdict)
     groups = [
         [join([values[seed] for values in group]) for seed in seeds] for group in (more, less)
     ]
@@ -48,9 +50,7 @@ def compare(
         num_seeds=len(seeds),
         difference=difference,
         bar=bar,
-        verdict=_verdict(difference, bar, expected)
-        if len(seeds) >= SEEDS_NEEDED
-        else "too few seeds",
+        verdict=_verdict(difference, bar, expected) if len(seeds) >= SEEDS_NEEDED else TOO_FEW,
     )
 
 
@@ -64,11 +64,11 @@ def _verdict(difference: float, bar: float, expected: Expectation) -> str:
 
 def summary(verdicts: Sequence[str]) -> str:
     """One phrase for all comparisons of an experiment."""
-    open_ones = [verdict for verdict in verdicts if verdict in ("not measured", "too few seeds")]
-    if len(open_ones) == len(verdicts):
+    decided = [verdict for verdict in verdicts if verdict not in OPEN]
+    if not decided:
         return "Not decided yet"
-    phrase = _phrase([verdict for verdict in verdicts if verdict not in open_ones])
-    return f"{phrase}, as far as it has been measured" if open_ones else phrase
+    is_partial = len(decided) < len(verdicts)
+    return _phrase(decided) + ", as far as it has been measured" * is_partial
 
 
 def _phrase(verdicts: Sequence[str]) -> str:
@@ -82,8 +82,10 @@ def _phrase(verdicts: Sequence[str]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and in brackets the least and the most."""
+    """The mean, and in brackets the least and the most of several."""
     if not values:
         return "–"
     mean, least, most = statistics.mean(values), min(values), max(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"

@@ -65,7 +65,7 @@ def test_what_was_not_run_is_said(book: ScoreBook, tmp_path: Path):
     assert "Not run yet." in section(page, "f")
     assert "| too few seeds |" in section(page, "c")
     measured = len(EXPERIMENTS["c"].points) * 2
-    assert f"Measured so far: {measured} of " in page
+    assert f"**Not finished: {measured} of the " in page
 
 
 def test_every_link_leads_somewhere_and_every_picture_is_whole(book: ScoreBook, tmp_path: Path):
@@ -81,7 +81,7 @@ def test_every_link_leads_somewhere_and_every_picture_is_whole(book: ScoreBook, 
         with Image.open(tmp_path / file) as image:
             image.load()
             assert min(image.size) > 150
-    assert "Measured so far" not in page
+    assert "Not finished" not in page
 
 
 def test_tables_are_well_formed(book: ScoreBook, tmp_path: Path):

@@ -46,8 +46,8 @@ def test_only_seeds_count_under_which_everything_was_measured():
     finding = compare([{0: 0.8, 1: 0.9}], [LOW], expected="more", resolution=0.0)
     assert (finding.num_seeds, finding.verdict) == (2, "too few seeds")
     assert finding.difference == pytest.approx(0.85 - 0.15)
-    assert compare([{0: 0.8}], [LOW], expected="more", resolution=0.0).verdict == "not measured"
-    assert compare([{}], [LOW], expected="more", resolution=0.0).num_seeds == 0
+    assert compare([{0: 0.8}], [LOW], expected="more", resolution=0.0).verdict == "too few seeds"
+    assert compare([{}], [LOW], expected="more", resolution=0.0).verdict == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,5 @@ def test_one_phrase_sums_up_an_experiment(verdicts: list[str], phrase: str):
 
 def test_spread_is_mean_and_range():
     assert spread([0.25, 0.5, 1.0], 2) == "0.58 (0.25 to 1.00)"
+    assert spread([0.25], 2) == "0.25"
     assert spread([], 2) == "–"
