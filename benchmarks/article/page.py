@@ -198,8 +198,8 @@ them.
 - **likeness**: mean cosine of the judge's features between the subject's pictures and drawings of
   it that were never trained on.
 - **diversity of the class**: 1 less the mean cosine of those features over all pairs of “a cup”.
-- **noise**: standard deviation of the noise in a picture, in levels of 255 (Immerkær's mask, with
-  the median in place of the mean).
+- **noise**: standard deviation of the noise in a picture, in levels of 255 (by Immerkær's
+  mask; slanted outlines add a little to it, in all pictures alike).
 - **loss**: mean squared error of the predicted noise at ten timesteps, on {NUM_UNSEEN} drawings of
   the subject that were never trained on, on the photos themselves, and on other cups under the
   class prompt.
