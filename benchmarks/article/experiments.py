@@ -135,8 +135,8 @@ def _sweet_spot() -> Experiment:
             ),
         ],
         figure="heat map",
-        remark="Seen afterwards: at 1.25e-3 every prompt gives smeared cups with a band, in which the "
-        "judge no longer recognises the subject. “Class kept” reads too well there; the "
+        remark="Seen afterwards: at 1.25e-3 every prompt gives smeared cups with a band, in which "
+        "the judge no longer recognises the subject. “Class kept” reads too well there; the "
         "diversity of the class, the share of right surroundings and the pictures tell more.",
     )  # fmt: skip
 
