@@ -72,7 +72,7 @@ class ClipJudge:
 
     def __init__(self, model: Any, device: torch.device) -> None:
         """`model`: transformers' CLIPModel or CLIPVisionModelWithProjection."""
-        self._model, self._device = model.to(device), device
+        self._model, self._device = model, device
         self._side = model.vision_model.embeddings.image_size
         self._tokenizer = None
         if hasattr(model, "text_model"):
@@ -81,13 +81,13 @@ class ClipJudge:
 
     def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
         pixels = [to_pixels(image, self._side, self._side, CLIP_COLORS) for image in images]
-        return _in_batches(torch.stack(pixels), self._device, self._see)
+        return _in_batches(self._model, torch.stack(pixels), self._device, self._see)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor | None:
         if self._tokenizer is None:
             return None
         ids = self._tokenizer.encode(list(prompts))
-        return _in_batches(ids, self._device, self._read)
+        return _in_batches(self._model, ids, self._device, self._read)
 
     def _see(self, pixels: Tensor) -> Tensor:
         seen: Tensor = self._model.vision_model(pixel_values=pixels).pooler_output
@@ -104,7 +104,7 @@ class DinoJudge:
 
     def __init__(self, model: Any, device: torch.device) -> None:
         """`model`: transformers' ViTModel, Dinov2Model or Dinov2WithRegistersModel."""
-        self._model, self._device = model.to(device), device
+        self._model, self._device = model, device
         side = model.config.image_size
         # DINOv2 was finished with larger pictures and is used with these, as its authors do.
         self._side = side if model.config.model_type == "vit" else min(side, SIDE)
@@ -113,7 +113,7 @@ class DinoJudge:
         # Its authors cut 224 pixels out of 256.
         shorter = self._side * 8 // 7
         pixels = [to_pixels(image, shorter, self._side, IMAGENET_COLORS) for image in images]
-        return _in_batches(torch.stack(pixels), self._device, self._see)
+        return _in_batches(self._model, torch.stack(pixels), self._device, self._see)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor | None:
         return None
@@ -137,10 +137,17 @@ def to_pixels(
 
 
 @torch.no_grad()
-def _in_batches(inputs: Tensor, device: torch.device, embed: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.cat(
-        [embed(batch.to(device)).float().cpu() for batch in torch.split(inputs, BATCH)]
-    )
+def _in_batches(
+    model: Any, inputs: Tensor, device: torch.device, embed: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The model is on the device only meanwhile: in between, others need the memory there."""
+    model.to(device)
+    try:
+        return torch.cat(
+            [embed(batch.to(device)).float().cpu() for batch in torch.split(inputs, BATCH)]
+        )
+    finally:
+        model.to("cpu")
 
 
 # ------------------------------------------------------------------- loading

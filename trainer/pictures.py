@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,10 +18,14 @@ MIN_WIDTH = 128
 
 
 def grid(
-    images: Sequence[np.ndarray], *, columns: Sequence[str], rows: Sequence[str]
+    images: Sequence[np.ndarray],
+    *,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    captions: Sequence[str] = (),
 ) -> Image.Image:
     """Images [H, W, 3] uint8 of one size, row by row, each column with its title above and each row
-    with its title to the left, on white."""
+    with its title to the left, on white; if there are captions, each image's stands below it."""
     shapes = {image.shape for image in images}
     if len(images) != len(columns) * len(rows) or len(shapes) != 1:
         raise ValueError(
@@ -32,33 +37,30 @@ def grid(
     height, width = (side * scale for side in images[0].shape[:2])
     above = [_wrap(title, width) for title in columns]
     left = [_wrap(title, width) for title in rows]
+    below = [_wrap(caption, width) for caption in captions] or [""] * len(images)
     top = GAP + max(_text_size(title)[1] for title in above) + GAP
     start = GAP + max(_text_size(title)[0] for title in left) + GAP
-    row_height = GAP + max([height, *(_text_size(title)[1] for title in left)])
+    caption_height = max(_text_size(caption)[1] for caption in below)
+    row_height = GAP + max([height + caption_height, *(_text_size(title)[1] for title in left)])
     size = (start + len(columns) * (width + GAP), top + len(rows) * row_height)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(above):
         _write(draw, (start + column * (width + GAP), GAP), title)
     for row, title in enumerate(left):
-        y = top + row * row_height
-        _write(draw, (GAP, y), title)
-        for column in range(len(columns)):
-            image = Image.fromarray(images[row * len(columns) + column])
-            image = image.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(image, (start + column * (width + GAP), y))
+        _write(draw, (GAP, top + row * row_height), title)
+    for index, (array, caption) in enumerate(zip(images, below, strict=True)):
+        row, column = divmod(index, len(columns))
+        x, y = start + column * (width + GAP), top + row * row_height
+        image = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(image, (x, y))
+        _write(draw, (x, y + height), caption)
     return sheet
 
 
 def loss_curve(reports: Sequence[StepReport], *, show_learning_rates: bool = False) -> Image.Image:
     """The losses over at least one step: each value faint, their running mean on top."""
-    # Imported here, so that ComfyUI's start does not pay for it. The objects themselves rather than
-    # pyplot, whose figures belong to the process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = _figure(height=4.5)
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
     steps = [report.step for report in reports]
     curves = {"photos": [report.instance_loss for report in reports]}
@@ -79,6 +81,41 @@ def loss_curve(reports: Sequence[StepReport], *, show_learning_rates: bool = Fal
         for part in reports[0].learning_rates:
             values = [report.learning_rates[part] for report in reports]
             rates.plot(steps, values, color="0.5", linestyle="--", linewidth=0.8)
+    return _drawn(figure)
+
+
+def score_chart(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Image.Image:
+    """A bar for each measure of each titled row, from the top down, with its number at its end."""
+    measures = list(dict.fromkeys(name for _, scores in rows for name in scores))
+    figure = _figure(height=max(2.0, 0.6 + 0.25 * len(rows) * (len(measures) + 1)))
+    axes = figure.add_subplot()
+    for place, name in enumerate(measures):
+        shown = [(y, scores[name]) for y, (_, scores) in enumerate(rows) if name in scores]
+        heights = [y + (place + 0.5) / (len(measures) + 1) - 0.5 for y, _ in shown]
+        bars = axes.barh(heights, [value for _, value in shown], 1 / (len(measures) + 1),
+                         label=name, align="edge")  # fmt: skip
+        axes.bar_label(bars, fmt=" %.3f", fontsize=8)
+    axes.set_yticks(range(len(rows)), [title for title, _ in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2)
+    return _drawn(figure)
+
+
+def _figure(*, height: float) -> Any:
+    """A figure of 800 pixels' width and so many hundreds of pixels' height."""
+    # Imported here, so that ComfyUI's start does not pay for it. The objects themselves rather than
+    # pyplot, whose figures belong to the process.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(8, height), dpi=100, layout="constrained")
+
+
+def _drawn(figure: Any) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
@@ -97,14 +134,17 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrap(title: str, width: int) -> str:
-    """The title in lines that fit into `width` pixels, as far as its words allow."""
+    """The title with its own lines broken so that they fit into `width` pixels, as far as its words
+    allow."""
     lines: list[str] = []
-    for word in title.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _text_size(longer)[0] <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+    for line in title.splitlines():
+        lines.append("")
+        for word in line.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if not lines[-1] or _text_size(longer)[0] <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
     return "\n".join(lines)
 
 

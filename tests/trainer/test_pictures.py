@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from trainer.observer import StepReport
-from trainer.pictures import grid, loss_curve, running_mean
+from trainer.pictures import grid, loss_curve, running_mean, score_chart
 
 WHITE = 255
 
@@ -65,6 +65,20 @@ def test_long_titles_stay_beside_the_images(side: int):
         assert (edge == WHITE).all()
 
 
+def test_captions_stand_below_their_images_and_titles_keep_their_lines():
+    image = np.full((128, 128, 3), (0, 200, 0), np.uint8)
+    layout = {"columns": ["a"], "rows": ["two\nlines"]}
+    plain, captioned = (
+        np.asarray(grid([image], **layout, captions=captions)) for captions in ([], ["below"])
+    )
+    top, bottom, left, right = find(captioned, (0, 200, 0))
+    assert bottom - top == right - left == 127
+    assert (captioned[bottom + 1 :, left : right + 1] < 100).any()
+    assert (plain[find(plain, (0, 200, 0))[1] + 1 :] == WHITE).all()
+    inked_rows = (captioned[top : bottom + 1, :left] < 100).any(axis=(1, 2))
+    assert np.count_nonzero(np.diff(inked_rows.astype(int)) == 1) == 2
+
+
 def test_a_grid_needs_an_image_for_each_place():
     image = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="A grid") as error:
@@ -97,6 +111,17 @@ def test_the_curves_show_what_was_measured():
     assert inked(with_prior, orange) > 300
     rates = loss_curve([report(*loss) for loss in losses], show_learning_rates=True)
     assert not np.array_equal(np.asarray(rates), photos_only)
+
+
+def test_the_score_chart_has_a_bar_as_long_as_each_number():
+    blue, orange = (31, 119, 180), (255, 127, 14)
+    rows = [("a", {"subject": 0.25, "prompt": 0.5}), ("b", {"subject": 0.5})]
+    sheet = np.asarray(score_chart(rows))
+    near = np.abs(sheet.astype(int) - blue).max(axis=-1) < 12
+    lengths = near.sum(axis=1)
+    longest = [lengths[: len(lengths) // 2].max(), lengths[len(lengths) // 2 : -60].max()]
+    assert longest[0] / longest[1] == pytest.approx(0.5, abs=0.06)
+    assert inked(sheet, orange) > 300
 
 
 def test_the_curves_leave_pyplot_alone():

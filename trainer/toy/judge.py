@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from .. import judges
 from . import world
 from .drawing import SHAPES
 
+SIZE = (64, 64)
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 QUESTIONS: dict[str, list[str]] = {
     "shape": list(SHAPES),
@@ -36,6 +39,12 @@ class Verdict:
     color: str
     background: str
     is_subject: bool
+
+
+def load(path: Path, device: torch.device) -> judges.Judge:
+    """The embedded judge where "toy" is asked for, and of any other path what `judges.load`
+    gives."""
+    return Judge() if str(path) == "toy" else judges.load(path, device)
 
 
 class Classifier(nn.Module):
@@ -73,7 +82,7 @@ class Judge:
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
-        """[N, 128] of images [64, 64, 3] uint8: what the classifier answers all questions from."""
+        """[N, 128] of images [H, W, 3] uint8: what the classifier answers all questions from."""
         features: Tensor = self.classifier.features(_pixels(images))
         return features
 
@@ -121,4 +130,10 @@ class Judge:
 
 def _pixels(images: Sequence[np.ndarray]) -> Tensor:
     """[N, 3, 64, 64] in [-1, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    small = [image if image.shape[:2] == SIZE else _resized(image) for image in images]
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _resized(image: np.ndarray) -> np.ndarray:
+    """The middle of a larger or smaller picture, at the judge's own size."""
+    return np.asarray(ImageOps.fit(Image.fromarray(image), SIZE, Image.Resampling.BOX))

@@ -2,15 +2,17 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from trainer import judges
 from trainer.metrics import diversity, prompt_fidelity, subject_fidelity
 from trainer.toy import world
 from trainer.toy.drawing import SHAPES, draw
-from trainer.toy.judge import QUESTIONS, Judge
+from trainer.toy.judge import QUESTIONS, Judge, load
 
 
 def pictures(scenes):
@@ -98,3 +100,18 @@ def test_the_judge_is_one_that_metrics_take():
     prompts = judge.embed_prompts(["a cup", "snow", "a blue ball"])
     assert drawn.shape == prompts.shape == (3, 128)
     assert not drawn.requires_grad
+
+
+def test_pictures_of_any_size_are_brought_to_its_own():
+    small = pictures([world.subject_scene(random.Random(3))])[0]
+    large = small.repeat(4, axis=0).repeat(4, axis=1)
+    wide = np.concatenate([np.zeros((64, 20, 3), np.uint8), small, np.zeros_like(small)[:, :20]], 1)
+    seen = Judge().embed_images([small, large, wide])
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_the_embedded_one_is_called_toy(tmp_path):
+    assert isinstance(load(Path("toy"), torch.device("cpu")), Judge)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nothing.safetensors", torch.device("cpu"))
