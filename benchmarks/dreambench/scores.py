@@ -1,0 +1,133 @@
+"""What DINO and CLIP, from the user's own files, say of a subject's pictures. Each is asked once;
+its numbers are kept beside all that decides them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.article.scores import ScoreBook
+from trainer import judges, metrics, records
+from trainer.data.images import parse_color, read_image
+from trainer.identity import Hashes
+from trainer.judges import ClipJudge, DinoJudge, Judge
+
+from .dataset import Subject
+from .runs import Drawn, digest
+
+Measures = dict[str, float]
+KINDS: dict[str, type[Judge]] = {"dino": DinoJudge, "clip": ClipJudge}
+EDITION = 1
+"""Raised with every change here that makes other numbers."""
+PAPERS_DINO = {
+    "model_type": "vit", "hidden_size": 384, "num_hidden_layers": 12, "patch_size": 16,
+}  # fmt: skip
+"""ViT-S/16, by its config.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The files of the encoders that there are, by kind, and what they have said so far."""
+
+    paths: Mapping[str, Path]
+    folder: Path
+    """Of the score book."""
+    device: torch.device
+
+    def check(self) -> list[str]:
+        """What they cannot measure or measure otherwise than the paper's. ValueError if there are
+        none, and for one of another kind."""
+        if not self.paths:
+            raise ValueError(
+                "There is no encoder to judge the pictures. Name DINO with --dino and CLIP with "
+                "--clip, or one of them."
+            )
+        remarks = []
+        for kind, wanted in KINDS.items():
+            if kind not in self.paths:
+                columns = {"dino": "DINO, PRES and diversity", "clip": "CLIP-I and CLIP-T"}[kind]
+                remarks.append(f"Without --{kind} there is no {columns}.")
+                continue
+            path = self.paths[kind]
+            judge = judges.load(path, torch.device("cpu"))
+            if not isinstance(judge, wanted):
+                raise ValueError(
+                    f"--{kind} is {path}, which holds another kind of encoder. Name DINO with "
+                    "--dino, and CLIP with --clip."
+                )
+            if kind == "clip" and judge.embed_prompts(["a"]) is None:
+                remarks.append("This CLIP has no text encoder, so there is no CLIP-T.")
+            if kind == "dino" and not PAPERS_DINO.items() <= _config(path).items():
+                remarks.append("This DINO is not ViT-S/16, which the paper took.")
+        return remarks
+
+    def measure(self, subject: Subject, drawn: Drawn) -> Measures:
+        """All measures of a subject; those that were made before are found again."""
+        book, measures = ScoreBook(self.folder), Measures()
+        for kind, path in self.paths.items():
+            pictures = [picture.name for picture in (*drawn.pictures, *drawn.class_pictures)]
+            key = digest([EDITION, kind, self._fingerprint(path), drawn.key, pictures])
+            found = book.read().get(key)
+            if found is None:
+                found = MEASURES[kind](judges.load(path, self.device), subject, drawn)
+                book.add(key, found, {"subject": subject.name, "encoder": path.name})
+            measures |= found
+        return measures
+
+    def _fingerprint(self, path: Path) -> list[str]:
+        hashes = Hashes(self.folder / "runs" / "hashes.json")
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        return [*map(hashes.sha256, files), digest(_config(path))]
+
+
+def measure_dino(judge: Judge, subject: Subject, drawn: Drawn) -> Measures:
+    """DINO of the pictures and of the photos among themselves, PRES where the class was drawn, and
+    diversity where a prompt was drawn twice."""
+    photos, pictures = _embed_photos(judge, subject), judge.embed_images(_read(drawn.pictures))
+    measures = {"DINO": metrics.subject_fidelity(pictures, photos)}
+    if len(subject.photos) > 1:
+        measures["DINO, photos"] = metrics.likeness(photos)
+    if drawn.class_pictures:
+        of_class = judge.embed_images(_read(drawn.class_pictures))
+        measures["PRES"] = metrics.prior_preservation(of_class, photos)
+    if len(drawn.prompts) > len(set(drawn.prompts)):
+        measures["diversity"] = metrics.diversity(pictures, drawn.prompts)
+    return measures
+
+
+def measure_clip(judge: Judge, subject: Subject, drawn: Drawn) -> Measures:
+    """CLIP-I of the pictures and of the photos among themselves, and CLIP-T from a CLIP that can
+    read."""
+    photos, pictures = _embed_photos(judge, subject), judge.embed_images(_read(drawn.pictures))
+    measures = {"CLIP-I": metrics.subject_fidelity(pictures, photos)}
+    if len(subject.photos) > 1:
+        measures["CLIP-I, photos"] = metrics.likeness(photos)
+    prompts = judge.embed_prompts(drawn.prompts)
+    if prompts is not None:
+        measures["CLIP-T"] = metrics.prompt_fidelity(pictures, prompts)
+    return measures
+
+
+MEASURES = {"dino": measure_dino, "clip": measure_clip}
+
+
+def _embed_photos(judge: Judge, subject: Subject) -> torch.Tensor:
+    white = parse_color("white")
+    return judge.embed_images([np.array(read_image(path, white)) for path in subject.photos])
+
+
+def _read(paths: Sequence[Path]) -> list[np.ndarray]:
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            images.append(np.array(image.convert("RGB")))
+    return images
+
+
+def _config(path: Path) -> dict[str, object]:
+    return records.read(path / "config.json")
