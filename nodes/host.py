@@ -26,9 +26,9 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..trainer import toy
+from ..trainer import balance, toy
 from ..trainer.families.files import CheckpointFile
-from ..trainer.observer import Observer, StepReport
+from ..trainer.observer import Observer, ScoreReport, StepReport
 from .paths import inside, subfolders
 
 TOY = "toy (embedded)"
@@ -133,6 +133,9 @@ class ComfyObserver(Observer):
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
         row = Image.fromarray(np.concatenate(images, axis=1))
         self._bar.update_absolute(step, preview=("JPEG", row, PREVIEW_SIDE))
+
+    def on_score(self, report: ScoreReport) -> None:
+        self.say(f"Scored {balance.describe(report)}")
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         name = checkpoint_name(path)

@@ -71,8 +71,8 @@ def check_embedding_name(name: str) -> None:
 
 
 def curve_of(result: TrainingResult) -> Tensor:
-    """IMAGE [1, H, W, 3] of the losses."""
-    return to_batch([loss_curve(result.reports)])
+    """IMAGE [1, H, W, 3] of the losses and, if a judge scored it, of what was learned and kept."""
+    return to_batch([loss_curve(result.reports, result.scores)])
 
 
 def previews_of(result: TrainingResult, node: str) -> Any:

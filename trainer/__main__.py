@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from .runs import OnExisting
 from .sampling import sample
 from .schedulers import SCHEDULERS
 from .terminal import TerminalObserver, stopping_between_steps
+from .toy.judge import load as load_judge
 
 MENUS = (
     f"Presets: {', '.join(PRESETS)}; of textual inversion: {', '.join(INVERSION_PRESETS)}. "
@@ -57,6 +59,9 @@ class _Training(_Shared):
     runs: Path | None = None
     """Where runs are kept, so that the same command goes on with one that was stopped, and does not
     repeat one that was finished; none takes "runs" in output.folder."""
+    judge: Path | None = None
+    """What scores the previews and so finds the best step: CLIP or DINO, as a folder or a file, or
+    "toy"; none scores nothing."""
     on_existing: OnExisting = "reuse"
     """What to do with a run that is there: take its result or go on (reuse); the same, but never
     begin one that is not there (resume); begin it anew (retrain)."""
@@ -66,20 +71,24 @@ class _Training(_Shared):
         for name, value in _flat({"method": method, **settings}):
             logging.info("%s = %s", name, value)
         config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
+        device, judge = _device(self.device), self.judge
         with TerminalObserver(config.output.folder / "previews") as observer:
             result = train(
                 config,
                 self.method,
-                device=_device(self.device),
+                device=device,
                 observer=observer,
                 runs=self.runs or config.output.folder / "runs",
                 on_existing=self.on_existing,
+                load_judge=partial(load_judge, judge, device) if judge else None,
             )
         for part, (distance, share) in result.moved.items():
             logging.info("%s moved by %.2e of its length; %.1f %% of its weights changed in the "
                          "file", part, distance, 100 * share)  # fmt: skip
-        for path in result.files.values():
+        for path in [*result.files.values(), *result.best.values()]:
             logging.info("%s %s", "Found" if result.reused else "Wrote", path)
+        if result.best_step:
+            logging.info("The best step is %d of %d.", result.best_step, result.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

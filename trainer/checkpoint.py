@@ -44,11 +44,11 @@ class CheckpointWriter:
         """`intermediate`: what an earlier session of the run wrote, oldest first."""
         self.original = original
         self.output = output
-        self._intermediate = [
-            path
-            for path in intermediate
-            if path.exists() and path.name.startswith(f"{output.name}-step")
-        ]
+        there = [path for path in intermediate if path.exists()]
+        self._intermediate, self._best = (
+            [path for path in there if path.name.startswith(stem)]
+            for stem in (f"{output.name}-step", f"{output.name}-best-step")
+        )
 
     def save_step(self, step: int, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
         """Write an intermediate file; the newest `output.keep` of them stay."""
@@ -57,6 +57,25 @@ class CheckpointWriter:
         while len(self._intermediate) > self.output.keep:
             self._intermediate.pop(0).unlink(missing_ok=True)
         return path
+
+    def save_best(self, step: int, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+        """Write the best file so far; the one before it goes once it is safe."""
+        stem = f"{self.output.name}-best-step{step:06d}"
+        self._best.append(self._write(stem, trained, metadata))
+        while len(self._best) > 1:
+            self._best.pop(0).unlink(missing_ok=True)
+        return self._best[0]
+
+    def publish_best(self, step: int | None) -> Path | None:
+        """The best file, if it is of this step, under the name that it keeps, beside the result's.
+        Any other goes."""
+        kept = None
+        for path in self._best:
+            if step is not None and f"-step{step:06d}" in path.name and path.exists():
+                kept = _publish(path, self.output.folder, f"{self.output.name}-best")
+            path.unlink(missing_ok=True)
+        self._best = []
+        return kept
 
     def save_final(self, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
         """Write the result of the run."""

@@ -29,8 +29,8 @@ class DatasetConfig:
     """The instance prompt, such as "a photo of sks dog": what the photos show. A text file beside
     a photo (photo.jpg, photo.txt) takes its place for that photo."""
     resolution: int | None = None
-    """Shorter side of a training image, in pixels; none takes the model's own (512 for Stable
-    Diffusion 1). Lower saves memory, and below half of the model's own spoils the result."""
+    """Shorter side of a training image, in pixels; none takes the model's own, 512 for Stable
+    Diffusion 1. Lower saves memory, and below half of the model's own spoils the result."""
     crop: Literal["center", "random"] = "center"
     """What is kept of a photo that is not square: its centre, or a place drawn once per photo."""
     buckets: bool = False
@@ -156,6 +156,29 @@ class PreviewConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringConfig:
+    """How a judge scores previews, and what counts for the best step: see `balance.py`."""
+
+    class_prompt: str = ""
+    """Such as "a photo of a dog", to see whether the class is kept; empty takes prior.prompt."""
+    num_class_images: int = 8
+    """Images of the class prompt drawn and scored beside the previews; 0 leaves the class out."""
+    subject_weight: float = 1.0
+    """What it counts in the balance that the subject is learned."""
+    prompt_weight: float = 1.0
+    """What it counts that prompts are followed; 0 is nothing."""
+    prior_weight: float = 1.0
+    """What it counts that the class is kept; 0 is nothing."""
+
+    def __post_init__(self) -> None:
+        _is_text("scoring.class_prompt", self.class_prompt)
+        _require(self.subject_weight > 0, "scoring.subject_weight must be above 0, got "
+                 f"{self.subject_weight}.")  # fmt: skip
+        for name in ("num_class_images", "prompt_weight", "prior_weight"):
+            _at_least(f"scoring.{name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig:
     """Where the trained checkpoint goes."""
 
@@ -204,6 +227,7 @@ class TrainingConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     steps: int = 400
     """Optimizer steps. More draw the subject better until the model draws nothing else."""
@@ -237,9 +261,8 @@ class TrainingConfig:
         for name in ("seed", "min_snr_gamma", "noise_offset"):
             _at_least(name, getattr(self, name), 0)
         _one_of("precision", self.precision, ("fp32", "fp16", "bf16"))
-        _require(
-            0 < self.ema_decay < 1, f"ema_decay must lie between 0 and 1, got {self.ema_decay}."
-        )
+        _require(0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1, got "
+                 f"{self.ema_decay}.")  # fmt: skip
 
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
         """The same settings with some changed; nested ones as nested mappings."""

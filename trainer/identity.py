@@ -20,9 +20,9 @@ from .methods.base import Method
 PACKAGE = Path(__file__).parent
 _NOT_DECISIVE = (
     "base", "embedding", "dataset.photos", "prior.images", "prior.sampling.batch_size", "preview.",
-    "output.folder", "output.embedding_folder", "output.name", "output.save_every", "output.keep",
-    "output.state_every", "output.keep_state", "batch_size", "gradient_accumulation",
-    "gradient_checkpointing", "channels_last", "compile",
+    "scoring.", "output.folder", "output.embedding_folder", "output.name", "output.save_every",
+    "output.keep", "output.state_every", "output.keep_state", "batch_size",
+    "gradient_accumulation", "gradient_checkpointing", "channels_last", "compile",
 )  # fmt: skip
 """Settings that leave the result as it is but for rounding, so that a run which was too large for
 the memory can go on with others, or whose files count by their bytes."""

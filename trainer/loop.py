@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -23,6 +23,7 @@ from .data.images import parse_color
 from .data.latents import CachedLatents, encode_examples
 from .families.base import ModelFamily
 from .families.tokenizer import has_placeholder
+from .judges import Judge
 from .metadata import describe_run
 from .methods.base import Method
 from .observer import Observer
@@ -30,12 +31,17 @@ from .outputs import Outputs
 from .priors import make_class_images
 from .results import TrainingResult
 from .runs import Run, open_run
+from .scoring import Scorer
 from .session import Session
 
 __all__ = ["TrainingResult", "check", "train"]
 
 logger = logging.getLogger(__name__)
 
+UNSCORED = (
+    "This run was finished without a judge, and is found again without scores and a best step. Set "
+    "on_existing to retrain to have them."
+)
 CLOSE_OTHERS = "Close other programs that take memory, and run the same again."
 
 LatentsOf = dict[Example, CachedLatents]
@@ -49,12 +55,16 @@ def train(
     observer: Observer | None = None,
     runs: Path | None = None,
     on_existing: str = "reuse",
+    load_judge: Callable[[], Judge] | None = None,
 ) -> TrainingResult:
     """Train as configured and write what came of it: a checkpoint, an embedding or both.
 
     With a folder for `runs`, one that is finished is not trained again, and one that was ended
     early goes on where it stood; `on_existing` is explained at `runs.open_run`. Without, a run that
     ends early keeps the weights of its last step in a file.
+
+    With a judge, which is loaded once it is needed, the previews are scored, and the weights of the
+    step with the best balance are kept beside the last. Nothing of that changes the run.
 
     Raises ValueError or FileNotFoundError for settings and files that cannot be used, before the
     model is loaded where that is possible; OSError where nothing can be written; one of
@@ -63,14 +73,18 @@ def train(
     wants to finish, what was learned so far is the result.
     """
     observer = observer or Observer()
-    check(config, device)
+    check(config, device, is_scored=load_judge is not None)
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
     photos = method.caption(photos, config.dataset.prompt)
     if runs is None:
-        return _train(config, method, photos, device=device, observer=observer, run=None)
+        return _train(config, method, photos, load_judge, device=device, observer=observer)
     with open_run(runs, config, method, photos, observer=observer, on_existing=on_existing) as run:
-        return run.result() or _train(
-            config, method, photos, device=device, observer=run.recorder, run=run
+        if result := run.result():
+            if load_judge and not result.scores:
+                logger.warning(UNSCORED)
+            return result
+        return _train(
+            config, method, photos, load_judge, device=device, observer=run.recorder, run=run
         )
 
 
@@ -78,10 +92,11 @@ def _train(
     config: TrainingConfig,
     method: Method,
     photos: list[Example],
+    load_judge: Callable[[], Judge] | None,
     *,
     device: torch.device,
     observer: Observer,
-    run: Run | None,
+    run: Run | None = None,
 ) -> TrainingResult:
     started = run.started if run else datetime.now(timezone.utc)
     observer.on_load(config.base)
@@ -94,25 +109,31 @@ def _train(
     session = Session(config, model, trainable, BatchStream(instance, prior, config))
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, started, run.intermediate if run else ())
+    scorer = Scorer(session, load_judge(), photos, observer) if load_judge else None
     if run:
         run.begin(session)
-    space.check(session, run.states if run else None)
+    if scorer:
+        scorer.begin()
+    space.check(session, run.states if run else None, is_scored=scorer is not None)
     observer.on_start(config.steps)
     with nullcontext() if run else _keeping_the_last_step(session, outputs):
-        previews = _make_steps(session, outputs, observer, run)
+        previews = _make_steps(session, outputs, observer, run, scorer)
     steps = len(session.reports)
     moved = _require_movement(session, outputs)
     with memory.explained("while the result was written", lambda: CLOSE_OTHERS):
-        files = outputs.save_final()
+        files, best = outputs.save_final(), outputs.publish_best()
+    result = TrainingResult(
+        files, steps, config.steps, session.reports, moved, previews, session.scores, best
+    )
     if run:
-        run.finish(files, moved)
-    for path in files.values():
+        run.finish(result)
+    for path in [*best.values(), *files.values()]:
         observer.on_checkpoint(steps, path)
-    return TrainingResult(files, steps, config.steps, session.reports, moved, previews)
+    return result
 
 
 def _make_steps(
-    session: Session, outputs: Outputs, observer: Observer, run: Run | None
+    session: Session, outputs: Outputs, observer: Observer, run: Run | None, scorer: Scorer | None
 ) -> list[np.ndarray]:
     """From where the session stands to its last step, or to the one that the observer is content
     with; gives the last previews."""
@@ -120,13 +141,15 @@ def _make_steps(
     previews = run.recorder.previews() if run else []
     for step in range(len(session.reports) + 1, config.steps + 1):
         observer.on_step(session.step())
-        is_preview_due = config.preview.prompts and _is_due(step, config.preview.every)
-        if is_preview_due and (drawn := session.preview(observer)):
+        if _is_preview_due(step, config, scorer) and (
+            drawn := _previews(session, scorer, observer)
+        ):
             previews = drawn
             observer.on_preview(step, drawn)
+        if scorer and scorer.is_best(step) and step < config.steps:
+            _announce(outputs.save_best(), step, observer, run)
         if _is_due(step, config.output.save_every):
-            for path in outputs.save_step().values():
-                observer.on_checkpoint(step, path)
+            _announce(outputs.save_step(), step, observer, run)
         if run and _is_due(step, config.output.state_every):
             run.save_state()
         if observer.wants_to_finish():
@@ -135,12 +158,34 @@ def _make_steps(
     return previews
 
 
+def _is_preview_due(step: int, config: TrainingConfig, scorer: Scorer | None) -> bool:
+    """With a judge also after the last step, which is then known to be the best, or not to be."""
+    is_last = scorer is not None and step == config.steps
+    return bool(config.preview.prompts) and (is_last or _is_due(step, config.preview.every))
+
+
+def _previews(session: Session, scorer: Scorer | None, observer: Observer) -> list[np.ndarray]:
+    return scorer.previews() if scorer else session.draw(session.config.preview.prompts, observer)
+
+
+def _announce(files: Mapping[str, Path], step: int, observer: Observer, run: Run | None) -> None:
+    for path in files.values():
+        observer.on_checkpoint(step, path)
+    if run and files:
+        run.note_intermediate()
+
+
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def check(config: TrainingConfig, device: torch.device) -> None:
+def check(config: TrainingConfig, device: torch.device, *, is_scored: bool = False) -> None:
     """Refuse what cannot be honoured, before anything is loaded."""
+    if is_scored and not config.preview.prompts:
+        raise ValueError(
+            "There is a judge, but preview.prompts is empty, and previews are what it scores. "
+            "Write four or more prompts of the subject in different places, or name no judge."
+        )
     optimizers.check(config.optimizer)
     lr_schedules.check(config.optimizer, config.steps)
     precision.check(config.precision, device)

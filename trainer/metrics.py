@@ -53,6 +53,23 @@ def prompt_fidelity(pictures: Embeddings, prompts: Embeddings) -> float:
     return float((ours * theirs).sum(axis=1).mean())
 
 
+def prompt_contrast(pictures: Embeddings, prompts: Embeddings) -> float | None:
+    """The mean of cos of each picture with its own prompt [N, D], less the mean of its cos with the
+    other prompts; None where there are no others.
+
+    It tells whether pictures follow what differs between prompts: 0 where they are the same
+    whatever the prompt, however well they show what all prompts share. Ours, not the paper's, whose
+    CLIP-T a model can raise by drawing nothing but the subject.
+    """
+    ours, theirs = _unit(pictures), _unit(prompts)
+    found = cosines(ours, theirs)
+    is_other = ~np.isclose(theirs @ theirs.T, 1, atol=1e-6)
+    if not is_other.any():
+        return None
+    others = np.where(is_other, found, 0).sum(axis=1) / np.maximum(is_other.sum(axis=1), 1)
+    return float((np.diag(found) - others)[is_other.any(axis=1)].mean())
+
+
 def prior_preservation(class_pictures: Embeddings, photos: Embeddings) -> float:
     """The mean of cos over all pairs of a picture of the class and a photo of the subject: the
     paper's PRES, which takes DINO. Lower is better: where it rises, every member of the class comes
@@ -84,6 +101,37 @@ def diversity(pictures: Embeddings, prompts: Sequence[Hashable] | None = None) -
             "No prompt has two pictures, so there is nothing to compare. Draw several of each."
         )
     return float(np.mean(varied))
+
+
+def way(start: Embeddings, goal: Embeddings) -> float:
+    """How far the mean of one set of pictures lies from the mean of another, 0 to 2: the length of
+    the difference of the means of their embeddings, each of length 1."""
+    return float(np.linalg.norm(_mean(goal) - _mean(start)))
+
+
+def progress(pictures: Embeddings, start: Embeddings, goal: Embeddings) -> float:
+    """How much of the way from `start` to `goal` pictures have made in the mean, of embeddings of
+    length 1:
+
+        (mean of the pictures - mean of start) . (mean of goal - mean of start)
+            / |mean of goal - mean of start|^2
+
+    0 for pictures like `start`, 1 for such as `goal`. Ours: a cosine with the goal has made most of
+    its way when half of this is made. ValueError where start and goal are the same.
+    """
+    origin, target = _mean(start), _mean(goal)
+    if origin.shape != target.shape or np.allclose(origin, target, atol=1e-9):
+        raise ValueError(
+            "Start and goal are the same to this encoder, or of different ones, so there is no way "
+            "between them. Choose another encoder, or other pictures."
+        )
+    direction = target - origin
+    return float((_mean(pictures) - origin) @ direction / (direction @ direction))
+
+
+def _mean(embeddings: Embeddings) -> np.ndarray:
+    mean: np.ndarray = _unit(embeddings).mean(axis=0)
+    return mean
 
 
 def likeness(pictures: Embeddings) -> float:

@@ -33,6 +33,23 @@ class StepReport:
     """The most memory taken so far: the device's, or the process's on the CPU."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreReport:
+    """What a judge makes of the previews of one step: its cosines, and what they mean for the way
+    from the base model to the photos, as `balance.py` explains. None for what cannot be told."""
+
+    step: int
+    """0 is the base model."""
+    subject: float
+    prompt: float | None
+    prior: float | None
+    learned: float
+    """0 to 1, as all that follow."""
+    prompts_kept: float | None
+    class_kept: float | None
+    balance: float
+
+
 class Observer:
     """Hears what happens during training, class image generation and sampling."""
 
@@ -54,6 +71,9 @@ class Observer:
 
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
         """One image [H, W, 3] uint8 per preview prompt, in their order."""
+
+    def on_score(self, report: ScoreReport) -> None:
+        """The previews of a step were judged."""
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         """A complete checkpoint file stands at `path`."""

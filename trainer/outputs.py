@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import records, space
+from . import balance, records, space
 from .checkpoint import CheckpointWriter, moved_weights
 from .metadata import describe_progress
 from .methods.base import FileOut
@@ -44,6 +44,28 @@ class Outputs:
                 file.kind: writer.save_step(step, self._trained(file), self._metadata(file))
                 for file, writer in self._writers
             }
+        return {}
+
+    def save_best(self) -> dict[str, Path]:
+        """Write these weights as the best so far, in place of those that were; gives the paths by
+        kind, none where there is no room."""
+        step = len(self._session.reports)
+        with records.surviving(f"the weights of step {step}, the best"), self._session.averaged():
+            space.require_for_step(self._session)
+            return {
+                file.kind: writer.save_best(step, self._trained(file), self._metadata(file))
+                for file, writer in self._writers
+            }
+        return {}
+
+    def publish_best(self) -> dict[str, Path]:
+        """Give the files of the best step their names beside the result's; gives the paths by kind,
+        none where the last step is the best, or there is no judge to say so."""
+        top, last = balance.best(self._session.scores), len(self._session.reports)
+        step = top.step if top and top.step < last else None
+        with records.surviving("the best step's file"):
+            found = {file.kind: writer.publish_best(step) for file, writer in self._writers}
+            return {kind: path for kind, path in found.items() if path}
         return {}
 
     def save_final(self) -> dict[str, Path]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .observer import StepReport
+from . import balance
+from .observer import ScoreReport, StepReport
 
 GAP = 8
 """Pixels between images and around titles."""
@@ -58,10 +59,18 @@ def grid(
     return sheet
 
 
-def loss_curve(reports: Sequence[StepReport], *, show_learning_rates: bool = False) -> Image.Image:
-    """The losses over at least one step: each value faint, their running mean on top."""
-    figure = _figure(height=4.5)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+def loss_curve(
+    reports: Sequence[StepReport],
+    scores: Sequence[ScoreReport] = (),
+    *,
+    show_learning_rates: bool = False,
+) -> Image.Image:
+    """The losses over at least one step: each value faint, their running mean on top. Below them,
+    if there are scores, what was learned and kept, the best step and where overfitting begins."""
+    figure = _figure(height=7.5 if scores else 4.5)
+    panels: Any = figure.subplots(2 if scores else 1, sharex=True, squeeze=False)[:, 0]
+    axes = panels[0]
+    axes.set(xlabel="" if scores else "step", ylabel="loss")
     steps = [report.step for report in reports]
     curves = {"photos": [report.instance_loss for report in reports]}
     if reports[0].prior_loss is not None:
@@ -73,15 +82,42 @@ def loss_curve(reports: Sequence[StepReport], *, show_learning_rates: bool = Fal
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
     if show_learning_rates:
-        rates = axes.twinx()
-        rates.set_ylabel("learning rate")
-        rates.ticklabel_format(scilimits=(0, 0))
-        axes.set_zorder(rates.get_zorder() + 1)  # The losses and their legend stay in front.
-        axes.patch.set_visible(False)
-        for part in reports[0].learning_rates:
-            values = [report.learning_rates[part] for report in reports]
-            rates.plot(steps, values, color="0.5", linestyle="--", linewidth=0.8)
+        _add_learning_rates(axes, reports)
+    if scores:
+        _plot_scores(panels[1], scores)
     return _drawn(figure)
+
+
+def _add_learning_rates(axes: Any, reports: Sequence[StepReport]) -> None:
+    rates = axes.twinx()
+    rates.set_ylabel("learning rate")
+    rates.ticklabel_format(scilimits=(0, 0))
+    axes.set_zorder(rates.get_zorder() + 1)  # The losses and their legend stay in front.
+    axes.patch.set_visible(False)
+    steps = [report.step for report in reports]
+    for part in reports[0].learning_rates:
+        values = [report.learning_rates[part] for report in reports]
+        rates.plot(steps, values, color="0.5", linestyle="--", linewidth=0.8)
+
+
+def _plot_scores(axes: Any, scores: Sequence[ScoreReport]) -> None:
+    curves: dict[str, list[Any]] = {
+        "subject learned": [report.learned for report in scores],
+        "prompts kept": [report.prompts_kept for report in scores],
+        "class kept": [report.class_kept for report in scores],
+        "balance": [report.balance for report in scores],
+    }
+    steps = [report.step for report in scores]
+    for color, (label, values) in zip(("C0", "C2", "C1", "black"), curves.items(), strict=True):
+        if values[0] is not None:  # what the judge can tell, it tells of all steps
+            axes.plot(steps, values, color=color, marker=".", label=label)
+    if top := balance.best(scores):
+        axes.axvline(top.step, color="black", linestyle=":", label=f"best step: {top.step}")
+    if past := balance.overfitting(scores):
+        axes.axvspan(past.step, steps[-1], color="C3", alpha=0.12, label="overfitting")
+    axes.set(xlabel="step", ylabel="between base model and photos", ylim=(-0.03, 1.03))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center right", fontsize=8)
 
 
 def score_chart(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Image.Image:

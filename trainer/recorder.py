@@ -1,4 +1,5 @@
-"""What a run tells its observer, kept in its folder: a line per step, and the last previews."""
+"""What a run tells its observer, kept in its folder: a line per step and per score, and the last
+previews."""
 
 from __future__ import annotations
 
@@ -7,14 +8,50 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from . import records
-from .observer import Observer, StepReport
+from .observer import Observer, ScoreReport, StepReport
 
 logger = logging.getLogger(__name__)
+
+Report = TypeVar("Report", bound=StepReport | ScoreReport)
+
+
+class _Log(Generic[Report]):
+    """Reports of one kind in a file of JSON lines. What cannot be written is lost, with one
+    warning."""
+
+    def __init__(self, path: Path, kind: type[Report], what: str) -> None:
+        self._path, self._what = path, what
+        self._kind: type[Report] = kind
+        self._is_losing = False
+
+    def read(self) -> list[Report]:
+        """All so far, as far as they can be read."""
+        try:
+            lines = self._path.read_text("utf-8").splitlines()
+            return [self._kind(**json.loads(line)) for line in lines]
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("The %s of this run cannot be read: %s", self._what, error)
+            return []
+
+    def add(self, report: Report) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line(report))
+            self._is_losing = False
+        except OSError as error:
+            if not self._is_losing:
+                logger.warning("Could not write the %s from step %d on into '%s': %s",
+                               self._what, report.step, self._path, error)  # fmt: skip
+            self._is_losing = True
+
+    def rewrite(self, reports: Sequence[Report]) -> None:
+        records.write_text(self._path, "".join(map(_line, reports)))
 
 
 class Recorder(Observer):
@@ -23,22 +60,23 @@ class Recorder(Observer):
     def __init__(self, folder: Path, observer: Observer) -> None:
         self.checkpoints: list[Path] = []
         """Those it heard of."""
-        self._metrics, self._previews = folder / "metrics.jsonl", folder / "previews"
+        self._steps = _Log(folder / "metrics.jsonl", StepReport, "losses")
+        self._scores = _Log(folder / "scores.jsonl", ScoreReport, "scores")
+        self._previews = folder / "previews"
         self._observer = observer
-        self._is_losing = False
 
     def reports(self) -> list[StepReport]:
         """Of all steps so far, as far as they can be read."""
-        try:
-            lines = self._metrics.read_text("utf-8").splitlines()
-            return [StepReport(**json.loads(line)) for line in lines]
-        except (OSError, ValueError, TypeError) as error:
-            logger.warning("The losses of this run cannot be read: %s", error)
-            return []
+        return self._steps.read()
 
-    def rewrite(self, reports: Sequence[StepReport]) -> None:
+    def scores(self) -> list[ScoreReport]:
+        """Of all scores so far, as far as they can be read."""
+        return self._scores.read()
+
+    def rewrite(self, reports: Sequence[StepReport], scores: Sequence[ScoreReport]) -> None:
         """Keep these in place of all that were kept before."""
-        records.write_text(self._metrics, "".join(map(_line, reports)))
+        self._steps.rewrite(reports)
+        self._scores.rewrite(scores)
 
     def previews(self) -> list[np.ndarray]:
         """The last ones, [H, W, 3] uint8 each."""
@@ -58,16 +96,12 @@ class Recorder(Observer):
         self._observer.on_start(total_steps)
 
     def on_step(self, report: StepReport) -> None:
-        try:
-            with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(_line(report))
-            self._is_losing = False
-        except OSError as error:
-            if not self._is_losing:
-                logger.warning("Could not write the losses from step %d on into '%s': %s",
-                               report.step, self._metrics, error)  # fmt: skip
-            self._is_losing = True
+        self._steps.add(report)
         self._observer.on_step(report)
+
+    def on_score(self, report: ScoreReport) -> None:
+        self._scores.add(report)
+        self._observer.on_score(report)
 
     def wants_to_finish(self) -> bool:
         return self._observer.wants_to_finish()
@@ -93,5 +127,5 @@ class Recorder(Observer):
             path.unlink()
 
 
-def _line(report: StepReport) -> str:
+def _line(report: StepReport | ScoreReport) -> str:
     return json.dumps(dataclasses.asdict(report)) + "\n"

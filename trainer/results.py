@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import balance
 from .identity import Hashes
-from .observer import StepReport
+from .observer import ScoreReport, StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ class TrainingResult:
     of its weights that changed in the file."""
     previews: Sequence[np.ndarray]
     """[H, W, 3] uint8, of the last step that had any."""
+    scores: Sequence[ScoreReport] = ()
+    """Of the steps that a judge scored, the base model's first."""
+    best: Mapping[str, Path] = field(default_factory=dict)
+    """The same kinds of files, of the best step where that was not the last."""
     reused: bool = False
     """It was finished before, and is only found again."""
 
@@ -43,20 +48,37 @@ class TrainingResult:
         return self.files["checkpoint"]
 
     @property
+    def best_checkpoint(self) -> Path:
+        """That of the best step, or of the last where none was better or there was no judge;
+        KeyError for a method that writes none."""
+        return self.best.get("checkpoint") or self.checkpoint
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the highest balance; None without a judge, or where nothing was learned."""
+        found = balance.best(self.scores)
+        return found.step if found else None
+
+    @property
     def embedding(self) -> Path | None:
         """The learned embedding, if one was trained."""
         return self.files.get("embedding")
 
 
-def record(
-    files: Mapping[str, Path], moved: Moved, *, steps: int, total_steps: int, hashes: Hashes
-) -> dict[str, Any]:
+def record(result: TrainingResult, hashes: Hashes) -> dict[str, Any]:
     """A result as JSON can hold it, its files with their hashes."""
     written = {
         kind: {"path": str(path.resolve()), "sha256": hashes.sha256(path)}
-        for kind, path in files.items()
+        for kind, path in result.files.items()
     }
-    return {"steps": steps, "total_steps": total_steps, "files": written, "moved": dict(moved)}
+    return {
+        "steps": result.steps,
+        "total_steps": result.total_steps,
+        "files": written,
+        "best": {kind: str(path.resolve()) for kind, path in result.best.items()},
+        "moved": dict(result.moved),
+        "is_scored": bool(result.scores),
+    }
 
 
 def changed_file(record: Mapping[str, Any], hashes: Hashes) -> str | None:
@@ -71,12 +93,18 @@ def changed_file(record: Mapping[str, Any], hashes: Hashes) -> str | None:
 
 
 def recall(
-    record: Mapping[str, Any], reports: list[StepReport], previews: Sequence[np.ndarray]
+    record: Mapping[str, Any],
+    reports: list[StepReport],
+    previews: Sequence[np.ndarray],
+    scores: Sequence[ScoreReport],
 ) -> TrainingResult:
     """The result that was recorded."""
     files = {kind: Path(file["path"]) for kind, file in record["files"].items()}
+    best = {kind: Path(path) for kind, path in record["best"].items() if Path(path).is_file()}
     moved = {part: (distance, share) for part, (distance, share) in record["moved"].items()}
     steps, total_steps = record["steps"], record["total_steps"]
     logger.info("This run was finished before, after step %d of %d: %s", steps, total_steps,
                 ", ".join(map(str, files.values())))  # fmt: skip
-    return TrainingResult(files, steps, total_steps, reports, moved, previews, reused=True)
+    return TrainingResult(
+        files, steps, total_steps, reports, moved, previews, scores, best, reused=True
+    )

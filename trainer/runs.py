@@ -20,7 +20,7 @@ from .metadata import plain, versions
 from .methods.base import Method
 from .observer import Observer
 from .recorder import Recorder
-from .results import Moved, TrainingResult
+from .results import TrainingResult
 from .siblings import MANIFEST, STATES, Siblings, differences_to_last
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ class Run:
         if self._config.output.keep_state and not self._has_own_state():
             logger.warning("This run was finished without output.keep_state, and is found again "
                            "without a state to train on from.")  # fmt: skip
-        return results.recall(made, self.recorder.reports(), self.recorder.previews())
+        kept = self.recorder
+        scores = kept.scores() if made["is_scored"] else []
+        return results.recall(made, kept.reports(), kept.previews(), scores)
 
     def begin(self, session: Session) -> None:
         """Bring a new session to where the run stands, and stand by it from now on."""
@@ -159,7 +161,7 @@ class Run:
             self._siblings.warn_of_shorter()
         self._session, self._saved_step = session, len(session.reports)
         # What came after the state is made again, and must not be listed twice.
-        self.recorder.rewrite(session.reports)
+        self.recorder.rewrite(session.reports, session.scores)
 
     def save_state(self, *, is_last: bool = False) -> None:
         """Keep a state of the session. A disk that is full costs no more than this state. The last
@@ -171,7 +173,7 @@ class Run:
             space.require_for_state(self._session, self.states, is_last=is_last)
             path = states.save(self.states, step, self._session.state())
             self._saved_step = step
-            self._note({"intermediate": self._all_intermediate()})
+            self._note_intermediate()
             if not self._has_told_size:
                 size = path.stat().st_size
                 num_weights = sum(p.numel() for p in self._session.parameters)
@@ -194,17 +196,13 @@ class Run:
         )
         logger.warning("Stopped after step %d. %s", last, way)
 
-    def finish(self, files: Mapping[str, Path], moved: Moved) -> None:
+    def finish(self, result: TrainingResult) -> None:
         """The session has come to its end: keep what it made, and a state only if it is wanted."""
         assert self._session, "begin comes first"
-        steps = len(self._session.reports)
         with records.surviving("the record that this run is finished"):
-            self.recorder.rewrite(self._session.reports)
-            made = results.record(
-                files, moved, steps=steps, total_steps=self._config.steps, hashes=self._hashes
-            )
-            self._note({"status": "finished", "result": made})
-            if self._config.output.keep_state and self._saved_step < steps:
+            self.recorder.rewrite(self._session.reports, self._session.scores)
+            self._note({"status": "finished", "result": results.record(result, self._hashes)})
+            if self._config.output.keep_state and self._saved_step < result.steps:
                 self.save_state(is_last=True)
             states.remove(self.states, keep=int(self._config.output.keep_state))
         self._session = None
@@ -235,9 +233,15 @@ class Run:
             )
         self._note({"status": "unfinished", "result": None})
 
-    def _all_intermediate(self) -> list[str]:
-        paths = [*self.intermediate, *self.recorder.checkpoints]
-        return [str(path) for path in dict.fromkeys(paths) if path.exists()]
+    def note_intermediate(self) -> None:
+        """Remember the intermediate checkpoints that there are, so that a later session knows
+        them."""
+        with records.surviving("the list of intermediate checkpoints"):
+            self._note_intermediate()
+
+    def _note_intermediate(self) -> None:
+        paths = dict.fromkeys([*self.intermediate, *self.recorder.checkpoints])
+        self._note({"intermediate": [str(path) for path in paths if path.exists()]})
 
     def _note(self, facts: Mapping[str, Any]) -> None:
         self._manifest.update(facts)

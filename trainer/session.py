@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,7 +25,7 @@ from .ema import EMA
 from .families.base import Conditioning, Framing, ModelFamily
 from .health import Health
 from .methods.base import Part, Trainable
-from .observer import Observer, StepReport
+from .observer import Observer, ScoreReport, StepReport
 from .sampling import sample
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ class Session:
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
         self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
         self.reports: list[StepReport] = []
+        self.scores: list[ScoreReport] = []
+        """Of the steps that were judged, the base model's first."""
         self._health = Health(config)
         self._is_changing = False
         self._drawn = batches.state()
@@ -89,6 +91,7 @@ class Session:
         """All that the steps so far have changed, as the last whole one left it."""
         return {
             "reports": [dataclasses.asdict(report) for report in self.reports],
+            "scores": [dataclasses.asdict(report) for report in self.scores],
             "parameters": [parameter.detach() for parameter in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -109,19 +112,18 @@ class Session:
         self.batches.load_state(state["batches"])
         total = {"total_steps": self.config.steps}
         self.reports = [StepReport(**{**report, **total}) for report in state["reports"]]
+        self.scores = [ScoreReport(**report) for report in state["scores"]]
         self._drawn, self._steps_before = state["batches"], len(self.reports)
         self._started = time.monotonic()
 
-    def preview(self, observer: Observer) -> list[np.ndarray]:
-        """One image per preview prompt, from the weights as they are now; none, with a warning, if
-        memory runs out."""
-        preview, resolution = self.config.preview, self.config.dataset.resolution
+    def draw(self, prompts: Sequence[str], observer: Observer) -> list[np.ndarray]:
+        """One image per prompt, as previews are drawn, from the weights as they are now; none, with
+        a warning, if memory runs out."""
+        sampling, resolution = self.config.preview.sampling, self.config.dataset.resolution
         size = (resolution, resolution) if resolution else None
         try:
             with self.averaged(), precision.autocast(self.config.precision, self.model.device):
-                return sample(
-                    self.model, preview.prompts, preview.sampling, size=size, observer=observer
-                )
+                return sample(self.model, prompts, sampling, size=size, observer=observer)
         except memory.OUT_OF_MEMORY as error:
             logger.warning("The previews of step %d are left out. %s", len(self.reports), error)
             return []

@@ -16,6 +16,8 @@ from .session import Session
 
 logger = logging.getLogger(__name__)
 
+NUM_BEST = 2
+"""The best one so far, and the next while it is written."""
 BYTES_PER_WEIGHT = 4
 """Of a weight in training, and of its average."""
 
@@ -36,11 +38,11 @@ class Need:
         return f"{self.num} {self.what} of {amount(self.size)}"
 
 
-def check(session: Session, states_folder: Path | None) -> None:
+def check(session: Session, states_folder: Path | None, *, is_scored: bool = False) -> None:
     """OSError where the run's result will not fit on the disk; a warning where intermediate
     checkpoints and states will not all."""
     by_disk: dict[int, list[Need]] = {}
-    for need in _needs(session, states_folder):
+    for need in _needs(session, states_folder, is_scored):
         by_disk.setdefault(_disk(need.folder), []).append(need)
     for needs in by_disk.values():
         folder = _existing(needs[0].folder)
@@ -110,13 +112,15 @@ def amount(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def _needs(session: Session, states_folder: Path | None) -> Iterator[Need]:
+def _needs(session: Session, states_folder: Path | None, is_scored: bool) -> Iterator[Need]:
     output, steps_left = session.config.output, session.config.steps - len(session.reports)
     for file in _checkpoints(session):
         size = file_size(session, file)
         yield Need(file.output.folder, "checkpoint", 1, size, is_result=True)
         num = min(output.keep, steps_left // output.save_every) if output.save_every else 0
         yield Need(file.output.folder, "intermediate checkpoints", num, size)
+        if is_scored:
+            yield Need(file.output.folder, "best checkpoints", NUM_BEST, size)
     if states_folder:
         num = states.NUM_NEEDED if 0 < output.state_every < steps_left else 1
         there = states.count(states_folder)

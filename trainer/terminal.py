@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .observer import Observer, StepReport
+from . import balance
+from .observer import Observer, ScoreReport, StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,9 @@ class TerminalObserver(Observer):
                 Image.fromarray(image).save(self._previews / f"step{step:06d}_{index}.png")
         except OSError as error:  # such as a full disk, which need not end the run
             logger.warning("Could not keep the previews of this step: %s", error)
+
+    def on_score(self, report: ScoreReport) -> None:
+        tqdm.write(f"Scored {balance.describe(report)}")
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         tqdm.write(f"Saved {path}")

@@ -44,6 +44,34 @@ def test_trained_tensors_take_the_chosen_format(tiny_checkpoint, tmp_path, chang
     assert load_file(path)[NAME].dtype == torch.bfloat16
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_the_best_stays_and_gets_its_name_in_the_end(tiny_checkpoint, tmp_path, changed):
+    kept = writer(tiny_checkpoint, tmp_path, name="dog")
+    for step in (2, 4):
+        kept.save_best(step, {NAME: changed[NAME] * step}, {})
+    assert names(tmp_path) == ["dog-best-step000004.safetensors"]
+    # A later session of the run knows what an earlier one wrote.
+    later = CheckpointWriter(kept.original, kept.output, list(tmp_path.iterdir()))
+    path = later.publish_best(4)
+    assert names(tmp_path) == [path.name] == ["dog-best.safetensors"]
+    dtype = load_file(tiny_checkpoint)[NAME].dtype
+    assert torch.equal(load_file(path)[NAME], (changed[NAME] * 4).to(dtype))
+
+
+@pytest.mark.parametrize("step", [None, 6])
+def test_what_is_not_the_best_in_the_end_goes(tiny_checkpoint, tmp_path, changed, step):
+    (tmp_path / "dog-best.safetensors").touch()  # another run's
+    kept = writer(tiny_checkpoint, tmp_path, name="dog")
+    kept.save_best(2, changed, {})
+    assert kept.publish_best(step) is None
+    assert names(tmp_path) == ["dog-best.safetensors"]
+    kept.save_best(2, changed, {})
+    assert kept.publish_best(2).name == "dog-best_00001.safetensors"
+
+
 def test_an_existing_file_is_never_overwritten(tmp_path):
     tensors = {"a": torch.zeros(3)}
     paths = [write_new(tmp_path, "dog", tensors, {}) for _ in range(3)]

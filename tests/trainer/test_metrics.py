@@ -16,8 +16,11 @@ from trainer.metrics import (
     memorisation,
     nearest_photos,
     prior_preservation,
+    progress,
+    prompt_contrast,
     prompt_fidelity,
     subject_fidelity,
+    way,
 )
 
 EAST, NORTH, NORTH_EAST, WEST = [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]
@@ -194,3 +197,47 @@ def test_what_cannot_be_compared_is_refused(compute, message):
     with pytest.raises(ValueError) as caught:
         compute()
     assert str(caught.value) == message
+
+
+def test_prompt_contrast_is_the_own_prompt_less_the_others():
+    rng = np.random.default_rng(3)
+    pictures, read = rng.normal(size=(4, 6)), rng.normal(size=(3, 6))
+    prompts = read[[0, 0, 1, 2]]  # two pictures of the first prompt
+    by_hand = []
+    for i, own in enumerate([0, 0, 1, 2]):
+        others = [j for j in range(4) if [0, 0, 1, 2][j] != own]
+        mean = np.mean([cos(pictures[i], prompts[j]) for j in others])
+        by_hand.append(cos(pictures[i], prompts[i]) - mean)
+    assert prompt_contrast(pictures, prompts) == pytest.approx(np.mean(by_hand), abs=1e-6)
+    assert prompt_contrast(pictures[:2], prompts[:2]) is None
+    # The same picture whatever the prompt: nothing is followed, each prompt standing once.
+    same = np.repeat(pictures[:1], 3, axis=0)
+    assert prompt_contrast(same, read) == pytest.approx(0, abs=1e-6)
+
+
+def test_progress_is_the_share_of_the_way():
+    rng = np.random.default_rng(4)
+    start, goal, pictures = (rng.normal(size=(n, 5)) + 1 for n in (3, 4, 6))
+    mean = {
+        name: np.mean([row / np.linalg.norm(row) for row in rows], axis=0)
+        for name, rows in (("start", start), ("goal", goal), ("pictures", pictures))
+    }
+    direction = mean["goal"] - mean["start"]
+    share = (mean["pictures"] - mean["start"]) @ direction / np.linalg.norm(direction) ** 2
+    assert progress(pictures, start, goal) == pytest.approx(share, abs=1e-6)
+    assert progress(start, start, goal) == pytest.approx(0, abs=1e-6)
+    assert progress(goal, start, goal) == pytest.approx(1, abs=1e-6)
+    assert way(start, goal) == pytest.approx(np.linalg.norm(direction), abs=1e-6)
+    # Half start and half goal is half of the way.
+    half = np.concatenate([start / np.linalg.norm(start, axis=1, keepdims=True)] * 4
+                          + [goal / np.linalg.norm(goal, axis=1, keepdims=True)] * 3)  # fmt: skip
+    assert progress(half, start, goal) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_no_way_to_go_is_refused():
+    with pytest.raises(ValueError, match="Start") as error:
+        progress(np.eye(2), np.eye(2), np.eye(2) * 3)
+    assert str(error.value) == (
+        "Start and goal are the same to this encoder, or of different ones, so there is no way "
+        "between them. Choose another encoder, or other pictures."
+    )

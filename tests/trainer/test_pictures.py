@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from trainer.observer import StepReport
+from trainer.observer import ScoreReport, StepReport
 from trainer.pictures import grid, loss_curve, running_mean, score_chart
 
 WHITE = 255
@@ -122,6 +123,35 @@ def test_the_score_chart_has_a_bar_as_long_as_each_number():
     longest = [lengths[: len(lengths) // 2].max(), lengths[len(lengths) // 2 : -60].max()]
     assert longest[0] / longest[1] == pytest.approx(0.5, abs=0.06)
     assert inked(sheet, orange) > 300
+
+
+def scored(step: int, learned: float, prompts: float | None, kept: float, balance: float):
+    return ScoreReport(
+        step=step, subject=0.5, prompt=0.5, prior=0.5, learned=learned, prompts_kept=prompts,
+        class_kept=kept, balance=balance,
+    )  # fmt: skip
+
+
+def test_scores_stand_below_the_losses():
+    green, red = (44, 160, 44), (214, 39, 40)
+    reports = [report(step, 1 / step) for step in range(1, 101)]
+    scores = [
+        scored(0, 0, 1, 1, 0),
+        scored(50, 0.8, 0.9, 0.9, 0.85),
+        scored(100, 0.9, 0.8, 0.9, 0.8),
+    ]
+    plain, with_scores = np.asarray(loss_curve(reports)), np.asarray(loss_curve(reports, scores))
+    assert with_scores.shape[0] > plain.shape[0]
+    assert inked(plain, green) == 0
+    assert inked(with_scores, green) > 200
+    unread = [replace(one, prompts_kept=None) for one in scores]
+    assert inked(np.asarray(loss_curve(reports, unread)), green) == 0
+    # Overfitting is shaded, from where it begins.
+    faint = tuple(round(255 + 0.12 * (level - 255)) for level in red)
+    past = [*scores, scored(150, 0.8, 0.5, 0.9, 0.7), scored(200, 0.8, 0.5, 0.9, 0.7)]
+    # Antialiased lines have a few such pixels too.
+    assert inked(with_scores, faint) < 2000
+    assert inked(np.asarray(loss_curve(reports, past)), faint) > 5000
 
 
 def test_the_curves_leave_pyplot_alone():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.observer import Observer, StepReport
+from trainer.observer import Observer, ScoreReport, StepReport
 from trainer.recorder import Recorder
 
 
@@ -11,6 +11,13 @@ def report(step: int) -> StepReport:
         step=step, total_steps=9, loss=0.1 + 1e-17 * step, instance_loss=0.1, prior_loss=None,
         learning_rates={"unet": 1.23e-6}, grad_norm=float("inf"), steps_per_second=1.5,
         seconds_left=3.0, peak_megabytes=10.0,
+    )  # fmt: skip
+
+
+def score(step: int) -> ScoreReport:
+    return ScoreReport(
+        step=step, subject=0.1 + 1e-17 * step, prompt=None, prior=0.2, learned=1 / 3,
+        prompts_kept=None, class_kept=0.5, balance=0.4,
     )  # fmt: skip
 
 
@@ -25,9 +32,15 @@ def test_reports_come_back_exactly_and_rewriting_forgets_the_rest(tmp_path):
         recorder.on_step(report(step))
     assert recorder.reports() == [report(1), report(2), report(3)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
-    recorder.rewrite([report(1)])
+    for step in (0, 2, 4):
+        recorder.on_score(score(step))
+    assert recorder.scores() == [score(0), score(2), score(4)]
+    recorder.rewrite([report(1)], [score(0)])
     recorder.on_step(report(2))
-    assert Recorder(tmp_path, Observer()).reports() == [report(1), report(2)]
+    recorder.on_score(score(2))
+    again = Recorder(tmp_path, Observer())
+    assert again.reports() == [report(1), report(2)]
+    assert again.scores() == [score(0), score(2)]
 
 
 def test_only_the_last_previews_stay(tmp_path):
@@ -55,6 +68,9 @@ def test_everything_is_passed_on_after_it_was_kept(tmp_path):
         def on_step(self, report):
             heard.append((report.step, len(recorder.reports())))
 
+        def on_score(self, report):
+            heard.append((report, recorder.scores()))
+
         def wants_to_finish(self):
             return len(heard) == 3
 
@@ -71,13 +87,17 @@ def test_everything_is_passed_on_after_it_was_kept(tmp_path):
     recorder.on_step(report(1))
     assert recorder.wants_to_finish()
     recorder.on_preview(1, images(0, 2))
+    recorder.on_score(score(1))
     recorder.on_checkpoint(1, tmp_path / "a")
     assert heard == [
-        ("Class images", 1, 2), 9, (1, 1), (1, 2), (1, tmp_path / "a", [tmp_path / "a"]),
+        ("Class images", 1, 2), 9, (1, 1), (1, 2), (score(1), [score(1)]),
+        (1, tmp_path / "a", [tmp_path / "a"]),
     ]  # fmt: skip
 
 
 def test_lost_reports_are_told_and_not_fatal(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text("{")
     assert Recorder(tmp_path, Observer()).reports() == []
+    assert Recorder(tmp_path, Observer()).scores() == []
     assert caplog.messages[0].startswith("The losses of this run cannot be read: ")
+    assert caplog.messages[1].startswith("The scores of this run cannot be read: ")

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from safetensors.torch import save_file
 
 from trainer import results
 from trainer.identity import Hashes
+from trainer.observer import ScoreReport
+
+PREVIEWS = [np.zeros((2, 2, 3), np.uint8)]
 
 
 @pytest.fixture
@@ -26,20 +30,46 @@ def hashes(tmp_path) -> Hashes:
     return Hashes(tmp_path / "hashes.json")
 
 
+def result(files: dict[str, Path], **more: object) -> results.TrainingResult:
+    return results.TrainingResult(files, 3, 6, [], {"unet": (0.25, 0.5)}, PREVIEWS, **more)
+
+
+def score(step: int, balance: float) -> ScoreReport:
+    return ScoreReport(
+        step=step, subject=0.5, prompt=0.5, prior=0.5, learned=balance, prompts_kept=None,
+        class_kept=None, balance=balance,
+    )  # fmt: skip
+
+
+def recorded(made: results.TrainingResult, hashes: Hashes) -> dict[str, Any]:
+    return json.loads(json.dumps(results.record(made, hashes)))
+
+
 def test_a_result_comes_back_as_it_was_recorded(files, hashes):
-    moved = {"unet": (0.25, 0.5)}
-    record = results.record(files, moved, steps=3, total_steps=6, hashes=hashes)
-    record = json.loads(json.dumps(record))
-    previews = [np.zeros((2, 2, 3), np.uint8)]
-    found = results.recall(record, [], previews)
-    assert found == results.TrainingResult(files, 3, 6, [], moved, previews, reused=True)
+    record = recorded(result(files), hashes)
+    found = results.recall(record, [], PREVIEWS, [])
+    assert found == result(files, scores=[], reused=True)
     assert (found.checkpoint, found.embedding) == (files["checkpoint"], files["embedding"])
+    assert (found.best_checkpoint, found.best_step) == (files["checkpoint"], None)
     assert results.changed_file(record, hashes) is None
+
+
+def test_the_best_step_comes_back_as_long_as_its_file_is_there(files, hashes, tmp_path):
+    best = {"checkpoint": tmp_path / "best.safetensors"}
+    best["checkpoint"].touch()
+    scores = [score(0, 0), score(1, 0.7), score(2, 0.7), score(3, 0.2)]
+    record = recorded(result(files, best=best, scores=scores), hashes)
+    found = results.recall(record, [], PREVIEWS, scores)
+    assert (found.best_checkpoint, found.best_step) == (best["checkpoint"], 1)
+    best["checkpoint"].unlink()
+    assert results.changed_file(record, hashes) is None
+    found = results.recall(record, [], PREVIEWS, scores)
+    assert (found.best_checkpoint, found.best_step) == (files["checkpoint"], 1)
 
 
 @pytest.mark.parametrize("fate", ["gone", "another", "no checkpoint"])
 def test_a_file_that_is_no_longer_the_one_is_named(files, hashes, fate):
-    record = results.record(files, {}, steps=6, total_steps=6, hashes=hashes)
+    record = recorded(result(files), hashes)
     path = files["embedding"]
     if fate == "another":
         save_file({"weight": torch.full((10,), 2.0)}, path)

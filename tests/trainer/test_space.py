@@ -45,7 +45,7 @@ def session_of(monkeypatch):
 
     def make(config, runs=None):
         seen = []
-        monkeypatch.setattr("trainer.space.check", lambda session, _: seen.append(session))
+        monkeypatch.setattr("trainer.space.check", lambda session, _, **__: seen.append(session))
         result = run(config, runs)
         return seen[0], result
 
