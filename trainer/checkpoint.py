@@ -4,6 +4,7 @@ What a file is read with lives in `families/files.py`."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -76,6 +77,13 @@ class CheckpointWriter:
             path.unlink(missing_ok=True)
         self._best = []
         return kept
+
+    @property
+    def intermediate(self) -> dict[int, Path]:
+        """By step, the intermediate files that are still there. Of two of one step, the newer."""
+        behind = len(f"{self.output.name}-step")
+        there = [path for path in self._intermediate if path.exists()]
+        return {int(re.findall(r"\d+", path.name[behind:])[0]): path for path in there}
 
     def save_final(self, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
         """Write the result of the run."""

@@ -123,8 +123,9 @@ def _train(
     with memory.explained("while the result was written", lambda: CLOSE_OTHERS):
         files, best = outputs.save_final(), outputs.publish_best()
     result = TrainingResult(
-        files, steps, config.steps, session.reports, moved, previews, session.scores, best
-    )
+        files, steps, config.steps, session.reports, moved, previews, session.scores, best,
+        outputs.saves(),
+    )  # fmt: skip
     if run:
         run.finish(result)
     for path in [*best.values(), *files.values()]:

@@ -68,6 +68,13 @@ class Outputs:
             return {kind: path for kind, path in found.items() if path}
         return {}
 
+    def saves(self) -> list[dict[str, Path]]:
+        """By kind, the files of each step that was saved before the last, the oldest first. One of
+        which a file is gone is left out."""
+        kinds = {file.kind: writer.intermediate for file, writer in self._writers}
+        steps = set.intersection(*map(set, kinds.values())) - {len(self._session.reports)}
+        return [{kind: paths[step] for kind, paths in kinds.items()} for step in sorted(steps)]
+
     def save_final(self) -> dict[str, Path]:
         """Write the run's result; gives the paths by kind."""
         with self._session.averaged():

@@ -39,6 +39,9 @@ class TrainingResult:
     """Of the steps that a judge scored, the base model's first."""
     best: Mapping[str, Path] = field(default_factory=dict)
     """The same kinds of files, of the best step where that was not the last."""
+    saves: Sequence[Mapping[str, Path]] = ()
+    """The same kinds of files, of each step before the last that was saved and still is there, the
+    oldest first."""
     reused: bool = False
     """It was finished before, and is only found again."""
 
@@ -76,6 +79,9 @@ def record(result: TrainingResult, hashes: Hashes) -> dict[str, Any]:
         "total_steps": result.total_steps,
         "files": written,
         "best": {kind: str(path.resolve()) for kind, path in result.best.items()},
+        "saves": [
+            {kind: str(path.resolve()) for kind, path in save.items()} for save in result.saves
+        ],
         "moved": dict(result.moved),
         "is_scored": bool(result.scores),
     }
@@ -101,10 +107,12 @@ def recall(
     """The result that was recorded."""
     files = {kind: Path(file["path"]) for kind, file in record["files"].items()}
     best = {kind: Path(path) for kind, path in record["best"].items() if Path(path).is_file()}
+    saves = [{kind: Path(path) for kind, path in save.items()} for save in record["saves"]]
+    saves = [save for save in saves if all(path.is_file() for path in save.values())]
     moved = {part: (distance, share) for part, (distance, share) in record["moved"].items()}
     steps, total_steps = record["steps"], record["total_steps"]
     logger.info("This run was finished before, after step %d of %d: %s", steps, total_steps,
                 ", ".join(map(str, files.values())))  # fmt: skip
     return TrainingResult(
-        files, steps, total_steps, reports, moved, previews, scores, best, reused=True
+        files, steps, total_steps, reports, moved, previews, scores, best, saves, reused=True
     )

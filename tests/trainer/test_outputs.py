@@ -1,5 +1,6 @@
 """What a run's files hold, and that each kind of file keeps to its own."""
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -69,6 +70,36 @@ def test_intermediate_files_of_each_kind_stay_as_many_as_asked(session, tmp_path
     assert sorted(path.name for path in earlier.parent.iterdir()) == [
         "dog-embedding-step000002.safetensors", "dog-step000002.safetensors",
     ]  # fmt: skip
+
+
+def test_saves_are_told_by_step_with_all_their_files(session, tmp_path):
+    """Also those of an earlier session, the newer one of two of the same step, none of which one
+    file was deleted, and not the last step's, which is the result."""
+    session.trainable.files = [
+        replace(file, output=replace(file.output, keep=5)) for file in session.trainable.files
+    ]
+    folder = tmp_path / "out"
+    folder.mkdir()
+    earlier = [
+        folder / f"{name}-step{step}.safetensors"
+        for step in ("000001", "000002", "000003") for name in ("dog", "dog-embedding")
+    ]  # fmt: skip
+    for path in earlier:
+        path.touch()
+    outputs = Outputs(session, {}, STARTED, earlier)
+    session.reports = [None] * 3
+    outputs._metadata = lambda file: {}
+    outputs.save_step()
+    session.reports = [None] * 4
+    outputs.save_step()
+    (folder / "dog-embedding-step000002.safetensors").unlink()
+    assert outputs.saves() == [
+        {
+            "checkpoint": folder / f"dog-step{step}.safetensors",
+            "embedding": folder / f"dog-embedding-step{step}.safetensors",
+        }
+        for step in ("000001", "000003_00001")
+    ]
 
 
 def test_movement_is_told_by_part(session):

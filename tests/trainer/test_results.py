@@ -48,10 +48,20 @@ def recorded(made: results.TrainingResult, hashes: Hashes) -> dict[str, Any]:
 def test_a_result_comes_back_as_it_was_recorded(files, hashes):
     record = recorded(result(files), hashes)
     found = results.recall(record, [], PREVIEWS, [])
-    assert found == result(files, scores=[], reused=True)
+    assert found == result(files, scores=[], saves=[], reused=True)
     assert (found.checkpoint, found.embedding) == (files["checkpoint"], files["embedding"])
     assert (found.best_checkpoint, found.best_step) == (files["checkpoint"], None)
     assert results.changed_file(record, hashes) is None
+
+
+def test_saves_come_back_but_for_those_that_are_gone(files, hashes, tmp_path):
+    saves = [{"checkpoint": tmp_path / f"{step}.safetensors"} for step in (1, 2)]
+    for save in saves:
+        save["checkpoint"].touch()
+    record = recorded(result(files, saves=saves), hashes)
+    assert results.recall(record, [], PREVIEWS, []).saves == saves
+    saves[0]["checkpoint"].unlink()
+    assert results.recall(record, [], PREVIEWS, []).saves == saves[1:]
 
 
 def test_the_best_step_comes_back_as_long_as_its_file_is_there(files, hashes, tmp_path):

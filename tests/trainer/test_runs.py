@@ -478,7 +478,22 @@ def test_a_state_without_room_costs_no_step_and_not_the_older_one(
 def test_intermediate_checkpoints_are_counted_across_sessions(config, runs):
     config = config.replace({"steps": 4, "output": {"save_every": 1, "keep": 2}})
     stop(config, runs, step=3)
-    run(config, runs)
+    result = run(config, runs)
     assert sorted(path.name for path in config.output.folder.iterdir()) == [
         "dog-step000002.safetensors", "dog-step000004.safetensors", "dog.safetensors",
     ]  # fmt: skip
+    saved = config.output.folder / "dog-step000002.safetensors"
+    assert result.saves == [{"checkpoint": saved}]
+    assert run(config, runs).saves == result.saves
+    saved.unlink()
+    found = run(config, runs)
+    assert (found.reused, found.saves) == (True, [])
+
+
+def test_a_save_that_was_deleted_while_the_run_stood_is_left_out(config, runs):
+    config = config.replace({"steps": 5, "output": {"save_every": 1, "keep": 5}})
+    stop(config, runs, step=4)
+    (config.output.folder / "dog-step000001.safetensors").unlink()
+    # Step 4 was stopped before it was saved, and step 5 is the result.
+    names = [save["checkpoint"].name for save in run(config, runs).saves]
+    assert names == ["dog-step000002.safetensors", "dog-step000003.safetensors"]
