@@ -4,7 +4,7 @@ to be compared and, with a judge, scored."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,14 @@ class Comparison:
         titles = [_with_means(row) for row in self.rows]
         return pictures.grid(self.images, columns=self.prompts, rows=titles, captions=captions)
 
+    @property
+    def scored(self) -> list[tuple[str, Mapping[str, float]]]:
+        """Each row's title and mean scores; none without a judge."""
+        return [(row.label, row.scores.means) for row in self.rows if row.scores]
+
     def chart(self) -> Image.Image | None:
         """The mean scores of each row; None without a judge."""
-        scored = [(row.label, row.scores.means) for row in self.rows if row.scores]
-        return pictures.score_chart(scored) if scored else None
+        return pictures.score_chart(self.scored) if self.scored else None
 
     def records(self) -> list[dict[str, Any]]:
         """A mapping for each row, of its settings and mean scores."""
@@ -107,6 +111,14 @@ class Comparison:
         ]
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, those that were there before with a number behind them."""
+    return [
+        f"{name} ({count + 1})" if (count := names[:place].count(name)) else name
+        for place, name in enumerate(names)
+    ]
+
+
 def _with_means(row: Row) -> str:
     if row.scores is None:
         return row.label
@@ -119,20 +131,20 @@ def compare(
     sampling: SamplingConfig,
     *,
     device: torch.device,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] = (0, 0),
     number_format: Precision = "fp32",
     observer: Observer | None = None,
     yardstick: Yardstick | None = None,
 ) -> Comparison:
     """Draw it all. Prompt number i starts from `sampling.seed` + i in every row; the scheduler and
-    steps of `sampling` are not used. `size` is width and height in pixels; none takes the first
+    steps of `sampling` are not used. `size` is width and height in pixels; 0 takes the first
     checkpoint's own for all. With a yardstick of the same prompts each row is scored."""
     precision.check(number_format, device)
     observer, rows = observer or Observer(), []
     for candidate in axes.candidates:
         observer.on_load(candidate.path)
         model = families.load(candidate.path, device, candidate.embedding)
-        size = size or (model.native_resolution, model.native_resolution)
+        size = (size[0] or model.native_resolution, size[1] or model.native_resolution)
         for scheduler, steps in itertools.product(axes.schedulers, axes.steps):
             setting = replace(sampling, scheduler=scheduler, steps=steps)
             with precision.autocast(number_format, device):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainer import families
-from trainer.comparison import Axes, Candidate, compare
+from trainer.comparison import Axes, Candidate, compare, distinct
 from trainer.config import SamplingConfig
 from trainer.observer import Observer
 from trainer.sampling import sample
@@ -57,6 +57,16 @@ def test_a_yardstick_scores_each_row(tiny_checkpoint: Path):
     bare = compare(plan, SamplingConfig(), device=CPU, size=(64, 64))
     assert comparison.grid().height > bare.grid().height
     assert comparison.chart().width == 800
+
+
+def test_a_side_of_0_pixels_is_the_first_checkpoint_s_own(tiny_checkpoint: Path):
+    plan = axes(tiny_checkpoint, schedulers=["DDIM"], steps=[1])
+    wide = compare(plan, SamplingConfig(), device=CPU, size=(32, 0))
+    assert [image.shape for image in wide.images] == [(16, 32, 3)] * 2
+
+
+def test_equal_names_are_told_apart():
+    assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
 
 
 def test_checkpoints_are_loaded_one_after_the_other(tiny_checkpoint: Path):

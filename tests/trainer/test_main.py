@@ -104,33 +104,6 @@ def test_help_explains_every_option(command, capsys):
             assert f"--{field.name.replace('_', '-')}" in shown
 
 
-def test_priors_makes_class_images(tiny_checkpoint, tmp_path):
-    code = main(
-        [
-            "priors", "--base", str(tiny_checkpoint), "--prompt", "a photo of a dog",
-            "--num-images", "3", "--sampling.steps", "2", "--folder", str(tmp_path),
-            "--device", "cpu",
-        ]
-    )  # fmt: skip
-    assert code == 0
-    assert len(list(tmp_path.rglob("*.png"))) == 3
-
-
-def test_sample_draws_with_each_scheduler_under_new_names(tiny_checkpoint, tmp_path):
-    arguments = [
-        "sample", "--checkpoint", str(tiny_checkpoint), "--prompts", "a dog", "a cat",
-        "--schedulers", "DDIM", "PNDM", "--steps", "2", "--folder", str(tmp_path), "--device",
-        "cpu",
-    ]  # fmt: skip
-    assert main(arguments) == 0
-    assert main(arguments) == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert len(names) == 8
-    assert names[:2] == ["DDIM_000.png", "DDIM_000_1.png"]
-    first, again = (np.asarray(Image.open(tmp_path / name)) for name in names[:2])
-    assert (first == again).all()
-
-
 def interrupt(arguments, presses: int) -> tuple[int, str]:
     """The exit code and what was shown, with Ctrl+C so often once steps are made."""
     process = subprocess.Popen(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.scores import Yardstick
+from trainer.scores import Yardstick, table
 
 SEEN = np.array([[3.0, 0, 0], [1, 1, 0], [0, 2, 2], [0, 0, 1]])
 PHOTOS = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -73,5 +73,29 @@ def test_every_picture_needs_its_prompt():
     with pytest.raises(ValueError, match="prompts") as error:
         yardstick.score(pictures(0))
     assert str(error.value) == (
-        "There are 1 images and 2 prompts. Give one prompt for each image, or none."
+        "There are 1 images and 2 prompts. Give one prompt for each image, one for all of them, or "
+        "none."
     )
+
+
+def test_one_prompt_can_be_that_of_all_pictures():
+    scores = Yardstick(ByBrightness(), pictures(100), ["a dog"]).score(pictures(0, 1))
+    repeated = Yardstick(ByBrightness(), pictures(100), ["a dog"] * 2).score(pictures(0, 1))
+    assert scores == repeated
+    assert scores.diversity is not None
+
+
+def test_a_table_of_pictures_and_their_means():
+    scores = Yardstick(ByBrightness(), pictures(100), PROMPTS).score(pictures(0, 1, 2, 3))
+    rows = scores.rows(["one", "two", "three", "four"])
+    assert rows[-1] == ("mean", scores.means)
+    assert rows[1][1] == {
+        "subject fidelity": scores.subject[1],
+        "prompt fidelity": scores.prompt[1],
+        "memorisation": scores.nearest[1],
+    }
+    assert table([rows[0], ("mean", {"memorisation": 0.5, "diversity": 0.25})]) == "\n".join([
+        "      subject fidelity  prompt fidelity  memorisation  diversity",
+        "one              1.000            1.000         1.000          -",
+        "mean                 -                -         0.500      0.250",
+    ])  # fmt: skip

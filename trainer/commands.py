@@ -1,0 +1,205 @@
+"""What `python -m trainer` can do: a class for each command, whose fields are its flags. Those that
+look at pictures are in `judging.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from PIL import Image
+
+from . import families, precision, toy
+from .config import Precision, PriorConfig, SamplingConfig, TrainingConfig
+from .loop import train
+from .methods.base import Method
+from .methods.full import FullFineTune
+from .methods.textual_inversion import TextualInversion
+from .priors import make_class_images
+from .runs import OnExisting
+from .sampling import sample
+from .terminal import TerminalObserver
+from .toy.judge import load as load_judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What every command takes."""
+
+    device: str = ""
+    """cuda, cuda:1, mps or cpu; empty takes the best there is."""
+    settings: Path | None = None
+    """A TOML file of options: `steps = 400`, or under a heading `[optimizer]`. Flags beat it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training(Shared):
+    config: Annotated[TrainingConfig, tyro.conf.arg(name="")]
+    method: Method
+    preset: str = ""
+    """Start from the values that suit an object, a face, or the toy model. The settings file and
+    flags beat it."""
+    runs: Path | None = None
+    """Where runs are kept, so that the same command goes on with one that was stopped, and does not
+    repeat one that was finished; none takes "runs" in output.folder."""
+    judge: Path | None = None
+    """What scores the previews and so finds the best step: CLIP or DINO, as a folder or a file, or
+    "toy"; none scores nothing."""
+    on_existing: OnExisting = "reuse"
+    """What to do with a run that is there: take its result or go on (reuse); the same, but never
+    begin one that is not there (resume); begin it anew (retrain)."""
+
+    def run(self) -> None:
+        method, settings = dataclasses.asdict(self.method), dataclasses.asdict(self.config)
+        for name, value in flat({"method": method, **settings}):
+            logging.info("%s = %s", name, value)
+        config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
+        device, judge = find_device(self.device), self.judge
+        with TerminalObserver(config.output.folder / "previews") as observer:
+            result = train(
+                config,
+                self.method,
+                device=device,
+                observer=observer,
+                runs=self.runs or config.output.folder / "runs",
+                on_existing=self.on_existing,
+                load_judge=partial(load_judge, judge, device) if judge else None,
+            )
+        for part, (distance, share) in result.moved.items():
+            logging.info("%s moved by %.2e of its length; %.1f %% of its weights changed in the "
+                         "file", part, distance, 100 * share)  # fmt: skip
+        for path in [*result.files.values(), *result.best.values()]:
+            logging.info("%s %s", "Found" if result.reused else "Wrote", path)
+        if result.best_step:
+            logging.info("The best step is %d of %d.", result.best_step, result.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Training):
+    """Train a checkpoint on photos of a subject, and write a new one that draws it."""
+
+    method: FullFineTune = field(default_factory=FullFineTune)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertText(_Training):
+    """Learn a new word for the subject of the photos, and write it as an embedding; the model
+    itself stays as it is."""
+
+    method: TextualInversion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priors(Shared):
+    """Make class images with a base model, or those that are missing of an earlier request."""
+
+    base: Path
+    """The checkpoint that makes them, or "toy"."""
+    prior: Annotated[PriorConfig, tyro.conf.arg(name="")]
+    folder: Path = Path("out/class_images")
+    """Each request gets a subfolder of its own here."""
+    resolution: int | None = None
+    """Width and height, in pixels; none takes the model's own."""
+    precision: Precision = "fp32"
+    """Number format of the computation."""
+
+    def run(self) -> None:
+        device = find_device(self.device)
+        precision.check(self.precision, device)
+        model = families.load(toy.resolve(self.base), device)
+        resolution = self.resolution or model.native_resolution
+        with TerminalObserver() as observer, precision.autocast(self.precision, device):
+            made = make_class_images(
+                model, self.prior, self.folder, resolution=resolution, observer=observer
+            )
+        logging.info("%d class images in %s", len(made), made[0].parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Shared):
+    """Draw pictures from prompts."""
+
+    checkpoint: Path
+    """The checkpoint that draws, or "toy"."""
+    prompts: tuple[str, ...]
+    """One picture per prompt and scheduler."""
+    embedding: Path | None = None
+    """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
+    schedulers: tuple[str, ...] = ("DDIM",)
+    """Each starts from the same noise."""
+    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(
+        default_factory=SamplingConfig
+    )
+    size: tuple[int, int] | None = None
+    """Width and height, in pixels; none takes the model's own."""
+    folder: Path = Path("out/samples")
+    """Where the pictures go, under new names."""
+    precision: Precision = "fp32"
+    """Number format of the computation."""
+
+    def run(self) -> None:
+        device = find_device(self.device)
+        precision.check(self.precision, device)
+        model = families.load(toy.resolve(self.checkpoint), device, self.embedding)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for scheduler in self.schedulers:
+            sampling = dataclasses.replace(self.sampling, scheduler=scheduler)
+            with TerminalObserver() as observer, precision.autocast(self.precision, device):
+                images = sample(model, self.prompts, sampling, size=self.size, observer=observer)
+            for index, image in enumerate(images):
+                name = f"{scheduler} {index:03d}.png".replace(" ", "_")
+                (path,) = new_names(self.folder, name)
+                Image.fromarray(image).save(path)
+                logging.info("Wrote %s", path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Shared):
+    """Teach the toy model a new cup, and show before and after."""
+
+    folder: Path = Path("out/demo")
+    """Where the checkpoint, pictures and report go."""
+
+    def run(self) -> None:
+        from .toy.demo import demo_config, run_demo
+
+        config = demo_config(self.folder)
+        with TerminalObserver() as observer:
+            report = run_demo(config, find_device(self.device), observer)
+        logging.info("%s", report)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted names and values."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, or the best there is."""
+    if name:
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def new_names(folder: Path, *names: str) -> list[Path]:
+    """Of files that belong together: these names, or all with the same number that is free."""
+    for number in itertools.count():
+        parts = [Path(name) for name in names]
+        end = f"_{number}" if number else ""
+        paths = [folder / f"{part.stem}{end}{part.suffix}" for part in parts]
+        if not any(path.exists() for path in paths):
+            return paths
+    raise AssertionError
