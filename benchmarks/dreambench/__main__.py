@@ -88,8 +88,7 @@ def run(options: argparse.Namespace) -> None:
     studio = make_studio(options)
     studio.check(subjects)
     paths = {kind: path for kind in ("dino", "clip") if (path := getattr(options, kind))}
-    encoders = Encoders(paths=paths, folder=options.folder, device=studio.device)
-    remarks = encoders.check()
+    encoders = Encoders(paths, options.folder, studio.device)
     measures: dict[str, dict[str, float]] = {}
     for number, subject in enumerate(subjects, start=1):
         logging.info("%s, %d of %d", subject.name, number, len(subjects))
@@ -100,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
             measures=measures,
             num_prompts=len(places),
             num_images=options.images,
-            remarks=remarks,
+            remarks=encoders.remarks(),
         )
         records.write_text(options.folder / "table.md", to_text(results))
         records.write(options.folder / "table.json", to_json(results))

@@ -4,7 +4,6 @@ its numbers are kept beside all that decides them."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,57 +29,49 @@ PAPERS_DINO = {
 """ViT-S/16, by its config.json."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The files of the encoders that there are, by kind, and what they have said so far."""
+    """The encoders that there are, and what they have said so far. They take memory of the device
+    only while they look."""
 
-    paths: Mapping[str, Path]
-    folder: Path
-    """Of the score book."""
-    device: torch.device
-
-    def check(self) -> list[str]:
-        """What they cannot measure or measure otherwise than the paper's. ValueError if there are
-        none, and for one of another kind."""
-        if not self.paths:
+    def __init__(self, paths: Mapping[str, Path], folder: Path, device: torch.device) -> None:
+        """`paths` by kind, `folder` of the score book. ValueError if there are none, and for one of
+        another kind."""
+        if not paths:
             raise ValueError(
                 "There is no encoder to judge the pictures. Name DINO with --dino and CLIP with "
                 "--clip, or one of them."
             )
+        self._folder, self._paths = folder, paths
+        self._judges = {kind: _load(kind, path, device) for kind, path in paths.items()}
+
+    def remarks(self) -> list[str]:
+        """What they cannot measure, or measure otherwise than the paper's."""
         remarks = []
-        for kind, wanted in KINDS.items():
-            if kind not in self.paths:
-                columns = {"dino": "DINO, PRES and diversity", "clip": "CLIP-I and CLIP-T"}[kind]
-                remarks.append(f"Without --{kind} there is no {columns}.")
-                continue
-            path = self.paths[kind]
-            judge = judges.load(path, torch.device("cpu"))
-            if not isinstance(judge, wanted):
-                raise ValueError(
-                    f"--{kind} is {path}, which holds another kind of encoder. Name DINO with "
-                    "--dino, and CLIP with --clip."
-                )
-            if kind == "clip" and judge.embed_prompts(["a"]) is None:
-                remarks.append("This CLIP has no text encoder, so there is no CLIP-T.")
-            if kind == "dino" and not PAPERS_DINO.items() <= _config(path).items():
-                remarks.append("This DINO is not ViT-S/16, which the paper took.")
+        if "dino" not in self._paths:
+            remarks.append("Without --dino there is no DINO, PRES and diversity.")
+        elif not PAPERS_DINO.items() <= _config(self._paths["dino"]).items():
+            remarks.append("This DINO is not ViT-S/16, which the paper took.")
+        if "clip" not in self._paths:
+            remarks.append("Without --clip there is no CLIP-I and CLIP-T.")
+        elif self._judges["clip"].embed_prompts(["a"]) is None:
+            remarks.append("This CLIP has no text encoder, so there is no CLIP-T.")
         return remarks
 
     def measure(self, subject: Subject, drawn: Drawn) -> Measures:
         """All measures of a subject; those that were made before are found again."""
-        book, measures = ScoreBook(self.folder), Measures()
-        for kind, path in self.paths.items():
+        book, measures = ScoreBook(self._folder), Measures()
+        for kind, path in self._paths.items():
             pictures = [picture.name for picture in (*drawn.pictures, *drawn.class_pictures)]
             key = digest([EDITION, kind, self._fingerprint(path), drawn.key, pictures])
             found = book.read().get(key)
             if found is None:
-                found = MEASURES[kind](judges.load(path, self.device), subject, drawn)
+                found = MEASURES[kind](self._judges[kind], subject, drawn)
                 book.add(key, found, {"subject": subject.name, "encoder": path.name})
             measures |= found
         return measures
 
     def _fingerprint(self, path: Path) -> list[str]:
-        hashes = Hashes(self.folder / "runs" / "hashes.json")
+        hashes = Hashes(self._folder / "runs" / "hashes.json")
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         return [*map(hashes.sha256, files), digest(_config(path))]
 
@@ -114,6 +105,16 @@ def measure_clip(judge: Judge, subject: Subject, drawn: Drawn) -> Measures:
 
 
 MEASURES = {"dino": measure_dino, "clip": measure_clip}
+
+
+def _load(kind: str, path: Path, device: torch.device) -> Judge:
+    judge = judges.load(path, device)
+    if not isinstance(judge, KINDS[kind]):
+        raise ValueError(
+            f"--{kind} is {path}, which holds another kind of encoder. Name DINO with --dino, and "
+            "CLIP with --clip."
+        )
+    return judge
 
 
 def _embed_photos(judge: Judge, subject: Subject) -> torch.Tensor:

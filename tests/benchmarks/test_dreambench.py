@@ -353,8 +353,12 @@ def test_everything_is_made_measured_and_found_again(
 
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert len(written) == 2 * (2 * 2 + 2) + 2 * 2  # and the class images of two classes
+    scores = (out / "scores.jsonl").read_text("utf-8")
+    assert len(scores.splitlines()) == 2 * 2
     caplog.clear()
     assert main(command) == 0  # one subject more
+    more = (out / "scores.jsonl").read_text("utf-8").removeprefix(scores)
+    assert [json.loads(line)["about"]["subject"] for line in more.splitlines()] == ["old_boot"] * 2
     again = json.loads((out / "table.json").read_text("utf-8"))
     assert {name: again["subjects"][name] for name in ("cup", "grey_cat")} == made["subjects"]
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
