@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host_version import complaint_here
 from . import host
+from .compare_settings import CompareSettings
 from .dreambooth_train import DreamBoothTrain
 from .generate_class_priors import GenerateClassPriors
 from .load_instance_images import LoadInstanceImages
@@ -13,6 +14,7 @@ from .models import LoadBaseModel, ModelFromGraph, UseTrainedModel
 from .optimizer_settings import OptimizerSettings
 from .preview_settings import PreviewSettings
 from .sample_with_scheduler import SampleWithScheduler
+from .score_images import ScoreImages
 from .textual_inversion_train import TextualInversionTrain
 
 NODES: list[type[io.ComfyNode]] = [
@@ -25,6 +27,8 @@ NODES: list[type[io.ComfyNode]] = [
     OptimizerSettings,
     PreviewSettings,
     SampleWithScheduler,
+    CompareSettings,
+    ScoreImages,
     UseTrainedModel,
 ]
 

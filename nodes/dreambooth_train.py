@@ -10,9 +10,8 @@ from comfy_api.latest import io, ui
 from ..trainer.config import DatasetConfig, PreviewConfig, PriorConfig, TrainingConfig
 from ..trainer.methods.full import FullFineTune
 from ..trainer.presets import PRESETS
-from . import host
+from . import folders
 from .errors import naming_widgets
-from .models import open_source
 from .optimizer_settings import RUN
 from .sockets import (
     CATEGORY,
@@ -27,12 +26,16 @@ from .training import (
     check_embedding_name,
     curve_of,
     fingerprint_of,
+    keep_saves_input,
     photos_per_step_input,
     previews_of,
     require_fit,
     run,
     run_widgets,
+    saves_of,
+    saves_output,
     settings_links,
+    source_of,
 )
 from .widgets import learning_rate_input
 
@@ -74,10 +77,11 @@ class DreamBoothTrain(io.ComfyNode):
         result = run(config, method, on_existing)
         curve = curve_of(result)
         return io.NodeOutput(
-            open_source(result.checkpoint, result.embedding or model_source.embedding),
-            host.checkpoint_name(result.checkpoint),
+            source_of(result.files, model_source),
+            folders.checkpoint_name(result.checkpoint),
             curve,
             previews_of(result, "DreamBooth Train"),
+            saves_of(result, model_source),
             ui=ui.PreviewImage(curve, cls=cls),
         )
 
@@ -91,6 +95,7 @@ def plan(
     optimizer_settings: TrainingSettings | None = None,
     preview_settings: PreviewConfig | None = None,
     keep_state: bool = RUN.output.keep_state,
+    keep_saves: int = RUN.output.keep,
     **widgets: Any,
 ) -> tuple[TrainingConfig, FullFineTune]:
     """The run that the node's inputs describe. ValueError for those that do not go together."""
@@ -104,9 +109,12 @@ def plan(
         check_embedding_name(widgets["name"])
     config, method = of_preset(name)
     output = {
-        "folder": host.trained_folder(),
-        "embedding_folder": host.embeddings_folder(),
+        "folder": folders.trained_folder(),
+        "embedding_folder": folders.embeddings_folder(),
         "name": widgets["name"],
+        "save_every": widgets["save_every"],
+        "keep": keep_saves,
+        "keep_state": keep_state,
     }
     config = config.replace(
         {
@@ -116,7 +124,7 @@ def plan(
             "prior": prior,
             "optimizer": {"learning_rate": preset["learning_rate"]},
             "preview": preview_settings or PreviewConfig(),
-            "output": {**output, "save_every": widgets["save_every"], "keep_state": keep_state},
+            "output": output,
             "steps": preset["steps"],
             "batch_size": preset["batch_size"],
             "seed": widgets["seed"],
@@ -189,6 +197,7 @@ def _widgets() -> list[io.Input]:
             tooltip="Keep the last state of a finished run, several times as large as its "
             "checkpoint, so that a run of more steps goes on from there.",
         ),
+        keep_saves_input("checkpoint"),
     ]
 
 
@@ -250,4 +259,5 @@ def _outputs() -> list[io.Output]:
             display_name="previews",
             tooltip="The last previews, one per prompt of Preview Settings.",
         ),
+        saves_output(),
     ]

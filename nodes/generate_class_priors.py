@@ -12,7 +12,7 @@ from ..trainer.config import PriorConfig, SamplingConfig
 from ..trainer.data.examples import find_examples
 from ..trainer.priors import make_class_images
 from ..trainer.schedulers import check as check_scheduler
-from . import host
+from . import folders, host
 from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
@@ -80,7 +80,7 @@ class GenerateClassPriors(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, images: Any = None, **others: Any) -> str:
         folder = images.get("folder") if isinstance(images, dict) else None
-        return fingerprint([host.find_photo_folder(folder)]) if folder else ""
+        return fingerprint([folders.find_photo_folder(folder)]) if folder else ""
 
     @classmethod
     @naming_widgets()
@@ -93,7 +93,7 @@ class GenerateClassPriors(io.ComfyNode):
         settings = dict(images or {})
         choice = settings.pop("images", None)
         if choice == FOLDER:
-            class_images = (host.find_photo_folder(settings["folder"]),)
+            class_images = (folders.find_photo_folder(settings["folder"]),)
         elif choice != GENERATE:
             raise ValueError(f"images must be '{GENERATE}' or '{FOLDER}', got {choice!r}.")
         elif model_source is None:
@@ -125,7 +125,7 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
             made = make_class_images(
                 model,
                 prior,
-                host.class_images_folder(),
+                folders.class_images_folder(),
                 resolution=resolution or model.native_resolution,
                 observer=host.ComfyObserver(),
             )
@@ -159,7 +159,7 @@ def _folder_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "folder",
-            options=[name for name in host.photo_folder_menu() if name != host.TOY_PHOTOS],
+            options=[name for name in folders.photo_folder_menu() if name != folders.TOY_PHOTOS],
             tooltip="A folder of class images under ComfyUI's input or datasets folder.",
         )
     ]

@@ -1,5 +1,5 @@
-"""ComfyUI's side of a run: its folders, its memory, its progress bar and its stop button. The only
-file that imports ComfyUI itself; the form of the nodes comes from `comfy_api` in theirs."""
+"""ComfyUI's side of a run: its memory, its progress bar, its stop button and its models. Only
+this file and folders.py import ComfyUI itself; the nodes take their form from `comfy_api`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,11 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..trainer import balance, toy
+from ..trainer import balance
 from ..trainer.families.files import CheckpointFile
 from ..trainer.observer import Observer, ScoreReport, StepReport
-from .paths import inside, subfolders
+from .folders import checkpoint_name, temp_folder
 
-TOY = "toy (embedded)"
-TOY_PHOTOS = "toy cup photos (embedded)"
 SECONDS_BETWEEN_TEXTS = 0.1
 """Each text is a message to every open page."""
 NOTHING_TO_FINISH = (
@@ -184,93 +182,6 @@ def _raise_if_stopped() -> None:
 def blocked(reason: str) -> ExecutionBlocker:
     """An output's value when there is none: nodes linked to it show the reason as their error."""
     return ExecutionBlocker(reason)
-
-
-# --- Where files are ----------------------------------------------------------------------------
-
-
-def checkpoint_menu() -> list[str]:
-    return [TOY, *folder_paths.get_filename_list("checkpoints")]
-
-
-def find_checkpoint(name: str) -> Path:
-    """The file of a name in `checkpoint_menu`."""
-    if name == TOY:
-        return toy.MODEL
-    # Only what ComfyUI itself lists. It follows links out of its model folders, and so do we:
-    # people keep models on other disks, and nobody can place a link there over the network.
-    if name in folder_paths.get_filename_list("checkpoints"):
-        return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
-    raise FileNotFoundError(
-        f"There is no checkpoint {name!r} in ComfyUI's checkpoints folders. Choose one from the "
-        "menu; new files appear in it after a refresh (R)."
-    )
-
-
-def checkpoint_name(path: Path) -> str:
-    """As the menus of checkpoint loaders have it."""
-    for root in folder_paths.get_folder_paths("checkpoints"):
-        if path.is_relative_to(root):
-            return str(path.relative_to(root))
-    return path.name
-
-
-def photo_folder_menu() -> list[str]:
-    """The embedded photos, and every folder under input/ and the datasets folders."""
-    folders = [f"{label}/{name}" for label, root in _photo_roots() for name in subfolders(root)]
-    return [TOY_PHOTOS, *dict.fromkeys(folders)]
-
-
-def find_photo_folder(name: str) -> Path:
-    """The folder of a name in `photo_folder_menu`."""
-    if name == TOY_PHOTOS:
-        return toy.PHOTOS
-    label, _, rest = name.partition("/")
-    for candidate, root in _photo_roots():
-        if candidate == label and (folder := inside(root, rest)).is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"There is no folder {name!r}. Choose one from the menu; put new ones into ComfyUI's input "
-        "folder and refresh (R)."
-    )
-
-
-def _photo_roots() -> list[tuple[str, Path]]:
-    roots = [("input", Path(folder_paths.get_input_directory()))]
-    if "datasets" in folder_paths.folder_names_and_paths:  # ComfyUI 0.30 and newer
-        roots += [("datasets", Path(path)) for path in folder_paths.get_folder_paths("datasets")]
-    return roots
-
-
-def trained_folder() -> Path:
-    """Where new checkpoints go, so that Load Checkpoint lists them."""
-    return Path(folder_paths.get_folder_paths("checkpoints")[0]) / "dreambooth"
-
-
-def embeddings_folder() -> Path:
-    """Where learned words go, so that prompts find them."""
-    return Path(folder_paths.get_folder_paths("embeddings")[0])
-
-
-def embedding_name(path: Path) -> str:
-    """As a prompt has it behind `embedding:`."""
-    return path.stem
-
-
-def runs_folder() -> Path:
-    """What is needed to find a finished run again and to resume an unfinished one."""
-    return Path(folder_paths.get_output_directory()) / "dreambooth" / "runs"
-
-
-def class_images_folder() -> Path:
-    return Path(folder_paths.get_output_directory()) / "dreambooth" / "class_images"
-
-
-def temp_folder(name: str) -> Path:
-    """A folder that ComfyUI empties when it starts and when it ends."""
-    folder = Path(folder_paths.get_temp_directory()) / "dreambooth" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 # --- Models between ComfyUI and files -----------------------------------------------------------

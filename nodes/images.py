@@ -27,9 +27,14 @@ def to_batch(images: Sequence[np.ndarray | Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 255
 
 
+def to_arrays(batch: Tensor) -> list[np.ndarray]:
+    """The pictures [H, W, 3] uint8 of an IMAGE batch."""
+    return list(_levels(batch)[..., :3].numpy())
+
+
 def save_batch(batch: Tensor, folder: Path) -> Path:
     """The folder below `folder` that holds an IMAGE batch as PNG files, named by their content."""
-    levels = (batch.detach().cpu().clone().float() * 255).round().clamp(0, 255).to(torch.uint8)
+    levels = _levels(batch)
     pictures = [Image.fromarray(array) for array in levels.numpy()]
     digest = hashlib.sha256(repr(levels.shape).encode() + levels.numpy().tobytes()).hexdigest()
     target = folder / digest[:16]
@@ -54,6 +59,10 @@ def preview(
             shown.append((pixels.permute(1, 2, 0) + 1) / 2)
         observer.on_progress("Reading", done, len(paths))
     return torch.stack(shown).clamp(0, 1)
+
+
+def _levels(batch: Tensor) -> Tensor:
+    return (batch.detach().cpu().clone().float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _write(path: Path, content: bytes) -> None:

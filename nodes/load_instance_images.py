@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..trainer.config import DatasetConfig
 from ..trainer.data.examples import find_examples
-from . import host
+from . import folders, host
 from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview, save_batch
 from .paths import fingerprint
@@ -38,7 +38,7 @@ class LoadInstanceImages(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=[*host.photo_folder_menu(), FROM_GRAPH],
+                    options=[*folders.photo_folder_menu(), FROM_GRAPH],
                     tooltip="A folder under ComfyUI's input or datasets folder. A text file beside "
                     "a photo (photo.jpg, photo.txt) is its caption, in place of the prompt.",
                 ),
@@ -130,7 +130,7 @@ class LoadInstanceImages(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **others: Any) -> str:
-        return "" if folder == FROM_GRAPH else fingerprint([host.find_photo_folder(folder)])
+        return "" if folder == FROM_GRAPH else fingerprint([folders.find_photo_folder(folder)])
 
     @classmethod
     @naming_widgets()
@@ -143,9 +143,9 @@ class LoadInstanceImages(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         check_prompt(instance_prompt, "instance_prompt")
-        photos = [] if folder == FROM_GRAPH else [host.find_photo_folder(folder)]
+        photos = [] if folder == FROM_GRAPH else [folders.find_photo_folder(folder)]
         batches = [batch for batch in (images or {}).values() if batch is not None]
-        photos += [save_batch(batch, host.temp_folder("photos")) for batch in batches]
+        photos += [save_batch(batch, folders.temp_folder("photos")) for batch in batches]
         if not photos:
             raise ValueError(
                 f"folder is '{FROM_GRAPH}', and no images are connected. Choose a folder, or "

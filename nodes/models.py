@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..trainer.families import family_of
 from ..trainer.families.files import CheckpointFile
 from ..trainer.families.layouts import UNET
-from . import host
+from . import folders, host
 from .paths import fingerprint
 from .sockets import CATEGORY, ModelSocket, ModelSource
 
@@ -42,10 +42,10 @@ class LoadBaseModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=host.checkpoint_menu(),
+                    options=folders.checkpoint_menu(),
                     tooltip="A Stable Diffusion 1.x checkpoint from ComfyUI's checkpoints folders, "
-                    f"or the tiny model that comes along: '{host.TOY}' trains in about two minutes "
-                    "without a GPU.",
+                    f"or the tiny model that comes along: '{folders.TOY}' trains in about two "
+                    "minutes without a GPU.",
                 )
             ],
             outputs=[
@@ -60,11 +60,11 @@ class LoadBaseModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str) -> str:
-        return fingerprint([host.find_checkpoint(checkpoint)])
+        return fingerprint([folders.find_checkpoint(checkpoint)])
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        return io.NodeOutput(open_source(host.find_checkpoint(checkpoint)))
+        return io.NodeOutput(open_source(folders.find_checkpoint(checkpoint)))
 
 
 class ModelFromGraph(io.ComfyNode):

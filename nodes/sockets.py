@@ -39,6 +39,8 @@ class TrainingSettings:
 
 ModelSocket = io.Custom("DREAMBOOTH_MODEL")
 """Carries a ModelSource."""
+SavesSocket = io.Custom("DREAMBOOTH_SAVES")
+"""Carries a tuple of ModelSource: the stages of one training, in their order."""
 DatasetSocket = io.Custom("DREAMBOOTH_DATASET")
 """Carries a `trainer.config.DatasetConfig`."""
 ClassDatasetSocket = io.Custom("DREAMBOOTH_CLASS_DATASET")

@@ -3,7 +3,6 @@ is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -11,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..trainer.config import DatasetConfig, PreviewConfig, TrainingConfig
 from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.presets import INVERSION_PRESETS
-from . import host
+from . import folders
 from .errors import naming_widgets
 from .optimizer_settings import RUN
 from .sockets import CATEGORY, DatasetSocket, ModelSocket, ModelSource, TrainingSettings
@@ -20,12 +19,16 @@ from .training import (
     check_embedding_name,
     curve_of,
     fingerprint_of,
+    keep_saves_input,
     photos_per_step_input,
     previews_of,
     require_fit,
     run,
     run_widgets,
+    saves_of,
+    saves_output,
     settings_links,
+    source_of,
 )
 from .widgets import learning_rate_input
 
@@ -72,10 +75,11 @@ class TextualInversionTrain(io.ComfyNode):
         assert result.embedding, "what this method writes"
         curve = curve_of(result)
         return io.NodeOutput(
-            replace(model_source, embedding=result.embedding),
-            host.embedding_name(result.embedding),
+            source_of(result.files, model_source),
+            folders.embedding_name(result.embedding),
             curve,
             previews_of(result, "Textual Inversion Train"),
+            saves_of(result, model_source),
             ui=ui.PreviewImage(curve, cls=cls),
         )
 
@@ -90,6 +94,7 @@ def plan(
     num_vectors: int,
     optimizer_settings: TrainingSettings | None = None,
     preview_settings: PreviewConfig | None = None,
+    keep_saves: int = RUN.output.keep,
     **widgets: Any,
 ) -> tuple[TrainingConfig, TextualInversion]:
     """The run that the node's inputs describe. ValueError for those that do not go together."""
@@ -114,9 +119,10 @@ def plan(
             "optimizer": {"learning_rate": preset["learning_rate"]},
             "preview": preview_settings or PreviewConfig(),
             "output": {
-                "folder": host.embeddings_folder(),
+                "folder": folders.embeddings_folder(),
                 "name": widgets["name"],
                 "save_every": widgets["save_every"],
+                "keep": keep_saves,
                 "keep_state": True,  # a few vectors
             },
             "steps": preset["steps"],
@@ -187,6 +193,7 @@ def _widgets() -> list[io.Input]:
             "File name of the embedding in ComfyUI's embeddings folder, without ending: what "
             "prompts call it, embedding:name. A counter is added rather than overwriting a file.",
         ),
+        keep_saves_input("embedding"),
     ]
 
 
@@ -241,4 +248,5 @@ def _outputs() -> list[io.Output]:
             display_name="previews",
             tooltip="The last previews, one per prompt of Preview Settings.",
         ),
+        saves_output(),
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 from comfy_api.latest import io
@@ -13,10 +15,11 @@ from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.base import Method
 from ..trainer.pictures import loss_curve
 from ..trainer.runs import OnExisting
-from . import host
+from . import folders, host
 from .images import to_batch
+from .models import open_source
 from .optimizer_settings import RUN
-from .sockets import ModelSource, OptimizerSocket, PreviewSocket
+from .sockets import ModelSource, OptimizerSocket, PreviewSocket, SavesSocket
 from .widgets import seed_input
 
 ON_EXISTING = get_args(OnExisting)
@@ -34,11 +37,11 @@ def run(config: TrainingConfig, method: Method, on_existing: str) -> TrainingRes
             method,
             device=device,
             observer=observer,
-            runs=host.runs_folder(),
+            runs=folders.runs_folder(),
             on_existing=on_existing,
         )
         if result.reused:
-            names = map(host.checkpoint_name, result.files.values())
+            names = map(folders.checkpoint_name, result.files.values())
             observer.say(f"Trained before: {', '.join(names)}")
     return result
 
@@ -85,6 +88,19 @@ def previews_of(result: TrainingResult, node: str) -> Any:
     )
 
 
+def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
+    """The model of these files of a run that began with `source`."""
+    checkpoint, embedding = files.get("checkpoint"), files.get("embedding", source.embedding)
+    if checkpoint is None:
+        return replace(source, embedding=embedding)
+    return open_source(checkpoint, embedding)
+
+
+def saves_of(result: TrainingResult, source: ModelSource) -> tuple[ModelSource, ...]:
+    """What was saved on the way, as far as it is still there, and the result."""
+    return tuple(source_of(files, source) for files in (*result.saves, result.files))
+
+
 def settings_links() -> list[io.Input]:
     return [
         OptimizerSocket.Input(
@@ -98,6 +114,29 @@ def settings_links() -> list[io.Input]:
             tooltip="What to draw while training: from Preview Settings. None draws nothing.",
         ),
     ]
+
+
+def keep_saves_input(file: str) -> io.Input:
+    """Stands last: saved workflows know widgets by their places."""
+    return io.Int.Input(
+        "keep_saves",
+        default=RUN.output.keep,
+        min=1,
+        max=1000,
+        optional=True,
+        advanced=True,
+        tooltip=f"How many intermediate {file}s stay: the newest ones. Compare Settings compares "
+        "those that stay.",
+    )
+
+
+def saves_output() -> io.Output:
+    return SavesSocket.Output(
+        "saves",
+        display_name="saves",
+        tooltip="All stages of the run, for Compare Settings: what was saved on the way and is "
+        "still there, then the result.",
+    )
 
 
 def photos_per_step_input(config: TrainingConfig, more: str = "") -> io.Input:
@@ -119,8 +158,8 @@ def run_widgets(file: str, name: str, name_tooltip: str) -> list[io.Input]:
             default=RUN.output.save_every,
             min=0,
             max=1000000,
-            tooltip=f"Steps between intermediate {file}s, of which the last three stay; 0 saves "
-            "only at the end.",
+            tooltip=f"Steps between intermediate {file}s, of which the newest stay, as many as "
+            "keep_saves says; 0 saves only at the end.",
         ),
         io.String.Input("name", default=name, tooltip=name_tooltip),
         io.Combo.Input(

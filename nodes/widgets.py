@@ -8,7 +8,9 @@ from comfy_api.latest import io
 
 from ..trainer.config import Precision, SamplingConfig
 from ..trainer.schedulers import SCHEDULERS
+from . import folders
 
+NONE = "none"
 SEED_MAX = 2**32 - 1
 EMBEDDING = "embedding:"
 """How a learned word begins in ComfyUI's own prompts."""
@@ -44,6 +46,16 @@ def prompts_input() -> io.String.Input:
     )
 
 
+def judge_input(*, can_be_none: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(
+        "judge",
+        options=[*([NONE] if can_be_none else []), *folders.judge_menu()],
+        tooltip=f"What scores: '{folders.TOY}' in the toy's world; for photos a CLIP or DINO of "
+        "ComfyUI's clip_vision folders. CLIP with its text encoder reads prompts too, DINO tells "
+        "the subject from others of its class. Numbers of different judges cannot be compared.",
+    )
+
+
 def scheduler_input(sampling: SamplingConfig) -> io.Combo.Input:
     return io.Combo.Input(
         "scheduler",
@@ -54,18 +66,16 @@ def scheduler_input(sampling: SamplingConfig) -> io.Combo.Input:
 
 
 def sampling_inputs(
-    sampling: SamplingConfig, *, seed_tooltip: str, inside_menu: bool = False
+    sampling: SamplingConfig,
+    *,
+    seed_tooltip: str,
+    inside_menu: bool = False,
+    steps: io.Input | None = None,
 ) -> list[io.Input]:
-    """Steps, guidance scale, seed and negative prompt, as `SamplingConfig` calls them."""
+    """Steps, guidance scale, seed and negative prompt, as `SamplingConfig` calls them; `steps` in
+    place of the widget for one number of them."""
     return [
-        io.Int.Input(
-            "steps",
-            default=sampling.steps,
-            min=1,
-            max=1000,
-            tooltip="Denoising steps per image: 20 to 50 are usual, about 100 help when images "
-            "come out noisy.",
-        ),
+        steps or _steps_input(sampling),
         io.Float.Input(
             "guidance_scale",
             default=sampling.guidance_scale,
@@ -83,6 +93,17 @@ def sampling_inputs(
             tooltip="What the images should not show. Empty for none.",
         ),
     ]
+
+
+def _steps_input(sampling: SamplingConfig) -> io.Int.Input:
+    return io.Int.Input(
+        "steps",
+        default=sampling.steps,
+        min=1,
+        max=1000,
+        tooltip="Denoising steps per image: 20 to 50 are usual, about 100 help when images come "
+        "out noisy.",
+    )
 
 
 def batch_size_input(sampling: SamplingConfig) -> io.Int.Input:

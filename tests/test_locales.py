@@ -27,7 +27,8 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
 class Name:
-    """Whatever the nodes take from `comfy_api.latest` or host.py; calling it notes the call."""
+    """Whatever the nodes take from `comfy_api.latest`, host.py or folders.py; calling it notes the
+    call."""
 
     def __init__(self, *path: str) -> None:
         self.path = path
@@ -97,6 +98,7 @@ def nodes() -> dict[str, Words]:
         "comfy_api.latest": form,
         PACK: pack,
         f"{PACK}.nodes.host": Name("host"),
+        f"{PACK}.nodes.folders": Name("folders"),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, module in modules.items():

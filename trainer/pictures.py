@@ -16,6 +16,8 @@ GAP = 8
 FONT_SIZE = 14
 MIN_WIDTH = 128
 """Smaller images are shown enlarged, so that titles above them stay legible."""
+MIN_TITLE = 180
+"""Pixels that the titles of rows may take at least before they are broken into lines."""
 
 
 def grid(
@@ -37,7 +39,7 @@ def grid(
     scale = -(-MIN_WIDTH // images[0].shape[1])
     height, width = (side * scale for side in images[0].shape[:2])
     above = [_wrap(title, width) for title in columns]
-    left = [_wrap(title, width) for title in rows]
+    left = [_wrap(title, max(width, MIN_TITLE)) for title in rows]
     below = [_wrap(caption, width) for caption in captions] or [""] * len(images)
     top = GAP + max(_text_size(title)[1] for title in above) + GAP
     start = GAP + max(_text_size(title)[0] for title in left) + GAP

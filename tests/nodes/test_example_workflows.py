@@ -29,9 +29,12 @@ PHOTO_FOLDERS = ("my-dog", "my-photos")
 """Folders that the notes ask the user to make below ComfyUI's input folder."""
 NEEDS_NO_CHECKPOINT = {
     "Compare schedulers",
+    "Find the sweet spot",
     "Toy model, first run",
     "Toy model, textual inversion then DreamBooth",
 }
+GOES_TOO_FAR = "Find the sweet spot"
+"""Its training is to be seen going wrong, as no preset does."""
 TRAINING = {"DreamBoothTrain", "DreamBoothTextualInversionTrain"}
 CLIENT = """
 import runpy, sys
@@ -40,7 +43,7 @@ for number, pictures in images.items():
     for place, picture in enumerate(pictures):
         open(f"{sys.argv[2]}/{number}_{place}.png", "wb").write(picture)
 """
-SHORT = {"preset.steps": 4, "images.num_images": 4, "every": 2, "steps": 2}
+SHORT = {"preset.steps": 4, "images.num_images": 4, "every": 2, "save_every": 2, "steps": 2}
 """What makes the workflows short enough to be run by a test."""
 
 
@@ -142,6 +145,7 @@ def test_there_is_one_for_each_thing_a_user_wants_to_do():
     assert NAMES == [
         "Compare schedulers",
         "Face preset with class priors",
+        "Find the sweet spot",
         "Object preset",
         "Sample an embedding",
         "Textual inversion then DreamBooth",
@@ -262,7 +266,7 @@ def test_every_widget_has_a_value_that_it_takes(name, definitions):
             assert is_allowed(value, kind, options), f"{node['type']}.{field} is {value!r}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != GOES_TOO_FAR])
 def test_the_values_below_a_training_s_preset_are_the_preset_s(name, definitions):
     for node in real_nodes(read(name)):
         if node["type"] in TRAINING:

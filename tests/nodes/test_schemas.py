@@ -31,6 +31,8 @@ IDS = {
     "DreamBoothOptimizerSettings": "Optimizer Settings",
     "DreamBoothPreviewSettings": "Preview Settings",
     "DreamBoothSampleWithScheduler": "Sample with Scheduler",
+    "DreamBoothCompareSettings": "Compare Settings",
+    "DreamBoothScoreImages": "Score Images",
     "DreamBoothUseTrainedModel": "Use Trained Model",
 }
 
@@ -93,6 +95,7 @@ def test_menus_are_the_trainers_tables(nodes):
     assert menu(nodes, "SampleWithScheduler", "scheduler") == list(SCHEDULERS)
     for name in ("second_scheduler", "third_scheduler"):
         assert menu(nodes, "SampleWithScheduler", name) == ["none", *SCHEDULERS]
+        assert menu(nodes, "CompareSettings", name) == ["none", *SCHEDULERS]
     made = "images.made by the model.scheduler"
     assert menu(nodes, "GenerateClassPriors", made) == list(SCHEDULERS)
     assert menu(nodes, "Train", "on_existing") == list(get_args(OnExisting))
@@ -117,6 +120,13 @@ def test_defaults_are_the_dataclasses(nodes):
     ):  # fmt: skip
         assert sampling[name][1]["default"] == getattr(SamplingConfig(), name)
     assert inputs(nodes["DreamBoothTrain"])["name"][1]["default"] == OutputConfig().name
+    assert inputs(nodes["DreamBoothCompareSettings"])["steps"][1]["default"] == str(
+        SamplingConfig().steps
+    )
+    for node in ("DreamBoothTrain", "DreamBoothTextualInversionTrain"):
+        name, (_, options) = list(inputs(nodes[node]).items())[-1]
+        assert (name, options["default"]) == ("keep_saves", OutputConfig().keep)
+        assert nodes[node]["output"][-1] == "DREAMBOOTH_SAVES"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +181,7 @@ def test_seeds_stay_as_they_are(nodes):
         ("DreamBoothTextualInversionTrain", "seed"): "fixed",
         ("DreamBoothPreviewSettings", "seed"): "fixed",
         ("DreamBoothSampleWithScheduler", "seed"): "fixed",
+        ("DreamBoothCompareSettings", "seed"): "fixed",
         ("DreamBoothGenerateClassPriors", "images.made by the model.seed"): None,
     }
 
@@ -188,6 +199,8 @@ def test_train_shows_about_ten_widgets(nodes):
 def test_the_menus_list_the_embedded_things_first(nodes):
     assert menu(nodes, "LoadBaseModel", "checkpoint")[0] == "toy (embedded)"
     assert menu(nodes, "LoadInstanceImages", "folder")[0] == "toy cup photos (embedded)"
+    assert menu(nodes, "CompareSettings", "judge")[:2] == ["none", "toy (embedded)"]
+    assert menu(nodes, "ScoreImages", "judge")[0] == "toy (embedded)"
 
 
 def test_new_folders_and_checkpoints_appear_without_a_restart(comfyui):

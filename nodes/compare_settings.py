@@ -1,0 +1,169 @@
+"""Compare Settings: checkpoints, noise schedulers and numbers of steps on the same prompts and
+noise, in one picture and, with a judge, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..trainer.scores import Yardstick, table
+from ..trainer.toy.judge import load as load_judge
+from . import folders, host
+from .drawing import DEFAULT, draw, drawing_inputs
+from .errors import naming_widgets
+from .images import to_arrays, to_batch
+from .sockets import CATEGORY, ModelSocket, ModelSource, SavesSocket
+from .widgets import NONE, judge_input
+
+MAX_SOURCES = 8
+MAX_STEPS = 1000
+UNSCORED = (
+    "Compare Settings had no judge, so there are no scores. Choose one, and connect photos of the "
+    "subject."
+)
+
+
+class CompareSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamBoothCompareSettings",
+            display_name="Compare Settings",
+            category=CATEGORY,
+            essentials_category=CATEGORY,
+            description="Draw the same prompts from the same noise with several checkpoints, noise "
+            "schedulers and numbers of steps, and lay the images out in one picture. With a judge "
+            "and photos of the subject they are scored, to find the stage that does best.",
+            search_aliases=["dreambooth", "xy plot", "compare checkpoints", "overfitting", "score"],
+            inputs=[*_links(), *_widgets()],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    @naming_widgets()
+    def execute(
+        cls,
+        steps: str,
+        judge: str,
+        saves: tuple[ModelSource, ...] = (),
+        model_sources: dict[str, ModelSource] | None = None,
+        photos: Tensor | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        linked = [source for source in (model_sources or {}).values() if source is not None]
+        sources = list(dict.fromkeys([*linked, *(saves or ())]))
+        if not sources:
+            raise ValueError(
+                "No model is connected. Connect saves of DreamBooth Train, or a model source to "
+                "model_sources."
+            )
+        comparison = draw(
+            sources, step_counts(steps), yardstick=_yardstick(judge, photos), **widgets
+        )
+        chart = comparison.chart()
+        return io.NodeOutput(
+            to_batch(comparison.images),
+            to_batch([comparison.grid()]),
+            to_batch([chart]) if chart else host.blocked(UNSCORED),
+            table(comparison.scored) if chart else host.blocked(UNSCORED),
+        )
+
+
+def step_counts(text: str) -> tuple[int, ...]:
+    """The different whole numbers in a text; ValueError for anything else."""
+    found = text.replace(",", " ").split()
+    numbers = [int(part) for part in found if part.isascii() and part.isdecimal()]
+    if not found or len(numbers) < len(found) or not all(1 <= n <= MAX_STEPS for n in numbers):
+        raise ValueError(
+            f"steps is {text!r}. Write whole numbers from 1 to {MAX_STEPS} with commas between "
+            "them: 25, or 10, 25, 100."
+        )
+    return tuple(dict.fromkeys(numbers))
+
+
+def _yardstick(
+    judge: str, photos: Tensor | None
+) -> Callable[[torch.device, Sequence[str]], Yardstick] | None:
+    if judge == NONE:
+        return None
+    if photos is None:
+        raise ValueError(
+            f"judge is {judge}, but there are no photos to hold the images against. Connect photos "
+            f"of the subject, such as the preview of Load Instance Images, or set judge to {NONE}."
+        )
+    path, shown = folders.find_judge(judge), to_arrays(photos)
+    return lambda device, prompts: Yardstick(load_judge(path, device), shown, prompts)
+
+
+def _links() -> list[io.Input]:
+    return [
+        SavesSocket.Input(
+            "saves",
+            optional=True,
+            tooltip="All stages of a training: from DreamBooth Train or Textual Inversion Train, "
+            "with save_every above 0.",
+        ),
+        io.Autogrow.Input(
+            "model_sources",
+            template=io.Autogrow.TemplatePrefix(
+                ModelSocket.Input(
+                    "model_source",
+                    tooltip="Another model to compare, such as the base model.",
+                ),
+                prefix="model_source",
+                min=0,
+                max=MAX_SOURCES,
+            ),
+            tooltip=f"Up to {MAX_SOURCES} other models, which come before the saves: of Load Base "
+            "Model, DreamBooth Train or Textual Inversion Train.",
+        ),
+        io.Image.Input(
+            "photos",
+            optional=True,
+            tooltip="Photos of the subject, for the judge: the preview of Load Instance Images.",
+        ),
+    ]
+
+
+def _widgets() -> list[io.Input]:
+    steps = io.String.Input(
+        "steps",
+        default=str(DEFAULT.steps),
+        tooltip="Denoising steps per image, 1 to 1000: one number, or several with commas between "
+        "them, such as 10, 25, 100.",
+    )
+    seed_tooltip = (
+        "Prompt number i starts from seed + i, with every model, scheduler and number of steps."
+    )
+    return [*drawing_inputs(seed_tooltip, steps), judge_input(can_be_none=True)]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        io.Image.Output(
+            "images",
+            display_name="images",
+            tooltip="One image per setting and prompt: all prompts of the first setting, then "
+            "those of the next.",
+        ),
+        io.Image.Output(
+            "grid",
+            display_name="comparison grid",
+            tooltip="All of them in one picture: a row per setting, a column per prompt, with "
+            "titles and scores.",
+        ),
+        io.Image.Output(
+            "chart",
+            display_name="score chart",
+            tooltip="The mean scores of each setting, as bars. Needs a judge.",
+        ),
+        io.String.Output(
+            "scores",
+            display_name="scores",
+            tooltip="The mean scores as a table, a line per setting. Needs a judge.",
+        ),
+    ]

@@ -1,0 +1,118 @@
+"""Score Images: what a judge makes of pictures of the subject, wherever they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..trainer.pictures import score_chart
+from ..trainer.scores import Scores, Yardstick, table
+from ..trainer.toy.judge import load as load_judge
+from . import folders, host
+from .errors import naming_widgets
+from .images import to_arrays, to_batch
+from .sockets import CATEGORY
+from .widgets import judge_input, lines
+
+MAX_BARS = 32
+"""Pictures in the chart, which would be too high to be read with more."""
+
+
+class ScoreImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamBoothScoreImages",
+            display_name="Score Images",
+            category=CATEGORY,
+            essentials_category=CATEGORY,
+            description="Hold images against photos of the subject and against their prompts: how "
+            "much they show the subject, how well they follow the prompt, whether they repeat a "
+            "photo, and how much they vary.",
+            search_aliases=["dreambooth", "CLIP score", "DINO", "similarity", "evaluate"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The images to score, from any node."),
+                io.Image.Input(
+                    "photos",
+                    tooltip="Photos of the subject: the preview of Load Instance Images.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="What the images should show: one line for all of them, or a line for "
+                    "each. Empty leaves prompts out.",
+                ),
+                judge_input(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    @naming_widgets()
+    def execute(cls, images: Tensor, photos: Tensor, prompt: str, judge: str) -> io.NodeOutput:
+        prompts = lines(prompt, "prompt") if prompt.strip() else ()
+        path, shown = folders.find_judge(judge), to_arrays(images)
+        with host.stepping_aside() as device:
+            yardstick = Yardstick(load_judge(path, device), to_arrays(photos), prompts)
+            scores = yardstick.score(shown)
+        rows = scores.rows([f"image {number}" for number in range(1, len(shown) + 1)])
+        chart = to_batch([score_chart([*rows[:-1][:MAX_BARS], rows[-1]])])
+        return io.NodeOutput(
+            *_means(scores, judge), chart, table(rows), ui=ui.PreviewImage(chart, cls=cls)
+        )
+
+
+def _means(scores: Scores, judge: str) -> list[Any]:
+    """In the outputs' order; for one that there is not, what keeps nodes behind from running."""
+    missing = {
+        "prompt fidelity": "Score Images has no prompt fidelity: prompt is empty, or the judge "
+        f"{judge} cannot read. Write what the images show, or choose a CLIP with its text encoder.",
+        "diversity": "Score Images has no diversity: it needs two images of one prompt. Connect "
+        "more of them.",
+    }
+    found = scores.means
+    names = ("subject fidelity", "prompt fidelity", "memorisation", "diversity")
+    return [found[name] if name in found else host.blocked(missing[name]) for name in names]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        io.Float.Output(
+            "subject_fidelity",
+            display_name="subject fidelity",
+            tooltip="How much the images show the subject: their mean likeness to all photos, "
+            "-1 to 1.",
+        ),
+        io.Float.Output(
+            "prompt_fidelity",
+            display_name="prompt fidelity",
+            tooltip="How well the images follow their prompts, -1 to 1. Needs a prompt, and a "
+            "judge that reads.",
+        ),
+        io.Float.Output(
+            "memorisation",
+            display_name="memorisation",
+            tooltip="The images' mean likeness to the photo that each is most like, -1 to 1. Near "
+            "1 they repeat the photos.",
+        ),
+        io.Float.Output(
+            "diversity",
+            display_name="diversity",
+            tooltip="How much images of the same prompt differ, 0 to 2. Near 0 they are all alike. "
+            "Needs two images of one prompt.",
+        ),
+        io.Image.Output(
+            "chart",
+            display_name="score chart",
+            tooltip=f"The scores of the first {MAX_BARS} images and the mean of all, as bars.",
+        ),
+        io.String.Output(
+            "scores",
+            display_name="scores",
+            tooltip="The scores as a table: a line per image, and the mean.",
+        ),
+    ]
