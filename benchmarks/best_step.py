@@ -1,0 +1,259 @@
+"""Whether the best step is found, and what scoring costs: `python -m benchmarks.best_step`.
+
+Trains the embedded model as experiment a of `benchmarks.article` does, five times, with the toy's
+judge scoring 6 previews and 8 pictures of the class every 50 steps. Then draws many more pictures
+from the checkpoint of each of those steps, and scores them too: the step that the run chose is held
+against the one that these find best. Then times runs with scoring and without, in pairs whose order
+alternates. Writes docs/best-step.md and its figure. Seed 2 of these runs was looked at while the
+measures of `trainer/balance.py` were chosen, so it is none of the five."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer import families
+from trainer.balance import Balance, Seen
+from trainer.config import PreviewConfig, SamplingConfig, ScoringConfig, TrainingConfig
+from trainer.data.images import read_image
+from trainer.identity import code_version
+from trainer.loop import TrainingResult, train
+from trainer.methods.full import FullFineTune
+from trainer.presets import PRESETS
+from trainer.sampling import sample
+from trainer.toy import MODEL
+from trainer.toy.demo import CLASS_PROMPT, SUBJECT_PROMPTS, demo_config
+from trainer.toy.judge import Judge
+from trainer.toy.world import BACKGROUNDS
+
+from .article.recipes import Workshop
+from .article.scores import PREFIXES, SAMPLING, balance
+from .article.subjects import STRIKING_CUP, photos
+
+RUNS = ((8e-5, 0), (2e-4, 0), (5e-4, 0), (8e-5, 1), (2e-4, 1))
+"""Learning rate and seed."""
+EVERY, STEPS = 50, 400
+PREVIEW = PreviewConfig(
+    prompts=tuple(SUBJECT_PROMPTS),
+    every=EVERY,
+    sampling=SamplingConfig(steps=10, guidance_scale=4, batch_size=14),
+)
+SCORING = ScoringConfig(class_prompt=CLASS_PROMPT)
+PLACES = ("", *BACKGROUNDS)
+PROMPTS = [
+    f"{prefix} sks cup {BACKGROUNDS.get(place, '')}".strip()
+    for place in PLACES
+    for prefix in PREFIXES
+] * 2
+NUM_CLASS_IMAGES = 48
+COLUMNS = (
+    "rate", "seed", "chosen step", "best step", "balance, chosen", "balance, best",
+    "in words, chosen", "in words, best", "share of the best balance",
+)  # fmt: skip
+BAR = 0.95
+"""Share of the best balance that the chosen step must reach."""
+COST_STEPS = 100
+CPU = torch.device("cpu")
+DOCS = Path("docs")
+Row = dict[str, Any]
+
+
+def config_of(folder: Path, rate: float, seed: int) -> TrainingConfig:
+    """U-Net alone, no class images."""
+    config = demo_config(folder)
+    return replace(
+        config,
+        optimizer=replace(config.optimizer, learning_rate=rate),
+        prior=replace(config.prior, weight=0.0),
+        output=replace(config.output, save_every=EVERY, keep=STEPS),
+        preview=PREVIEW,
+        scoring=SCORING,
+        steps=STEPS,
+        seed=seed,
+    )
+
+
+def choose(folder: Path, run: tuple[float, int]) -> list[Row]:
+    """Train, and score all steps with many pictures; found again in the folder the next time."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    rate, seed = run
+    place = folder / code_version() / f"{rate:g}-{seed}"
+    kept = place / "rows.json"
+    if not kept.exists():
+        result = train(
+            config_of(place, rate, seed), FullFineTune(train_text_encoder=False), device=CPU,
+            runs=place / "runs", load_judge=Judge,
+        )  # fmt: skip
+        kept.write_text(json.dumps(_rows(place, result)), "utf-8")
+    rows: list[Row] = json.loads(kept.read_text("utf-8"))
+    return rows
+
+
+def _rows(place: Path, result: TrainingResult) -> list[Row]:
+    judge = Judge()
+    base, _ = _draw(MODEL, judge)
+    pictures = [read_image(path, (255, 255, 255)) for path in photos(STRIKING_CUP, place)]
+    known = judge.embed_images([np.asarray(picture) for picture in pictures])
+    exhaustive = Balance(base, known, judge.embed_prompts(PROMPTS), SCORING)
+    rows = []
+    for report in result.scores[1:]:
+        step = report.step
+        path = place / f"sks-cup-step{step:06d}.safetensors"
+        seen, verdicts = _draw(path if step < STEPS else result.checkpoint, judge)
+        full = exhaustive.report(step, seen)
+        rows.append({
+            "step": step, "chosen": step == result.best_step, "previews": report.balance,
+            "exhaustive": full.balance, "verdicts": verdicts,
+        })  # fmt: skip
+    return rows
+
+
+def _draw(path: Path, judge: Judge) -> tuple[Seen, float]:
+    """Many pictures' embeddings; and the balance of what the judge says in words, as experiment a
+    has it: the subject shown, the place right, the class kept."""
+    model = families.load(path, CPU)
+    images = sample(model, PROMPTS, SAMPLING)
+    others = sample(model, [CLASS_PROMPT] * NUM_CLASS_IMAGES, SAMPLING)
+    asked = [place for place in PLACES for _ in PREFIXES] * 2
+    said = list(zip(judge.verdicts(images), asked, strict=True))
+    shares = (
+        statistics.mean(verdict.is_subject for verdict, _ in said),
+        statistics.mean(verdict.background == place for verdict, place in said if place),
+        judge.prior_score(others),
+    )
+    seen = Seen(previews=judge.embed_images(images), class_images=judge.embed_images(others))
+    return seen, balance(*shares)
+
+
+def cost(number: int, class_images: tuple[Path, ...]) -> tuple[float, float]:
+    """Seconds of a run of the toy preset without previews, and with previews that are scored."""
+    taken = {}
+    for is_scored in (True, False) if number % 2 else (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            config = demo_config(Path(folder))
+            config = replace(config, steps=COST_STEPS, scoring=SCORING,
+                             prior=replace(config.prior, images=class_images))  # fmt: skip
+            if is_scored:
+                config = replace(config, preview=PREVIEW)
+            method = FullFineTune(**PRESETS["toy"]["method"])
+            started = time.monotonic()
+            train(config, method, device=CPU, load_judge=Judge if is_scored else None)
+            taken[is_scored] = time.monotonic() - started
+    return taken[False], taken[True]
+
+
+def write_page(runs: dict[tuple[float, int], list[Row]], pairs: list[tuple[float, float]]) -> None:
+    found = {run: _outcome(rows) for run, rows in runs.items()}
+    num_good = sum(
+        chosen["exhaustive"] >= BAR * top["exhaustive"] for chosen, top in found.values()
+    )
+    lines = [
+        "# The best step",
+        "",
+        f"Written by `python -m benchmarks.best_step`; version {code_version()} of the trainer.",
+        "",
+        "With a judge, a run keeps the step with the best balance: trainer/balance.py has the "
+        "formula. Here it is held against many more pictures than a run draws: five runs of the "
+        "embedded model (U-Net alone, no class images, rates and seeds as in experiment a of "
+        f"[the experiments](experiments.md)), {len(PREVIEW.prompts)} previews and "
+        f"{SCORING.num_class_images} pictures of the class every {EVERY} steps; beside them "
+        f"{len(PROMPTS)} pictures of the subject and {NUM_CLASS_IMAGES} of the class of each of "
+        "these steps, from other noise.",
+        "",
+        f"**The chosen step is within {1 - BAR:.0%} of the best in {num_good} of {len(runs)} "
+        "runs** by the same balance over the many pictures. The last two columns are the balance "
+        "of what the judge says in words, as experiment a has it: the share of pictures that show "
+        "the subject, of right places, and of pictures of the class that show another cup. The "
+        "rule knows nothing of it.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for (rate, seed), (chosen, top) in found.items():
+        best_words = max(row["verdicts"] for row in runs[rate, seed])
+        share = chosen["exhaustive"] / top["exhaustive"]
+        numbers = (chosen["exhaustive"], top["exhaustive"], chosen["verdicts"], best_words)
+        shown = [f"{number:.2f}" for number in numbers]
+        cells = [f"{rate:g}", str(seed), str(chosen["step"]), str(top["step"]), *shown]
+        lines.append(f"| {' | '.join([*cells, f'{share:.0%}'])} |")
+    lines += ["", "![balance over the steps](best-step.png)", "", *_about_cost(pairs), ""]
+    (DOCS / "best-step.md").write_text("\n".join(lines), "utf-8")
+    draw_figure(runs, DOCS / "best-step.png")
+
+
+def _outcome(rows: list[Row]) -> tuple[Row, Row]:
+    """The chosen step, and the best by many pictures."""
+    chosen = next(row for row in rows if row["chosen"])
+    return chosen, max(rows, key=lambda row: row["exhaustive"])
+
+
+def _about_cost(pairs: list[tuple[float, float]]) -> list[str]:
+    if not pairs:
+        return []
+    shares = [scored / plain - 1 for plain, scored in pairs]
+    per_scoring = [(scored - plain) / (COST_STEPS / EVERY + 1) for plain, scored in pairs]
+    return [
+        "## What it costs",
+        "",
+        f"Runs of the toy preset (text encoder, class images, batch 4) over {COST_STEPS} steps, "
+        f"with this scoring every {EVERY} steps and without any previews: "
+        f"{statistics.mean(shares):+.1%} ({min(shares):+.1%} to {max(shares):+.1%}, {len(pairs)} "
+        "pairs, one thread), with the pictures of the base model, which are drawn once: about "
+        f"{statistics.mean(per_scoring):.1f} s a scoring.",
+    ]
+
+
+def draw_figure(runs: dict[tuple[float, int], list[Row]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.4), dpi=100, layout="constrained")
+    panels: Any = figure.subplots(1, len(runs), sharey=True)
+    for axes, ((rate, seed), rows) in zip(panels, runs.items(), strict=True):
+        steps = [row["step"] for row in rows]
+        for name, label, color in (
+            ("previews", "previews", "C0"),
+            ("exhaustive", "many pictures", "black"),
+            ("verdicts", "in words", "C1"),
+        ):
+            axes.plot(steps, [row[name] for row in rows], marker=".", color=color, label=label)
+        axes.axvline(_outcome(rows)[0]["step"], color="C0", linestyle=":", label="chosen")
+        axes.set(title=f"{rate:g}, seed {seed}", xlabel="step", ylim=(-0.03, 1))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("balance")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("out/best_step"))
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--pairs", type=int, default=4, help="of runs that are timed")
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+        rows = list(pool.map(partial(choose, arguments.folder), RUNS))
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    class_images = Workshop(folder=arguments.folder).class_images()
+    # The first pair begins with cold caches, and does not count.
+    pairs = [cost(number, class_images) for number in range(-1, arguments.pairs)][1:]
+    write_page(dict(zip(RUNS, rows, strict=True)), pairs)
+
+
+if __name__ == "__main__":
+    main()
