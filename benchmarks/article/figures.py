@@ -14,12 +14,11 @@ from trainer.toy.world import BACKGROUNDS
 
 from .experiments import (
     MEASURES,
-    OVERFITTED,
+    MODELS,
     RATES,
     SAMPLING_STEPS,
     SCHEDULERS,
     STEPS,
-    WELL_TRAINED,
     Experiment,
     rate_name,
 )
@@ -96,10 +95,10 @@ def _annotate(panel: Axes, row: int, column: int, values: Sequence[float]) -> No
 
 def schedulers(experiment: Experiment, results: Results) -> Figure:
     """Noise and likeness over inference steps: the mean, and the range of the seeds behind it."""
-    figure = _figure(10, 5.6)
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    figure = _figure(13, 5.6)
+    panels = figure.subplots(2, len(MODELS), sharex=True, sharey="row")
     for row, measure in zip(panels, ("noise", "likeness"), strict=True):
-        for panel, model in zip(row, (WELL_TRAINED, OVERFITTED), strict=True):
+        for panel, model in zip(row, MODELS, strict=True):
             for scheduler in SCHEDULERS:
                 _curve(panel, scheduler, {
                     steps: [
@@ -113,7 +112,7 @@ def schedulers(experiment: Experiment, results: Results) -> Figure:
             panel.minorticks_off()
             panel.grid(alpha=0.3)
         row[0].set_ylabel(MEASURES[measure].title)
-    for panel, model in zip(panels[0], (WELL_TRAINED, OVERFITTED), strict=True):
+    for panel, model in zip(panels[0], MODELS, strict=True):
         panel.set_title(f"{model} model")
     for panel in panels[1]:
         panel.set_xlabel("inference steps")
@@ -165,7 +164,7 @@ def _rates_by_steps(pictures: Pictures) -> Image.Image:
 
 
 def _schedulers_by_steps(pictures: Pictures) -> Image.Image:
-    rows = [(model, scheduler) for model in (WELL_TRAINED, OVERFITTED) for scheduler in SCHEDULERS]
+    rows = [(model, scheduler) for model in MODELS for scheduler in SCHEDULERS]
     images = [
         pictures[f"{model}, {scheduler}, {steps} steps"][index]
         for model, scheduler in rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.metadata import versions
@@ -38,6 +39,8 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
         verdict = summary([finding.verdict for finding in findings])
         rows.append(_overview(letter, experiment, verdict, _progress(results, len(seeds))))
         sections.append(_section(letter, experiment, results, findings))
+        if experiment.afterwards and any(results.values()):
+            sections[-1] += _seen_afterwards(experiment, results)
         if any(results.values()):
             FIGURES[experiment.figure](experiment, results).savefig(
                 docs / PICTURES / f"{letter}.png"
@@ -139,6 +142,23 @@ def _section(
         ]
         lines.append("| " + " | ".join([label, *cells, str(len(found))]) + " |")
     return "\n".join([*lines, "", f"![{experiment.title}]({PICTURES}/{letter}.png)", ""])
+
+
+def _seen_afterwards(experiment: Experiment, results: Results) -> str:
+    lines = [
+        "",
+        "Looked up when the results had been seen, so this tells how large effects are, and is no "
+        "test of the claim:",
+        "",
+        "| difference | measure | size | bar | seeds | beyond the bar |",
+        "|---|---|---|---|---|---|",
+    ]
+    for comparison in experiment.afterwards:
+        finding = _find(comparison, experiment, results)
+        words = {"shown": "yes", "not shown": "no", "the opposite": "the opposite"}
+        verdict = words.get(finding.verdict, finding.verdict)
+        lines.append(_comparison_row(comparison, replace(finding, verdict=verdict)))
+    return "\n".join([*lines, ""])
 
 
 def _sentence(experiment: Experiment, findings: Sequence[Finding]) -> str:
