@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.config import DatasetConfig, PreviewConfig, PriorConfig, TrainingConfig
+from ..trainer.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.methods.full import FullFineTune
 from ..trainer.presets import PRESETS
 from . import folders
@@ -19,10 +19,13 @@ from .sockets import (
     DatasetSocket,
     ModelSocket,
     ModelSource,
+    PreviewPlan,
     TrainingSettings,
 )
 from .training import (
     ON_EXISTING,
+    best_of,
+    best_output,
     check_embedding_name,
     curve_of,
     fingerprint_of,
@@ -74,7 +77,7 @@ class DreamBoothTrain(io.ComfyNode):
         **others: Any,
     ) -> io.NodeOutput:
         config, method = plan(model_source, dataset, dict(preset or {}), **others)
-        result = run(config, method, on_existing)
+        result = run(config, method, on_existing, others.get("preview_settings"))
         curve = curve_of(result)
         return io.NodeOutput(
             source_of(result.files, model_source),
@@ -82,6 +85,7 @@ class DreamBoothTrain(io.ComfyNode):
             curve,
             previews_of(result, "DreamBooth Train"),
             saves_of(result, model_source),
+            best_of(result, model_source),
             ui=ui.PreviewImage(curve, cls=cls),
         )
 
@@ -93,7 +97,7 @@ def plan(
     *,
     class_dataset: PriorConfig | None = None,
     optimizer_settings: TrainingSettings | None = None,
-    preview_settings: PreviewConfig | None = None,
+    preview_settings: PreviewPlan | None = None,
     keep_state: bool = RUN.output.keep_state,
     keep_saves: int = RUN.output.keep,
     **widgets: Any,
@@ -105,6 +109,7 @@ def plan(
     require_fit(name, PRESETS, model_source)
     prior = _with_weight(class_dataset, preset["prior_weight"])
     settings = optimizer_settings or TrainingSettings(config={})
+    watched = preview_settings or PreviewPlan()
     if settings.method.get("train_embedding"):
         check_embedding_name(widgets["name"])
     config, method = of_preset(name)
@@ -123,7 +128,8 @@ def plan(
             "dataset": dataset,
             "prior": prior,
             "optimizer": {"learning_rate": preset["learning_rate"]},
-            "preview": preview_settings or PreviewConfig(),
+            "preview": watched.preview,
+            "scoring": watched.scoring,
             "output": output,
             "steps": preset["steps"],
             "batch_size": preset["batch_size"],
@@ -260,4 +266,5 @@ def _outputs() -> list[io.Output]:
             tooltip="The last previews, one per prompt of Preview Settings.",
         ),
         saves_output(),
+        best_output(),
     ]

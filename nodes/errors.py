@@ -18,6 +18,8 @@ WIDGETS = {
     "optimizer.lr_schedule": "lr_schedule of Optimizer Settings",
     "optimizer.warmup_steps": "warmup_steps of Optimizer Settings",
     "optimizer.learning_rate": "learning_rate",
+    "preview.prompts": "prompts of Preview Settings",
+    "scoring.class_prompt": "class_prompt of Preview Settings",
     "output.dtype": "file_dtype of Optimizer Settings",
     "output.name": "name",
 }

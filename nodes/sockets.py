@@ -10,6 +10,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer.config import PreviewConfig, ScoringConfig
+
 CATEGORY = "DreamBooth"
 """Where the menus and the Essentials tab show the nodes."""
 
@@ -37,6 +39,16 @@ class TrainingSettings:
     """Options of the training method."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewPlan:
+    """What Preview Settings says."""
+
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    judge: Path | None = None
+    """As `trainer.toy.judge.load` takes it; None scores nothing."""
+
+
 ModelSocket = io.Custom("DREAMBOOTH_MODEL")
 """Carries a ModelSource."""
 SavesSocket = io.Custom("DREAMBOOTH_SAVES")
@@ -48,4 +60,4 @@ ClassDatasetSocket = io.Custom("DREAMBOOTH_CLASS_DATASET")
 OptimizerSocket = io.Custom("DREAMBOOTH_OPTIMIZER_SETTINGS")
 """Carries TrainingSettings."""
 PreviewSocket = io.Custom("DREAMBOOTH_PREVIEW_SETTINGS")
-"""Carries a `trainer.config.PreviewConfig`."""
+"""Carries a PreviewPlan."""

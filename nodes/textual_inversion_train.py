@@ -7,15 +7,24 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.config import DatasetConfig, PreviewConfig, TrainingConfig
+from ..trainer.config import DatasetConfig, TrainingConfig
 from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.presets import INVERSION_PRESETS
 from . import folders
 from .errors import naming_widgets
 from .optimizer_settings import RUN
-from .sockets import CATEGORY, DatasetSocket, ModelSocket, ModelSource, TrainingSettings
+from .sockets import (
+    CATEGORY,
+    DatasetSocket,
+    ModelSocket,
+    ModelSource,
+    PreviewPlan,
+    TrainingSettings,
+)
 from .training import (
     ON_EXISTING,
+    best_of,
+    best_output,
     check_embedding_name,
     curve_of,
     fingerprint_of,
@@ -71,7 +80,7 @@ class TextualInversionTrain(io.ComfyNode):
         **others: Any,
     ) -> io.NodeOutput:
         config, method = plan(model_source, dataset, dict(preset or {}), **others)
-        result = run(config, method, on_existing)
+        result = run(config, method, on_existing, others.get("preview_settings"))
         assert result.embedding, "what this method writes"
         curve = curve_of(result)
         return io.NodeOutput(
@@ -80,6 +89,7 @@ class TextualInversionTrain(io.ComfyNode):
             curve,
             previews_of(result, "Textual Inversion Train"),
             saves_of(result, model_source),
+            best_of(result, model_source),
             ui=ui.PreviewImage(curve, cls=cls),
         )
 
@@ -93,7 +103,7 @@ def plan(
     initializer: str,
     num_vectors: int,
     optimizer_settings: TrainingSettings | None = None,
-    preview_settings: PreviewConfig | None = None,
+    preview_settings: PreviewPlan | None = None,
     keep_saves: int = RUN.output.keep,
     **widgets: Any,
 ) -> tuple[TrainingConfig, TextualInversion]:
@@ -103,6 +113,7 @@ def plan(
         raise ValueError(f"preset must be one of {', '.join(INVERSION_PRESETS)}, got {name!r}.")
     require_fit(name, INVERSION_PRESETS, model_source)
     settings = optimizer_settings or TrainingSettings(config={})
+    watched = preview_settings or PreviewPlan()
     _refuse_other_methods(settings)
     check_embedding_name(widgets["name"])
     method = TextualInversion(
@@ -117,7 +128,8 @@ def plan(
             "embedding": model_source.embedding,
             "dataset": dataset,
             "optimizer": {"learning_rate": preset["learning_rate"]},
-            "preview": preview_settings or PreviewConfig(),
+            "preview": watched.preview,
+            "scoring": watched.scoring,
             "output": {
                 "folder": folders.embeddings_folder(),
                 "name": widgets["name"],
@@ -249,4 +261,5 @@ def _outputs() -> list[io.Output]:
             tooltip="The last previews, one per prompt of Preview Settings.",
         ),
         saves_output(),
+        best_output(),
     ]

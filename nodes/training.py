@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,11 +16,19 @@ from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.base import Method
 from ..trainer.pictures import loss_curve
 from ..trainer.runs import OnExisting
+from ..trainer.toy.judge import load as load_judge
 from . import folders, host
 from .images import to_batch
 from .models import open_source
 from .optimizer_settings import RUN
-from .sockets import ModelSource, OptimizerSocket, PreviewSocket, SavesSocket
+from .sockets import (
+    ModelSocket,
+    ModelSource,
+    OptimizerSocket,
+    PreviewPlan,
+    PreviewSocket,
+    SavesSocket,
+)
 from .widgets import seed_input
 
 ON_EXISTING = get_args(OnExisting)
@@ -29,8 +38,11 @@ BREAKS_PROMPTS = set(" ,()[]<>")
 """What ends a name behind `embedding:` in a prompt of ComfyUI's."""
 
 
-def run(config: TrainingConfig, method: Method, on_existing: str) -> TrainingResult:
-    """Train, or find what was trained before."""
+def run(
+    config: TrainingConfig, method: Method, on_existing: str, plan: PreviewPlan | None
+) -> TrainingResult:
+    """Train, or find what was trained before. The previews' settings are in `config` already."""
+    judge = plan.judge if plan else None
     with host.stepping_aside(at_once=False) as device, host.ComfyObserver() as observer:
         result = train(
             config,
@@ -39,6 +51,7 @@ def run(config: TrainingConfig, method: Method, on_existing: str) -> TrainingRes
             observer=observer,
             runs=folders.runs_folder(),
             on_existing=on_existing,
+            load_judge=partial(load_judge, judge, device) if judge else None,
         )
         if result.reused:
             names = map(folders.checkpoint_name, result.files.values())
@@ -96,9 +109,23 @@ def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
     return open_source(checkpoint, embedding)
 
 
+def best_of(result: TrainingResult, source: ModelSource) -> ModelSource:
+    """The model of the best step: the result, where none was better or there was no judge."""
+    return source_of(result.best or result.files, source)
+
+
 def saves_of(result: TrainingResult, source: ModelSource) -> tuple[ModelSource, ...]:
     """What was saved on the way, as far as it is still there, and the result."""
     return tuple(source_of(files, source) for files in (*result.saves, result.files))
+
+
+def best_output() -> io.Output:
+    return ModelSocket.Output(
+        "best_source",
+        display_name="best step",
+        tooltip="The model of the step with the best scores, where Preview Settings has a judge; "
+        "otherwise, or if no step was better, the same as model source.",
+    )
 
 
 def settings_links() -> list[io.Input]:
@@ -111,7 +138,8 @@ def settings_links() -> list[io.Input]:
         PreviewSocket.Input(
             "preview_settings",
             optional=True,
-            tooltip="What to draw while training: from Preview Settings. None draws nothing.",
+            tooltip="What to draw and to score while training: from Preview Settings. None draws "
+            "nothing.",
         ),
     ]
 

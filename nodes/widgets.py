@@ -46,10 +46,11 @@ def prompts_input() -> io.String.Input:
     )
 
 
-def judge_input(*, can_be_none: bool = False) -> io.Combo.Input:
+def judge_input(*, can_be_none: bool = False, optional: bool = False) -> io.Combo.Input:
     return io.Combo.Input(
         "judge",
         options=[*([NONE] if can_be_none else []), *folders.judge_menu()],
+        optional=optional,
         tooltip=f"What scores: '{folders.TOY}' in the toy's world; for photos a CLIP or DINO of "
         "ComfyUI's clip_vision folders. CLIP with its text encoder reads prompts too, DINO tells "
         "the subject from others of its class. Numbers of different judges cannot be compared.",

@@ -43,8 +43,8 @@ class Scorer:
         drawn = self._draw()
         if not drawn:
             raise ValueError(
-                "The previews do not fit into memory, so there is nothing to score. Lower "
-                "preview.sampling.batch_size, or name no judge."
+                "The base model's previews could not be drawn, so there is nothing to score: the "
+                "warning before this says why. Name no judge to train without scores."
             )
         base, seen = self._see(drawn), judge.embed_images(_pictures(photos, session))
         self._balance = Balance(base, seen, judge.embed_prompts(prompts), config.scoring)

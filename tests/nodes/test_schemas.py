@@ -1,5 +1,6 @@
 """The nodes' definitions as ComfyUI's pages get them."""
 
+import dataclasses
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +12,7 @@ from trainer.config import (
     Precision,
     PreviewConfig,
     SamplingConfig,
+    ScoringConfig,
 )
 from trainer.lr_schedules import LR_SCHEDULES
 from trainer.methods.textual_inversion import TEMPLATES
@@ -114,6 +116,11 @@ def test_defaults_are_the_dataclasses(nodes):
     preview = inputs(nodes["DreamBoothPreviewSettings"])
     assert preview["every"][1]["default"] == PreviewConfig().every
     assert preview["steps"][1]["default"] == PreviewConfig().sampling.steps
+    for name, value in dataclasses.asdict(ScoringConfig()).items():
+        assert preview[name][1]["default"] == value
+    # They came later: saved workflows have no values for them.
+    optional = nodes["DreamBoothPreviewSettings"]["input"]["optional"]
+    assert list(optional) == ["judge", *dataclasses.asdict(ScoringConfig())]
     sampling = inputs(nodes["DreamBoothSampleWithScheduler"])
     for name in (
         "scheduler", "steps", "guidance_scale", "seed", "negative_prompt", "batch_size",
@@ -126,7 +133,7 @@ def test_defaults_are_the_dataclasses(nodes):
     for node in ("DreamBoothTrain", "DreamBoothTextualInversionTrain"):
         name, (_, options) = list(inputs(nodes[node]).items())[-1]
         assert (name, options["default"]) == ("keep_saves", OutputConfig().keep)
-        assert nodes[node]["output"][-1] == "DREAMBOOTH_SAVES"
+        assert nodes[node]["output"][-2:] == ["DREAMBOOTH_SAVES", "DREAMBOOTH_MODEL"]
 
 
 @pytest.mark.parametrize(
