@@ -119,7 +119,8 @@ def _plot_scores(axes: Any, scores: Sequence[ScoreReport]) -> None:
         axes.axvspan(past.step, steps[-1], color="C3", alpha=0.12, label="overfitting")
     axes.set(xlabel="step", ylabel="between base model and photos", ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
-    axes.legend(loc="center right", fontsize=8)
+    # Above: inside, any place may have curves.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, fontsize=8, frameon=False)
 
 
 def score_chart(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Image.Image:
