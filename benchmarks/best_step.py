@@ -4,8 +4,9 @@ Trains the embedded model as experiment a of `benchmarks.article` does, five tim
 judge scoring 6 previews and 8 pictures of the class every 50 steps. Then draws many more pictures
 from the checkpoint of each of those steps, and scores them too: the step that the run chose is held
 against the one that these find best. Then times runs with scoring and without, in pairs whose order
-alternates. Writes docs/best-step.md and its figure. Seed 2 of these runs was looked at while the
-measures of `trainer/balance.py` were chosen, so it is none of the five."""
+alternates, and networks of the real sizes. Writes docs/best-step.md and its figure. Seed 2 of these
+runs was looked at while the measures of `trainer/balance.py` were chosen, so it is none of the
+five."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -156,7 +158,57 @@ def cost(number: int, class_images: tuple[Path, ...]) -> tuple[float, float]:
     return taken[False], taken[True]
 
 
-def write_page(runs: dict[tuple[float, int], list[Row]], pairs: list[tuple[float, float]]) -> None:
+def real_sizes() -> str:
+    """What a judge takes beside the drawing, of networks of the real sizes with random weights."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
+
+    picture = torch.randn(1, 3, 224, 224)
+    large = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+                             num_attention_heads=16, patch_size=14, projection_dim=768)  # fmt: skip
+    small = ViTConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=6, patch_size=16)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    inputs = (torch.randn(1, 4, 64, 64), 500, torch.randn(1, 77, 768))
+    taken = {
+        "U-Net": seconds_of(lambda: unet(*inputs)),
+        "CLIP": seconds_of(partial(CLIPVisionModelWithProjection(large), picture)),
+        "DINO": seconds_of(partial(ViTModel(small, add_pooling_layer=False), picture)),
+    }
+    drawing = 2 * PreviewConfig().sampling.steps * taken["U-Net"]
+    return (
+        "For real sizes, of random weights on the same processor: one pass of Stable Diffusion "
+        f"1.5's U-Net at 512 pixels takes {taken['U-Net']:.1f} s, one picture takes CLIP ViT-L/14 "
+        f"{taken['CLIP']:.2f} s and DINO ViT-S/16 {taken['DINO']:.2f} s. Drawing it in "
+        f"{PreviewConfig().sampling.steps} steps with guidance takes {drawing:.0f} s, so that the "
+        f"judge adds {taken['CLIP'] / drawing:.1%} or {taken['DINO'] / drawing:.1%} to it, and the "
+        "cost is that of the drawing. It can be counted in passes of the U-Net: a picture takes "
+        "twice its steps, an image in a training step about three (one forward, two backward). "
+        f"With batch 4, no class images and {PreviewConfig().every} steps between scorings, which "
+        f"are 1200 passes, {len(PREVIEW.prompts) + SCORING.num_class_images} pictures of 25 steps "
+        f"add {_passes(25) / 1200:.0%}, of 10 steps {_passes(10) / 1200:.0%}; with as many class "
+        "images in the batch half of that. Who wants it cheaper takes fewer steps, fewer pictures, "
+        "or scores less often."
+    )
+
+
+def _passes(steps: int) -> int:
+    return 2 * steps * (len(PREVIEW.prompts) + SCORING.num_class_images)
+
+
+@torch.no_grad()
+def seconds_of(action: Callable[[], Any]) -> float:
+    """The median of three, after one that does not count."""
+    taken = []
+    for _ in range(4):
+        started = time.monotonic()
+        action()
+        taken.append(time.monotonic() - started)
+    return statistics.median(taken[1:])
+
+
+def write_page(
+    runs: dict[tuple[float, int], list[Row]], pairs: list[tuple[float, float]], sizes: str
+) -> None:
     found = {run: _outcome(rows) for run, rows in runs.items()}
     num_good = sum(
         chosen["exhaustive"] >= BAR * top["exhaustive"] for chosen, top in found.values()
@@ -190,7 +242,15 @@ def write_page(runs: dict[tuple[float, int], list[Row]], pairs: list[tuple[float
         shown = [f"{number:.2f}" for number in numbers]
         cells = [f"{rate:g}", str(seed), str(chosen["step"]), str(top["step"]), *shown]
         lines.append(f"| {' | '.join([*cells, f'{share:.0%}'])} |")
-    lines += ["", "![balance over the steps](best-step.png)", "", *_about_cost(pairs), ""]
+    lines += [
+        "",
+        "![balance over the steps](best-step.png)",
+        "",
+        *_about_cost(pairs),
+        "",
+        sizes,
+        "",
+    ]
     (DOCS / "best-step.md").write_text("\n".join(lines), "utf-8")
     draw_figure(runs, DOCS / "best-step.png")
 
@@ -252,7 +312,7 @@ def main() -> None:
     class_images = Workshop(folder=arguments.folder).class_images()
     # The first pair begins with cold caches, and does not count.
     pairs = [cost(number, class_images) for number in range(-1, arguments.pairs)][1:]
-    write_page(dict(zip(RUNS, rows, strict=True)), pairs)
+    write_page(dict(zip(RUNS, rows, strict=True)), pairs, real_sizes() if pairs else "")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,14 @@ def test_a_claim_in_the_numbers_is_told_in_words(book: ScoreBook, tmp_path: Path
     assert "0.91 (0.90 to 0.92)" in told
 
 
+def test_what_was_looked_up_afterwards_is_told_apart(book: ScoreBook, tmp_path: Path):
+    fill(book, "c", {"no class images": 0.1, "6 images, weight 1": 0.9})
+    claim, afterwards = section(written(book, tmp_path), "c").split("Looked up when the results")
+    row = "| 6 class images keep more of the class than none, over both weights | class kept | "
+    assert row not in claim
+    assert row + "+0.60 | 0.04 | 3 | yes |" in afterwards
+
+
 def test_what_was_not_run_is_said(book: ScoreBook, tmp_path: Path):
     fill(book, "c", {}, seeds=(0, 1))
     page = written(book, tmp_path)
@@ -89,6 +97,7 @@ def test_tables_are_well_formed(book: ScoreBook, tmp_path: Path):
         fill(book, letter, {})
     blocks = re.split(r"\n\n+", written(book, tmp_path))
     tables = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert len(tables) == 1 + 2 * len(EXPERIMENTS)
+    num_afterwards = sum(bool(experiment.afterwards) for experiment in EXPERIMENTS.values())
+    assert len(tables) == 1 + 2 * len(EXPERIMENTS) + num_afterwards
     for table in tables:
         assert len({line.count("|") for line in table}) == 1, table[0]
