@@ -24,20 +24,16 @@ from .sockets import (
 )
 from .training import (
     ON_EXISTING,
-    best_of,
-    best_output,
     check_embedding_name,
-    curve_of,
     fingerprint_of,
     keep_saves_input,
     photos_per_step_input,
-    previews_of,
     require_fit,
     run,
+    run_outputs,
     run_widgets,
-    saves_of,
-    saves_output,
     settings_links,
+    shown,
     source_of,
 )
 from .widgets import learning_rate_input
@@ -74,18 +70,16 @@ class DreamBoothTrain(io.ComfyNode):
         dataset: DatasetConfig,
         preset: dict[str, Any] | None = None,
         on_existing: str = ON_EXISTING[0],
-        **others: Any,
+        **settings: Any,
     ) -> io.NodeOutput:
-        config, method = plan(model_source, dataset, dict(preset or {}), **others)
-        result = run(config, method, on_existing, others.get("preview_settings"))
-        curve = curve_of(result)
+        config, method = plan(model_source, dataset, dict(preset or {}), **settings)
+        result = run(config, method, on_existing, settings.get("preview_settings"))
+        curve, *others = shown(result, model_source, "DreamBooth Train")
         return io.NodeOutput(
             source_of(result.files, model_source),
             folders.checkpoint_name(result.checkpoint),
             curve,
-            previews_of(result, "DreamBooth Train"),
-            saves_of(result, model_source),
-            best_of(result, model_source),
+            *others,
             ui=ui.PreviewImage(curve, cls=cls),
         )
 
@@ -255,16 +249,5 @@ def _outputs() -> list[io.Output]:
             display_name="checkpoint name",
             tooltip="The checkpoint's name in Load Checkpoint's menu.",
         ),
-        io.Image.Output(
-            "loss_curve",
-            display_name="loss curve",
-            tooltip="The losses of photos and class images over the steps.",
-        ),
-        io.Image.Output(
-            "previews",
-            display_name="previews",
-            tooltip="The last previews, one per prompt of Preview Settings.",
-        ),
-        saves_output(),
-        best_output(),
+        *run_outputs(),
     ]

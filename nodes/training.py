@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..trainer.config import TrainingConfig
 from ..trainer.loop import TrainingResult, train
@@ -34,6 +33,10 @@ from .widgets import seed_input
 ON_EXISTING = get_args(OnExisting)
 FOR_SMALL_MODELS = "toy"
 """The preset for models like the embedded one, and for no other."""
+UNSEEN = (
+    "{} drew no previews. Connect Preview Settings, with 'every' no larger than the number of "
+    "steps."
+)
 BREAKS_PROMPTS = set(" ,()[]<>")
 """What ends a name behind `embedding:` in a prompt of ComfyUI's."""
 
@@ -86,19 +89,15 @@ def check_embedding_name(name: str) -> None:
         )
 
 
-def curve_of(result: TrainingResult) -> Tensor:
-    """IMAGE [1, H, W, 3] of the losses and, if a judge scored it, of what was learned and kept."""
-    return to_batch([loss_curve(result.reports, result.scores)])
-
-
-def previews_of(result: TrainingResult, node: str) -> Any:
-    """IMAGE batch of the last previews; without any, what keeps nodes behind from running."""
-    if result.previews:
-        return to_batch(result.previews)
-    return host.blocked(
-        f"{node} drew no previews. Connect Preview Settings, with 'every' no larger than the "
-        "number of steps."
-    )
+def shown(result: TrainingResult, source: ModelSource, node: str) -> list[Any]:
+    """The values of `run_outputs`."""
+    saves = tuple(source_of(files, source) for files in (*result.saves, result.files))
+    return [
+        to_batch([loss_curve(result.reports, result.scores)]),
+        to_batch(result.previews) if result.previews else host.blocked(UNSEEN.format(node)),
+        saves,
+        source_of(result.best or result.files, source),
+    ]
 
 
 def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
@@ -109,23 +108,33 @@ def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
     return open_source(checkpoint, embedding)
 
 
-def best_of(result: TrainingResult, source: ModelSource) -> ModelSource:
-    """The model of the best step: the result, where none was better or there was no judge."""
-    return source_of(result.best or result.files, source)
-
-
-def saves_of(result: TrainingResult, source: ModelSource) -> tuple[ModelSource, ...]:
-    """What was saved on the way, as far as it is still there, and the result."""
-    return tuple(source_of(files, source) for files in (*result.saves, result.files))
-
-
-def best_output() -> io.Output:
-    return ModelSocket.Output(
-        "best_source",
-        display_name="best step",
-        tooltip="The model of the step with the best scores, where Preview Settings has a judge; "
-        "otherwise, or if no step was better, the same as model source.",
-    )
+def run_outputs() -> list[io.Output]:
+    """What every run gives, behind its model and the name of its file."""
+    return [
+        io.Image.Output(
+            "loss_curve",
+            display_name="loss curve",
+            tooltip="The losses over the steps and, where Preview Settings has a judge, what was "
+            "learned and kept.",
+        ),
+        io.Image.Output(
+            "previews",
+            display_name="previews",
+            tooltip="The last previews, one per prompt of Preview Settings.",
+        ),
+        SavesSocket.Output(
+            "saves",
+            display_name="saves",
+            tooltip="All stages of the run, for Compare Settings: what was saved on the way and is "
+            "still there, then the result.",
+        ),
+        ModelSocket.Output(
+            "best_source",
+            display_name="best step",
+            tooltip="The model of the step with the best scores, where Preview Settings has a "
+            "judge; otherwise, or if no step was better, the same as model source.",
+        ),
+    ]
 
 
 def settings_links() -> list[io.Input]:
@@ -155,15 +164,6 @@ def keep_saves_input(file: str) -> io.Input:
         advanced=True,
         tooltip=f"How many intermediate {file}s stay: the newest ones. Compare Settings compares "
         "those that stay.",
-    )
-
-
-def saves_output() -> io.Output:
-    return SavesSocket.Output(
-        "saves",
-        display_name="saves",
-        tooltip="All stages of the run, for Compare Settings: what was saved on the way and is "
-        "still there, then the result.",
     )
 
 
