@@ -51,7 +51,7 @@ EVERY, STEPS = 50, 400
 PREVIEW = PreviewConfig(
     prompts=tuple(SUBJECT_PROMPTS),
     every=EVERY,
-    sampling=SamplingConfig(steps=10, guidance_scale=4, batch_size=14),
+    sampling=SamplingConfig(scheduler="DPM++ 2M", steps=7, guidance_scale=4, batch_size=14),
 )
 SCORING = ScoringConfig(class_prompt=CLASS_PROMPT)
 PLACES = ("", *BACKGROUNDS)
@@ -67,7 +67,7 @@ COLUMNS = (
 )  # fmt: skip
 BAR = 0.95
 """Share of the best balance that the chosen step must reach."""
-COST_STEPS = 100
+COST_STEPS = PRESETS["toy"]["steps"]
 CPU = torch.device("cpu")
 DOCS = Path("docs")
 Row = dict[str, Any]
@@ -222,7 +222,8 @@ def write_page(
         "formula. Here it is held against many more pictures than a run draws: five runs of the "
         "embedded model (U-Net alone, no class images, rates and seeds as in experiment a of "
         f"[the experiments](experiments.md)), {len(PREVIEW.prompts)} previews and "
-        f"{SCORING.num_class_images} pictures of the class every {EVERY} steps; beside them "
+        f"{SCORING.num_class_images} pictures of the class every {EVERY} steps "
+        f"({PREVIEW.sampling.scheduler}, {PREVIEW.sampling.steps} steps); beside them "
         f"{len(PROMPTS)} pictures of the subject and {NUM_CLASS_IMAGES} of the class of each of "
         "these steps, from other noise.",
         "",
@@ -302,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("out/best_step"))
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--pairs", type=int, default=4, help="of runs that are timed")
+    parser.add_argument("--pairs", type=int, default=3, help="of runs that are timed")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
