@@ -118,7 +118,7 @@ class LoadInstanceImages(io.ComfyNode):
                     "preview",
                     display_name="preview",
                     tooltip=f"The middle of the first {MAX_PREVIEWS} photos, to see that the right "
-                    "ones were found.",
+                    "ones were found; also for Compare Settings and Score Images.",
                 ),
                 io.Int.Output(
                     "num_images",

@@ -53,7 +53,8 @@ class LoadBaseModel(io.ComfyNode):
                     "model_source",
                     display_name="model source",
                     tooltip="The checkpoint, for DreamBooth Train, Textual Inversion Train, "
-                    "Generate Class Priors, Sample with Scheduler and Use Trained Model.",
+                    "Generate Class Priors, Sample with Scheduler, Compare Settings and Use "
+                    "Trained Model.",
                 )
             ],
         )
