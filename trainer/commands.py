@@ -16,12 +16,13 @@ import torch
 import tyro
 from PIL import Image
 
-from . import families, precision, toy
+from . import families, precision, records, toy
 from .config import Precision, PriorConfig, SamplingConfig, TrainingConfig
 from .loop import train
 from .methods.base import Method
 from .methods.full import FullFineTune
 from .methods.textual_inversion import TextualInversion
+from .pictures import loss_curve
 from .priors import make_class_images
 from .runs import OnExisting
 from .sampling import sample
@@ -62,7 +63,8 @@ class _Training(Shared):
             logging.info("%s = %s", name, value)
         config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
         device, judge = find_device(self.device), self.judge
-        with TerminalObserver(config.output.folder / "previews") as observer:
+        previews = config.output.folder / "previews"
+        with TerminalObserver(previews) as observer:
             result = train(
                 config,
                 self.method,
@@ -79,6 +81,11 @@ class _Training(Shared):
             logging.info("%s %s", "Found" if result.reused else "Wrote", path)
         if result.best_step:
             logging.info("The best step is %d of %d.", result.best_step, result.steps)
+        if result.scores:
+            with records.surviving("the curve of the scores"):
+                curve = previews / "curve.png"
+                loss_curve(result.reports, result.scores).save(curve)
+                logging.info("What was learned and lost is in %s", curve)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,22 @@ def test_train_writes_the_file_and_tells_the_settings(train, tmp_path, caplog):
     assert f"Wrote {path.with_name('dog_00001.safetensors')}" in caplog.messages
 
 
+def test_a_judge_scores_the_previews_and_leaves_the_curve(train, tmp_path, caplog):
+    caplog.set_level("INFO")
+    scored = [
+        *train, "--judge", "toy", "--preview.prompts", "a dog at night", "a cup on the beach",
+        "--preview.every", "1", "--preview.sampling.steps", "1", "--scoring.class-prompt", "a cup",
+        "--scoring.num-class-images", "1",
+    ]  # fmt: skip
+    assert main(scored) == 0
+    curve = tmp_path / "out" / "previews" / "curve.png"
+    assert f"What was learned and lost is in {curve}" in caplog.messages
+    with Image.open(curve) as image:
+        assert image.size == (800, 750)
+    (scores,) = tmp_path.glob("out/runs/*/scores.jsonl")
+    assert [json.loads(line)["step"] for line in scores.read_text().splitlines()] == [0, 1, 2]
+
+
 def test_flags_beat_the_settings_file_and_the_file_beats_the_preset(train, tmp_path):
     settings = tmp_path / "settings.toml"
     settings.write_text("seed = 7\nsteps = 9\n[optimizer]\nweight_decay = 0.5\n", "utf-8")
