@@ -12,14 +12,13 @@ from trainer.config import DatasetConfig, PriorConfig, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 NOT_MET = {
-    "dataset.photos", "preview.prompts", "output.folder", "output.embedding_folder",
-    "output.keep_state",
+    "dataset.photos", "output.folder", "output.embedding_folder", "output.keep_state",
 }  # fmt: skip
 """Messages name these too, but the nodes see to it that they are right."""
 KEPT_BY_WIDGETS = {
     "dataset.crop", "prior.num_images", "prior.ratio", "optimizer.weight_decay",
     "optimizer.max_grad_norm", "optimizer.num_restarts", "preview.every", "output.save_every",
-    "output.keep", "output.state_every",
+    "output.keep", "output.state_every", "scoring.subject_weight",
 }  # fmt: skip
 """No widget lets a value through that these errors refuse, or none sets them."""
 
