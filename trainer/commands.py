@@ -139,8 +139,8 @@ class Sample(Shared):
     """One picture per prompt and scheduler."""
     embedding: Path | None = None
     """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
-    schedulers: tuple[str, ...] = ("DDIM",)
-    """Each starts from the same noise."""
+    schedulers: tuple[str, ...] = ()
+    """Several in place of the one of --scheduler, each from the same noise."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(
         default_factory=SamplingConfig
     )
@@ -156,7 +156,7 @@ class Sample(Shared):
         precision.check(self.precision, device)
         model = families.load(toy.resolve(self.checkpoint), device, self.embedding)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for scheduler in self.schedulers:
+        for scheduler in self.schedulers or (self.sampling.scheduler,):
             sampling = dataclasses.replace(self.sampling, scheduler=scheduler)
             with TerminalObserver() as observer, precision.autocast(self.precision, device):
                 images = sample(model, self.prompts, sampling, size=self.size, observer=observer)

@@ -34,6 +34,17 @@ def test_sample_draws_with_each_scheduler_under_new_names(tiny_checkpoint, tmp_p
     assert (first == again).all()
 
 
+def test_sample_draws_with_the_one_scheduler_that_is_named(tiny_checkpoint, tmp_path):
+    code = main(
+        [
+            "sample", "--checkpoint", str(tiny_checkpoint), "--prompts", "a dog", "--scheduler",
+            "PNDM", "--steps", "2", "--folder", str(tmp_path), "--device", "cpu",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["PNDM_000.png"]
+
+
 def test_files_that_belong_together_get_the_same_number(tmp_path):
     names = ["grid.png", "scores.json"]
     assert new_names(tmp_path, *names) == [tmp_path / name for name in names]
