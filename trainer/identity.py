@@ -26,6 +26,11 @@ _NOT_DECISIVE = (
 )  # fmt: skip
 """Settings that leave the result as it is but for rounding, so that a run which was too large for
 the memory can go on with others, or whose files count by their bytes."""
+_WITHOUT_A_SAY = (
+    "toy/", "__main__", "commands", "comparison", "judges", "judging", "metrics", "scores.",
+    "terminal",
+)  # fmt: skip
+"""How the names of source files begin that no run's result comes of."""
 
 
 def identify(definition: Mapping[str, Any]) -> str:
@@ -63,7 +68,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
-        if not name.startswith(("toy/", "__main__", "terminal", "judges", "metrics")):
+        if not name.startswith(_WITHOUT_A_SAY):
             digest.update(f"{name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
