@@ -39,10 +39,9 @@ from trainer.sampling import sample
 from trainer.toy import MODEL
 from trainer.toy.demo import CLASS_PROMPT, SUBJECT_PROMPTS, demo_config
 from trainer.toy.judge import Judge
-from trainer.toy.world import BACKGROUNDS
 
 from .article.recipes import Workshop
-from .article.scores import PREFIXES, SAMPLING, balance
+from .article.scores import SAMPLING, shown_and_kept, subject_prompts
 from .article.subjects import STRIKING_CUP, photos
 
 RUNS = ((8e-5, 0), (2e-4, 0), (5e-4, 0), (8e-5, 1), (2e-4, 1))
@@ -54,12 +53,7 @@ PREVIEW = PreviewConfig(
     sampling=SamplingConfig(scheduler="DPM++ 2M", steps=7, guidance_scale=4, batch_size=14),
 )
 SCORING = ScoringConfig(class_prompt=CLASS_PROMPT)
-PLACES = ("", *BACKGROUNDS)
-PROMPTS = [
-    f"{prefix} sks cup {BACKGROUNDS.get(place, '')}".strip()
-    for place in PLACES
-    for prefix in PREFIXES
-] * 2
+PROMPTS, PLACES = (asked * 2 for asked in subject_prompts("sks cup"))
 NUM_CLASS_IMAGES = 48
 COLUMNS = (
     "rate", "seed", "chosen step", "best step", "balance, chosen", "balance, best",
@@ -126,19 +120,13 @@ def _rows(place: Path, result: TrainingResult) -> list[Row]:
 
 def _draw(path: Path, judge: Judge) -> tuple[Seen, float]:
     """Many pictures' embeddings; and the balance of what the judge says in words, as experiment a
-    has it: the subject shown, the place right, the class kept."""
+    has it."""
     model = families.load(path, CPU)
     images = sample(model, PROMPTS, SAMPLING)
     others = sample(model, [CLASS_PROMPT] * NUM_CLASS_IMAGES, SAMPLING)
-    asked = [place for place in PLACES for _ in PREFIXES] * 2
-    said = list(zip(judge.verdicts(images), asked, strict=True))
-    shares = (
-        statistics.mean(verdict.is_subject for verdict, _ in said),
-        statistics.mean(verdict.background == place for verdict, place in said if place),
-        judge.prior_score(others),
-    )
+    told = shown_and_kept(judge, STRIKING_CUP, images, PLACES, others)
     seen = Seen(previews=judge.embed_images(images), class_images=judge.embed_images(others))
-    return seen, balance(*shares)
+    return seen, told["balance"]
 
 
 def cost(number: int, class_images: tuple[Path, ...]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from trainer import metrics
+from trainer.balance import harmonic_mean
 from trainer.config import SamplingConfig
 from trainer.diffusion import squared_errors
 from trainer.families.base import Framing, ModelFamily
@@ -122,37 +123,54 @@ def measure_point(workshop: Workshop, book: ScoreBook, point: Point, seed: int) 
 def measure(model: ModelFamily, recipe: Recipe, folder: Path) -> tuple[Measures, list[np.ndarray]]:
     """The measures of one model, and six pictures of the subject and four of the class."""
     judge = Judge()
-    asked = [(prefix, where) for where in ("", *BACKGROUNDS) for prefix in PREFIXES]
-    prompts = [_prompt(prefix, recipe.words, where) for prefix, where in asked]
+    prompts, places = subject_prompts(recipe.words)
     images = sample(model, prompts, SAMPLING)
     class_images = sample(model, [CLASS_PROMPT] * NUM_CLASS_IMAGES, SAMPLING)
-    shown = shows_subject(judge, recipe.subject, images)
-    verdicts = judge.verdicts(images)
-    followed = [
-        (is_shown, verdict.background == where)
-        for is_shown, verdict, (_, where) in zip(shown, verdicts, asked, strict=True)
-        if where
-    ]
-    kept = [
-        verdict.shape == "cup" and not is_subject
-        for verdict, is_subject in zip(
-            judge.verdicts(class_images),
-            shows_subject(judge, recipe.subject, class_images),
-            strict=True,
-        )
-    ]
     measures = {
-        "subject": _share(shown),
-        "background": _share([is_there for _, is_there in followed]),
-        "followed": _share([both == (True, True) for both in followed]),
-        "class kept": _share(kept),
+        **shown_and_kept(judge, recipe.subject, images, places, class_images),
         "likeness": _likeness(judge, recipe.subject, images),
         "class diversity": metrics.diversity(judge.embed_images(class_images)),
         "noise": statistics.mean(map(noise_level, images)),
         **_losses(model, recipe, folder),
     }
-    measures["balance"] = balance(*(measures[name] for name in BALANCED))
     return measures, [*images[:: len(PREFIXES)], *class_images[:4]]
+
+
+def subject_prompts(words: str) -> tuple[list[str], list[str]]:
+    """The prompts of the subject, and the place that each asks for, "" for none."""
+    asked = [(prefix, where) for where in ("", *BACKGROUNDS) for prefix in PREFIXES]
+    prompts = [_prompt(prefix, words, where) for prefix, where in asked]
+    return prompts, [where for _, where in asked]
+
+
+def shown_and_kept(
+    judge: Judge,
+    subject: str,
+    images: Sequence[np.ndarray],
+    places: Sequence[str],
+    class_images: Sequence[np.ndarray],
+) -> Measures:
+    """What the judge says in words: shares of pictures, and their balance. `places` names what each
+    image was asked for."""
+    shown = shows_subject(judge, subject, images)
+    followed = [
+        (is_shown, verdict.background == where)
+        for is_shown, verdict, where in zip(shown, judge.verdicts(images), places, strict=True)
+        if where
+    ]
+    kept = [
+        verdict.shape == "cup" and not is_subject
+        for verdict, is_subject in zip(
+            judge.verdicts(class_images), shows_subject(judge, subject, class_images), strict=True
+        )
+    ]
+    shares = {
+        "subject": _share(shown),
+        "background": _share([is_there for _, is_there in followed]),
+        "followed": _share([both == (True, True) for both in followed]),
+        "class kept": _share(kept),
+    }
+    return {**shares, "balance": balance(*(shares[name] for name in BALANCED))}
 
 
 BALANCED = ("subject", "background", "class kept")
@@ -160,7 +178,7 @@ BALANCED = ("subject", "background", "class kept")
 
 def balance(*shares: float) -> float:
     """The harmonic mean of shares: as low as the lowest drags it, 0 where one is 0."""
-    return 0.0 if min(shares) <= 0 else statistics.harmonic_mean(shares)
+    return harmonic_mean(shares, [1.0] * len(shares))
 
 
 def measure_drawing(
