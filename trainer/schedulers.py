@@ -3,7 +3,6 @@ What a model learns to undo lives in `diffusion.py`, learning rates in `lr_sched
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import logging
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import packages
 from .diffusion import NoiseSchedule
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,13 @@ def check(name: str) -> None:
     """Refuse, before any model is loaded, a scheduler that cannot be built."""
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
-    if name == "LMSDiscrete" and importlib.util.find_spec("scipy") is None:
-        others = ", ".join(other for other in SCHEDULERS if other != name)
-        raise ValueError(
-            "The scheduler LMSDiscrete needs scipy, which is not installed. Install it with 'pip "
-            f"install scipy', or choose another: {others}."
-        )
+    if name == "LMSDiscrete":
+        others = [other for other in SCHEDULERS if other != name]
+        packages.load("scipy", needed_by=f"The scheduler {name}", instead=_listed(others))
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
@@ -66,7 +67,7 @@ def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
     # Imported here: ComfyUI's start-up should not pay for it.
     import diffusers
 
-    num_timesteps = len(schedule.alphas_cumprod)
+    num_timesteps = schedule.num_timesteps
     # One step would start, and stay, at the schedule's nearly noiseless end; all of them leave
     # "leading" no room for its offset and make "linspace" repeat a timestep.
     spacing = "trailing" if steps in (1, num_timesteps) else recipe.spacing
