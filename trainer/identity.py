@@ -13,7 +13,7 @@ from typing import Any
 from . import records
 from .config import TrainingConfig
 from .data.examples import Example
-from .families.files import CheckpointFile
+from .families.files import CheckpointFile, remember_sha256
 from .metadata import plain
 from .methods.base import Method
 
@@ -114,6 +114,7 @@ class Hashes:
         stamp = _stamp(path)
         known = records.read(self._file).get(str(path), {})
         if stamp and known.get("stamp") == stamp:
+            remember_sha256(path, known["sha256"])
             return str(known["sha256"])
         found = CheckpointFile(path).sha256()
         # Read again: another process may have added to it meanwhile.

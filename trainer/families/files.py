@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -87,16 +86,34 @@ class CheckpointFile:
             )
 
     def sha256(self) -> str:
-        """Of the whole file, in hexadecimal."""
-        return self._sha256
+        """Of the whole file, in hexadecimal. It is read once, unless it is written to."""
+        stamp = _stamp(self.path)
+        if stamp not in _HASHES:
+            _HASHES[stamp] = _hash(self.path)
+        return _HASHES[stamp]
 
-    @cached_property
-    def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+
+def remember_sha256(path: Path, sha256: str) -> None:
+    """Spare a file of several GB the reading: its hash is known, and it was not written to."""
+    _HASHES[_stamp(path)] = sha256
+
+
+_Stamp = tuple[Path, int, int]
+_HASHES: dict[_Stamp, str] = {}
+"""By path, size and time of the last change."""
+
+
+def _stamp(path: Path) -> _Stamp:
+    stat = path.stat()
+    return path.resolve(), stat.st_size, stat.st_mtime_ns
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _refuse_what_is_no_checkpoint(path: Path) -> None:

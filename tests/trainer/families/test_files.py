@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 import sys
 import types
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.families.files import CheckpointFile
+from trainer.families.files import CheckpointFile, remember_sha256
 
 TENSORS = {
     "fp32": torch.arange(6, dtype=torch.float32).view(2, 3) / 7,
@@ -115,6 +116,26 @@ def test_sha256_is_that_of_all_bytes(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.arange(700_000)}, path)
     assert CheckpointFile(path).sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_is_hashed_again_only_if_it_was_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    first = CheckpointFile(path).sha256()
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert CheckpointFile(path).sha256() == first  # it was not read
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert CheckpointFile(path).sha256() == hashlib.sha256(content).hexdigest()
+
+
+def test_a_hash_that_is_known_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    remember_sha256(path, "known")
+    assert CheckpointFile(path).sha256() == "known"
 
 
 # ----------------------------------------------------------------- refusals
