@@ -21,6 +21,7 @@ WIDGETS = {
     "preview.prompts": "prompts of Preview Settings",
     "scoring.class_prompt": "class_prompt of Preview Settings",
     "output.dtype": "file_dtype of Optimizer Settings",
+    "output.private": "private of Optimizer Settings",
     "output.name": "name",
 }
 """By setting, its widget; without a node where more than one has it."""

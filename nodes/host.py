@@ -125,6 +125,10 @@ class ComfyObserver(Observer):
         self._advance("Training", report.step, report.total_steps)
         self._is_training = not is_last
 
+    def on_skipped_step(self, step: int) -> None:
+        _raise_if_stopped()
+        self.say(f"step {step}: fp16 is looking for a scale of the loss")
+
     def wants_to_finish(self) -> bool:
         return self._finish.is_set()
 

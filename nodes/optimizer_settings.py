@@ -37,6 +37,7 @@ class OptimizerSettings(io.ComfyNode):
                 *_computation_inputs(),
                 *_loss_inputs(),
                 _embedding_input(),
+                _private_input(),
             ],
             outputs=[
                 OptimizerSocket.Output(
@@ -55,12 +56,17 @@ class OptimizerSettings(io.ComfyNode):
         text_encoder_learning_rate: float,
         text_encoder_stop_step: int,
         train_embedding: bool,
+        private: bool = RUN.output.private,
         **settings: Any,
     ) -> io.NodeOutput:
         names = ("weight_decay", "max_grad_norm", "lr_schedule", "warmup_steps", "num_restarts")
         optimizer = {name: settings.pop(name) for name in names}
         optimizer["name"] = settings.pop("optimizer")
-        config = {**settings, "optimizer": optimizer, "output": {"dtype": file_dtype}}
+        config = {
+            **settings,
+            "optimizer": optimizer,
+            "output": {"dtype": file_dtype, "private": private},
+        }
         RUN.replace(config)  # What cannot be is said on this node rather than on the training.
         method = {
             "text_encoder_learning_rate": text_encoder_learning_rate or None,
@@ -215,7 +221,8 @@ def _loss_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.5,
-            tooltip="Weigh little-noised images less: min(SNR, gamma) / SNR. 5 is usual, 0 is off.",
+            tooltip="Weigh little-noised images less, photos and class images alike: min(SNR, "
+            "gamma) / SNR. 5 is usual, 0 is off.",
         ),
         io.Float.Input(
             "noise_offset",
@@ -236,4 +243,16 @@ def _embedding_input() -> io.Input:
         advanced=True,
         tooltip="Of DreamBooth Train after Textual Inversion Train: go on training the new word's "
         "vectors too, into an embedding of their own; otherwise they stay as they are.",
+    )
+
+
+def _private_input() -> io.Input:
+    """Stands last and is optional: saved workflows know widgets by their places."""
+    return io.Boolean.Input(
+        "private",
+        default=RUN.output.private,
+        optional=True,
+        advanced=True,
+        tooltip="Leave prompts and the names of photos out of the file, whose metadata otherwise "
+        "says what it was trained on. For files that are published.",
     )

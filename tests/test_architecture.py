@@ -19,7 +19,7 @@ folders to folders.py."""
 HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
-    {"names", "metrics", "config", "presets", "observer", "diffusion"},
+    {"names", "checks", "metrics", "config", "presets", "observer", "diffusion"},
     {
         "precision",
         "memory",
@@ -31,6 +31,7 @@ LAYERS = [
         "pictures",
         "terminal",
         "locks",
+        "packages",
     },
     {"families"},
     {"data", "sampling", "checkpoint", "ema"},
@@ -38,7 +39,7 @@ LAYERS = [
     {"metadata", "records", "states"},
     {"identity", "recorder", "priors", "judges", "siblings", "scores"},
     {"session", "results", "space", "comparison"},
-    {"runs", "outputs", "scoring"},
+    {"runs", "outputs", "scoring", "training_images"},
     {"loop"},
     {"toy"},
     {"commands"},

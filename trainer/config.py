@@ -8,12 +8,13 @@ Options of one training method live with the method (`methods/`), good values of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from . import names
+from .checks import at_least, is_text, one_of, require
 
 Precision = Literal["fp32", "fp16", "bf16"]
 FileDtype = Literal["as input", "fp32", "fp16", "bf16"]
@@ -44,15 +45,15 @@ class DatasetConfig:
     """Enlarge photos smaller than the resolution rather than refuse them. They will look soft."""
 
     def __post_init__(self) -> None:
-        _require(len(self.photos) > 0, "dataset.photos is empty. Name a folder of photos.")
-        _require(self.prompt.strip() != "", "dataset.prompt is empty. Describe the photos, such as "
+        require(len(self.photos) > 0, "dataset.photos is empty. Name a folder of photos.")
+        require(self.prompt.strip() != "", "dataset.prompt is empty. Describe the photos, such as "
                  "'a photo of sks dog'.")  # fmt: skip
-        _is_text("dataset.prompt", self.prompt)
+        is_text("dataset.prompt", self.prompt)
         if self.resolution is not None:
-            _at_least("dataset.resolution", self.resolution, 8)
-            _require(self.resolution % 8 == 0, f"dataset.resolution must be a multiple of 8, "
+            at_least("dataset.resolution", self.resolution, 8)
+            require(self.resolution % 8 == 0, f"dataset.resolution must be a multiple of 8, "
                      f"got {self.resolution}.")  # fmt: skip
-        _one_of("dataset.crop", self.crop, ("center", "random"))
+        one_of("dataset.crop", self.crop, ("center", "random"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +75,11 @@ class SamplingConfig:
     """Images made at once; changes memory and speed, never the images' starting noise."""
 
     def __post_init__(self) -> None:
-        _require(1 <= self.steps <= 1000, f"steps must be between 1 and 1000, got {self.steps}.")
-        _at_least("guidance_scale", self.guidance_scale, 1)
-        _at_least("seed", self.seed, 0)
-        _at_least("batch_size", self.batch_size, 1)
-        _is_text("negative_prompt", self.negative_prompt)
+        require(1 <= self.steps <= 1000, f"steps must be between 1 and 1000, got {self.steps}.")
+        at_least("guidance_scale", self.guidance_scale, 1)
+        at_least("seed", self.seed, 0)
+        at_least("batch_size", self.batch_size, 1)
+        is_text("negative_prompt", self.negative_prompt)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,13 +101,13 @@ class PriorConfig:
     """How the class images are made."""
 
     def __post_init__(self) -> None:
-        _at_least("prior.weight", self.weight, 0)
-        _require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
+        at_least("prior.weight", self.weight, 0)
+        require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
                  f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of "
                  "a dog', or set prior.weight to 0.")  # fmt: skip
-        _is_text("prior.prompt", self.prompt)
-        _at_least("prior.num_images", self.num_images, 1)
-        _require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
+        is_text("prior.prompt", self.prompt)
+        at_least("prior.num_images", self.num_images, 1)
+        require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,12 +131,12 @@ class OptimizerConfig:
     """Cosines in "cosine with restarts"."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
+        require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
                  f"got {self.learning_rate}.")  # fmt: skip
-        _at_least("optimizer.weight_decay", self.weight_decay, 0)
-        _at_least("optimizer.max_grad_norm", self.max_grad_norm, 0)
-        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
-        _at_least("optimizer.num_restarts", self.num_restarts, 1)
+        at_least("optimizer.weight_decay", self.weight_decay, 0)
+        at_least("optimizer.max_grad_norm", self.max_grad_norm, 0)
+        at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        at_least("optimizer.num_restarts", self.num_restarts, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,9 +151,9 @@ class PreviewConfig:
     """How the previews are made. They never change the run."""
 
     def __post_init__(self) -> None:
-        _at_least("preview.every", self.every, 1)
+        at_least("preview.every", self.every, 1)
         for prompt in self.prompts:
-            _is_text("preview.prompts", prompt)
+            is_text("preview.prompts", prompt)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,11 +172,11 @@ class ScoringConfig:
     """What it counts that the class is kept; 0 is nothing."""
 
     def __post_init__(self) -> None:
-        _is_text("scoring.class_prompt", self.class_prompt)
-        _require(self.subject_weight > 0, "scoring.subject_weight must be above 0, got "
+        is_text("scoring.class_prompt", self.class_prompt)
+        require(self.subject_weight > 0, "scoring.subject_weight must be above 0, got "
                  f"{self.subject_weight}.")  # fmt: skip
         for name in ("num_class_images", "prompt_weight", "prior_weight"):
-            _at_least(f"scoring.{name}", getattr(self, name), 0)
+            at_least(f"scoring.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,20 +200,23 @@ class OutputConfig:
     """Keep the last state of a finished run, so that a run of more steps goes on from there."""
     dtype: FileDtype = "as input"
     """Number format of the file's trained tensors."""
+    private: bool = False
+    """Leave prompts and the names of photos out of the file, whose metadata otherwise says what it
+    was trained on."""
 
     def __post_init__(self) -> None:
-        _at_least("output.save_every", self.save_every, 0)
-        _at_least("output.keep", self.keep, 1)
-        _at_least("output.state_every", self.state_every, 0)
-        _one_of("output.dtype", self.dtype, ("as input", "fp32", "fp16", "bf16"))
+        at_least("output.save_every", self.save_every, 0)
+        at_least("output.keep", self.keep, 1)
+        at_least("output.state_every", self.state_every, 0)
+        one_of("output.dtype", self.dtype, ("as input", "fp32", "fp16", "bf16"))
         fault = names.fault(self.name)
-        _require(not fault, f"output.name must be a plain file name, got {self.name!r}: {fault}.")
+        require(not fault, f"output.name must be a plain file name, got {self.name!r}: {fault}.")
         size = len(self.name.encode())
-        _require(size <= names.MAX_BYTES, f"output.name is {size} bytes long, and file names have "
+        require(size <= names.MAX_BYTES, f"output.name is {size} bytes long, and file names have "
                  f"room for {names.MAX_BYTES} beside what is added to them. Choose a shorter "
                  "one.")  # fmt: skip
-        _is_text("output.folder", str(self.folder))
-        _is_text("output.embedding_folder", str(self.embedding_folder))
+        is_text("output.folder", str(self.folder))
+        is_text("output.embedding_folder", str(self.embedding_folder))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,7 +250,9 @@ class TrainingConfig:
     ema_decay: float = 0.999
     """How slowly the average follows, once warmed up."""
     min_snr_gamma: float = 0.0
-    """Weigh each image's loss by min(SNR, gamma) / SNR at its own timestep; 5 is usual, 0 off."""
+    """Weigh each image's loss by min(SNR, gamma) / SNR at its own timestep, class images like
+    photos (as DreamBooth's equation 2; diffusers' script weighs photos alone); 5 is usual, 0 off.
+    """
     noise_offset: float = 0.0
     """Standard deviation of noise shared by a whole channel; 0.05 to 0.1 reaches darker and
     brighter images, 0 is off."""
@@ -257,11 +263,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("seed", "min_snr_gamma", "noise_offset"):
-            _at_least(name, getattr(self, name), 0)
-        _one_of("precision", self.precision, ("fp32", "fp16", "bf16"))
-        _require(0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1, got "
+            at_least(name, getattr(self, name), 0)
+        one_of("precision", self.precision, ("fp32", "fp16", "bf16"))
+        require(0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1, got "
                  f"{self.ema_decay}.")  # fmt: skip
 
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
@@ -272,29 +278,10 @@ class TrainingConfig:
 def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
     known = [f.name for f in dataclasses.fields(settings)]
     for name in changes:
-        _one_of("setting", name, known)
+        one_of("setting", name, known)
     old = {name: getattr(settings, name) for name in changes}
     new = {
         name: _replace(old[name], value) if isinstance(value, Mapping) else value
         for name, value in changes.items()
     }
     return dataclasses.replace(settings, **new)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
-def _at_least(name: str, value: float, minimum: float) -> None:
-    _require(value >= minimum, f"{name} must be {minimum} or more, got {value}.")
-
-
-def _is_text(name: str, value: str) -> None:
-    _require(names.is_text(value), f"{name} is not valid Unicode: {value!r}. Write it in UTF-8, or "
-             "rename it.")  # fmt: skip
-
-
-def _one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    words = ", ".join(map(str, allowed))
-    _require(value in allowed, f"{name} must be one of {words}, got {value!r}.")

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NUM_TIMESTEPS = 1000
+"""Of every published Stable Diffusion."""
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -27,9 +30,13 @@ class NoiseSchedule:
     def scaled_linear(
         cls, beta_start: float, beta_end: float, *, is_v_prediction: bool = False
     ) -> NoiseSchedule:
-        """Stable Diffusion's: square roots of beta evenly spaced over 1000 timesteps."""
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, 1000, dtype=torch.float32) ** 2
-        return cls(torch.cumprod(1 - betas, dim=0), is_v_prediction)
+        """Stable Diffusion's: square roots of beta evenly spaced over the timesteps."""
+        roots = torch.linspace(beta_start**0.5, beta_end**0.5, NUM_TIMESTEPS, dtype=torch.float32)
+        return cls(torch.cumprod(1 - roots**2, dim=0), is_v_prediction)
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latents [B, C, h, w]: sqrt(a) latents + sqrt(1 - a) noise."""

@@ -20,8 +20,8 @@ model, one photo per step, it rose by no more than 1.8 over 20 steps."""
 OF_NOTHING = 1.0
 """The loss of a model that predicts nothing: the noise's variance."""
 MAX_SKIPPED = 20
-"""Steps in a row that fp16 may leave out. It leaves out some at the beginning, while the right
-scale of the loss is found, which takes at most 16."""
+"""Steps in a row that fp16 may skip. It skips some at the beginning, at most 16, until it has found
+a scale of the loss at which the gradients do not overflow."""
 
 
 class Health:
@@ -63,12 +63,13 @@ class Health:
                 self._rate,
             )  # fmt: skip
 
-    def look_at_scale(self, before: float, after: float, step: int) -> None:
-        """FloatingPointError once fp16 only leaves out steps; it lowers its scale at each."""
-        self._num_skipped = self._num_skipped + 1 if after < before else 0
-        if self._num_skipped >= MAX_SKIPPED or after < 1:
+    def look_at_scale(self, scale: float, step: int, *, is_skipped: bool) -> None:
+        """FloatingPointError if fp16 skips the same step again and again, each time with a lower
+        scale."""
+        self._num_skipped = self._num_skipped + 1 if is_skipped else 0
+        if self._num_skipped >= MAX_SKIPPED or scale < 1:
             raise FloatingPointError(
-                f"In fp16 the gradients were too large for each of the last {self._num_skipped} "
-                f"steps up to step {step}, which were left out. Choose precision bf16 or fp32, or "
-                f"lower optimizer.learning_rate (now {self._rate:g})."
+                f"In fp16 the gradients of step {step} overflowed {self._num_skipped} times in a "
+                "row. Choose precision bf16 or fp32, or lower optimizer.learning_rate (now "
+                f"{self._rate:g})."
             )

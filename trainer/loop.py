@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,23 +15,21 @@ import torch
 
 from . import families, lr_schedules, memory, optimizers, precision, schedulers, space
 from .checkpoint import prepare_folder
-from .config import DatasetConfig, TrainingConfig
+from .config import TrainingConfig
 from .data.batches import BatchStream
-from .data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
+from .data.examples import Example, find_examples
 from .data.images import parse_color
-from .data.latents import CachedLatents, encode_examples
 from .families.base import ModelFamily
-from .families.tokenizer import has_placeholder
 from .judges import Judge
 from .metadata import describe_run
-from .methods.base import Method
-from .observer import Observer
+from .methods.base import Method, Trainable
+from .observer import Observer, StepReport
 from .outputs import Outputs
-from .priors import make_class_images
 from .results import TrainingResult
 from .runs import Run, open_run
 from .scoring import Scorer
 from .session import Session
+from .training_images import encode_images
 
 __all__ = ["TrainingResult", "check", "train"]
 
@@ -42,9 +39,11 @@ UNSCORED = (
     "This run was finished without a judge, and is found again without scores and a best step. Set "
     "on_existing to retrain to have them."
 )
+PUBLISHED = (
+    "The file's metadata holds the prompts and the names of the photos. Switch on output.private "
+    "to leave them out."
+)
 CLOSE_OTHERS = "Close other programs that take memory, and run the same again."
-
-LatentsOf = dict[Example, CachedLatents]
 
 
 def train(
@@ -74,6 +73,7 @@ def train(
     """
     observer = observer or Observer()
     check(config, device, is_scored=load_judge is not None)
+    method.check(config)
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
     photos = method.caption(photos, config.dataset.prompt)
     if runs is None:
@@ -100,13 +100,17 @@ def _train(
 ) -> TrainingResult:
     started = run.started if run else datetime.now(timezone.utc)
     observer.on_load(config.base)
+    memory.forget_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
         model = families.load(config.base, device, config.embedding)
         trainable = method.attach(model, config, photos)
     for file in trainable.files:
         prepare_folder(file.output.folder)
-    instance, prior = _encode_images(photos, config, model, observer)
-    session = Session(config, model, trainable, BatchStream(instance, prior, config))
+    _check_space(config, model, trainable, run, is_scored=load_judge is not None)
+    instance, prior = encode_images(photos, config, model, observer)
+    batches = BatchStream(instance, prior, config, num_timesteps=model.schedule.num_timesteps)
+    with memory.explained("while the optimizer was set up", lambda: CLOSE_OTHERS):
+        session = Session(config, model, trainable, batches)
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, started, run.intermediate if run else ())
     scorer = Scorer(session, load_judge(), photos, observer) if load_judge else None
@@ -114,11 +118,15 @@ def _train(
         run.begin(session)
     if scorer:
         scorer.begin()
-    space.check(session, run.states if run else None, is_scored=scorer is not None)
     observer.on_start(config.steps)
     with nullcontext() if run else _keeping_the_last_step(session, outputs):
         previews = _make_steps(session, outputs, observer, run, scorer)
     steps = len(session.reports)
+    if session.skipped_steps:
+        logger.info(
+            "fp16 skipped %d steps whose gradients overflowed, beside the %d that were made.",
+            session.skipped_steps, steps,
+        )  # fmt: skip
     moved = _require_movement(session, outputs)
     with memory.explained("while the result was written", lambda: CLOSE_OTHERS):
         files, best = outputs.save_final(), outputs.publish_best()
@@ -128,6 +136,8 @@ def _train(
     )  # fmt: skip
     if run:
         run.finish(result)
+    if not config.output.private:
+        logger.info(PUBLISHED)
     for path in [*best.values(), *files.values()]:
         observer.on_checkpoint(steps, path)
     return result
@@ -141,27 +151,34 @@ def _make_steps(
     config = session.config
     previews = run.recorder.previews() if run else []
     for step in range(len(session.reports) + 1, config.steps + 1):
-        observer.on_step(session.step())
-        if _is_preview_due(step, config, scorer) and (
+        observer.on_step(_make_step(session, observer))
+        is_last = observer.wants_to_finish() or step == config.steps
+        if _is_preview_due(config, step, is_last=is_last) and (
             drawn := _previews(session, scorer, observer)
         ):
             previews = drawn
             observer.on_preview(step, drawn)
-        if scorer and scorer.is_best(step) and step < config.steps:
+        if scorer and scorer.is_best(step) and not is_last:
             _announce(outputs.save_best(), step, observer, run)
         if _is_due(step, config.output.save_every):
             _announce(outputs.save_step(), step, observer, run)
         if run and _is_due(step, config.output.state_every):
             run.save_state()
-        if observer.wants_to_finish():
+        if is_last and step < config.steps:
             logger.info("Finished after step %d of %d, as asked.", step, config.steps)
             break
     return previews
 
 
-def _is_preview_due(step: int, config: TrainingConfig, scorer: Scorer | None) -> bool:
-    """With a judge also after the last step, which is then known to be the best, or not to be."""
-    is_last = scorer is not None and step == config.steps
+def _make_step(session: Session, observer: Observer) -> StepReport:
+    """The next step, which fp16 may skip several times first."""
+    while (report := session.step()) is None:
+        observer.on_skipped_step(len(session.reports) + 1)
+    return report
+
+
+def _is_preview_due(config: TrainingConfig, step: int, *, is_last: bool) -> bool:
+    """The last step, which is the result, always has its previews."""
     return bool(config.preview.prompts) and (is_last or _is_due(step, config.preview.every))
 
 
@@ -187,7 +204,7 @@ def check(config: TrainingConfig, device: torch.device, *, is_scored: bool = Fal
             "There is a judge, but preview.prompts is empty, and previews are what it scores. "
             "Write four or more prompts of the subject in different places, or name no judge."
         )
-    optimizers.check(config.optimizer)
+    optimizers.check(config)
     lr_schedules.check(config.optimizer, config.steps)
     precision.check(config.precision, device)
     parse_color(config.dataset.background)
@@ -195,59 +212,23 @@ def check(config: TrainingConfig, device: torch.device, *, is_scored: bool = Fal
         schedulers.check(sampling.scheduler)
 
 
-def _encode_images(
-    photos: list[Example], config: TrainingConfig, model: ModelFamily, observer: Observer
-) -> tuple[LatentsOf, LatentsOf]:
-    """Latents of the photos and of the class images, which are first made where none are given."""
-    warn_of_cut_captions(photos, model.tokenizer.cut_text)
-    if config.dataset.mirror:
-        photos = with_mirrors(photos)
-    instance = _encode(photos, config.dataset, config.seed, model, observer)
-    if config.prior.weight == 0:
-        return instance, {}
-    _refuse_subject_in_class(config.prior.prompt, model)
-    class_images = find_examples(
-        _class_images(config, model, observer), config.prior.prompt, is_prior=True
-    )
-    # Small class images cost no likeness, so they are enlarged without asking.
-    dataset = replace(config.dataset, allow_upscaling=True)
-    return instance, _encode(class_images, dataset, config.seed, model, observer)
-
-
-def _encode(
-    examples: Sequence[Example],
-    dataset: DatasetConfig,
-    seed: int,
+def _check_space(
+    config: TrainingConfig,
     model: ModelFamily,
-    observer: Observer,
-) -> LatentsOf:
-    resolution = dataset.resolution or model.native_resolution
-    with memory.explained(
-        "while the images were encoded", lambda: f"Lower dataset.resolution (now {resolution})."
-    ):
-        return encode_examples(examples, dataset, model, observer, seed=seed)
-
-
-def _refuse_subject_in_class(prompt: str, model: ModelFamily) -> None:
-    for word in model.learned:
-        if has_placeholder(prompt, word):
-            raise ValueError(
-                f"prior.prompt is {prompt!r}, with the placeholder {word!r}, which means the "
-                "subject. Name the class alone, such as 'a photo of a dog'."
-            )
-
-
-def _class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> Sequence[Path]:
-    if config.prior.images:
-        return config.prior.images
-    with precision.autocast(config.precision, model.device):
-        return make_class_images(
-            model,
-            config.prior,
-            config.output.folder / "class_images",
-            resolution=config.dataset.resolution or model.native_resolution,
-            observer=observer,
-        )
+    trainable: Trainable,
+    run: Run | None,
+    *,
+    is_scored: bool,
+) -> None:
+    """Before hours are spent, on class images first of all."""
+    space.check(
+        config,
+        model,
+        trainable,
+        states_folder=run.states if run else None,
+        steps_made=run.steps_made if run else 0,
+        is_scored=is_scored,
+    )
 
 
 @contextmanager

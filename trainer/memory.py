@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from .config import TrainingConfig
@@ -27,6 +28,20 @@ def explained(when: str, advice: Callable[[], str]) -> Iterator[None]:
         is_device = isinstance(error, torch.cuda.OutOfMemoryError)
         kind = torch.cuda.OutOfMemoryError if is_device else MemoryError
         raise kind(f"Out of memory {when}. {advice()}") from error
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `taken_megabytes` tell of what is taken from now on, not of what others took before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def taken_megabytes(device: torch.device) -> float:
+    """The most memory taken on a CUDA device since `forget_peak`; elsewhere the process's memory
+    now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def training_advice(config: TrainingConfig, *, trains_text_encoder: bool, resolution: int) -> str:

@@ -18,6 +18,10 @@ from .families.base import ModelFamily
 from .methods.base import Method, Trainable
 from .observer import StepReport
 
+PRIVATE = ("modelspec.trigger_phrase", "dreambooth.config", "dreambooth.method",
+           "dreambooth.images")  # fmt: skip
+"""What tells prompts and the names of photos."""
+
 
 def describe_run(
     config: TrainingConfig,
@@ -57,6 +61,7 @@ def describe_run(
         "ss_mixed_precision": {"fp32": "no"}.get(config.precision, config.precision),
         "ss_seed": config.seed,
         "ss_min_snr_gamma": config.min_snr_gamma or None,
+        "dreambooth.min_snr": "photos and class images" if config.min_snr_gamma else None,
         "ss_noise_offset": config.noise_offset or None,
         "ss_prior_loss_weight": config.prior.weight,
         "ss_num_train_images": len(examples) - num_prior,
@@ -69,7 +74,10 @@ def describe_run(
         "dreambooth.images": json.dumps([_identity(example) for example in examples]),
         "dreambooth.versions": json.dumps(versions()),
     }
-    return {key: str(value) for key, value in ours.items() if value is not None}
+    hidden = PRIVATE if config.output.private else ()
+    return {
+        key: str(value) for key, value in ours.items() if value is not None and key not in hidden
+    }
 
 
 def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[str, str]:
@@ -81,6 +89,7 @@ def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[
         "ss_training_started_at": str(started.timestamp()),
         "ss_training_finished_at": str(now.timestamp()),
         "dreambooth.losses": json.dumps([round(report.loss, 6) for report in reports]),
+        "dreambooth.skipped_steps": str(reports[-1].skipped_steps if reports else 0),
     }
 
 

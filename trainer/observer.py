@@ -25,12 +25,15 @@ class StepReport:
     """None without class images."""
     learning_rates: dict[str, float]
     """By part of the model."""
-    grad_norm: float
-    """Before clipping."""
+    grad_norm: float | None
+    """Before clipping. None for a step of an older version that fp16 had skipped."""
     steps_per_second: float
     seconds_left: float
     peak_megabytes: float
     """The most memory taken so far: the device's, or the process's on the CPU."""
+    skipped_steps: int = 0
+    """Times so far that fp16 skipped a step because its gradients overflowed. They are not counted
+    among the steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +66,10 @@ class Observer:
     def on_start(self, total_steps: int) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...
+
+    def on_skipped_step(self, step: int) -> None:
+        """fp16 skipped this step because its gradients overflowed. It is made again, with the next
+        images and a lower scale of the loss."""
 
     def wants_to_finish(self) -> bool:
         """Asked after each step: True makes it the last one. What was learned so far is then the

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import balance, records, space
 from .checkpoint import CheckpointWriter, moved_weights
-from .metadata import describe_progress
+from .metadata import PRIVATE, describe_progress
 from .methods.base import FileOut
 from .session import Session
 
@@ -96,6 +96,8 @@ class Outputs:
         return self._session.trainable.file_tensors(file)
 
     def _metadata(self, file: FileOut) -> dict[str, str]:
-        """Keys of the original stay, except where ours differ."""
+        """Keys of the original stay, except where ours differ, or are to be private."""
         progress = describe_progress(self._session.reports, self._started)
-        return {**file.original.metadata, **self._description, **file.metadata, **progress}
+        hidden = PRIVATE if file.output.private else ()
+        kept = {key: text for key, text in file.original.metadata.items() if key not in hidden}
+        return {**kept, **self._description, **file.metadata, **progress}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -99,6 +100,9 @@ class Recorder(Observer):
         self._steps.add(report)
         self._observer.on_step(report)
 
+    def on_skipped_step(self, step: int) -> None:
+        self._observer.on_skipped_step(step)
+
     def on_score(self, report: ScoreReport) -> None:
         self._scores.add(report)
         self._observer.on_score(report)
@@ -128,4 +132,10 @@ class Recorder(Observer):
 
 
 def _line(report: StepReport | ScoreReport) -> str:
-    return json.dumps(dataclasses.asdict(report)) + "\n"
+    """In JSON, which knows neither NaN nor infinity. Older versions took gradients that fp16 had
+    skipped for a step's."""
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in dataclasses.asdict(report).items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"

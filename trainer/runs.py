@@ -121,6 +121,11 @@ class Run:
             self._reopen()
 
     @property
+    def steps_made(self) -> int:
+        """Steps that the newest usable state saves making again."""
+        return states.newest_step(self._usable_states(), up_to=self._config.steps)
+
+    @property
     def started(self) -> datetime:
         return datetime.fromisoformat(self._manifest["started"])
 

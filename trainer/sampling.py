@@ -9,12 +9,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import memory, schedulers
+from . import memory, precision, schedulers
 from .config import SamplingConfig
 from .families.base import Conditioning, Framing, ModelFamily
 from .observer import Observer
@@ -92,9 +93,15 @@ def _sample_batch(
             observer.on_progress(
                 "Sampling", batch.number * num_steps + done, batch.num_batches * num_steps
             )
-        # One at a time: the decoder's activations are many times the U-Net's.
-        pixels = torch.cat([model.decode_latents(one[None]) for one in latents])
+        pixels = _decode(model, latents)
     return _to_images(pixels, batch.seeds)
+
+
+def _decode(model: ModelFamily, latents: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] of latents, one picture at a time: the decoder's activations are many
+    times the U-Net's."""
+    with model.on_device(model.vae), precision.decoding(model.device):
+        return torch.cat([model.decode_latents(one[None]).float() for one in latents])
 
 
 def _starting_noise(
@@ -114,8 +121,23 @@ def _encode(
 ) -> dict[str, Conditioning]:
     """Each prompt's text encoding, for a batch of one."""
     framing = Framing(original_size=size, crop=(0, 0), size=size)
-    with _eval_mode(model):
+    _warn_of_cut_prompts(model, prompts)
+    with _eval_mode(model), model.on_device(model.text_encoders):
         return {prompt: model.encode_captions([prompt], [framing]) for prompt in prompts}
+
+
+def _warn_of_cut_prompts(model: ModelFamily, prompts: set[str]) -> None:
+    for prompt in sorted(prompts):
+        if cut := model.tokenizer.cut_text(prompt):
+            _warn_of_cut_prompt(prompt, cut)
+
+
+@cache  # Said once: previews are drawn again and again.
+def _warn_of_cut_prompt(prompt: str, cut: str) -> None:
+    logger.warning(
+        "The prompt %r is longer than the text encoder can read. This end of it is ignored: %r. "
+        "Shorten the prompt.", prompt, cut,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -8,12 +8,11 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -40,11 +39,21 @@ class Session:
         self.config, self.model = config, model
         self.trainable, self.batches = trainable, batches
         self.parameters = [p for part in trainable.parts for p in part.parameters]
-        self.optimizer = optimizers.build(list(map(_group, trainable.parts)), config.optimizer)
+        model.prepare_for_training(
+            gradient_checkpointing=config.gradient_checkpointing,
+            channels_last=config.channels_last,
+            compiled=config.compile,
+        )
+        self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
+        self._lighten()
+        self.optimizer = optimizers.build(
+            list(map(_group, trainable.parts)), config.optimizer, exact=model.embeddings()
+        )
         self.scaler = precision.grad_scaler(config.precision, model.device)
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
-        self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
         self.reports: list[StepReport] = []
+        self.skipped_steps = 0
+        """Times that fp16 left the weights as they were, because the gradients overflowed."""
         self.scores: list[ScoreReport] = []
         """Of the steps that were judged, the base model's first."""
         self._health = Health(config)
@@ -53,20 +62,28 @@ class Session:
         self._peak_megabytes = 0.0
         self._steps_before = 0
         self._started = time.monotonic()
-        model.prepare_for_training(
-            gradient_checkpointing=config.gradient_checkpointing,
-            channels_last=config.channels_last,
-            compiled=config.compile,
-        )
 
-    def step(self) -> StepReport:
-        """One optimizer step. FloatingPointError once its numbers are none, one of
-        `memory.OUT_OF_MEMORY` where they take too much."""
+    def step(self) -> StepReport | None:
+        """One optimizer step; None if fp16 skipped it because the gradients overflowed: then the
+        weights are as they were, and the step is still to be made, with the next images.
+        FloatingPointError if the loss or the gradients become NaN or infinite, one of
+        `memory.OUT_OF_MEMORY` if they take too much memory."""
         with memory.explained(f"at step {len(self.reports) + 1}", self._memory_advice):
             return self._step()
 
-    def _step(self) -> StepReport:
+    def _step(self) -> StepReport | None:
         learning_rates = self._set_learning_rates(len(self.reports))
+        instance_loss, prior_loss = self._gather_gradients()
+        grad_norm = self._learn()
+        self._drawn = self.batches.state()
+        self._is_changing = False
+        if grad_norm is None:
+            self.skipped_steps += 1
+            return None
+        return self._report(instance_loss, prior_loss, grad_norm, learning_rates)
+
+    def _gather_gradients(self) -> tuple[float, float]:
+        """The losses of a step's photos and class images, whose gradients are added up."""
         instance_loss = prior_loss = 0.0
         for _ in range(self.config.gradient_accumulation):
             for batch in next(self.batches):
@@ -76,11 +93,7 @@ class Session:
                 instance_loss += losses[~batch.is_prior].sum().item()
                 prior_loss += losses[batch.is_prior].sum().item()
         self._health.require_finite(instance_loss + prior_loss, "loss", len(self.reports) + 1)
-        grad_norm = self._learn()
-        report = self._report(instance_loss, prior_loss, grad_norm, learning_rates)
-        self._drawn = self.batches.state()
-        self._is_changing = False
-        return report
+        return instance_loss, prior_loss
 
     @property
     def is_whole(self) -> bool:
@@ -95,6 +108,7 @@ class Session:
             "parameters": [parameter.detach() for parameter in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skipped_steps": self.skipped_steps,
             "average": self.ema.state() if self.ema else None,
             "batches": self._drawn,
         }
@@ -107,6 +121,7 @@ class Session:
             parameter.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.skipped_steps = state.get("skipped_steps", 0)  # states from before it was counted
         if self.ema:
             self.ema.load_state(state["average"])
         self.batches.load_state(state["batches"])
@@ -146,23 +161,40 @@ class Session:
             losses = losses * min_snr_weights(schedule, batch.timesteps, config.min_snr_gamma)
         return losses
 
-    def _learn(self) -> float:
-        """Change the weights by the gathered gradients; gives the gradients' norm."""
+    def _learn(self) -> float | None:
+        """Change the weights by the gathered gradients; gives the gradients' norm, or None if fp16
+        skipped the step."""
         step, scale = len(self.reports) + 1, self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         limit = self.config.optimizer.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).item()
-        if not self.scaler.is_enabled():  # it leaves out such steps itself, and lowers its scale
+        if not self.scaler.is_enabled():  # fp16's scaler skips such steps itself
             self._health.require_finite(norm, "gradient", step)
         self._is_changing = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._health.look_at_scale(scale, self.scaler.get_scale(), step)
         self.optimizer.zero_grad(set_to_none=True)
+        is_skipped = self.scaler.get_scale() < scale  # it lowers its scale then, and only then
+        self._health.look_at_scale(self.scaler.get_scale(), step, is_skipped=is_skipped)
+        if is_skipped:
+            return None
         self.trainable.after_step()
         if self.ema:
             self.ema.update()
         return norm
+
+    def _lighten(self) -> None:
+        """Keep on the device only what steps need, and frozen parts there in the number format of
+        the computation."""
+        config, model = self.config, self.model
+        model.vae.to("cpu")
+        if not self.trainable.trains_text_encoder:
+            with precision.autocast(config.precision, model.device):
+                self.captions.read(self.batches.captions)
+            model.text_encoders.to("cpu")
+        for module in model.parts().values():
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                precision.hold_frozen(module, config.precision)
 
     def _memory_advice(self) -> str:
         return memory.training_advice(
@@ -188,7 +220,7 @@ class Session:
     ) -> StepReport:
         step, prior_weight = len(self.reports) + 1, self.config.prior.weight
         speed = (step - self._steps_before) / (time.monotonic() - self._started)
-        self._peak_megabytes = max(self._peak_megabytes, taken_megabytes(self.model.device))
+        self._peak_megabytes = max(self._peak_megabytes, memory.taken_megabytes(self.model.device))
         report = StepReport(
             step=step,
             total_steps=self.config.steps,
@@ -200,6 +232,7 @@ class Session:
             steps_per_second=speed,
             seconds_left=(self.config.steps - step) / speed,
             peak_megabytes=self._peak_megabytes,
+            skipped_steps=self.skipped_steps,
         )
         self.reports.append(report)
         self._health.look_at_losses([report.instance_loss for report in self.reports])
@@ -218,21 +251,23 @@ class CaptionEncoder:
     def __init__(self, model: ModelFamily, *, frozen: bool) -> None:
         self._model = model
         self._frozen = frozen
-        self._known: dict[tuple[str, Framing], Conditioning] = {}
+        self._known: dict[tuple[str, Framing | None], Conditioning] = {}
 
     def encode(self, captions: list[str], framings: list[Framing]) -> Conditioning:
         if not self._frozen:
             return self._model.encode_captions(captions, framings)
-        keys = list(zip(captions, framings, strict=True))
-        for key in keys:
+        pairs = list(zip(captions, framings, strict=True))
+        self.read(pairs)
+        return Conditioning.stack([self._known[self._key(*pair)] for pair in pairs])
+
+    @torch.no_grad()
+    def read(self, pairs: Iterable[tuple[str, Framing]]) -> None:
+        """Encode the captions that are not known yet, one by one, so that none depends on which
+        others there are."""
+        for caption, framing in pairs:
+            key = self._key(caption, framing)
             if key not in self._known:
-                with torch.no_grad():
-                    self._known[key] = self._model.encode_captions([key[0]], [key[1]])
-        return Conditioning.stack([self._known[key] for key in keys])
+                self._known[key] = self._model.encode_captions([caption], [framing])
 
-
-def taken_megabytes(device: torch.device) -> float:
-    """The most memory taken on a CUDA device so far; elsewhere the process's memory now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return float(psutil.Process().memory_info().rss) / 2**20
+    def _key(self, caption: str, framing: Framing) -> tuple[str, Framing | None]:
+        return caption, framing if self._model.uses_framing else None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import optimizers, states
-from .methods.base import FileOut
+from .config import TrainingConfig
+from .families.base import ModelFamily
+from .methods.base import FileOut, Trainable
 from .precision import DTYPES
 from .session import Session
 
@@ -38,11 +40,30 @@ class Need:
         return f"{self.num} {self.what} of {amount(self.size)}"
 
 
-def check(session: Session, states_folder: Path | None, *, is_scored: bool = False) -> None:
+def check(
+    config: TrainingConfig,
+    model: ModelFamily,
+    trainable: Trainable,
+    *,
+    states_folder: Path | None,
+    steps_made: int = 0,
+    is_scored: bool = False,
+) -> None:
     """OSError where the run's result will not fit on the disk; a warning where intermediate
-    checkpoints and states will not all."""
+    checkpoints and states will not all. `steps_made` were made by an earlier session."""
+    needs = [*_checkpoint_needs(config, model, trainable, steps_made, is_scored)]
+    if states_folder:
+        is_early = 0 < config.output.state_every < config.steps - steps_made
+        num = (states.NUM_NEEDED if is_early else 1) - states.count(states_folder)
+        needs.append(
+            Need(states_folder, "states", max(0, num), state_size(config, model, trainable))
+        )
+    _require_room(needs)
+
+
+def _require_room(needs: Sequence[Need]) -> None:
     by_disk: dict[int, list[Need]] = {}
-    for need in _needs(session, states_folder, is_scored):
+    for need in needs:
         by_disk.setdefault(_disk(need.folder), []).append(need)
     for needs in by_disk.values():
         folder = _existing(needs[0].folder)
@@ -65,14 +86,16 @@ def check(session: Session, states_folder: Path | None, *, is_scored: bool = Fal
 
 def require_for_step(session: Session) -> None:
     """OSError where an intermediate checkpoint would take the room that the result needs."""
-    for file in _checkpoints(session):
-        _require(file.output.folder, "a checkpoint", file_size(session, file), session)
+    for file in _checkpoints(session.trainable):
+        size = file_size(session.model, session.trainable, file)
+        _require(file.output.folder, "a checkpoint", size, session)
 
 
 def require_for_state(session: Session, folder: Path, *, is_last: bool) -> None:
     """OSError where a state would take the room that the result needs; nothing is left for that
     once the run has ended early. The older of two states goes before there is too little."""
-    size, result = state_size(session), None if is_last else session
+    size = state_size(session.config, session.model, session.trainable)
+    result = None if is_last else session
     try:
         _require(folder, "a state", size, result)
     except OSError:
@@ -85,8 +108,8 @@ def _require(folder: Path, what: str, size: int, result_of: Session | None) -> N
     left = 0
     if result_of:
         left = sum(
-            file_size(result_of, file)
-            for file in _checkpoints(result_of)
+            file_size(result_of.model, result_of.trainable, file)
+            for file in _checkpoints(result_of.trainable)
             if _disk(file.output.folder) == _disk(folder)
         )
     free = shutil.disk_usage(folder).free
@@ -95,16 +118,12 @@ def _require(folder: Path, what: str, size: int, result_of: Session | None) -> N
         raise OSError(f"{what} needs {amount(size)}{reason}; '{folder}' has {amount(free)} free")
 
 
-def state_size(session: Session) -> int:
+def state_size(config: TrainingConfig, model: ModelFamily, trainable: Trainable) -> int:
     """About how many bytes a state takes."""
-    num_weights = sum(parameter.numel() for parameter in session.parameters)
-    return state_bytes_per_weight(session) * num_weights
-
-
-def state_bytes_per_weight(session: Session) -> int:
-    """What a state takes for each trained weight."""
-    kept = BYTES_PER_WEIGHT * (2 if session.ema else 1)
-    return kept + optimizers.OPTIMIZERS[session.config.optimizer.name].bytes_per_weight
+    parameters = [p for part in trainable.parts for p in part.parameters]
+    copies = 2 if config.ema else 1
+    weights = sum(p.numel() for p in parameters) * BYTES_PER_WEIGHT * copies
+    return weights + optimizers.state_bytes(config.optimizer.name, parameters, model.embeddings())
 
 
 def amount(num_bytes: int) -> str:
@@ -112,34 +131,36 @@ def amount(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def _needs(session: Session, states_folder: Path | None, is_scored: bool) -> Iterator[Need]:
-    output, steps_left = session.config.output, session.config.steps - len(session.reports)
-    for file in _checkpoints(session):
-        size = file_size(session, file)
-        yield Need(file.output.folder, "checkpoint", 1, size, is_result=True)
+def _checkpoint_needs(
+    config: TrainingConfig,
+    model: ModelFamily,
+    trainable: Trainable,
+    steps_made: int,
+    is_scored: bool,
+) -> Iterator[Need]:
+    output, steps_left = config.output, config.steps - steps_made
+    for file in _checkpoints(trainable):
+        folder, size = file.output.folder, file_size(model, trainable, file)
+        yield Need(folder, "checkpoint", 1, size, is_result=True)
         num = min(output.keep, steps_left // output.save_every) if output.save_every else 0
-        yield Need(file.output.folder, "intermediate checkpoints", num, size)
+        yield Need(folder, "intermediate checkpoints", num, size)
         if is_scored:
-            yield Need(file.output.folder, "best checkpoints", NUM_BEST, size)
-    if states_folder:
-        num = states.NUM_NEEDED if 0 < output.state_every < steps_left else 1
-        there = states.count(states_folder)
-        yield Need(states_folder, "states", max(0, num - there), state_size(session))
+            yield Need(folder, "best checkpoints", NUM_BEST, size)
 
 
-def file_size(session: Session, file: FileOut) -> int:
+def file_size(model: ModelFamily, trainable: Trainable, file: FileOut) -> int:
     """Of a checkpoint: the base model's, with the trained weights in their new number format."""
-    size = session.model.path.stat().st_size
-    choice = session.config.output.dtype
-    for name, tensor in session.trainable.file_tensors(file).items():
+    size = model.path.stat().st_size
+    choice = file.output.dtype
+    for name, tensor in trainable.file_tensors(file).items():
         old = file.original.dtypes[name]
         new = old if choice == "as input" else DTYPES[choice]
         size += tensor.numel() * (new.itemsize - old.itemsize)
     return size
 
 
-def _checkpoints(session: Session) -> list[FileOut]:
-    return [file for file in session.trainable.files if file.kind == "checkpoint"]
+def _checkpoints(trainable: Trainable) -> list[FileOut]:
+    return [file for file in trainable.files if file.kind == "checkpoint"]
 
 
 def _disk(folder: Path) -> int:

@@ -66,7 +66,12 @@ def load_newest(
 
 def exist(folders: Sequence[Path], *, up_to: int) -> bool:
     """Whether there is any state to try up to a step."""
-    return any(_step(path) <= up_to for path in _newest_first(*folders))
+    return newest_step(folders, up_to=up_to) > 0
+
+
+def newest_step(folders: Sequence[Path], *, up_to: int) -> int:
+    """The step of the newest state in all these folders up to a step; 0 without one."""
+    return max((s for s in map(_step, _newest_first(*folders)) if s <= up_to), default=0)
 
 
 def remove(folder: Path, *, keep: int) -> None:

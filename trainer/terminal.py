@@ -101,8 +101,12 @@ class TerminalObserver(Observer):
         bar.set_postfix_str(
             f"loss {report.loss:.4f}, {report.steps_per_second:.2f} steps/s, "
             f"{report.seconds_left:.0f} s left, {report.peak_megabytes:.0f} MB"
+            + (f", {report.skipped_steps} skipped" if report.skipped_steps else "")
         )
         self._is_last_step = report.step == report.total_steps
+
+    def on_skipped_step(self, step: int) -> None:
+        _presses.stop_if_asked()
 
     def wants_to_finish(self) -> bool:
         finishing = _presses.count > 0

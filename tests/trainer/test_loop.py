@@ -116,6 +116,75 @@ def test_previews_change_nothing(config, batch_size):
     assert same(previewed[1], plain[1])
 
 
+class Previewed(Observer):
+    """The steps with previews; content with what was learned by a step."""
+
+    def __init__(self, finish_at: int = 0) -> None:
+        self.steps: list[int] = []
+        self.finish_at, self.made = finish_at, 0
+
+    def on_step(self, report):
+        self.made = report.step
+
+    def wants_to_finish(self):
+        return self.made == self.finish_at
+
+    def on_preview(self, step, images):
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize(("finish_at", "expected"), [(0, [3, 4]), (2, [2]), (3, [3])])
+def test_the_result_always_has_previews(config, finish_at, expected):
+    """Whether it was finished as planned or early, and whatever the interval."""
+    sampling = SamplingConfig(steps=1, guidance_scale=1)
+    preview = PreviewConfig(prompts=("a dog",), every=3, sampling=sampling)
+    watching = Previewed(finish_at)
+    _, _, result = run(replace(config, preview=preview), watching)
+    assert watching.steps == expected
+    assert len(result.previews) == 1
+
+
+def test_a_short_run_in_fp16_makes_all_its_steps(config):
+    """The first scales of the loss are too large: those steps are skipped, and made again."""
+    heard = []
+
+    class Hearing(Observer):
+        def on_skipped_step(self, step):
+            heard.append(step)
+
+        def on_step(self, report):
+            heard.append(-report.step)
+
+    prior = PriorConfig(weight=1e5, prompt="a cat", images=config.dataset.photos)
+    config = replace(config, precision="fp16", prior=prior, steps=1)
+    _, _, result = run(config, Hearing())
+    num_skipped = len(heard) - 1
+    assert heard == [1] * num_skipped + [-1]
+    assert num_skipped > 2
+    assert result.reports[0].skipped_steps == num_skipped
+    assert result.moved["unet"][1] > 0.5
+    with safe_open(result.checkpoint, framework="pt") as file:
+        assert file.metadata()["dreambooth.skipped_steps"] == str(num_skipped)
+
+
+def test_a_private_file_says_nothing_of_its_photos_though_its_base_did(config, caplog):
+    caplog.set_level(logging.INFO)
+    (config.dataset.photos[0] / "0.png").rename(config.dataset.photos[0] / "emma.png")
+    dataset = replace(config.dataset, prompt="a photo of emma")
+    public = run(replace(config, dataset=dataset))[2].checkpoint
+    said = (
+        "The file's metadata holds the prompts and the names of the photos. Switch on "
+        "output.private to leave them out."
+    )
+    assert said in caplog.messages
+    caplog.clear()
+    output = replace(config.output, private=True)
+    private = run(replace(config, base=public, dataset=dataset, output=output))[2].checkpoint
+    assert said not in caplog.messages
+    assert b"emma" in public.read_bytes()
+    assert b"emma" not in private.read_bytes()
+
+
 def test_the_process_wide_generators_are_not_touched(config, prior):
     torch.manual_seed(7)
     np.random.seed(7)

@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 import transformers
 
-from trainer.config import DatasetConfig, OutputConfig, TrainingConfig
+from trainer.config import (
+    DatasetConfig,
+    OutputConfig,
+    PreviewConfig,
+    PriorConfig,
+    ScoringConfig,
+    TrainingConfig,
+)
 from trainer.data.examples import Example
 from trainer.metadata import describe_progress, describe_run, versions
 from trainer.methods.full import FullFineTune
@@ -40,16 +48,59 @@ def test_the_run_is_described_in_strings(tiny_model, tmp_path):
     assert str(tmp_path) not in "".join(described.values())
 
 
+def test_what_is_private_is_left_out(tiny_model, tmp_path):
+    photo = tmp_path / "aunt emma.png"
+    photo.write_bytes(b"pixels")
+    prompts = {"dataset": "a photo of emma", "prior": "a photo of a lady", "preview": "emma at sea"}
+    config = TrainingConfig(
+        base=tiny_model.path,
+        dataset=DatasetConfig(photos=(photo,), prompt=prompts["dataset"]),
+        prior=PriorConfig(prompt=prompts["prior"], images=(photo,)),
+        preview=PreviewConfig(prompts=(prompts["preview"],)),
+        scoring=ScoringConfig(class_prompt=prompts["prior"]),
+        output=OutputConfig(folder=tmp_path, name="her"),
+    )
+    private = replace(config, output=replace(config.output, private=True))
+    method = FullFineTune()
+    examples = [Example(photo, (prompts["dataset"],))]
+    found = {
+        each.output.private: json.dumps(
+            describe_run(each, method, tiny_model, method.attach(tiny_model, each, []), examples)
+        )
+        for each in (config, private)
+    }
+    for text in (*prompts.values(), photo.name, hashlib.sha256(b"pixels").hexdigest()):
+        assert text in found[False]
+        assert text not in found[True]
+
+
+def test_min_snr_says_what_it_weighs(tiny_model, tmp_path):
+    config = TrainingConfig(
+        base=tiny_model.path,
+        dataset=DatasetConfig(photos=(tmp_path,), prompt="a dog"),
+        min_snr_gamma=5,
+    )
+    trainable = FullFineTune().attach(tiny_model, config, [])
+    described = describe_run(config, FullFineTune(), tiny_model, trainable, [])
+    assert described["ss_min_snr_gamma"] == "5"
+    assert described["dreambooth.min_snr"] == "photos and class images"
+    plain = describe_run(
+        replace(config, min_snr_gamma=0.0), FullFineTune(), tiny_model, trainable, []
+    )
+    assert "dreambooth.min_snr" not in plain
+
+
 def test_progress_holds_the_losses_and_the_times():
     report = StepReport(
         step=1, total_steps=1, loss=0.125, instance_loss=0.125, prior_loss=None,
         learning_rates={}, grad_norm=1.0, steps_per_second=1.0, seconds_left=0.0,
-        peak_megabytes=1.0,
+        peak_megabytes=1.0, skipped_steps=3,
     )  # fmt: skip
     started = datetime(2024, 5, 1, tzinfo=timezone.utc)
     progress = describe_progress([report], started)
     assert progress["ss_steps"] == "1"
     assert json.loads(progress["dreambooth.losses"]) == [0.125]
+    assert progress["dreambooth.skipped_steps"] == "3"
     assert float(progress["ss_training_started_at"]) == started.timestamp()
     assert datetime.fromisoformat(progress["modelspec.date"]) > started
 

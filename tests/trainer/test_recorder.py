@@ -1,5 +1,8 @@
 """What a run told, read back."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 
 from trainer.observer import Observer, ScoreReport, StepReport
@@ -9,7 +12,7 @@ from trainer.recorder import Recorder
 def report(step: int) -> StepReport:
     return StepReport(
         step=step, total_steps=9, loss=0.1 + 1e-17 * step, instance_loss=0.1, prior_loss=None,
-        learning_rates={"unet": 1.23e-6}, grad_norm=float("inf"), steps_per_second=1.5,
+        learning_rates={"unet": 1.23e-6}, grad_norm=0.7 + 1e-17, steps_per_second=1.5,
         seconds_left=3.0, peak_megabytes=10.0,
     )  # fmt: skip
 
@@ -43,6 +46,19 @@ def test_reports_come_back_exactly_and_rewriting_forgets_the_rest(tmp_path):
     assert again.scores() == [score(0), score(2)]
 
 
+def test_every_line_is_json_that_others_read(tmp_path):
+    """Older versions wrote NaN, which is none, for steps that fp16 had skipped."""
+    recorder = Recorder(tmp_path, Observer())
+    recorder.rewrite([replace(report(1), grad_norm=float(norm)) for norm in ("nan", "inf")], [])
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line, parse_constant=refuse)["grad_norm"] is None
+    assert [found.grad_norm for found in recorder.reports()] == [None, None]
+
+
 def test_only_the_last_previews_stay(tmp_path):
     recorder = Recorder(tmp_path, Observer())
     assert recorder.previews() == []
@@ -56,7 +72,7 @@ def test_only_the_last_previews_stay(tmp_path):
 
 
 def test_everything_is_passed_on_after_it_was_kept(tmp_path):
-    heard = []
+    heard, skipped = [], []
 
     class Listening(Observer):
         def on_progress(self, activity, done, total):
@@ -70,6 +86,9 @@ def test_everything_is_passed_on_after_it_was_kept(tmp_path):
 
         def on_score(self, report):
             heard.append((report, recorder.scores()))
+
+        def on_skipped_step(self, step):
+            skipped.append(step)
 
         def wants_to_finish(self):
             return len(heard) == 3
@@ -86,6 +105,8 @@ def test_everything_is_passed_on_after_it_was_kept(tmp_path):
     assert not recorder.wants_to_finish()
     recorder.on_step(report(1))
     assert recorder.wants_to_finish()
+    recorder.on_skipped_step(2)
+    assert skipped == [2]
     recorder.on_preview(1, images(0, 2))
     recorder.on_score(score(1))
     recorder.on_checkpoint(1, tmp_path / "a")

@@ -23,6 +23,7 @@ from trainer.config import (
     SamplingConfig,
     TrainingConfig,
 )
+from trainer.families import files
 from trainer.loop import TrainingResult, train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
@@ -358,6 +359,19 @@ def test_training_again_keeps_the_finished_checkpoint(config, runs):
     watching = Watching()
     run(config.replace({"seed": 1}), runs, watching, on_existing="retrain")
     assert watching.steps == [1, 2]
+
+
+def test_the_base_model_is_hashed_once(config, runs, monkeypatch):
+    """It has 2 to 7 GB; another process finds its hash in the runs' folder."""
+    hashed = []
+    whole = files._hash
+    monkeypatch.setattr(files, "_hash", lambda path: hashed.append(path) or whole(path))
+    monkeypatch.setattr(files, "_HASHES", {})
+    first = run(config, runs)
+    assert hashed == [config.base, first.checkpoint]
+    files._HASHES.clear()
+    run(config.replace({"seed": 1}), runs)
+    assert hashed[2:] == [config.output.folder / "dog_00001.safetensors"]
 
 
 def test_a_changed_photo_makes_another_run(config, runs):

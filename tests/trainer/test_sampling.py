@@ -240,5 +240,32 @@ def test_an_image_of_nans_is_black_and_warned_about(
     ]
 
 
+def test_pictures_that_overflow_fp16_are_decoded_all_the_same(
+    tiny_model: ModelFamily, caplog: pytest.LogCaptureFixture
+):
+    """Stable Diffusion's own decoder exceeds what fp16 holds."""
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        model.vae.decoder.conv_in.weight.mul_(1e6)  # the norms behind bring it down again
+    sampling = SamplingConfig(steps=2, seed=9)
+    exact = sample(model, ["a cup"], sampling)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert levels_apart(sample(model, ["a cup"], sampling), exact) < 40
+        latents = torch.zeros(1, 4, 8, 8) + 0.5
+        assert not model.decode_latents(latents).isfinite().all()
+    assert caplog.messages == []
+
+
+def test_a_prompt_that_is_cut_is_told_of_once(tiny_model, caplog):
+    prompt = f"a cup {'very ' * 80}red"
+    for _ in range(2):
+        sample(tiny_model, [prompt], SamplingConfig(steps=1))
+    (message,) = caplog.messages
+    assert message.startswith(f"The prompt {prompt!r} is longer than the text encoder can read.")
+    assert message.endswith(
+        "This end of it is ignored: 'very very very very very very very red'. Shorten the prompt."
+    )
+
+
 def test_no_prompts_give_no_images(tiny_model: ModelFamily):
     assert sample(tiny_model, [], SamplingConfig()) == []

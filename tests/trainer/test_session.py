@@ -7,12 +7,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer.config import DatasetConfig, OptimizerConfig, PriorConfig, TrainingConfig
+from trainer import families
+from trainer.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
+from trainer.diffusion import NUM_TIMESTEPS
 from trainer.families.base import Framing
 from trainer.methods.full import FullFineTune
+from trainer.methods.textual_inversion import TextualInversion
 from trainer.session import CaptionEncoder, Session
 
 FRAMING = Framing((32, 32), (0, 0), (32, 32))
@@ -77,29 +86,146 @@ def test_a_frozen_text_encoder_reads_each_caption_once(tiny_model):
     torch.testing.assert_close(given.hidden, fresh.hidden)
 
 
-def test_gradients_that_overflow_fp16_for_ever_end_the_run(tiny_model):
-    config = TrainingConfig(
+@pytest.mark.parametrize(("uses_framing", "times"), [(False, 1), (True, 2)])
+def test_a_caption_is_read_again_only_for_a_framing_that_counts(
+    tiny_model, monkeypatch, uses_framing, times
+):
+    read = []
+    encode = tiny_model.encode_captions
+    monkeypatch.setattr(type(tiny_model), "uses_framing", uses_framing)
+    tiny_model.encode_captions = lambda captions, framings: (
+        read.extend(captions) or encode(captions, framings)
+    )
+    other = Framing((64, 32), (0, 0), (32, 32))
+    CaptionEncoder(tiny_model, frozen=True).encode(["a dog", "a dog"], [FRAMING, other])
+    assert read == ["a dog"] * times
+
+
+def config_of(**changes: object) -> TrainingConfig:
+    return TrainingConfig(
         base=Path("unused"),
         dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
-        optimizer=OptimizerConfig(learning_rate=1e-4),
-        precision="fp16",
-        batch_size=1,
+        **{"optimizer": OptimizerConfig(learning_rate=1e-4), "batch_size": 1, **changes},
     )
+
+
+def session_of(model, config: TrainingConfig, **options: object) -> Session:
     stream = BatchStream(latents(3, "a sks dog", is_prior=False), {}, config)
-    session = Session(config, tiny_model, FullFineTune().attach(tiny_model, config, []), stream)
+    return Session(config, model, FullFineTune(**options).attach(model, config, []), stream)
+
+
+def overflow(model):
+    """Let the gradients be infinite from now on; the handle's `remove` ends that."""
+    return model.unet.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+
+def test_gradients_that_overflow_fp16_for_ever_end_the_run(tiny_model):
+    session = session_of(tiny_model, config_of(precision="fp16"))
     before = tiny_model.unet.conv_out.weight.detach().clone()
-    tiny_model.unet.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
-    num_steps = math.log2(session.scaler.get_scale()) + 1
-    for _ in range(int(num_steps) - 1):
-        session.step()
+    overflow(tiny_model)
+    num_tries = int(math.log2(session.scaler.get_scale())) + 1
+    assert [session.step() for _ in range(num_tries - 1)] == [None] * (num_tries - 1)
     with pytest.raises(FloatingPointError) as caught:
         session.step()
     assert str(caught.value) == (
-        f"In fp16 the gradients were too large for each of the last {num_steps:g} steps up to step "
-        f"{num_steps:g}, which were left out. Choose precision bf16 or fp32, or lower "
-        "optimizer.learning_rate (now 0.0001)."
+        f"In fp16 the gradients of step 1 overflowed {num_tries} times in a row. Choose precision "
+        "bf16 or fp32, or lower optimizer.learning_rate (now 0.0001)."
     )
     assert torch.equal(tiny_model.unet.conv_out.weight, before)
+
+
+def test_a_step_that_fp16_skips_is_no_step(tiny_model):
+    """Weights, average and learning rate stay where they were; only the images go on."""
+    optimizer = OptimizerConfig(learning_rate=1e-4, warmup_steps=3)
+    session = session_of(
+        tiny_model, config_of(precision="fp16", ema=True, optimizer=optimizer, steps=9)
+    )
+    for _ in range(2):
+        assert session.step() is not None
+    weights = [parameter.detach().clone() for parameter in session.parameters]
+    averages = [average.clone() for average in session.ema.averages]
+    handle = overflow(tiny_model)
+    assert [session.step(), session.step()] == [None, None]
+    handle.remove()
+    assert session.is_whole
+    assert all(map(torch.equal, session.parameters, weights))
+    assert all(map(torch.equal, session.ema.averages, averages))
+    assert session.ema.num_updates == 2
+    report = session.step()
+    assert (report.step, report.skipped_steps) == (3, 2)
+    assert report.learning_rates["unet"] == pytest.approx(1e-4 * 3 / 4)
+    assert math.isfinite(report.grad_norm)
+    assert [each.step for each in session.reports] == [1, 2, 3]
+    assert session.state()["skipped_steps"] == 2
+
+
+def test_states_from_before_skipped_steps_were_counted_can_be_resumed(tiny_model, tiny_checkpoint):
+    session = session_of(tiny_model, config_of())
+    session.step()
+    state = session.state()
+    del state["skipped_steps"]
+    for report in state["reports"]:
+        del report["skipped_steps"]
+    again = session_of(families.load(tiny_checkpoint, torch.device("cpu")), config_of())
+    again.load_state(state)
+    assert again.step().skipped_steps == 0
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_frozen_parts_are_held_as_they_are_computed_with(tiny_model, tiny_checkpoint, precision):
+    """In half the memory, and with the very same results, to the bit."""
+    plain = families.load(tiny_checkpoint, torch.device("cpu"))
+    method = TextualInversion(placeholder="<tok>", initializer="dog", templates="captions")
+    config = config_of(precision=precision)
+    photos = latents(3, "a <tok>", is_prior=False)
+    trainable = method.attach(tiny_model, config, list(photos))
+    Session(config, tiny_model, trainable, BatchStream(photos, {}, config))
+    method.attach(plain, config, list(photos))
+    expected = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    assert tiny_model.unet.conv_in.weight.dtype == expected
+    noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    predictions = []
+    for model in (plain, tiny_model):
+        with torch.no_grad(), torch.autocast("cpu", dtype=expected):
+            given = model.encode_captions(["a <tok>", "a cat"], [FRAMING] * 2)
+            predictions += [given.hidden, model.predict(noisy, times, given)]
+    assert torch.equal(predictions[0], predictions[2])
+    assert torch.equal(predictions[1], predictions[3])
+
+
+def test_what_is_trained_stays_fp32(tiny_model):
+    session = session_of(tiny_model, config_of(precision="bf16"), train_text_encoder=True)
+    assert {parameter.dtype for parameter in session.parameters} == {torch.float32}
+
+
+def test_the_average_has_the_memory_format_of_the_weights(tiny_model):
+    session = session_of(tiny_model, config_of(ema=True, channels_last=True))
+    pairs = [
+        (parameter, average)
+        for parameter, average in zip(session.parameters, session.ema.averages, strict=True)
+        if parameter.ndim == 4 and not parameter.is_contiguous()
+    ]
+    assert len(pairs) > 10
+    assert all(average.stride() == parameter.stride() for parameter, average in pairs)
+
+
+def test_embeddings_keep_32_bit_states_under_8_bit_adamw(tiny_model):
+    optimizer = OptimizerConfig(name="AdamW8bit", learning_rate=1e-4)
+    session = session_of(tiny_model, config_of(optimizer=optimizer), train_text_encoder=True)
+    session.step()
+    states = session.optimizer.state
+    (table,) = tiny_model.word_tables().values()
+    assert states[table.weight]["state1"].dtype == torch.float32
+    assert states[tiny_model.unet.mid_block.resnets[0].conv1.weight]["state1"].dtype == torch.uint8
+
+
+def test_every_timestep_of_the_schedule_and_no_other_is_drawn():
+    stream = BatchStream(latents(3, "a", is_prior=False), {}, config_of(), num_timesteps=4)
+    drawn = {int(batch.timesteps) for _ in range(100) for batch in next(stream)}
+    assert drawn == {0, 1, 2, 3}
+    SamplingConfig(steps=NUM_TIMESTEPS)
+    with pytest.raises(ValueError, match="steps must be between 1 and 1000, got 1001"):
+        SamplingConfig(steps=NUM_TIMESTEPS + 1)
 
 
 def test_a_session_broken_off_in_the_optimizer_is_not_whole(tiny_model):

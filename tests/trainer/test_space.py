@@ -10,11 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.config import DatasetConfig, OptimizerConfig, OutputConfig, TrainingConfig
+from trainer.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
-from trainer.space import amount, file_size, state_bytes_per_weight
+from trainer.optimizers import OPTIMIZERS
+from trainer.space import amount, file_size, state_size
 
 CPU = torch.device("cpu")
 
@@ -35,43 +43,53 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
     )
 
 
-def run(config: TrainingConfig, runs: Path | None = None, observer: Observer | None = None):
-    return train(config, FullFineTune(), device=CPU, runs=runs, observer=observer)
+def run(
+    config: TrainingConfig,
+    runs: Path | None = None,
+    observer: Observer | None = None,
+    **options: object,
+):
+    return train(config, FullFineTune(**options), device=CPU, runs=runs, observer=observer)
 
 
 @pytest.fixture
-def session_of(monkeypatch):
-    """The session of a whole run, as its check of the disk gets it."""
+def measured(monkeypatch):
+    """The result of a whole run, and the model and what is trained of it, as the check of the disk
+    gets them."""
 
-    def make(config, runs=None):
+    def make(config, runs=None, **options):
         seen = []
-        monkeypatch.setattr("trainer.space.check", lambda session, _, **__: seen.append(session))
-        result = run(config, runs)
-        return seen[0], result
+        monkeypatch.setattr("trainer.space.check", lambda config, *parts, **_: seen.append(parts))
+        result = run(config, runs, **options)
+        return result, *seen[0]
 
     return make
 
 
 @pytest.mark.parametrize("dtype", ["as input", "fp16"])
-def test_a_checkpoint_is_as_large_as_estimated(config, session_of, dtype):
-    session, result = session_of(replace(config, output=replace(config.output, dtype=dtype)))
-    (file,) = session.trainable.files
+def test_a_checkpoint_is_as_large_as_estimated(config, measured, dtype):
+    config = replace(config, output=replace(config.output, dtype=dtype))
+    result, model, trainable = measured(config)
+    (file,) = trainable.files
     real = result.checkpoint.stat().st_size
     # The metadata of a run is longer than the base model's.
-    assert 0 <= real - file_size(session, file) < 10_000
+    assert 0 <= real - file_size(model, trainable, file) < 10_000
     assert (real < config.base.stat().st_size) == (dtype == "fp16")
 
 
-@pytest.mark.parametrize(("optimizer", "ema"), [("AdamW", False), ("AdamW", True), ("Lion", False)])
-def test_a_state_is_as_large_as_estimated(config, session_of, tmp_path, optimizer, ema):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("ema", "train_text_encoder"), [(False, False), (True, True)])
+def test_a_state_is_as_large_as_estimated(
+    config, measured, tmp_path, optimizer, ema, train_text_encoder
+):
     optimizer = OptimizerConfig(name=optimizer, learning_rate=1e-3)
     output = replace(config.output, keep_state=True)
     config = replace(config, optimizer=optimizer, ema=ema, output=output)
-    session, _ = session_of(config, tmp_path / "runs")
+    _, model, trainable = measured(config, tmp_path / "runs", train_text_encoder=train_text_encoder)
     (state,) = tmp_path.glob("runs/*/states/*.pt")
-    num_weights = sum(parameter.numel() for parameter in session.parameters)
-    estimate = state_bytes_per_weight(session) * num_weights
-    assert state.stat().st_size == pytest.approx(estimate, rel=0.05)
+    estimate = state_size(config, model, trainable)
+    # Beside the numbers, each of the 300 tensors has a name and a place in the file.
+    assert estimate < state.stat().st_size < 1.03 * estimate + 1_000_000
 
 
 def test_a_result_without_room_is_refused_before_the_first_step(config, small_disk):
@@ -93,6 +111,43 @@ def test_a_result_without_room_is_refused_before_the_first_step(config, small_di
     )
     assert began == []
     assert list((disk / "out").iterdir()) == []
+
+
+def test_the_disk_is_checked_before_class_images_are_drawn(config, small_disk):
+    drawing = SamplingConfig(steps=1, guidance_scale=1)
+    prior = PriorConfig(weight=1, prompt="a dog", num_images=2, sampling=drawing)
+    heard = []
+
+    class Watching(Observer):
+        def on_progress(self, activity, done, total):
+            heard.append(activity)
+
+    output = replace(config.output, folder=small_disk(1 << 20) / "out")
+    with pytest.raises(OSError, match="^The run will write 1 checkpoint of "):
+        run(replace(config, prior=prior, output=output), observer=Watching())
+    assert heard == []
+
+
+def test_steps_that_a_state_saves_need_no_room(config, tmp_path, caplog):
+    """Of a run that was stopped at its last step but one, no further intermediate checkpoint is
+    counted."""
+
+    class Stopping(Observer):
+        def on_step(self, report):
+            if report.step == 2:
+                raise KeyboardInterrupt
+
+    seen = []
+    output = replace(config.output, save_every=1, state_every=1)
+    config = replace(config, output=output)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "runs", Stopping())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.space._require_room", lambda needs: seen.extend(needs))
+        run(config, tmp_path / "runs")
+    assert {need.what: need.num for need in seen} == {
+        "checkpoint": 1, "intermediate checkpoints": 1, "states": 0,
+    }  # fmt: skip
 
 
 def test_states_and_intermediate_checkpoints_without_room_are_told_of(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainingConfig
-from ..diffusion import draw_noise
+from ..diffusion import NUM_TIMESTEPS, draw_noise
 from ..families.base import Framing
 from .examples import Example
 from .latents import CachedLatents
@@ -69,7 +69,7 @@ class BatchStream(Iterator[list[Batch]]):
         prior: Mapping[Example, CachedLatents],
         config: TrainingConfig,
         *,
-        num_timesteps: int = 1000,
+        num_timesteps: int = NUM_TIMESTEPS,
     ) -> None:
         if not instance:
             raise ValueError("There are no photos to train on. Name some in dataset.photos.")
@@ -96,6 +96,11 @@ class BatchStream(Iterator[list[Batch]]):
         for draw in draws:
             groups.setdefault(draw.latents.shape, []).append(draw)
         return [_join(group) for group in groups.values()]
+
+    @property
+    def captions(self) -> list[tuple[str, Framing]]:
+        """Every caption that batches may have, with the framing of its image."""
+        return [*self._instance.captions, *self._prior.captions]
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, in tensors and plain values."""
@@ -136,6 +141,14 @@ class _Pool:
         self._generator = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
         self._position = 0
+
+    @property
+    def captions(self) -> list[tuple[str, Framing]]:
+        return [
+            (caption, latents.framing)
+            for example, latents in self._latents.items()
+            for caption in example.captions
+        ]
 
     def draw(self, weight: float) -> Batch:
         """The next example, as a batch of one, with everything random about it."""

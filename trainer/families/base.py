@@ -5,7 +5,8 @@ Shapes: B batch, C latent channels, H W pixels, h w latents, L tokens, D width."
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,6 +61,8 @@ class ModelFamily(ABC):
     """As ModelSpec calls it: "stable-diffusion-v1"."""
     base_version: ClassVar[str]
     """As `ss_base_model_version` has it: "sd_v1"."""
+    uses_framing: ClassVar[bool] = False
+    """Whether `encode_captions` gives something else for another framing."""
     source: CheckpointFile
     """The file it came from. What training leaves alone is copied from it, bit for bit."""
     unet: UNet2DConditionModel
@@ -137,6 +140,14 @@ class ModelFamily(ABC):
             named["text_encoder" if number == 1 else f"text_encoder_{number}"] = text_encoder
         return named
 
+    def embeddings(self) -> list[Tensor]:
+        """The text encoders' embeddings, and the learned words. Of these, bitsandbytes advises to
+        keep an optimizer's states in 32 bits (arXiv 2110.02861; its StableEmbedding does)."""
+        kinds = (nn.Embedding, WordTable)
+        tables = [m.weight for m in self.text_encoders.modules() if isinstance(m, kinds)]
+        learned = [vectors for word in self.learned.values() for vectors in word.values()]
+        return [*tables, *learned]
+
     def prepare_for_training(
         self, *, gradient_checkpointing: bool, channels_last: bool, compiled: bool
     ) -> None:
@@ -157,12 +168,23 @@ class ModelFamily(ABC):
         if compiled:
             self.unet.compile()
 
+    @contextmanager
+    def on_device(self, module: nn.Module) -> Iterator[None]:
+        """Inside, one of the model's modules is on its device; afterwards it is where it was."""
+        home = next(module.parameters()).device
+        try:
+            module.to(self.device)
+            yield
+        finally:
+            module.to(home)
+
     @property
     def path(self) -> Path:
         return self.source.path
 
     @property
     def device(self) -> torch.device:
+        """Where the U-Net is. The VAE and the text encoders may wait on the CPU."""
         device: torch.device = next(self.unet.parameters()).device
         return device
 

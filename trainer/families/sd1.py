@@ -94,8 +94,7 @@ class SD1(ModelFamily):
         return pixels
 
     def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning:
-        device = next(self._text_encoder.parameters()).device
-        ids = self.tokenizer.encode(captions).to(device)
+        ids = self.tokenizer.encode(captions).to(self.device)
         return Conditioning(self._text_encoder(ids).last_hidden_state)
 
     def word_tables(self) -> dict[str, WordTable]:

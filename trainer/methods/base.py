@@ -76,6 +76,11 @@ class Method(Protocol):
         bring none of their own. ValueError for captions that it can do nothing with."""
         ...
 
+    def check(self, config: TrainingConfig) -> None:
+        """ValueError for settings of the run that do not go together with the method, told before
+        anything is loaded."""
+        ...
+
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
     ) -> Trainable:

@@ -12,6 +12,7 @@ from ..config import TrainingConfig
 from ..data.examples import Example
 from ..families.base import ModelFamily
 from ..families.tokenizer import has_placeholder
+from ..optimizers import require_one_rate
 from .base import FileOut, Part, Trainable, thaw
 from .textual_inversion import LearnedWord
 
@@ -46,14 +47,17 @@ class FullFineTune:
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         return list(photos)
 
-    def attach(
-        self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
-    ) -> Trainable:
-        if self.train_embedding and not model.learned:
+    def check(self, config: TrainingConfig) -> None:
+        require_one_rate(config, self.text_encoder_learning_rate, "text_encoder_learning_rate")
+        if self.train_embedding and config.embedding is None:
             raise ValueError(
                 "train_embedding is on, but the run has no embedding. Name the file of a textual "
                 "inversion (embedding), or switch train_embedding off."
             )
+
+    def attach(
+        self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
+    ) -> Trainable:
         for word in model.learned:
             _require_use(word, model, photos)
         return _FullTrainable(self, model, config)

@@ -126,15 +126,17 @@ class TextualInversion:
                 self._require_placeholder(photo, caption)
         return captioned
 
-    def attach(
-        self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
-    ) -> Trainable:
+    def check(self, config: TrainingConfig) -> None:
         if config.prior.weight > 0:
             raise ValueError(
                 f"prior.weight is {config.prior.weight:g}, but textual inversion leaves the model "
                 "as it is, so that there is nothing for class images to preserve. Set prior.weight "
                 "to 0."
             )
+
+    def attach(
+        self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
+    ) -> Trainable:
         model.add_embedding(Embedding(self.placeholder, self._start(model, config.seed)))
         for photo in photos:
             for caption in photo.captions:

@@ -1,5 +1,6 @@
 """What full fine-tuning makes trainable, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,13 +72,21 @@ def test_refuses_options_that_would_do_nothing(options, message):
     assert str(caught.value) == message
 
 
-def test_refuses_to_train_an_embedding_that_is_not_there(tiny_model, config):
+def test_refuses_to_train_an_embedding_that_is_not_there(config):
     with pytest.raises(ValueError) as caught:
-        FullFineTune(train_embedding=True).attach(tiny_model, config, [])
+        FullFineTune(train_embedding=True).check(config)
     assert str(caught.value) == (
         "train_embedding is on, but the run has no embedding. Name the file of a textual inversion "
         "(embedding), or switch train_embedding off."
     )
+
+
+def test_refuses_a_rate_that_the_optimizer_would_ignore(config):
+    config = replace(config, optimizer=OptimizerConfig(name="Prodigy", learning_rate=1))
+    options = {"train_text_encoder": True}
+    FullFineTune(**options).check(config)
+    with pytest.raises(ValueError, match="^text_encoder_learning_rate is 0.5, but "):
+        FullFineTune(**options, text_encoder_learning_rate=0.5).check(config)
 
 
 def test_refuses_an_embedding_that_no_caption_uses(tiny_model, config):

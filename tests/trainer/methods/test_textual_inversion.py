@@ -287,10 +287,10 @@ def test_refuses_captions_without_the_placeholder(config):
     )
 
 
-def test_refuses_class_images(tiny_model, config):
+def test_refuses_class_images(config):
     prior = PriorConfig(weight=1.0, prompt="a dog")
     with pytest.raises(ValueError) as caught:
-        attach(tiny_model, replace(config, prior=prior))
+        method().check(replace(config, prior=prior))
     assert str(caught.value) == (
         "prior.weight is 1, but textual inversion leaves the model as it is, so that there is "
         "nothing for class images to preserve. Set prior.weight to 0."
