@@ -204,7 +204,7 @@ def check(config: TrainingConfig, device: torch.device, *, is_scored: bool = Fal
             "There is a judge, but preview.prompts is empty, and previews are what it scores. "
             "Write four or more prompts of the subject in different places, or name no judge."
         )
-    optimizers.check(config)
+    optimizers.check(config.optimizer)
     lr_schedules.check(config.optimizer, config.steps)
     precision.check(config.precision, device)
     parse_color(config.dataset.background)

@@ -121,14 +121,19 @@ def build(groups: ParamGroups, config: OptimizerConfig, exact: Exact = ()) -> Op
     return OPTIMIZERS[config.name].build(groups, config, exact)
 
 
-def check(config: TrainingConfig) -> None:
-    """Refuse a name that is not in the table, an optimizer whose package is missing, and settings
-    that it cannot honour."""
+def check(config: OptimizerConfig) -> None:
+    """Refuse a name that is not in the table, and an optimizer whose package is missing."""
+    if config.name not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {config.name!r}."
+        )
+    if OPTIMIZERS[config.name].package:
+        _load(config.name)
+
+
+def require_channels_last(config: TrainingConfig) -> None:
+    """Refuse channels_last where the optimizer would undo it in the weights that it trains."""
     name = config.optimizer.name
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
-    if OPTIMIZERS[name].package:
-        _load(name)
     if config.channels_last and OPTIMIZERS[name].undoes_channels_last:
         raise ValueError(
             f"channels_last is on, and optimizer.name is {name}, whose first step would undo it. "

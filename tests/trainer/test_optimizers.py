@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from trainer.config import DatasetConfig, OptimizerConfig, TrainingConfig
-from trainer.optimizers import OPTIMIZERS, build, check, require_one_rate, state_bytes
+from trainer.optimizers import (
+    OPTIMIZERS,
+    build,
+    check,
+    require_channels_last,
+    require_one_rate,
+    state_bytes,
+)
 
 RATES = {"Prodigy": 1.0}
 
@@ -166,15 +173,15 @@ def test_channels_last_stays_or_is_refused(name):
     optimizer.step()
     config = run_config(name, channels_last=True)
     if weight.is_contiguous(memory_format=torch.channels_last):
-        check(config)
+        require_channels_last(config)
         return
     with pytest.raises(ValueError, match="channels_last") as caught:
-        check(config)
+        require_channels_last(config)
     assert str(caught.value) == (
         f"channels_last is on, and optimizer.name is {name}, whose first step would undo it. "
         "Switch channels_last off, or choose another optimizer."
     )
-    check(run_config(name))
+    require_channels_last(run_config(name))
 
 
 def test_8_bit_adamw_keeps_exact_states_in_32_bits_whatever_others_do():
@@ -192,7 +199,7 @@ def test_8_bit_adamw_keeps_exact_states_in_32_bits_whatever_others_do():
 
 def test_refuses_an_unknown_optimizer():
     with pytest.raises(ValueError) as caught:
-        check(run_config("Adam"))
+        check(OptimizerConfig(name="Adam"))
     assert str(caught.value) == (
         "optimizer.name must be one of AdamW, AdamW8bit, Adafactor, Prodigy, Lion, got 'Adam'."
     )
@@ -201,7 +208,7 @@ def test_refuses_an_unknown_optimizer():
 def test_names_the_package_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="bitsandbytes") as caught:
-        check(run_config("AdamW8bit"))
+        check(OptimizerConfig(name="AdamW8bit"))
     assert str(caught.value) == (
         "The optimizer AdamW8bit needs the package bitsandbytes, and it cannot be loaded (import "
         "of bitsandbytes halted; None in sys.modules). Install it with "

@@ -12,7 +12,7 @@ from ..config import TrainingConfig
 from ..data.examples import Example
 from ..families.base import ModelFamily
 from ..families.tokenizer import has_placeholder
-from ..optimizers import require_one_rate
+from ..optimizers import require_channels_last, require_one_rate
 from .base import FileOut, Part, Trainable, thaw
 from .textual_inversion import LearnedWord
 
@@ -48,6 +48,7 @@ class FullFineTune:
         return list(photos)
 
     def check(self, config: TrainingConfig) -> None:
+        require_channels_last(config)
         require_one_rate(config, self.text_encoder_learning_rate, "text_encoder_learning_rate")
         if self.train_embedding and config.embedding is None:
             raise ValueError(

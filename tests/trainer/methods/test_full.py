@@ -81,12 +81,15 @@ def test_refuses_to_train_an_embedding_that_is_not_there(config):
     )
 
 
-def test_refuses_a_rate_that_the_optimizer_would_ignore(config):
+def test_refuses_what_the_optimizer_would_ignore(config):
     config = replace(config, optimizer=OptimizerConfig(name="Prodigy", learning_rate=1))
     options = {"train_text_encoder": True}
     FullFineTune(**options).check(config)
     with pytest.raises(ValueError, match="^text_encoder_learning_rate is 0.5, but "):
         FullFineTune(**options, text_encoder_learning_rate=0.5).check(config)
+    config = replace(config, optimizer=OptimizerConfig(name="AdamW8bit"), channels_last=True)
+    with pytest.raises(ValueError, match="^channels_last is on, and optimizer.name is AdamW8bit"):
+        FullFineTune().check(config)
 
 
 def test_refuses_an_embedding_that_no_caption_uses(tiny_model, config):
