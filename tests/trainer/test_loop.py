@@ -116,6 +116,13 @@ def test_previews_change_nothing(config, batch_size):
     assert same(previewed[1], plain[1])
 
 
+def test_timesteps_are_those_of_the_models_own_schedule(config, monkeypatch):
+    """With one of ten, any later timestep would be outside of it."""
+    monkeypatch.setattr("trainer.diffusion.NUM_TIMESTEPS", 10)
+    losses, _, _ = run(replace(config, batch_size=8))
+    assert all(0 < loss < 10 for loss in losses)
+
+
 class Previewed(Observer):
     """The steps with previews; content with what was learned by a step."""
 
