@@ -109,8 +109,7 @@ def _train(
     _check_space(config, model, trainable, run, is_scored=load_judge is not None)
     instance, prior = encode_images(photos, config, model, observer)
     batches = BatchStream(instance, prior, config, num_timesteps=model.schedule.num_timesteps)
-    with memory.explained("while the optimizer was set up", lambda: CLOSE_OTHERS):
-        session = Session(config, model, trainable, batches)
+    session = Session(config, model, trainable, batches)
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, started, run.intermediate if run else ())
     scorer = Scorer(session, load_judge(), photos, observer) if load_judge else None

@@ -45,12 +45,13 @@ class Session:
             compiled=config.compile,
         )
         self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
-        self._lighten()
-        self.optimizer = optimizers.build(
-            list(map(_group, trainable.parts)), config.optimizer, exact=model.embeddings()
-        )
+        with memory.explained("while training was set up", self._memory_advice):
+            self._lighten()
+            self.optimizer = optimizers.build(
+                list(map(_group, trainable.parts)), config.optimizer, exact=model.embeddings()
+            )
+            self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
         self.scaler = precision.grad_scaler(config.precision, model.device)
-        self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
         self.reports: list[StepReport] = []
         self.skipped_steps = 0
         """Times that fp16 left the weights as they were, because the gradients overflowed."""

@@ -93,6 +93,17 @@ def test_a_step_without_memory_says_what_helps(config, memory_limit):
     )
 
 
+def test_an_average_without_memory_says_what_helps(config, monkeypatch):
+    monkeypatch.setattr("trainer.session.EMA", lambda *_: too_much())
+    with pytest.raises(MemoryError) as caught:
+        run(replace(config, ema=True))
+    assert str(caught.value).startswith(
+        "Out of memory while training was set up. What helps, most first: switch on "
+        "gradient_checkpointing; set precision to bf16; set optimizer.name to AdamW8bit; switch "
+        "off ema; "
+    )
+
+
 def test_a_run_that_ran_out_of_memory_goes_on_with_less(config, tmp_path, monkeypatch, caplog):
     whole = run(config)
     with monkeypatch.context() as patch:
