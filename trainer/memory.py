@@ -9,6 +9,9 @@ import psutil
 import torch
 
 from .config import TrainingConfig
+from .precision import computes_in_bf16
+
+CPU = torch.device("cpu")
 
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 """The device's and the computer's, as they leave `explained`."""
@@ -44,7 +47,13 @@ def taken_megabytes(device: torch.device) -> float:
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
-def training_advice(config: TrainingConfig, *, trains_text_encoder: bool, resolution: int) -> str:
+def training_advice(
+    config: TrainingConfig,
+    *,
+    trains_text_encoder: bool,
+    resolution: int,
+    device: torch.device = CPU,
+) -> str:
     """What makes a step smaller and is not chosen yet, in the order of its effect."""
     photos = config.batch_size * config.gradient_accumulation
     same_run, another_run = [], []
@@ -53,7 +62,8 @@ def training_advice(config: TrainingConfig, *, trains_text_encoder: bool, resolu
     if config.batch_size > 1:
         same_run.append(f"set batch_size to 1 and gradient_accumulation to {photos}")
     if config.precision == "fp32":
-        another_run.append("set precision to bf16")
+        half = "bf16" if computes_in_bf16(device) else "fp16"
+        another_run.append(f"set precision to {half}")
     if config.optimizer.name in ("AdamW", "Prodigy", "Lion"):
         another_run.append("set optimizer.name to AdamW8bit")
     if trains_text_encoder:

@@ -202,6 +202,7 @@ class Session:
             self.config,
             trains_text_encoder=any(p.name == "text_encoder" for p in self.trainable.parts),
             resolution=self.config.dataset.resolution or self.model.native_resolution,
+            device=self.model.device,
         )
 
     def _set_learning_rates(self, step: int) -> dict[str, float]:

@@ -191,6 +191,15 @@ def test_what_is_on_already_is_not_advised(config):
     )
 
 
+def test_bf16_is_not_advised_where_it_would_be_refused(config, monkeypatch):
+    monkeypatch.setattr("trainer.memory.computes_in_bf16", lambda device: device.type != "cuda")
+    options = {"trains_text_encoder": False, "resolution": 512}
+    assert "; set precision to fp16; " in training_advice(
+        config, device=torch.device("cuda"), **options
+    )
+    assert "; set precision to bf16; " in training_advice(config, **options)
+
+
 def test_the_devices_error_stays_the_devices():
     """By its class ComfyUI knows to free the device."""
     with (
