@@ -249,6 +249,14 @@ def test_channels_last_computes_the_same(config):
     assert run(replace(config, channels_last=True))[0] == pytest.approx(run(config)[0], rel=1e-4)
 
 
+def test_the_unet_is_compiled_where_that_is_asked_for(config):
+    # Where torch is told to compile with what does not exist, only what is compiled cannot run.
+    with torch.compiler.set_stance(force_backend="none"):
+        run(replace(config, steps=1))
+        with pytest.raises(RuntimeError, match="^Invalid backend: 'none'"):
+            run(replace(config, steps=1, compile=True))
+
+
 def test_min_snr_lowers_the_loss_and_noise_offset_changes_it(config):
     plain = run(config)[0]
     weighted = run(replace(config, min_snr_gamma=1.0))[0]
