@@ -14,11 +14,13 @@ from benchmarks.article.page import write_page
 from benchmarks.article.scores import Point, ScoreBook
 
 SEEDS = (0, 1, 2)
+CLASS_KEPT = {"no class images": 0.1, "6 images, weight 1": 0.9, "60 images, weight 1": 0.9}
+"""By the models of experiment c."""
 
 
 def fill(book: ScoreBook, letter: str, value_of: dict[str, float], seeds=SEEDS) -> None:
     """Scores of an experiment: everything is 0.5 and scatters by 0.01, but for what is named."""
-    images = list(np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8))
+    images = [np.full((64, 64, 3), 25 * shade, np.uint8) for shade in range(10)]
     for label, point in EXPERIMENTS[letter].points.items():
         for seed in seeds:
             measures = dict.fromkeys(MEASURES, 0.5 + 0.01 * seed)
@@ -36,19 +38,30 @@ def section(page: str, letter: str) -> str:
     return re.split(r"^## ", page, flags=re.MULTILINE)[2:][list(EXPERIMENTS).index(letter)]
 
 
-@pytest.fixture
-def book(tmp_path: Path) -> ScoreBook:
-    return ScoreBook(tmp_path / "book")
-
-
 def written(book: ScoreBook, folder: Path) -> str:
     write_page(folder, book, SEEDS, is_quick=False)
     return (folder / "experiments.md").read_text("utf-8")
 
 
-def test_a_claim_in_the_numbers_is_told_in_words(book: ScoreBook, tmp_path: Path):
-    fill(book, "c", {"no class images": 0.1, "60 images, weight 1": 0.9})
-    told = section(written(book, tmp_path), "c")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the page of all experiments, measured to the end."""
+    folder = tmp_path_factory.mktemp("whole")
+    book = ScoreBook(folder / "book")
+    for letter in EXPERIMENTS:
+        fill(book, letter, {})
+    fill(book, "c", CLASS_KEPT)  # last: others share its models
+    written(book, folder)
+    return folder
+
+
+@pytest.fixture
+def page(folder: Path) -> str:
+    return (folder / "experiments.md").read_text("utf-8")
+
+
+def test_a_claim_in_the_numbers_is_told_in_words(page: str):
+    told = section(page, "c")
     row = "| 60 class images of weight 1 keep more of the class than none | class kept | "
     assert row + "+0.80 | 0.04 | 3 | shown |" in told
     assert "they keep it more diverse (not shown)" in told
@@ -56,15 +69,15 @@ def test_a_claim_in_the_numbers_is_told_in_words(book: ScoreBook, tmp_path: Path
     assert "0.91 (0.90 to 0.92)" in told
 
 
-def test_what_was_looked_up_afterwards_is_told_apart(book: ScoreBook, tmp_path: Path):
-    fill(book, "c", {"no class images": 0.1, "6 images, weight 1": 0.9})
-    claim, afterwards = section(written(book, tmp_path), "c").split("Looked up when the results")
+def test_what_was_looked_up_afterwards_is_told_apart(page: str):
+    claim, afterwards = section(page, "c").split("Looked up when the results")
     row = "| 6 class images keep more of the class than none, over both weights | class kept | "
     assert row not in claim
     assert row + "+0.60 | 0.04 | 3 | yes |" in afterwards
 
 
-def test_what_was_not_run_is_said(book: ScoreBook, tmp_path: Path):
+def test_what_was_not_run_is_said(tmp_path: Path):
+    book = ScoreBook(tmp_path / "book")
     fill(book, "c", {}, seeds=(0, 1))
     page = written(book, tmp_path)
     for letter in EXPERIMENTS:
@@ -76,26 +89,23 @@ def test_what_was_not_run_is_said(book: ScoreBook, tmp_path: Path):
     assert f"**Not finished: {measured} of the " in page
 
 
-def test_every_link_leads_somewhere_and_every_picture_is_whole(book: ScoreBook, tmp_path: Path):
-    for letter in EXPERIMENTS:
-        fill(book, letter, {})
-    page = written(book, tmp_path)
+def test_every_link_leads_somewhere_and_every_picture_is_whole(folder: Path, page: str):
     headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
+    links = set(re.findall(r"\]\(#([^)]*)\)", page))
+    assert len(links) == len(EXPERIMENTS)
+    assert links <= anchors
     files = re.findall(r"!\[[^]]*\]\(([^)]*)\)", page)
     assert len(files) == 2 * len(EXPERIMENTS)
     for file in files:
-        with Image.open(tmp_path / file) as image:
+        with Image.open(folder / file) as image:
             image.load()
             assert min(image.size) > 150
     assert "Not finished" not in page
 
 
-def test_tables_are_well_formed(book: ScoreBook, tmp_path: Path):
-    for letter in EXPERIMENTS:
-        fill(book, letter, {})
-    blocks = re.split(r"\n\n+", written(book, tmp_path))
+def test_tables_are_well_formed(page: str):
+    blocks = re.split(r"\n\n+", page)
     tables = [block.splitlines() for block in blocks if block.startswith("|")]
     num_afterwards = sum(bool(experiment.afterwards) for experiment in EXPERIMENTS.values())
     assert len(tables) == 1 + 2 * len(EXPERIMENTS) + num_afterwards
