@@ -82,7 +82,7 @@ def test_only_what_is_trained_differs_in_the_file(config, train_text_encoder):
         for name in before
         if not torch.equal(before[name].float(), after[name].float())
     }
-    assert changed == {"unet", "text_encoder"} if train_text_encoder else {"unet"}
+    assert changed == ({"unet", "text_encoder"} if train_text_encoder else {"unet"})
     assert set(result.moved) == changed
     untouched = [name for name in before if part_of(name) not in changed]
     assert all(
@@ -213,6 +213,7 @@ def test_gradient_accumulation_equals_a_larger_batch(config, prior):
 
 def test_the_reported_losses_add_up(config, prior):
     _, _, result = run(replace(config, prior=prior))
+    assert len(result.reports) == 4
     for report in result.reports:
         total = report.instance_loss + prior.weight * report.prior_loss
         assert report.loss == pytest.approx(total, rel=1e-6)
@@ -290,6 +291,7 @@ def test_photos_of_several_shapes_train_in_their_buckets(config, tmp_path):
         Image.fromarray(pixels).save(config.dataset.photos[0] / f"wide{number}.png")
     bucketed = replace(config.dataset, buckets=True)
     losses, _, _ = run(replace(config, dataset=bucketed, batch_size=5))
+    assert len(losses) == 4
     assert all(0 < loss < 10 for loss in losses)
 
 

@@ -65,7 +65,7 @@ def test_only_the_last_previews_stay(tmp_path):
     recorder.on_preview(5, images(0, 3))
     recorder.on_preview(10, images(1, 2))
     kept = Recorder(tmp_path, Observer()).previews()
-    assert all(map(np.array_equal, kept, images(1, 2)))
+    assert np.array_equal(kept, images(1, 2))
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
         "step000010_000.png", "step000010_001.png",
     ]  # fmt: skip

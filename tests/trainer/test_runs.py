@@ -190,7 +190,7 @@ def test_a_finished_run_is_found_again_with_its_previews(config, runs):
     assert (again.checkpoint, again.reports, again.moved) == (
         first.checkpoint, first.reports, first.moved,
     )  # fmt: skip
-    assert len(first.previews) == 2
+    assert len(again.previews) == len(first.previews) == 2
     assert all(map(np.array_equal, again.previews, first.previews))
     manifest = json.loads((only_run(runs) / "manifest.json").read_text())
     assert (manifest["status"], manifest["identity"]) == ("finished", only_run(runs).name)

@@ -106,6 +106,7 @@ def test_the_numbers_are_those_of_the_pictures(config):
     assert {len(images) for images in previews.values()} == {2}
     judge = Judge()
     photos = [np.array(Image.open(p)) for p in sorted(config.dataset.photos[0].iterdir())]
+    assert [report.step for report in result.scores] == [0, 2, 4, 6]
     for report in result.scores[1:]:
         seen, known = judge.embed_images(previews[report.step]), judge.embed_images(photos)
         assert report.subject == pytest.approx(metrics.subject_fidelity(seen, known), abs=1e-6)
