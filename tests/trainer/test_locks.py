@@ -11,12 +11,12 @@ from trainer.locks import locked
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from trainer.locks import locked
 with locked(Path(sys.argv[1])):
     print("in", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
@@ -34,7 +34,10 @@ def test_a_second_one_is_refused_and_told_who_is_in(tmp_path):
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout.readline() == b"in\n"
         with pytest.raises(RuntimeError, match=f"^The process {process.pid} "), locked(tmp_path):

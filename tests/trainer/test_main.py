@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,12 @@ from safetensors import safe_open
 
 from trainer.__main__ import COMMANDS, main
 from trainer.config import TrainingConfig
+from trainer.families.sd1 import SD1
 from trainer.terminal import FINISHING, STOPPING_A_RUN
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 600
+"""Seconds until a run that does not end is killed."""
 
 
 @pytest.fixture
@@ -120,46 +125,57 @@ def test_help_explains_every_option(command, capsys):
             assert f"--{field.name.replace('_', '-')}" in shown
 
 
-def interrupt(arguments, presses: int) -> tuple[int, str]:
-    """The exit code and what was shown, with Ctrl+C so often once steps are made."""
-    process = subprocess.Popen(
+@contextmanager
+def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The command line in a process of its own, which is over by the end of the block."""
+    with subprocess.Popen(
         [sys.executable, "-m", "trainer", *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    shown = ""
-
-    def read_until(text: str) -> None:
-        nonlocal shown
-        deadline = time.monotonic() + 120
-        while text not in shown and time.monotonic() < deadline:
-            shown += process.stderr.read(1)
-
-    read_until("Training 1/")
-    time.sleep(1)  # into the next step
-    for said in [FINISHING, STOPPING_A_RUN][:presses]:
-        process.send_signal(signal.SIGINT)
-        if said != STOPPING_A_RUN:
-            read_until(said)
-    shown += process.communicate(timeout=60)[1]
-    return process.returncode, shown
+    ) as process:  # fmt: skip
+        net = threading.Timer(PATIENCE, process.kill)
+        net.start()
+        try:
+            yield process
+        finally:
+            net.cancel()
+            process.kill()
 
 
+@pytest.mark.posix
 def test_ctrl_c_finishes_the_run_with_what_was_learned(train, tmp_path):
     train[train.index("--steps") + 1] = "100000"
-    code, shown = interrupt(train, presses=1)
-    assert code == 0
+    with started(train) as process:
+        shown = ""
+        while "Training 1/" not in shown:
+            shown += process.stderr.read(1) or pytest.fail(f"The run ended: {shown}")
+        process.send_signal(signal.SIGINT)
+        shown += process.communicate()[1]
+    assert process.returncode == 0, shown
     assert FINISHING in shown
     steps = int(re.search(r"Finished after step (\d+) of 100000, as asked\.", shown)[1])
     with safe_open(tmp_path / "out" / "dog.safetensors", framework="pt") as file:
         assert file.metadata()["ss_steps"] == str(steps)
 
 
-def test_a_second_ctrl_c_stops_the_run_to_be_gone_on_with(train, tmp_path):
-    train[train.index("--steps") + 1] = "100000"
-    # A step long enough for both presses to fall into it.
-    code, shown = interrupt([*train, "--gradient-accumulation", "500"], presses=2)
-    assert code == 130
-    assert STOPPING_A_RUN in shown
-    assert "Run the same again to go on from there." in shown
+def test_a_second_ctrl_c_stops_the_run_to_be_gone_on_with(
+    train, tmp_path, monkeypatch, capfd, caplog
+):
+    """Both while step 2 is made."""
+    caplog.set_level("INFO")
+    predict, calls = SD1.predict, []
+
+    def pressing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return predict(*arguments)
+
+    monkeypatch.setattr(SD1, "predict", pressing)
+    train[train.index("--steps") + 1] = "4"
+    assert main(train) == 130
+    shown = capfd.readouterr().err
+    assert shown.index(FINISHING) < shown.index(STOPPING_A_RUN)
+    assert "Stopped after step 2. Run the same again to go on from there." in caplog.messages
     assert len(list((tmp_path / "out" / "runs").glob("*/states/*.pt"))) == 1
     assert not (tmp_path / "out" / "dog.safetensors").exists()

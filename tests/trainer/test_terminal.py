@@ -1,6 +1,5 @@
 """What someone at a terminal sees, and how a run is stopped from there."""
 
-import os
 import signal
 
 import numpy as np
@@ -39,7 +38,7 @@ def test_previews_are_written_as_they_are(tmp_path):
 
 def press() -> None:
     """Ctrl+C, which the system hands over before the next line."""
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 def test_while_steps_are_made_the_first_ctrl_c_finishes_and_the_second_stops(capfd):
