@@ -3,7 +3,7 @@ channels, a VAE that halves each side, CLIP's vocabulary, made for 16 x 16 pixel
 
 from __future__ import annotations
 
-import resource
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,6 +23,11 @@ from trainer.families.sd1 import checkpoint_tensors
 TINY_METADATA = {"format": "pt", "dreambooth.constants": '{"resolution": 16}'}
 
 Networks = tuple[nn.Module, nn.Module, nn.Module]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.name != "posix" and item.get_closest_marker("posix"):
+        pytest.skip("needs a POSIX system, such as Linux or macOS")
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +98,8 @@ def tiny_model(tiny_checkpoint: Path) -> ModelFamily:
 
 @pytest.fixture
 def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
-    """Inside, no file can grow beyond so many bytes, as on a full disk."""
+    """Inside, no file can grow beyond so many bytes, as on a full disk. On POSIX systems only."""
+    import resource
 
     @contextmanager
     def limited(num_bytes: int) -> Iterator[None]:
@@ -104,23 +109,6 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
-
-    return limited
-
-
-@pytest.fixture
-def memory_limit() -> Callable[[int], AbstractContextManager[None]]:
-    """Inside, the process can take no more than so many further bytes."""
-
-    @contextmanager
-    def limited(num_bytes: int) -> Iterator[None]:
-        before, most = resource.getrlimit(resource.RLIMIT_AS)
-        taken = psutil.Process().memory_info().vms
-        resource.setrlimit(resource.RLIMIT_AS, (taken + num_bytes, most))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
     return limited
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.posix
 def test_a_run_killed_three_times_ends_with_the_same_weights():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.soak", "--runs", "1", "--kills", "3"],

@@ -72,6 +72,9 @@ def test_an_error_names_widgets_and_is_the_same_error(errors):
 
 
 def test_other_errors_stay_as_they_are(errors):
-    with pytest.raises(OSError) as caught, errors.naming_widgets():
-        Path("/nowhere/output.named").stat()
-    assert str(caught.value) == "[Errno 2] No such file or directory: '/nowhere/output.named'"
+    error = FileNotFoundError(2, "No such file or directory", "/nowhere/output.named")
+    before = str(error)
+    with pytest.raises(FileNotFoundError) as caught, errors.naming_widgets():
+        raise error
+    assert caught.value is error
+    assert str(error) == before

@@ -293,6 +293,7 @@ def test_equal_nodes_train_once_and_different_ones_apart(comfyui, toy_graph, new
     assert "10:12:3" in nodes
 
 
+@pytest.mark.posix
 def test_a_full_disk_leaves_nothing_half_written(full_comfyui, toy_graph):
     outcome = full_comfyui.run(toy_graph(name="large"))
     assert outcome.end == "execution_error"
@@ -443,6 +444,7 @@ def test_an_empty_folder_is_named(comfyui, toy_graph):
     )
 
 
+@pytest.mark.posix
 def test_a_linked_folder_outside_is_refused(comfyui, toy_graph, tmp_path):
     shutil.copytree(PHOTOS, tmp_path / "private")
     os.symlink(tmp_path / "private", comfyui.base / "input" / "linked")

@@ -82,6 +82,7 @@ def test_no_name_leads_out_of_its_folder(paths, name):
     assert ".." not in on_windows.parts
 
 
+@pytest.mark.posix
 def test_links_out_of_the_folder_are_refused(paths, tmp_path):
     root, secret = tmp_path / "input", tmp_path / "secret"
     root.mkdir()
@@ -94,6 +95,7 @@ def test_links_out_of_the_folder_are_refused(paths, tmp_path):
     )
 
 
+@pytest.mark.posix
 def test_a_folder_within_a_link_out_of_the_folder_is_refused(paths, tmp_path):
     root, secret = tmp_path / "input", tmp_path / "secret"
     root.mkdir()
@@ -106,11 +108,13 @@ def test_a_folder_within_a_link_out_of_the_folder_is_refused(paths, tmp_path):
     )
 
 
+@pytest.mark.posix
 def test_a_link_to_itself_is_no_folder(paths, tmp_path):
     os.symlink("dogs", tmp_path / "dogs")
     assert not paths.inside(tmp_path, "dogs").is_dir()
 
 
+@pytest.mark.posix
 def test_a_link_within_the_folder_and_a_linked_folder_are_taken(paths, tmp_path):
     real = tmp_path / "disk"
     (real / "dogs").mkdir(parents=True)

@@ -133,6 +133,7 @@ def test_a_folder_is_prepared_and_rid_of_what_killed_processes_left(tmp_path):
     assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
+@pytest.mark.posix
 def test_a_read_only_folder_is_refused(small_disk):
     disk = small_disk(1 << 20)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)

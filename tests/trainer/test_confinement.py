@@ -106,6 +106,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.posix
 def test_the_ear_hears(listen, tmp_path: Path):
     _, forbidden, written = listen(
         "import subprocess, socket\n"
@@ -122,6 +123,7 @@ def test_the_ear_hears(listen, tmp_path: Path):
     assert written == {tmp_path / "out", tmp_path / "moved"}
 
 
+@pytest.mark.posix
 def test_runs_start_nothing_reach_nobody_and_write_where_they_were_told(
     listen, tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ):
@@ -148,6 +150,7 @@ def test_runs_start_nothing_reach_nobody_and_write_where_they_were_told(
     assert list((tmp_path / "home").iterdir()) == []
 
 
+@pytest.mark.posix
 def test_a_chart_does_no_more_than_matplotlib_s_search_for_fonts(listen, tmp_path: Path):
     """Which it does once for each user, and keeps."""
     _, forbidden, written = listen(DRAW)
@@ -158,6 +161,7 @@ def test_a_chart_does_no_more_than_matplotlib_s_search_for_fonts(listen, tmp_pat
     assert all(any(name in path.parts for name in allowed) for path in outside), outside
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["clip", "dino"])
 def test_a_judge_comes_from_its_folder_and_reaches_nobody(listen, tmp_path: Path, kind: str):
     from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel

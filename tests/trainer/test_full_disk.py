@@ -26,6 +26,8 @@ from trainer.loop import TrainingResult, train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer, StepReport
 
+pytestmark = pytest.mark.posix
+
 CPU = torch.device("cpu")
 FULL = "[Errno 28] No space left on device"
 

@@ -25,6 +25,7 @@ def test_what_cannot_be_read_counts_as_missing_and_is_named(tmp_path, caplog):
     assert message.endswith("), and counts as missing.")
 
 
+@pytest.mark.posix
 def test_a_write_without_room_leaves_what_was_there(tmp_path, file_size_limit):
     path = tmp_path / "record.json"
     records.write(path, {"steps": 3})

@@ -418,6 +418,7 @@ def test_a_second_run_in_the_same_folder_is_refused(config, runs):
     assert watching.steps == [2]
 
 
+@pytest.mark.posix
 def test_an_output_folder_that_is_none_is_refused_before_the_first_step(config, runs):
     config.output.folder.write_text("in the way")
     watching = Watching()
@@ -464,6 +465,7 @@ def test_a_clock_that_was_set_back_changes_nothing(everything, runs):
     assert watching.steps == [6]
 
 
+@pytest.mark.posix
 def test_a_state_without_room_costs_no_step_and_not_the_older_one(
     config, runs, caplog, file_size_limit
 ):

@@ -92,6 +92,7 @@ def test_a_state_is_as_large_as_estimated(
     assert estimate < state.stat().st_size < 1.03 * estimate + 1_000_000
 
 
+@pytest.mark.posix
 def test_a_result_without_room_is_refused_before_the_first_step(config, small_disk):
     disk = small_disk(1 << 20)
     began = []
@@ -113,6 +114,7 @@ def test_a_result_without_room_is_refused_before_the_first_step(config, small_di
     assert list((disk / "out").iterdir()) == []
 
 
+@pytest.mark.posix
 def test_the_disk_is_checked_before_class_images_are_drawn(config, small_disk):
     drawing = SamplingConfig(steps=1, guidance_scale=1)
     prior = PriorConfig(weight=1, prompt="a dog", num_images=2, sampling=drawing)
@@ -150,6 +152,7 @@ def test_steps_that_a_state_saves_need_no_room(config, tmp_path, caplog):
     }  # fmt: skip
 
 
+@pytest.mark.posix
 def test_states_and_intermediate_checkpoints_without_room_are_told_of(
     config, small_disk, tmp_path, caplog
 ):

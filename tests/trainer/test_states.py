@@ -49,6 +49,7 @@ def test_a_damaged_one_is_named_and_put_aside_and_the_older_one_used(tmp_path, c
     assert newest(tmp_path)["step"] == 10
 
 
+@pytest.mark.posix
 def test_a_write_without_room_leaves_the_older_ones_and_says_why(tmp_path, file_size_limit):
     for step in (10, 20):
         states.save(tmp_path, step, state(step))

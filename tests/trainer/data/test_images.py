@@ -488,6 +488,7 @@ def refusals_in_little_memory(folder: Path, files: dict[str, bytes]) -> list[str
     return done.stdout.splitlines()
 
 
+@pytest.mark.posix
 def test_bombs_of_every_format_take_no_memory(tmp_path: Path) -> None:
     sides = {
         "png": 30_000,
@@ -509,6 +510,7 @@ def test_bombs_of_every_format_take_no_memory(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.posix
 def test_a_profile_and_a_text_that_unfold_to_gigabytes_are_refused(tmp_path: Path) -> None:
     huge = zlib.compress(bytes(200_000_000))
     end = (b"IDAT", zlib.compress(bytes(4))), (b"IEND", b"")

@@ -199,8 +199,10 @@ class Sets:
 
 
 MALICE: dict[str, Callable[[Path], object]] = {
-    "a shell": lambda trace: Calls(os.system, f"touch {trace}"),
-    "a process": lambda trace: Calls(subprocess.call, ["touch", str(trace)]),
+    "a shell": lambda trace: Calls(os.system, f"echo > {trace}"),
+    "a process": lambda trace: Calls(
+        subprocess.call, [sys.executable, "-c", f"open({str(trace)!r}, 'w')"]
+    ),
     "eval": lambda trace: Calls(eval, f"open({str(trace)!r}, 'w')"),
     "exec": lambda trace: Calls(exec, f"open({str(trace)!r}, 'w')"),
     "a method": lambda trace: Calls(Path.touch, trace),
@@ -208,8 +210,8 @@ MALICE: dict[str, Callable[[Path], object]] = {
     "an import": lambda trace: Calls(importlib.import_module, "antigravity"),
     "a call in a call": lambda trace: Calls(Calls(getattr, Path, "touch"), trace),
     "a call in what is allowed": lambda trace: Calls(OrderedDict, [Calls(os.system, str(trace))]),
-    "a call in a state": lambda trace: Sets(Calls(os.system, f"touch {trace}")),
-    "a call in a name": lambda trace: {Calls(os.system, f"touch {trace}"): 1},
+    "a call in a state": lambda trace: Sets(Calls(os.system, f"echo > {trace}")),
+    "a call in a name": lambda trace: {Calls(os.system, f"echo > {trace}"): 1},
 }
 
 
@@ -238,7 +240,7 @@ def test_a_bare_malicious_pickle_is_refused_and_runs_nothing(
     tmp_path: Path, ending: str, protocol: int
 ) -> None:
     trace, path = tmp_path / "trace", tmp_path / f"model{ending}"
-    payload = pickle.dumps(Calls(os.system, f"touch {trace}"), protocol)
+    payload = pickle.dumps(Calls(os.system, f"echo > {trace}"), protocol)
     message = refusal(write(path, payload))
     assert message.startswith(
         (f"'{path.name}' holds more than", f"'{path.name}' is not a readable")
@@ -322,6 +324,7 @@ def test_garbage_named_ckpt_is_refused(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- fuzzing
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("kind", "count"),
     [

@@ -1,0 +1,120 @@
+"""The house rules of the tests: each can fail, none waits for a time, and where there is no POSIX
+system they are collected all the same, and say what they cannot run."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+FILES = [path for path in sorted(TESTS.rglob("*.py")) if path != Path(__file__)]
+HIDDEN = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty")
+"""Modules that Windows does not have."""
+HIDING = f"""
+import builtins
+
+whole = builtins.__import__
+ours = {tuple(f"{ROOT / room}{os.sep}" for room in ("tests", "trainer", "nodes", "benchmarks"))}
+
+def hiding(name, globals=None, *rest, **named):
+    importer = (globals or {{}}).get("__file__") or ""
+    # The lock asks for the system first, and takes another module on Windows.
+    if name in {HIDDEN} and importer.startswith(ours) and not importer.endswith("locks.py"):
+        raise ModuleNotFoundError(f"{{name}} is hidden")
+    return whole(name, globals, *rest, **named)
+
+builtins.__import__ = hiding
+"""
+POSIX_ONLY = re.compile(
+    rf"import (?:{'|'.join(HIDDEN)})\b|/proc/|fuzz\.py|send_signal|symlink_to|"
+    r"\bos\.(?:chown|fork|fsdecode|getuid|kill|killpg|mkfifo|readlink|statvfs|symlink|wait\w*)\b|"
+    r"\bsignal\.(?:SIGKILL|SIGALRM|alarm|pthread_kill|setitimer)\b|"
+    r"\[Errno|File too large|No space left"
+)
+"""What stands in code that only a POSIX system runs, or in what such a system says."""
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_suite_is_collected_without_the_modules_of_posix(tmp_path: Path):
+    """They are hidden from our own files; the libraries' ways about Windows are their own."""
+    (tmp_path / "hiding.py").write_text(HIDING, "utf-8")
+    command = ["-m", "pytest", "--collect-only", "-q", "-p", "hiding", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines()}
+    assert {name(path) for path in TESTS.rglob("test_*.py")} <= collected
+
+
+def needing_posix(path: Path, fixtures: set[str]) -> Iterator[ast.FunctionDef]:
+    """Functions and fixtures of a file that need it, or use what does; not those that see for
+    themselves whether the system has it."""
+    lines, found, count = path.read_text("utf-8").splitlines(), set(fixtures), -1
+    parts = {part: "\n".join(lines[part.lineno - 1 : part.end_lineno]) for part in parse(path).body}
+    while len(found) != count:
+        count = len(found)
+        used = re.compile(rf"\b(?:{'|'.join(found) or '(?!)'})\b")
+        for part, source in parts.items():
+            if (POSIX_ONLY.search(source) or used.search(source)) and "pytest.skip(" not in source:
+                found |= set(defined_by(part))
+    yield from (part for part in parts if isinstance(part, ast.FunctionDef) and part.name in found)
+
+
+def defined_by(part: ast.stmt) -> Iterator[str]:
+    if isinstance(part, (ast.FunctionDef, ast.ClassDef)):
+        yield part.name
+    if isinstance(part, ast.Assign):
+        yield from (target.id for target in part.targets if isinstance(target, ast.Name))
+
+
+def is_marked(path: Path, test: ast.FunctionDef) -> bool:
+    everywhere = [part for part in parse(path).body if isinstance(part, ast.Assign)]
+    marks = [part.value for part in everywhere if ast.unparse(part.targets[0]) == "pytestmark"]
+    return any("mark.posix" in ast.unparse(mark) for mark in [*test.decorator_list, *marks])
+
+
+def test_what_needs_a_posix_system_is_marked():
+    everywhere = [needing_posix(path, set()) for path in TESTS.rglob("conftest.py")]
+    fixtures = {fixture.name for found in everywhere for fixture in found}
+    assert fixtures == {"file_size_limit"}
+    unmarked = [
+        f"{name(path)}::{test.name}"
+        for path in FILES
+        for test in needing_posix(path, fixtures)
+        if test.name.startswith("test_") and not is_marked(path, test)
+    ]
+    assert unmarked == []
+
+
+def test_no_assert_holds_whatever_comes():
+    """As a choice between two values, something made on the way, or a constant does."""
+    vain = (ast.IfExp, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Constant, ast.JoinedStr,
+            ast.GeneratorExp, ast.ListComp, ast.DictComp, ast.SetComp, ast.Lambda)  # fmt: skip
+    nodes = [(path, node) for path in FILES for node in ast.walk(parse(path))]
+    asserts = [(path, node) for path, node in nodes if isinstance(node, ast.Assert)]
+    found = [f"{name(path)}: {ast.unparse(node)}" for path, node in asserts
+             if isinstance(node.test, vain)]  # fmt: skip
+    assert found == []
+
+
+def test_nothing_waits_for_a_time():
+    """But for a server that is asked again and again whether it is there."""
+    sleeping = [name(path) for path in FILES if re.search(r"\bsleep\(", path.read_text("utf-8"))]
+    assert sleeping == ["tests/nodes/conftest.py"]
