@@ -229,7 +229,9 @@ class LearnedWord:
 
 
 def _lengths(table: Tensor) -> tuple[float, float]:
-    shortest, longest = table.float().norm(dim=1).quantile(torch.tensor(LENGTHS)).tolist()
+    # On the CPU, like the quantiles asked for: torch wants both on one device.
+    lengths = table.float().norm(dim=1).cpu()
+    shortest, longest = lengths.quantile(torch.tensor(LENGTHS)).tolist()
     return shortest, longest
 
 

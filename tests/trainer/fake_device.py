@@ -1,0 +1,284 @@
+"""A device for tests on computers without a GPU: torch's meta device, but with numbers in its
+tensors, which the CPU computes, and with CUDA's rules.
+
+torch's own meta device is laxer than CUDA: it multiplies a matrix on the device by one on the CPU,
+looks words up in a table that lies elsewhere, and draws from any generator. Autocast and generators
+it has none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward as run_backward
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEVICE, CPU = torch.device("meta"), torch.device("cpu")
+Args, Kwargs = Sequence[Any], Mapping[str, Any]
+
+LISTS = (list, tuple)
+
+aten = torch.ops.aten
+COPYING = {aten._to_copy.default, aten.copy_.default}
+"""Takes a tensor from any device."""
+INDEXING = {
+    aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
+    aten._index_put_impl_.default,
+}  # fmt: skip
+"""Takes indices and a single value from the CPU for a tensor on the device, not the other way."""
+FILLING = {aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}
+"""Takes a single value from the CPU. So does all that torch tags as pointwise."""
+
+MAKING = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
+SUBSCRIPTS = {Tensor.__getitem__, Tensor.__setitem__}
+"""What makes tensors on torch's own meta device without an operation."""
+
+LOWER_PRECISION = {
+    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention,
+    torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum,
+    Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm, Tensor.addmm, Tensor.baddbmm,
+}  # fmt: skip
+FP32 = {
+    F.layer_norm, F.group_norm, F.softmax, F.mse_loss, torch.softmax, torch.exp, torch.log,
+    torch.pow, torch.norm, torch.sum, torch.prod, torch.cumsum, torch.rsqrt, Tensor.softmax,
+    Tensor.exp, Tensor.log, Tensor.pow, Tensor.__pow__, Tensor.norm, Tensor.sum, Tensor.prod,
+    Tensor.cumsum, Tensor.rsqrt,
+}  # fmt: skip
+"""Of what CUDA's autocast computes in either, what networks call."""
+
+
+class DeviceTensor(Tensor):
+    """A tensor on the device."""
+
+    numbers: Tensor
+    """What it holds, on the CPU."""
+
+    @staticmethod
+    def __new__(cls, numbers: Tensor) -> DeviceTensor:
+        tensor = Tensor._make_wrapper_subclass(
+            cls, numbers.shape, strides=numbers.stride(), dtype=numbers.dtype, device=DEVICE,
+            storage_offset=numbers.storage_offset(),
+        )  # fmt: skip
+        tensor.numbers = numbers
+        return tensor
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
+        return _compute(func, args, kwargs or {})
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: DeviceTensor) -> None:
+        Tensor.data.__set__(self, other)
+        self.numbers = other.numbers
+
+    def tolist(self) -> Any:
+        return self.detach().cpu().tolist()
+
+    def __format__(self, form: str) -> str:
+        return format(self.detach().cpu(), form)
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """A file holds it as one on the CPU, where `torch.load` is told to put it."""
+        return self.detach().cpu().__reduce_ex__(protocol)
+
+
+class Generator(torch.Generator):
+    """torch.Generator, also for the device."""
+
+    _of_device: ClassVar[list[Generator]] = []
+    """Kept, so that no other comes to lie where one of them lay."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> Generator:
+        return super().__new__(cls, CPU if torch.device(device) == DEVICE else device)
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._place = torch.device(device)
+        if self._place == DEVICE:
+            self._of_device.append(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self._place
+
+    @classmethod
+    def place(cls, generator: torch.Generator) -> torch.device:
+        """The device of a generator, which operations are given as another object."""
+        of_device = any(generator._cdata == other._cdata for other in cls._of_device)
+        return DEVICE if of_device else generator.device
+
+
+class Autocast(torch.autocast):
+    """torch.autocast, also for the device: that of the CPU is switched on, whose state gradient
+    checkpointing brings back, and `_Calls` casts by it."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu" if device_type == DEVICE.type else device_type, *args, **kwargs)
+
+
+@contextmanager
+def fake_device() -> Iterator[Counter[Any]]:
+    """Inside, `DEVICE` is the device. Gives how often it computed each operation."""
+    computed: Counter[Any] = Counter()
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    # A module's parameter that moves stays the same object, as between the CPU and CUDA.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with (
+            mock.patch("torch.Generator", Generator),
+            mock.patch("torch.autocast", Autocast),
+            mock.patch("torch.autograd._engine_run_backward", _run_backward),
+            _Operations(computed),
+            _Calls(),
+        ):
+            yield computed
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+class _Operations(TorchDispatchMode):
+    """Sees every operation, also those that make the first tensors on the device."""
+
+    def __init__(self, computed: Counter[Any]) -> None:
+        super().__init__()
+        self._computed = computed
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # for the sake of speed: torch's compiler is not even loaded then
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
+        return _compute(func, args, kwargs or {}, self._computed)
+
+
+class _Calls(TorchFunctionMode):
+    """Autocast, and what torch makes on its own meta device without an operation."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in MAKING:
+            return _make(func, args, kwargs)
+        if func in SUBSCRIPTS and isinstance(args[0], DeviceTensor):
+            args = (args[0], _without_lists(args[1]), *args[2:])
+        elif torch.is_autocast_enabled("cpu"):
+            if func in LOWER_PRECISION:
+                args, kwargs = _cast(args, kwargs, torch.get_autocast_dtype("cpu"))
+            elif func in FP32:
+                args, kwargs = _cast(args, kwargs, torch.float32)
+        return func(*args, **kwargs)
+
+
+def _make(func: Any, args: Args, kwargs: Kwargs) -> Tensor:
+    """A tensor of given numbers: made on the CPU, and then moved."""
+    place = kwargs.get("device")
+    if func is Tensor.new_tensor:
+        place = place or args[0].device
+        args = (_inside(args[0]), *args[1:])
+    made = func(*args, **{**kwargs, "device": CPU if place else None})
+    return made.to(place) if place else made
+
+
+def _run_backward(*args: Any, **kwargs: Any) -> Any:
+    """torch's own, in which layers that were checkpointed are computed again. It would run without
+    `_Calls`, which led to it."""
+    with _Calls():
+        return run_backward(*args, **kwargs)
+
+
+def _compute(func: Any, args: Args, kwargs: Kwargs, computed: Counter[Any] | None = None) -> Any:
+    """What an operation gives, computed by the CPU. RuntimeError where CUDA refuses it."""
+    tensors = _tensors([*args, *kwargs.values()])
+    ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
+    place = kwargs.get("device")
+    if func in COPYING:
+        place = place or args[0].device
+    else:
+        if 0 < len(ours) < len(tensors):
+            _require_one_device(func, args, tensors)
+        place = place or (DEVICE if ours else CPU)
+    if kwargs.get("generator"):
+        _require_generator(func, kwargs["generator"], place)
+    if place != DEVICE and not ours:
+        return func(*args, **kwargs)
+    if computed is not None:
+        computed[func] += 1
+    if kwargs.get("device"):
+        kwargs = {**kwargs, "device": CPU}
+    made = func(*_inside(args), **{name: _inside(value) for name, value in kwargs.items()})
+    return _outside(made, {id(tensor.numbers): tensor for tensor in ours}, place)
+
+
+def _require_one_device(func: Any, args: Args, tensors: Sequence[Tensor]) -> None:
+    if func in INDEXING and isinstance(args[0], DeviceTensor):
+        tensors = [args[0], *(value for value in args[2:3] if value.ndim > 0)]
+    elif torch.Tag.pointwise in func.tags or func in FILLING:
+        tensors = [t for t in tensors if t.ndim > 0 or isinstance(t, DeviceTensor)]
+    if len({tensor.device for tensor in tensors}) > 1:
+        found = ", ".join(f"{list(tensor.shape)} on {tensor.device}" for tensor in tensors)
+        raise RuntimeError(f"{func} expects all tensors on one device, and got {found}.")
+
+
+def _require_generator(func: Any, generator: torch.Generator, place: torch.device) -> None:
+    found = Generator.place(generator)
+    if found != place:
+        raise RuntimeError(f"{func} on {place} expects a generator of it, and got one of {found}.")
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Those among the values, and in lists of them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, LISTS):
+            found += _tensors(value)
+    return found
+
+
+def _inside(value: Any) -> Any:
+    """For a tensor on the device its numbers, also in lists; anything else as it is."""
+    if isinstance(value, DeviceTensor):
+        return value.numbers
+    if isinstance(value, LISTS):
+        return [_inside(one) for one in value]
+    if isinstance(value, Tensor) and value.is_meta:
+        raise NotImplementedError(
+            "torch made a tensor without numbers, on its own meta device. Let `MAKING` make it."
+        )
+    return value
+
+
+def _outside(value: Any, known: Mapping[int, DeviceTensor], place: torch.device) -> Any:
+    """The way back: tensors that were changed in place are the same objects as before."""
+    if isinstance(value, LISTS):
+        return type(value)(_outside(one, known, place) for one in value)
+    if id(value) in known:
+        return known[id(value)]
+    return DeviceTensor(value) if place == DEVICE and isinstance(value, Tensor) else value
+
+
+def _cast(args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Args, Kwargs]:
+    def cast(value: Any) -> Any:
+        is_cast = isinstance(value, DeviceTensor) and value.is_floating_point()
+        return value.to(dtype) if is_cast and value.dtype != torch.float64 else value
+
+    return [cast(arg) for arg in args], {name: cast(value) for name, value in kwargs.items()}
+
+
+def _without_lists(index: Any) -> Any:
+    """An index with its lists as tensors. CUDA takes those from the CPU."""
+    if isinstance(index, list):
+        return torch.tensor(index)
+    return tuple(map(_without_lists, index)) if isinstance(index, tuple) else index
