@@ -119,6 +119,18 @@ def test_overfitting_begins_where_more_is_lost_and_no_more_learned():
     assert overfitting(learns_on) is None
 
 
+@pytest.mark.parametrize("what", ["prompts", "class"])
+@pytest.mark.parametrize(
+    ("more", "less", "is_past"),
+    [(0.045, 0.105, True), (0.055, 0.105, False), (0.045, 0.095, False), (-0.3, 0.105, True)],
+)
+def test_5_percent_more_is_a_gain_and_10_percent_less_a_loss(what, more, less, is_past):
+    kept = (0.8 - less, 0.8) if what == "prompts" else (0.8, 0.8 - less)
+    reports = [report(1, 0.6, 0.8, 0.8), *[report(n, 0.6 + more, *kept) for n in (2, 3)]]
+    assert best(reports).step == 1
+    assert (overfitting(reports) is not None) == is_past
+
+
 def test_a_report_in_words():
     assert describe(report(150, 0.62, 0.91, 0.88)) == (
         "step 150: 62 % learned, 91 % of prompts kept, 88 % of class kept, balance 0.78"

@@ -161,6 +161,11 @@ def test_nothing_stands_under_the_final_name_before_it_is_complete(tmp_path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["dog.safetensors"]
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, disk_events, safely_written):
+    path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    assert disk_events == safely_written(path)
+
+
 def test_the_newest_intermediate_checkpoints_stay(tiny_checkpoint, tmp_path, changed):
     output = writer(tiny_checkpoint, tmp_path, name="dog", keep=2)
     for step in (10, 20, 30):

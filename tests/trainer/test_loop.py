@@ -306,6 +306,17 @@ def test_class_images_can_be_named_one_by_one(config, prior):
         assert file.metadata()["ss_num_reg_images"] == "2"
 
 
+def test_small_class_images_are_enlarged_and_small_photos_refused(config, prior, tmp_path, caplog):
+    small = draw(tmp_path / "small", count=2, seed=1, size=16)
+    run(replace(config, steps=1, prior=replace(prior, images=(small,))))
+    assert caplog.messages == [
+        "Images smaller than the training resolution 32 were enlarged, which softens them (2): "
+        "0.png, 1.png."
+    ]
+    with pytest.raises(ValueError, match="^'0.png' is 16x16 pixels, smaller than the training "):
+        run(replace(config, dataset=replace(config.dataset, photos=(small,)), prior=prior))
+
+
 def test_the_file_tells_what_made_it(config, prior):
     _, _, result = run(replace(config, prior=prior))
     with safe_open(result.checkpoint, framework="pt") as file:

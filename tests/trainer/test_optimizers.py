@@ -56,6 +56,57 @@ def test_adamw_equals_the_formula():
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "Prodigy"])
+@pytest.mark.parametrize("size", [0.01, 10.0])
+def test_the_learning_rate_is_the_length_of_a_steady_step(name, size):
+    """Whatever the weights' size: where the slope stays the same, each weight moves by the rate."""
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.randint(0, 2, (64, 128), generator=generator) * 2.0 - 1
+    weights = nn.Parameter(size * torch.randn(64, 128, generator=generator))
+    config = OptimizerConfig(name=name, learning_rate=1e-3, weight_decay=0.0)
+    optimizer = build([{"params": [weights], "lr": 1e-3}], config)
+    for _ in range(60):
+        before = weights.detach().clone()
+        weights.grad = 0.3 * slope
+        optimizer.step()
+    torch.testing.assert_close(before - weights.detach(), 1e-3 * slope, rtol=0.05, atol=0)
+
+
+def test_prodigy_equals_its_algorithm():
+    """As its authors' program reckons it (Mishchenko and Defazio, arXiv 2306.06101), in plain
+    numbers, with bias correction and a warm-up that is safeguarded: the rate rises and falls."""
+    start, goal, decay = [1.0, -2.0, 0.5], [0.2, 0.4, 0.6], 0.1
+    weights = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    config = OptimizerConfig(name="Prodigy", learning_rate=1.0, weight_decay=decay)
+    optimizer = build([{"params": [weights], "lr": 1.0}], config)
+    plain, mean, square, s = list(start), [0.0] * 3, [0.0] * 3, [0.0] * 3
+    d = most = 1e-6
+    numerator, beta3 = 0.0, 0.999**0.5
+    for step in range(1, 121):
+        rate = min(step / 10, 1) * (1 - step / 240)
+        optimizer.param_groups[0]["lr"] = rate
+        weights.grad = weights.detach() - torch.tensor(goal)
+        optimizer.step()
+
+        slope = [w - g for w, g in zip(plain, goal, strict=True)]
+        d_rate = d * rate * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+        way = sum(g * (a - w) for g, a, w in zip(slope, start, plain, strict=True))
+        numerator = beta3 * numerator + d / 1e-6 * d_rate * way
+        mean = [0.9 * m + 0.1 * d * g for m, g in zip(mean, slope, strict=True)]
+        square = [0.999 * v + 0.001 * (d * g) ** 2 for v, g in zip(square, slope, strict=True)]
+        s = [beta3 * x + d / 1e-6 * d * g for x, g in zip(s, slope, strict=True)]
+        found = numerator / sum(map(abs, s))
+        most = max(most, found)
+        scale = d * 1e-8
+        d = most
+        plain = [
+            w * (1 - decay * d_rate) - d_rate * m / (v**0.5 + scale)
+            for w, m, v in zip(plain, mean, square, strict=True)
+        ]
+        assert weights.tolist() == pytest.approx(plain, abs=1e-5)
+    assert d > 0.1
+
+
 def test_8_bit_adamw_keeps_its_states_in_8_bits():
     weights = nn.Parameter(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
     config = OptimizerConfig(name="AdamW8bit", learning_rate=1e-3)

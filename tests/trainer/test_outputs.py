@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from trainer.config import DatasetConfig, OutputConfig, TrainingConfig
 from trainer.data.examples import Example
+from trainer.ema import EMA
 from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
 from trainer.outputs import Outputs
@@ -106,3 +107,20 @@ def test_movement_is_told_by_part(session):
     moved = Outputs(session, {}, STARTED, ()).moved()
     assert sorted(moved) == ["embedding", "unet"]
     assert moved["embedding"] == (pytest.approx(0.5), 1.0)
+
+
+def test_with_an_average_the_files_hold_it_and_movement_is_its_own(session, tmp_path):
+    """The average has gone half as far as the weights."""
+    session.ema = EMA(session.parameters, decay=0.9)
+    with torch.no_grad():
+        for average in session.ema.averages:
+            average.sub_(0.25)
+    outputs = Outputs(session, {}, STARTED, ())
+    assert outputs.moved()["embedding"] == (pytest.approx(0.25), 1.0)
+    session.reports = [None]
+    outputs._metadata = lambda file: {}
+    for save in (outputs.save_step, outputs.save_best, outputs.save_final):
+        saved = load_file(save()["embedding"])["clip_l"]
+        assert torch.equal(saved, torch.full((1, 24), 1.25)), save
+    assert torch.equal(session.trainable.files[1].original.tensor("clip_l"), torch.ones(1, 24))
+    assert torch.equal(session.parameters[-1].detach(), torch.full((1, 24), 1.5))

@@ -40,3 +40,9 @@ def test_a_loss_of_less_than_the_run_is_survived_and_told(caplog):
     with records.surviving("the previews of this step"):
         raise OSError("disk full")
     assert caplog.messages == ["Could not keep the previews of this step: disk full"]
+
+
+def test_a_text_is_on_the_disk_before_it_takes_its_name(tmp_path, disk_events, safely_written):
+    path = tmp_path / "record.json"
+    records.write(path, {"steps": 3})
+    assert disk_events == safely_written(path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer import families
+from trainer import families, schedulers
 from trainer.config import SamplingConfig
 from trainer.families.base import Framing, ModelFamily
 from trainer.observer import Observer
@@ -149,6 +149,27 @@ def test_guidance_moves_away_from_the_negative_prompt(tiny_model: ModelFamily):
     expected = ((pixels[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy() * 255
     image = sample(tiny_model, ["a cup"], sampling)[0]
     assert np.abs(image - expected).max() <= 0.51
+
+
+def test_guidance_is_reckoned_in_fp32_under_autocast(
+    tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch
+):
+    """It multiplies a small difference: of bf16's 8 bits few would be left."""
+    outputs, guided, step = [], [], schedulers.step
+
+    def record(*arguments: object, **options: object) -> Tensor:
+        guided.append(arguments[1])
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(schedulers, "step", record)
+    handle = tiny_model.unet.register_forward_hook(lambda _, args, out: outputs.append(out.sample))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sample(tiny_model, ["a cup"], SamplingConfig(steps=3, guidance_scale=7))
+    handle.remove()
+    assert {output.dtype for output in outputs} == {torch.bfloat16}
+    for wanted, unwanted, found in zip(outputs[::2], outputs[1::2], guided, strict=True):
+        expected = 7 * wanted.double() - 6 * unwanted.double()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_unet_runs_twice_per_step_only_with_guidance(tiny_model: ModelFamily):

@@ -101,6 +101,18 @@ def test_timesteps_are_those_of_the_scheduler_file_of_stable_diffusion_1(name: s
         assert float(ours.init_noise_sigma) == pytest.approx(float(theirs.init_noise_sigma))
 
 
+def test_karras_spreads_the_noise_levels_by_the_formula_and_the_plain_one_does_not():
+    """arXiv 2206.00364, equation 5, with rho 7, from the schedule's first to its last level."""
+    alphas = SCHEDULE.alphas_cumprod.double()
+    levels = ((1 - alphas) / alphas).sqrt()
+    share = torch.linspace(0, 1, 12, dtype=torch.float64)
+    least, most = levels.min() ** (1 / 7), levels.max() ** (1 / 7)
+    expected = (most + share * (least - most)) ** 7
+    karras, plain = (schedulers.build(f"DPM++ 2M{end}", SCHEDULE, 12) for end in (" Karras", ""))
+    torch.testing.assert_close(karras.sigmas[:12].double(), expected, rtol=1e-4, atol=0)
+    assert abs(plain.sigmas[6] / expected[6] - 1) > 0.2
+
+
 def test_steps_that_begin_below_full_noise_are_warned_about_once(
     caplog: pytest.LogCaptureFixture,
 ):

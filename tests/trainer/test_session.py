@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from trainer import families
 from trainer.config import (
     DatasetConfig,
     OptimizerConfig,
+    PreviewConfig,
     PriorConfig,
     SamplingConfig,
     TrainingConfig,
@@ -19,9 +21,13 @@ from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.diffusion import NUM_TIMESTEPS
-from trainer.families.base import Framing
+from trainer.families.base import Framing, ModelFamily
+from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
+from trainer.observer import Observer
+from trainer.optimizers import OPTIMIZERS
+from trainer.sampling import sample
 from trainer.session import CaptionEncoder, Session
 
 FRAMING = Framing((32, 32), (0, 0), (32, 32))
@@ -35,6 +41,25 @@ def latents(count: int, caption: str, *, is_prior: bool) -> dict[Example, Cached
         )
         for n in range(count)
     }
+
+
+def begin(
+    model: ModelFamily,
+    method: FullFineTune | TextualInversion | None = None,
+    *,
+    caption: str = "a sks dog",
+    **changes: object,
+) -> Session:
+    """A session that has made no step, on three photos with one caption."""
+    config = TrainingConfig(
+        base=Path("unused"),
+        dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        batch_size=1,
+    ).replace(changes)
+    photos = latents(3, caption, is_prior=False)
+    trainable = (method or FullFineTune()).attach(model, config, list(photos))
+    return Session(config, model, trainable, BatchStream(photos, {}, config))
 
 
 @pytest.mark.parametrize("prior_weight", [0.0, 0.3, 1.0])
@@ -248,3 +273,120 @@ def test_a_session_broken_off_in_the_optimizer_is_not_whole(tiny_model):
         session.step()
     assert not session.is_whole
     assert len(session.reports) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e6])
+def test_gradients_longer_than_the_limit_are_shortened_to_it(tiny_model, precision, limit):
+    """As the optimizer receives them: AdamW's step itself hardly tells their length."""
+    session = begin(tiny_model, precision=precision, optimizer={"max_grad_norm": limit})
+    received = []
+
+    def measure(*_: object) -> None:
+        received.append(math.hypot(*(p.grad.norm().item() for p in session.parameters)))
+
+    session.optimizer.register_step_pre_hook(measure)
+    found = session.step().grad_norm
+    assert 0.01 < found < 1e3, "the limits tried lie on both sides"
+    assert received == [pytest.approx(1e-3 if limit == 1e-3 else found, rel=1e-3)]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        TextualInversion(placeholder="<tok>", initializer="dog", num_vectors=2),
+        FullFineTune(train_embedding=True),
+    ],
+    ids=["textual inversion", "full"],
+)
+def test_a_learned_word_and_its_average_keep_to_the_lengths_of_words(tiny_model, method):
+    """At a rate whose every step takes the vectors far beyond the longest word."""
+    if isinstance(method, FullFineTune):
+        tiny_model.add_embedding(Embedding("<tok>", {"clip_l": torch.zeros(1, 24)}))
+    lengths = tiny_model.word_tables()["clip_l"].weight.norm(dim=1).numpy()
+    session = begin(
+        tiny_model, method, caption="a photo of <tok>", ema=True, optimizer={"learning_rate": 10.0}
+    )
+    (vectors,) = tiny_model.learned["<tok>"].values()
+    longest = torch.full((len(vectors),), float(np.quantile(lengths, 0.99)))
+    session.step()
+    torch.testing.assert_close(vectors.detach().norm(dim=1), longest)
+    with session.averaged():
+        assert (vectors.norm(dim=1) <= 1.001 * longest).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_pulls_at_weights_but_not_at_learned_words(tiny_model, name):
+    """A step without any slope shows the decay alone: it shrinks weights by rate times decay."""
+    tiny_model.add_embedding(Embedding("<tok>", {"clip_l": torch.ones(1, 24)}))
+    session = begin(
+        tiny_model,
+        FullFineTune(train_embedding=True),
+        caption="a photo of <tok>",
+        optimizer={"name": name, "learning_rate": 0.1, "weight_decay": 0.5},
+    )
+    kernel = tiny_model.unet.conv_in.weight
+    before = kernel.detach().clone()
+    for parameter in session.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    session.optimizer.step()
+    # Prodigy finds its rate by the slope, and has none yet.
+    shrunk = before * (1 if name == "Prodigy" else 1 - 0.1 * 0.5)
+    torch.testing.assert_close(kernel.detach(), shrunk)
+    (vectors,) = tiny_model.learned["<tok>"].values()
+    assert torch.equal(vectors.detach(), torch.ones(1, 24))
+
+
+def test_previews_are_drawn_from_the_average_at_the_size_of_training(tiny_model):
+    sampling = SamplingConfig(steps=2, seed=3)
+    session = begin(
+        tiny_model,
+        ema=True,
+        optimizer={"learning_rate": 1e-2},
+        dataset={"resolution": 24},
+        preview=PreviewConfig(sampling=sampling),
+    )
+    session.step()
+    (preview,) = session.draw(["a sks dog"], Observer())
+    weights = [parameter.detach().clone() for parameter in session.parameters]
+    (of_the_weights,) = sample(tiny_model, ["a sks dog"], sampling, size=(24, 24))
+    with torch.no_grad():
+        for parameter, average in zip(session.parameters, session.ema.averages, strict=True):
+            parameter.copy_(average)
+    (of_the_average,) = sample(tiny_model, ["a sks dog"], sampling, size=(24, 24))
+    assert np.array_equal(preview, of_the_average)
+    assert not np.array_equal(preview, of_the_weights)
+    assert not all(map(torch.equal, weights, session.ema.averages))
+
+
+def test_the_scale_of_the_loss_goes_on_where_it_stood(tiny_model, tiny_checkpoint):
+    session = begin(tiny_model, precision="fp16")
+    session.step()
+    session.scaler.update(new_scale=512.0)
+    other = begin(families.load(tiny_checkpoint, torch.device("cpu")), precision="fp16")
+    other.load_state(session.state())
+    assert other.scaler.get_scale() == 512
+    assert other.scaler.state_dict() == session.scaler.state_dict()
+    assert other.step().loss == session.step().loss
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_each_caption_has_its_own_encoding_in_every_batch(tiny_model, frozen):
+    encoder = CaptionEncoder(tiny_model, frozen=frozen)
+    for captions in (["a dog", "a cat"], ["a cat", "a bird", "a cat"], ["a bird", "a dog"]):
+        framings = [Framing((32 + n, 32), (n, 0), (32, 32)) for n in range(len(captions))]
+        given = encoder.encode(captions, framings)
+        fresh = tiny_model.encode_captions(captions, framings)
+        torch.testing.assert_close(given.hidden, fresh.hidden)
+
+
+def test_a_text_encoder_in_training_reads_anew_at_every_step(tiny_model):
+    encoder = CaptionEncoder(tiny_model, frozen=False)
+    tiny_model.text_encoders.requires_grad_(True)
+    before = encoder.encode(["a dog"], [FRAMING]).hidden
+    assert before.requires_grad
+    with torch.no_grad():
+        # Unlike for each number of a vector: LayerNorm takes out what they share.
+        tiny_model.word_tables()["clip_l"].weight.add_(torch.linspace(-1, 1, 24))
+    after = encoder.encode(["a dog"], [FRAMING]).hidden
+    assert (after - before).norm() > 0.1 * before.norm()

@@ -114,3 +114,8 @@ def test_only_states_are_removed(tmp_path, keep):
         (tmp_path / name).touch()
     states.remove(tmp_path, keep=keep)
     assert {path.name for path in tmp_path.iterdir()} == {*others, *[kept.name] * keep}
+
+
+def test_a_state_is_on_the_disk_before_it_has_its_name(tmp_path, disk_events, safely_written):
+    path = states.save(tmp_path, 1, state(1))
+    assert disk_events == safely_written(path)
