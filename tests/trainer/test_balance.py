@@ -1,5 +1,7 @@
 """Where a model stands between its base and the photos, for embeddings written down here."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -67,8 +69,11 @@ def test_weights_decide_what_counts():
     assert equal.balance == pytest.approx(3 / (1 / shares).sum())
     alone = balance(prompt_weight=0, prior_weight=0).report(5, seen)
     assert alone.balance == pytest.approx(alone.learned)
-    heavy = balance(subject_weight=3).report(5, seen)
-    assert heavy.balance == pytest.approx(5 / (3 / shares[0] + 1 / shares[1] + 1 / shares[2]))
+    for number, name in enumerate(("subject_weight", "prompt_weight", "prior_weight")):
+        heavy = balance(**{name: 3}).report(5, seen)
+        assert heavy.balance == pytest.approx(
+            5 / (1 / shares + 2 * np.eye(3)[number] / shares).sum()
+        )
 
 
 def test_what_is_not_known_does_not_count():
@@ -88,6 +93,29 @@ def test_prompts_that_nothing_follows_are_warned_about(caplog):
         "so whether prompts are kept does not count. Write preview.prompts that name different "
         "places."
     ]
+
+
+@pytest.mark.parametrize(("contrast", "is_warned"), [(0.009, True), (0.011, False)])
+def test_a_contrast_of_a_hundredth_tells_prompts_apart(caplog, contrast, is_warned):
+    """Each preview's cosine with its own prompt is the contrast, with the other's 0."""
+    share = np.sqrt(1 - contrast**2)
+    base = Seen(
+        previews=rows(share * CUP + contrast * BEACH, share * CUP + contrast * SNOW),
+        class_images=None,
+    )
+    found = balance(base, rows(BEACH, SNOW)).report(1, base)
+    assert (caplog.messages != []) == is_warned
+    assert (found.prompts_kept is None) == is_warned
+
+
+@pytest.mark.parametrize(("way", "is_refused"), [(0.09, True), (0.11, False)])
+def test_a_tenth_is_the_least_way_from_the_base_to_the_photos(way, is_refused):
+    """Two vectors of length 1 lie twice the sine of half their angle apart."""
+    angle = 2 * np.arcsin(way / 2)
+    near = rows(np.cos(angle) * SUBJECT + np.sin(angle) * CUP)
+    refusal = pytest.raises(ValueError, match="^To the judge the base model's previews are")
+    with refusal if is_refused else nullcontext():
+        Balance(Seen(previews=near, class_images=None), rows(SUBJECT), None, ScoringConfig())
 
 
 def test_a_judge_that_sees_no_difference_is_refused():

@@ -166,6 +166,28 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, disk_event
     assert disk_events == safely_written(path)
 
 
+def test_without_hard_links_a_file_gets_a_new_name_too(tmp_path, monkeypatch):
+    """As on exFAT."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr("os.link", refuse)
+    paths = [write_new(tmp_path, "dog", {"a": torch.full((3,), n)}, {}) for n in (1, 2)]
+    assert names(tmp_path) == ["dog.safetensors", "dog_00001.safetensors"]
+    assert [load_file(path)["a"][0].item() for path in paths] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["step", "best"])
+def test_the_file_before_stays_until_the_next_is_written(tiny_checkpoint, tmp_path, changed, kind):
+    output = writer(tiny_checkpoint, tmp_path, name="dog", keep=1)
+    save = output.save_step if kind == "step" else output.save_best
+    kept = save(10, changed, {})
+    with pytest.raises(TypeError):
+        save(20, changed, {"not": 5})
+    assert names(tmp_path) == [kept.name]
+
+
 def test_the_newest_intermediate_checkpoints_stay(tiny_checkpoint, tmp_path, changed):
     output = writer(tiny_checkpoint, tmp_path, name="dog", keep=2)
     for step in (10, 20, 30):

@@ -45,3 +45,13 @@ def test_tells_while_it_stands_in():
     with ema.applied():
         assert ema.is_applied
     assert not ema.is_applied
+
+
+def test_gives_the_weights_back_after_an_error():
+    weight = torch.tensor([1.0])
+    ema = EMA([weight], decay=0.9)
+    weight.add_(10)
+    with pytest.raises(KeyboardInterrupt), ema.applied():
+        raise KeyboardInterrupt
+    assert weight.tolist() == [11.0]
+    assert not ema.is_applied

@@ -21,7 +21,10 @@ from trainer.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from trainer.loop import train
+from trainer.data.batches import BatchStream
+from trainer.ema import EMA
+from trainer.families.sd1 import SD1
+from trainer.loop import LatentsOf, train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
 from trainer.optimizers import OPTIMIZERS
@@ -101,11 +104,12 @@ def test_the_same_seed_gives_the_same_losses_and_weights(config, prior):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_previews_change_nothing(config, batch_size):
-    seen = []
+    seen, drawn = [], []
 
     class Watching(Observer):
         def on_preview(self, step, images):
             seen.append((step, [image.shape for image in images]))
+            drawn.append(images)
 
     sampling = SamplingConfig(steps=2, batch_size=batch_size, scheduler="Euler ancestral")
     preview = PreviewConfig(prompts=("a dog", "a cat", "a cup"), every=2, sampling=sampling)
@@ -114,6 +118,8 @@ def test_previews_change_nothing(config, batch_size):
     assert seen == [(2, [(32, 32, 3)] * 3), (4, [(32, 32, 3)] * 3)]
     assert previewed[0] == plain[0]
     assert same(previewed[1], plain[1])
+    assert np.array_equal(previewed[2].previews, drawn[-1])
+    assert not np.array_equal(drawn[0], drawn[-1])
 
 
 def test_timesteps_are_those_of_the_models_own_schedule(config, monkeypatch):
@@ -317,6 +323,57 @@ def test_small_class_images_are_enlarged_and_small_photos_refused(config, prior,
         run(replace(config, dataset=replace(config.dataset, photos=(small,)), prior=prior))
 
 
+def test_all_is_computed_in_the_chosen_format_and_class_images_made_at_the_size(
+    config, monkeypatch
+):
+    predict, found = SD1.predict, []
+
+    def watch(*arguments: object) -> torch.Tensor:
+        found.append((prediction := predict(*arguments)).dtype)
+        return prediction
+
+    monkeypatch.setattr(SD1, "predict", watch)
+    sampling = SamplingConfig(steps=1, guidance_scale=1)
+    prior = PriorConfig(weight=1.0, prompt="a dog", num_images=2, sampling=sampling)
+    preview = PreviewConfig(prompts=("a dog",), every=1, sampling=sampling)
+    run(replace(config, precision="bf16", steps=1, prior=prior, preview=preview))
+    assert found == [torch.bfloat16] * 3, "class images, a step, a preview"
+    made = list(config.output.folder.glob("class_images/*/*.png"))
+    assert len(made) == 2
+    for path in made:
+        with Image.open(path) as image:
+            assert image.size == (32, 32)
+
+
+def test_mirrored_photos_are_trained_on_too(config):
+    mirrored = replace(config.dataset, mirror=True)
+    for dataset, count in ((config.dataset, "3"), (mirrored, "6")):
+        _, _, result = run(replace(config, steps=1, dataset=dataset))
+        with safe_open(result.checkpoint, framework="pt") as file:
+            assert file.metadata()["ss_num_train_images"] == count
+
+
+def test_the_seed_decides_random_crops(config, prior, monkeypatch):
+    """Of photos and class images, as they are before a batch is drawn."""
+    for folder in (config.dataset.photos[0], prior.images[0]):
+        for number, path in enumerate(folder.iterdir()):
+            Image.new("RGB", (640, 32), (number, len(folder.name), 0)).save(path)
+    crops = []
+
+    class Watching(BatchStream):
+        def __init__(self, *images: LatentsOf | TrainingConfig) -> None:
+            crops.append([latents.framing.crop for part in images[:2] for latents in part.values()])
+            super().__init__(*images)
+
+    monkeypatch.setattr("trainer.loop.BatchStream", Watching)
+    dataset = replace(config.dataset, crop="random")
+    for seed in (0, 1, 0):
+        run(replace(config, dataset=dataset, prior=prior, steps=1, seed=seed))
+    assert crops[0] == crops[2]
+    assert crops[0][:3] != crops[1][:3], "photos"
+    assert crops[0][3:] != crops[1][3:], "class images"
+
+
 def test_the_file_tells_what_made_it(config, prior):
     _, _, result = run(replace(config, prior=prior))
     with safe_open(result.checkpoint, framework="pt") as file:
@@ -387,6 +444,21 @@ def test_a_stopped_run_keeps_its_last_step(config, caplog):
     assert same(load_file(kept), run(replace(config, steps=3))[1])
 
 
+def test_weights_in_the_middle_of_a_step_are_not_kept(config, monkeypatch):
+    """Here changed by the optimizer, but not yet in the average."""
+    update = EMA.update
+
+    def interrupt(ema: EMA) -> None:
+        if ema.num_updates == 2:
+            raise KeyboardInterrupt
+        update(ema)
+
+    monkeypatch.setattr(EMA, "update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(config, ema=True))
+    assert list(config.output.folder.iterdir()) == []
+
+
 def test_intermediate_checkpoints_are_announced_and_the_newest_stay(config):
     heard = []
 
@@ -414,5 +486,13 @@ def test_settings_are_refused_before_the_model_is_read(config, tmp_path):
     sampling = SamplingConfig(scheduler="Heun")
     with pytest.raises(ValueError, match="^scheduler must be one of DDIM, PNDM"):
         run(replace(missing, preview=PreviewConfig(prompts=("a",), sampling=sampling)))
+    with pytest.raises(ValueError, match="^scheduler must be one of DDIM, PNDM"):
+        run(replace(missing, prior=PriorConfig(sampling=sampling)))
+    with pytest.raises(ValueError, match="^optimizer.warmup_steps is 4, but the run has only 4"):
+        run(replace(missing, optimizer=OptimizerConfig(warmup_steps=4)))
+    with pytest.raises(ValueError, match="^dataset.background must be a colour name"):
+        run(replace(missing, dataset=replace(config.dataset, background="greenish")))
+    with pytest.raises(ValueError, match="^precision is fp16, which needs gradient scaling"):
+        train(replace(missing, precision="fp16"), FullFineTune(), device=torch.device("mps"))
     with pytest.raises(FileNotFoundError, match="none.safetensors"):
         run(missing)

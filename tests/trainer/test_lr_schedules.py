@@ -27,9 +27,11 @@ def test_linear_falls_evenly():
     assert curve("linear", 4) == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
-def test_cosine_follows_the_cosine():
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+def test_cosine_follows_the_cosine(warmup_steps):
     expected = [0.5 * (1 + math.cos(math.pi * n / 10)) for n in range(10)]
-    assert curve("cosine", 10) == pytest.approx(expected)
+    rates = curve("cosine", 10 + warmup_steps, warmup_steps=warmup_steps)
+    assert rates[warmup_steps:] == pytest.approx(expected)
 
 
 def test_restarts_begin_at_the_full_rate_again():

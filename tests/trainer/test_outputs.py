@@ -124,3 +124,12 @@ def test_with_an_average_the_files_hold_it_and_movement_is_its_own(session, tmp_
         assert torch.equal(saved, torch.full((1, 24), 1.25)), save
     assert torch.equal(session.trainable.files[1].original.tensor("clip_l"), torch.ones(1, 24))
     assert torch.equal(session.parameters[-1].detach(), torch.full((1, 24), 1.5))
+
+
+def test_keys_of_the_original_stay_unless_the_run_says_otherwise(session):
+    source = session.trainable.files[0].original
+    source.metadata.update({"modelspec.title": "base", "license": "free"})
+    path = Outputs(session, {"modelspec.title": "dog"}, STARTED, ()).save_final()["checkpoint"]
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["modelspec.title"], metadata["license"]) == ("dog", "free")

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 import struct
 import zlib
@@ -235,6 +236,14 @@ def test_a_damaged_manifest_and_a_hostile_image_cost_the_images_they_are_about(
     assert caplog.messages == [f"The class image {paths[1]} cannot be read. It is not used."]
 
 
+def test_an_image_is_on_the_disk_before_the_manifest_says_so(
+    tiny_model: ModelFamily, tmp_path: Path, disk_events: list[str], safely_written
+):
+    (path,) = make(tiny_model, tmp_path, replace(PRIOR, num_images=1))
+    listed = f"flushed {(path.parent / MANIFEST).stat().st_size}"
+    assert disk_events == [*safely_written(path), listed]
+
+
 def test_an_image_in_one_colour_is_flat():
     image = np.full((8, 8, 3), (200, 30, 90), np.uint8)
     assert is_flat(image)
@@ -273,6 +282,19 @@ def test_other_seeds_take_the_place_of_black_images(
     caplog.clear()
     make(model, tmp_path / "whole", prior)
     assert caplog.messages == []  # nothing is tried again once there are enough
+
+
+def test_many_black_images_are_borne_where_there_are_as_many_good_ones(
+    tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    model, turns = copy.deepcopy(tiny_model), itertools.cycle([1, -1])
+    # Every second image is black.
+    model.vae.decoder.register_forward_hook(
+        lambda _, args, pixels: pixels if next(turns) > 0 else torch.full_like(pixels, -1)
+    )
+    prior = replace(PRIOR, num_images=12, sampling=replace(SAMPLING, steps=1))
+    assert len(make(model, tmp_path, prior)) == 12
+    assert len(caplog.messages) > 8
 
 
 def test_a_model_that_draws_one_colour_is_given_up(

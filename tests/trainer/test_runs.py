@@ -381,6 +381,16 @@ def test_a_changed_photo_makes_another_run(config, runs):
     assert len(list(runs.glob("*/manifest.json"))) == 2
 
 
+def test_a_changed_class_image_makes_another_run(config, runs, tmp_path):
+    images = draw(tmp_path / "class", count=2, seed=1)
+    prior = PriorConfig(weight=1.0, prompt="a photo of a dog", images=(images,))
+    config = replace(config, prior=prior, steps=1)
+    run(config, runs)
+    assert run(config, runs).reused
+    Image.new("RGB", (16, 16), "red").save(images / "0.png")
+    assert not run(config, runs).reused
+
+
 def test_resuming_never_begins_a_run(config, runs):
     with pytest.raises(ValueError, match="^No run of these") as caught:
         run(config, runs, on_existing="resume")

@@ -74,6 +74,7 @@ def test_every_scheduler_starts_from_the_noise_of_the_seed(tiny_model: ModelFami
     for seed, start in zip((5, 6, 7), starts, strict=True):
         # The schedulers' first noise levels differ a little; the noise itself does not.
         expected = noise_of(tiny_model, seed)
+        assert start.norm() == pytest.approx(expected.norm().item(), rel=0.05)
         expected *= start.norm() / expected.norm()
         assert torch.allclose(start, expected, atol=1e-5)
 
@@ -183,6 +184,17 @@ def test_each_prompt_is_encoded_once(tiny_model: ModelFamily):
     with recorded(tiny_model.text_encoders[0]) as inputs:
         sample(tiny_model, PROMPTS * 2, SamplingConfig(steps=2, batch_size=1))
     assert len(inputs) == 3  # two different ones, and the empty negative prompt
+
+
+def test_prompts_are_encoded_for_the_size_that_is_drawn(
+    tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch
+):
+    framings, encode = [], tiny_model.encode_captions
+    monkeypatch.setattr(
+        tiny_model, "encode_captions", lambda texts, f: framings.extend(f) or encode(texts, f)
+    )
+    sample(tiny_model, ["a cup"], SamplingConfig(steps=1), size=(24, 32))
+    assert framings == [Framing(original_size=(24, 32), crop=(0, 0), size=(24, 32))] * 2
 
 
 def test_the_process_wide_generators_are_not_touched(tiny_model: ModelFamily):

@@ -17,6 +17,7 @@ from trainer.config import (
     OptimizerConfig,
     OutputConfig,
     PreviewConfig,
+    PriorConfig,
     SamplingConfig,
     ScoringConfig,
     TrainingConfig,
@@ -220,6 +221,21 @@ def test_pictures_that_cannot_be_judged_cost_only_their_scores(config, caplog):
     result = run(config, Blind(0.5, 0.6, 0.7))
     assert [report.step for report in result.scores] == [0, 4, 6]
     assert caplog.messages[-1].startswith("The previews of step 2 are not scored. ")
+
+
+def test_the_class_prompt_is_that_of_the_class_images_unless_named(config):
+    scoring = replace(config.scoring, class_prompt="", num_class_images=3)
+    prior = PriorConfig(prompt="a photo of a cup")
+    counts = []
+
+    class Counting(Judge):
+        def embed_images(self, images):
+            counts.append(len(images))
+            return super().embed_images(images)
+
+    result = run(replace(config, scoring=scoring, prior=prior, steps=2), Counting())
+    assert None not in [report.class_kept for report in result.scores]
+    assert counts == [2, 3, 2, 2, 3], "previews, class images, photos; previews, class images"
 
 
 def test_without_a_class_prompt_the_class_is_not_told(config):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from trainer import families
@@ -23,6 +24,7 @@ from trainer.data.latents import CachedLatents
 from trainer.diffusion import NUM_TIMESTEPS
 from trainer.families.base import Framing, ModelFamily
 from trainer.families.embedding import Embedding
+from trainer.health import Health
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.observer import Observer
@@ -50,7 +52,8 @@ def begin(
     caption: str = "a sks dog",
     **changes: object,
 ) -> Session:
-    """A session that has made no step, on three photos with one caption."""
+    """A session that has made no step, on three photos with one caption, and as many class images
+    where their weight is above 0."""
     config = TrainingConfig(
         base=Path("unused"),
         dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
@@ -58,8 +61,9 @@ def begin(
         batch_size=1,
     ).replace(changes)
     photos = latents(3, caption, is_prior=False)
+    class_images = latents(3, "a dog", is_prior=True) if config.prior.weight else {}
     trainable = (method or FullFineTune()).attach(model, config, list(photos))
-    return Session(config, model, trainable, BatchStream(photos, {}, config))
+    return Session(config, model, trainable, BatchStream(photos, class_images, config))
 
 
 @pytest.mark.parametrize("prior_weight", [0.0, 0.3, 1.0])
@@ -390,3 +394,100 @@ def test_a_text_encoder_in_training_reads_anew_at_every_step(tiny_model):
         tiny_model.word_tables()["clip_l"].weight.add_(torch.linspace(-1, 1, 24))
     after = encoder.encode(["a dog"], [FRAMING]).hidden
     assert (after - before).norm() > 0.1 * before.norm()
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weighs_each_photos_error_by_its_own_timestep(tiny_model, gamma):
+    """arXiv 2303.09556: min(SNR, gamma) / SNR, where SNR is a / (1 - a)."""
+    session = begin(tiny_model, batch_size=3, min_snr_gamma=gamma)
+    (batch,) = next(BatchStream(latents(3, "a sks dog", is_prior=False), {}, session.config))
+    alphas = tiny_model.schedule.alphas_cumprod[batch.timesteps]
+    wide = alphas.view(-1, 1, 1, 1)
+    given = tiny_model.encode_captions(batch.captions, batch.framings).hidden
+    with torch.no_grad():
+        noisy = wide.sqrt() * batch.latents + (1 - wide).sqrt() * batch.noise
+        prediction = tiny_model.unet(noisy, batch.timesteps, given).sample
+    losses = [
+        F.mse_loss(one, noise).item() * min(1, gamma / (a / (1 - a)))
+        for one, noise, a in zip(prediction, batch.noise, alphas.tolist(), strict=True)
+    ]
+    assert session.step().loss == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+def test_each_part_learns_at_its_own_rate_at_each_step_until_it_stops(tiny_model):
+    method = FullFineTune(
+        train_text_encoder=True, text_encoder_learning_rate=3e-4, text_encoder_stop_step=4
+    )
+    rate = {"learning_rate": 1e-3, "lr_schedule": "linear", "warmup_steps": 2}
+    session = begin(tiny_model, method, steps=6, optimizer=rate)
+    used, lengths = [], []
+
+    def look(*_: object) -> None:
+        used.append([group["lr"] for group in session.optimizer.param_groups])
+        lengths.append(
+            [
+                math.hypot(*(p.grad.norm().item() for p in part.parameters if p.grad is not None))
+                for part in session.trainable.parts
+            ]
+        )
+
+    session.optimizer.register_step_pre_hook(look)
+    reports = [session.step() for _ in range(6)]
+    shares = [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]
+    unet = [1e-3 * share for share in shares]
+    text_encoder = [*(3e-4 * share for share in shares[:4]), 0, 0]
+    expected = list(zip(unet, text_encoder, strict=True))
+    assert used == [pytest.approx(rates) for rates in expected]
+    told = [tuple(report.learning_rates.values()) for report in reports]
+    assert told == [pytest.approx(rates) for rates in expected]
+    # A part that has stopped takes no share of the length that gradients may have.
+    assert [length[1] > 0 for length in lengths] == [True] * 4 + [False] * 2
+
+
+def test_speed_and_time_left_are_those_of_this_session(tiny_model, tiny_checkpoint, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("trainer.session.time.monotonic", lambda: clock[0])
+    session = begin(tiny_model, steps=10)
+    for seconds in (2.0, 6.0):
+        clock[0] = seconds
+        report = session.step()
+    assert (report.steps_per_second, report.seconds_left) == pytest.approx((2 / 6, 8 * 6 / 2))
+    clock[0] = 1000.0
+    other = begin(families.load(tiny_checkpoint, torch.device("cpu")), steps=10)
+    other.load_state(session.state())
+    clock[0] = 1004.0
+    report = other.step()
+    assert (report.steps_per_second, report.seconds_left) == pytest.approx((1 / 4, 7 * 4))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_steps_and_previews_are_computed_in_the_chosen_format(tiny_model, precision):
+    found = set()
+    for part in tiny_model.parts().values():
+        layer = [module for module in part.modules() if isinstance(module, nn.Linear)][-1]
+        layer.register_forward_hook(lambda _, args, output: found.add(output.dtype))
+    preview = PreviewConfig(sampling=SamplingConfig(steps=1))
+    session = begin(tiny_model, precision=precision, preview=preview)
+    for compute in (session.step, lambda: session.draw(["a dog"], Observer())):
+        found.clear()
+        compute()
+        assert found == {{"fp16": torch.float16, "bf16": torch.bfloat16}[precision]}
+
+
+@pytest.mark.parametrize("option", ["gradient_checkpointing", "channels_last", None])
+def test_a_session_prepares_the_model_as_configured(tiny_model, option):
+    begin(tiny_model, **({option: True} if option else {}))
+    kernel = tiny_model.unet.conv_in.weight
+    is_last = kernel.is_contiguous(memory_format=torch.channels_last)
+    checkpoints = tiny_model.unet.is_gradient_checkpointing
+    assert (checkpoints, is_last) == (option == "gradient_checkpointing", option == "channels_last")
+
+
+def test_the_losses_of_photos_alone_tell_of_health(tiny_model, monkeypatch):
+    """Those of class images rise where the photos are learned well."""
+    seen = []
+    monkeypatch.setattr(Health, "look_at_losses", lambda self, losses: seen.append(list(losses)))
+    session = begin(tiny_model, prior=PriorConfig(weight=2.0, prompt="a dog"))
+    reports = [session.step() for _ in range(2)]
+    losses = [report.instance_loss for report in reports]
+    assert seen == [losses[:1], losses]

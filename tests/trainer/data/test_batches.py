@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,18 @@ def test_each_visit_draws_new_latents_noise_and_timestep() -> None:
 
     assert len({row[4] for row in drawn}) == len({row[5] for row in drawn}) == 50
     assert len({row[6] for row in drawn}) > 40
+
+
+def test_each_visit_draws_one_of_the_captions_alike() -> None:
+    ((example, latents),) = cached(1, [SQUARE]).items()
+    instance = {replace(example, captions=("a cup", "the cup", "my cup")): latents}
+    stream = BatchStream(instance, {}, config(batch_size=50))
+
+    counts = Counter(caption for batch in take(stream, 18) for caption in batch.captions)
+
+    # 900 draws of 3: 300 each, give or take four standard deviations of 14
+    assert sorted(counts) == ["a cup", "my cup", "the cup"]
+    assert all(abs(count - 300) < 57 for count in counts.values())
 
 
 def test_timesteps_are_uniform_over_the_schedule() -> None:
