@@ -1,0 +1,85 @@
+"""The tests marked `gpu`, in a process of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .bench import ROOT, LeftOut, OutOfTime, say
+
+COMMAND = [
+    sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-v", "--tb=short", "--color=no",
+    "-p", "no:cacheprovider",
+    # Other releases than the project's own may warn of what is to come.
+    "-W", "default",
+]  # fmt: skip
+OUTCOMES = ("passed", "failed", "skipped", "error")
+_LINE = re.compile(r"(tests/gpu/\S+?::.+?) (PASSED|FAILED|SKIPPED|ERROR)\b")
+_REASON = re.compile(r"(?:FAILED|ERROR) tests/gpu/\S+?::(.+)")
+TAIL = 5
+"""Lines shown of a run that came to no test."""
+
+
+def run_tests(folder: Path = ROOT, deadline: float = float("inf")) -> Iterator[dict[str, Any]]:
+    """One row: how many tests there were of each outcome, and which failed. LeftOut without
+    pytest."""
+    if importlib.util.find_spec("pytest") is None:
+        raise LeftOut("pytest is not installed")
+    lines: list[str] = []
+    is_late = _run(folder, deadline, lines)
+    row = summarize(lines)
+    if not row["outcomes"] and not is_late:
+        raise RuntimeError("no test was run: " + " / ".join(lines[-TAIL:]))
+    yield row
+    if is_late:
+        raise OutOfTime
+
+
+def _run(folder: Path, deadline: float, lines: list[str]) -> bool:
+    """Show and gather pytest's lines; gives whether it had to be ended early."""
+    process = subprocess.Popen(
+        COMMAND, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    seconds = max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            say(f"    {line.rstrip()}")
+        process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+    return time.monotonic() >= deadline
+
+
+def summarize(lines: list[str]) -> dict[str, Any]:
+    """Of the lines that pytest -v prints."""
+    outcomes = {found[1]: found[2].lower() for line in lines if (found := _LINE.match(line))}
+    reasons = [found[1] for line in lines if (found := _REASON.match(line))]
+    failed = [name.split("::", 1)[1] for name, outcome in outcomes.items()
+              if outcome in ("failed", "error")]  # fmt: skip
+    counts = Counter(outcomes.values())
+    return {
+        "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]},
+        # Ended early, pytest gives no reasons.
+        "failed": reasons or failed,
+    }
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    counts = [f"{count} {outcome}" for outcome, count in row["outcomes"].items()]
+    return ", ".join(counts) or "none"

@@ -1,0 +1,121 @@
+"""Stable Diffusion 1.5's shape with random weights, made on the device within seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from trainer.families.constants import CONSTANTS_KEY
+from trainer.families.sd1 import checkpoint_tensors
+from trainer.families.tokenizer import MERGES, ClipTokenizer
+
+Networks = tuple[Any, Any, Any]
+"""U-Net, VAE and text encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Options of diffusers' and transformers' own classes, where they are not the defaults."""
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text_encoder: dict[str, Any]
+    resolution: int
+    """Width and height to train at, in pixels."""
+
+
+SD15 = Shape(
+    unet={"cross_attention_dim": 768},
+    vae={
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    },
+    text_encoder={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+    resolution=512,
+)
+TINY = Shape(
+    unet={
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 24,
+    },
+    vae={
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    },
+    text_encoder={"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2},
+    resolution=32,
+)
+"""To try the program itself without a GPU."""
+
+
+def build(shape: Shape, device: torch.device) -> Networks:
+    """In fp16, the same weights each time. Matrices and kernels keep the size of what goes through
+    them, norms change nothing."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    clip = {"vocab_size": 49408, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
+    with torch.device("meta"):
+        networks = (
+            UNet2DConditionModel(attention_head_dim=8, **shape.unet),
+            AutoencoderKL(latent_channels=4, **shape.vae),
+            CLIPTextModel(CLIPTextConfig(**clip, **shape.text_encoder)),
+        )
+    generator = torch.Generator(device).manual_seed(0)
+    for network in networks:
+        _fill(network.half().to_empty(device=device), generator)
+    return networks
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, generator: torch.Generator) -> None:
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+        else:
+            parameter.fill_(0 if name.endswith("bias") else 1)
+
+
+def write_checkpoint(networks: Networks, path: Path, resolution: int) -> None:
+    """One file, as the trainer reads it."""
+    tensors = checkpoint_tensors(*networks)
+    metadata = {"format": "pt", CONSTANTS_KEY: json.dumps({"resolution": resolution})}
+    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path, metadata)
+
+
+def write_folder(networks: Networks, folder: Path) -> None:
+    """A folder in diffusers' layout, as far as its DreamBooth script reads one."""
+    from diffusers import DDPMScheduler
+
+    unet, vae, text_encoder = networks
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    # The script takes this one in the file's number format, and trains it in fp32 alone.
+    text_encoder.float().save_pretrained(folder / "text_encoder")
+    DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    ).save_pretrained(folder / "scheduler")
+    _write_tokenizer(folder / "tokenizer", len(text_encoder.get_input_embeddings().weight))
+
+
+def _write_tokenizer(folder: Path, num_entries: int) -> None:
+    folder.mkdir()
+    merges = MERGES.read_text("utf-8")
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8")
+    tokens = ClipTokenizer()._tokenizer.get_vocab()
+    assert len(tokens) == num_entries
+    (folder / "vocab.json").write_text(json.dumps(tokens), "utf-8")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")

@@ -1,0 +1,59 @@
+"""What was measured, card by card: kept in a JSON file, and shown as a page beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from trainer import records
+
+from . import page
+
+JSON, PAGE = "gpu.json", "gpu.md"
+
+
+class Results:
+    """One card's part of the file, written anew at every change; the other cards' stay."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, str], *, keeps_others: bool) -> None:
+        """`facts`: the card's name under "card", and what was installed with it. The stages that
+        the card had before stay where `keeps_others`, if the same facts held for them."""
+        self._folder = folder
+        self._cards = read(folder)
+        card = self._cards.setdefault(facts["card"], {"facts": {}, "stages": {}})
+        if not keeps_others or card["facts"] != facts:
+            card.update(facts=dict(facts), stages={})
+        self._stages: dict[str, Any] = card["stages"]
+        self._stage: dict[str, Any] = {}
+
+    def begin(self, name: str, kind: str, what: str) -> None:
+        """Rows are this stage's from now on; those that it had before go."""
+        self._stage = self._stages[name] = {
+            "kind": kind, "what": what, "date": date.today().isoformat(), "seconds": 0.0,
+            "status": "unfinished", "reason": "it was broken off", "rows": [],
+        }  # fmt: skip
+        self._write()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._stage["rows"].append(dict(row))
+        self._write()
+
+    def end(self, status: str, reason: str, seconds: float) -> None:
+        """`status`: "done", "unfinished", "left out" or "failed"."""
+        self._stage.update(status=status, reason=reason, seconds=round(seconds, 1))
+        self._write()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of the stage that was begun last."""
+        return list(self._stage["rows"])
+
+    def _write(self) -> None:
+        records.write(self._folder / JSON, self._cards)
+        records.write_text(self._folder / PAGE, page.to_text(self._cards))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """By card, its facts and stages; none where nothing was measured."""
+    return records.read(folder / JSON)

@@ -1,0 +1,183 @@
+"""Peak memory and speed of training steps, through the trainer's own session. Latents are random:
+photos are encoded once, before the steps, and `whole_run.py` has that in it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import families, memory
+from trainer.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    Precision,
+    PriorConfig,
+    TrainingConfig,
+)
+from trainer.data.batches import BatchStream
+from trainer.data.examples import Example
+from trainer.data.latents import CachedLatents
+from trainer.families.base import Framing, ModelFamily
+from trainer.methods.full import FullFineTune
+from trainer.session import Session
+
+from .bench import (
+    NUM_PHOTOS,
+    Bench,
+    Memory,
+    OutOfTime,
+    in_a_line,
+    require_time,
+    say,
+    synchronize,
+)
+
+WARM_UP = 4
+"""Steps before the timed ones: libraries choose their kernels, the optimizer makes its states."""
+MAX_SKIPPED = 20
+"""More that fp16 may skip meanwhile, until it has found the scale of the loss."""
+STRETCHES = 5
+STRETCH_SECONDS = 0.5
+STRETCH_STEPS = 2, 20
+"""Fewest and most in a stretch."""
+UNET, TEXT, CLASS = "U-Net", "U-Net and text encoder", "U-Net, with class images"
+PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What is measured once."""
+
+    trains: str
+    batch_size: int
+    """Photos; with class images as many of these on top."""
+    precision: Precision
+    optimizer: str
+    gradient_checkpointing: bool
+    channels_last: bool = False
+
+    def config(self, checkpoint: Path, resolution: int) -> TrainingConfig:
+        return TrainingConfig(
+            base=checkpoint,
+            dataset=DatasetConfig(photos=(checkpoint,), prompt=PROMPT, resolution=resolution),
+            prior=PriorConfig(weight=float(self.trains == CLASS), prompt=CLASS_PROMPT),
+            optimizer=OptimizerConfig(name=self.optimizer),
+            batch_size=self.batch_size,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+            channels_last=self.channels_last,
+        )
+
+    def method(self) -> FullFineTune:
+        return FullFineTune(train_text_encoder=self.trains == TEXT)
+
+
+def measure_each(
+    settings: Sequence[Setting], bench: Bench, deadline: float
+) -> Iterator[dict[str, Any]]:
+    """A row for each setting, also where it fails."""
+    longest, checkpoint = 0.0, bench.checkpoint
+    for setting in settings:
+        started = time.monotonic()
+        require_time(deadline - longest)
+        yield {**asdict(setting), **_try(setting, checkpoint, bench, deadline)}
+        longest = max(longest, time.monotonic() - started)
+
+
+def _try(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:
+    try:
+        return _measure(setting, checkpoint, bench, deadline)
+    except OutOfTime:
+        raise
+    except memory.OUT_OF_MEMORY:
+        return {"is_out_of_memory": True}
+    except Exception as error:
+        say(traceback.format_exc())
+        return {"error": in_a_line(error)}
+
+
+def _measure(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:
+    taken = Memory(bench.device)
+    model = families.load(checkpoint, bench.device)
+    config = setting.config(checkpoint, bench.shape.resolution)
+    trainable = setting.method().attach(model, config, [])
+    photos = _latents(model, bench.shape.resolution, PROMPT, is_prior=False)
+    prior = _latents(model, bench.shape.resolution, CLASS_PROMPT, is_prior=True)
+    stream = BatchStream(photos, prior if config.prior.weight else {}, config)
+    session = Session(config, model, trainable, stream)
+    rates = _steps_per_second(session, deadline)
+    return {**taken.peaks(), "steps_per_second": rates}
+
+
+def _steps_per_second(session: Session, deadline: float) -> list[float]:
+    """Of each stretch."""
+    seconds = _warm_up(session, deadline)
+    fewest, most = STRETCH_STEPS
+    num_steps = min(most, max(fewest, round(STRETCH_SECONDS / seconds)))
+    rates: list[float] = []
+    for _ in range(STRETCHES):
+        if rates and time.monotonic() > deadline:
+            break
+        rates.append(num_steps / _seconds_of(session, num_steps))
+    return rates
+
+
+def _warm_up(session: Session, deadline: float) -> float:
+    """Seconds that the last step took."""
+    made = 0
+    for _ in range(WARM_UP + MAX_SKIPPED):
+        require_time(deadline)
+        synchronize(session.model.device)
+        started = time.monotonic()
+        made += session.step() is not None  # None: fp16 has skipped it
+        synchronize(session.model.device)
+        if made == WARM_UP:
+            return time.monotonic() - started
+    raise OutOfTime
+
+
+def _seconds_of(session: Session, num_steps: int) -> float:
+    """Of so many steps, without those that fp16 skipped."""
+    synchronize(session.model.device)
+    started, made = time.monotonic(), 0
+    while made < num_steps:
+        made += session.step() is not None
+    synchronize(session.model.device)
+    return time.monotonic() - started
+
+
+def _latents(
+    model: ModelFamily, resolution: int, caption: str, *, is_prior: bool
+) -> dict[Example, CachedLatents]:
+    side, generator = (
+        resolution // model.latent_factor,
+        torch.Generator().manual_seed(int(is_prior)),
+    )
+    shape, size = (model.latent_channels, side, side), (resolution, resolution)
+    return {
+        Example(Path(f"{number}.png"), (caption,), is_prior): CachedLatents(
+            torch.randn(shape, generator=generator),
+            torch.full(shape, 0.1),
+            Framing(original_size=size, crop=(0, 0), size=size),
+        )
+        for number in range(NUM_PHOTOS)
+    }
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    what = f"{row['trains']}, batch {row['batch_size']}"
+    if "error" in row or "is_out_of_memory" in row:
+        return f"{what}: {row.get('error', 'out of memory')}"
+    rates = row["steps_per_second"]
+    speed = f"{statistics.median(rates):.2f} steps/s ({min(rates):.2f} to {max(rates):.2f})"
+    if row["allocated"] is None:
+        return f"{what}: {speed}"
+    return f"{what}: {row['allocated']:.2f} GB, {row['reserved']:.2f} GB reserved, {speed}"

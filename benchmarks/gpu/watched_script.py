@@ -1,0 +1,69 @@
+"""Runs another training script, times its steps by its own progress bar, and ends it once there are
+enough: `python -m benchmarks.gpu.watched_script FIGURES SCRIPT ARGUMENTS…` writes them to FIGURES.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from .bench import Memory, synchronize
+from .training import STRETCHES, WARM_UP
+
+BAR = "Steps"
+"""What the progress bar of the steps is called."""
+STRETCH_STEPS = 8
+
+
+class _Enough(BaseException):
+    """Not to be caught by the script."""
+
+
+class Watch:
+    """Hears of each step, and measures whole stretches of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._steps = 0
+        self._moments: list[float] = []
+
+    def step(self) -> None:
+        self._steps += 1
+        if self._steps >= WARM_UP and (self._steps - WARM_UP) % STRETCH_STEPS == 0:
+            synchronize(self._device)
+            self._moments.append(time.monotonic())
+            if len(self._moments) > STRETCHES:
+                raise _Enough
+
+    def steps_per_second(self) -> list[float]:
+        """Of each stretch."""
+        pairs = zip(self._moments, self._moments[1:], strict=False)
+        return [STRETCH_STEPS / (after - before) for before, after in pairs]
+
+
+def main() -> None:
+    figures, sys.argv = Path(sys.argv[1]), sys.argv[2:]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    watch, taken, update = Watch(device), Memory(device), tqdm.update
+
+    def watched(bar: tqdm, n: float = 1) -> bool | None:
+        if str(bar.desc).startswith(BAR):
+            watch.step()
+        return update(bar, n)
+
+    tqdm.update = watched
+    with contextlib.suppress(_Enough):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    found = {"steps_per_second": watch.steps_per_second(), **taken.peaks()}
+    figures.write_text(json.dumps(found), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
