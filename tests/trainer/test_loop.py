@@ -24,7 +24,7 @@ from trainer.config import (
 from trainer.data.batches import BatchStream
 from trainer.ema import EMA
 from trainer.families.sd1 import SD1
-from trainer.loop import LatentsOf, train
+from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
 from trainer.optimizers import OPTIMIZERS
@@ -361,9 +361,9 @@ def test_the_seed_decides_random_crops(config, prior, monkeypatch):
     crops = []
 
     class Watching(BatchStream):
-        def __init__(self, *images: LatentsOf | TrainingConfig) -> None:
+        def __init__(self, *images: dict | TrainingConfig, **options: int) -> None:
             crops.append([latents.framing.crop for part in images[:2] for latents in part.values()])
-            super().__init__(*images)
+            super().__init__(*images, **options)
 
     monkeypatch.setattr("trainer.loop.BatchStream", Watching)
     dataset = replace(config.dataset, crop="random")

@@ -130,26 +130,13 @@ def test_a_caption_is_read_again_only_for_a_framing_that_counts(
     assert read == ["a dog"] * times
 
 
-def config_of(**changes: object) -> TrainingConfig:
-    return TrainingConfig(
-        base=Path("unused"),
-        dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
-        **{"optimizer": OptimizerConfig(learning_rate=1e-4), "batch_size": 1, **changes},
-    )
-
-
-def session_of(model, config: TrainingConfig, **options: object) -> Session:
-    stream = BatchStream(latents(3, "a sks dog", is_prior=False), {}, config)
-    return Session(config, model, FullFineTune(**options).attach(model, config, []), stream)
-
-
 def overflow(model):
     """Let the gradients be infinite from now on; the handle's `remove` ends that."""
     return model.unet.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
 
 
 def test_gradients_that_overflow_fp16_for_ever_end_the_run(tiny_model):
-    session = session_of(tiny_model, config_of(precision="fp16"))
+    session = begin(tiny_model, precision="fp16")
     before = tiny_model.unet.conv_out.weight.detach().clone()
     overflow(tiny_model)
     num_tries = int(math.log2(session.scaler.get_scale())) + 1
@@ -165,10 +152,7 @@ def test_gradients_that_overflow_fp16_for_ever_end_the_run(tiny_model):
 
 def test_a_step_that_fp16_skips_is_no_step(tiny_model):
     """Weights, average and learning rate stay where they were; only the images go on."""
-    optimizer = OptimizerConfig(learning_rate=1e-4, warmup_steps=3)
-    session = session_of(
-        tiny_model, config_of(precision="fp16", ema=True, optimizer=optimizer, steps=9)
-    )
+    session = begin(tiny_model, precision="fp16", ema=True, optimizer={"warmup_steps": 3}, steps=9)
     for _ in range(2):
         assert session.step() is not None
     weights = [parameter.detach().clone() for parameter in session.parameters]
@@ -189,13 +173,13 @@ def test_a_step_that_fp16_skips_is_no_step(tiny_model):
 
 
 def test_states_from_before_skipped_steps_were_counted_can_be_resumed(tiny_model, tiny_checkpoint):
-    session = session_of(tiny_model, config_of())
+    session = begin(tiny_model)
     session.step()
     state = session.state()
     del state["skipped_steps"]
     for report in state["reports"]:
         del report["skipped_steps"]
-    again = session_of(families.load(tiny_checkpoint, torch.device("cpu")), config_of())
+    again = begin(families.load(tiny_checkpoint, torch.device("cpu")))
     again.load_state(state)
     assert again.step().skipped_steps == 0
 
@@ -205,11 +189,8 @@ def test_frozen_parts_are_held_as_they_are_computed_with(tiny_model, tiny_checkp
     """In half the memory, and with the very same results, to the bit."""
     plain = families.load(tiny_checkpoint, torch.device("cpu"))
     method = TextualInversion(placeholder="<tok>", initializer="dog", templates="captions")
-    config = config_of(precision=precision)
-    photos = latents(3, "a <tok>", is_prior=False)
-    trainable = method.attach(tiny_model, config, list(photos))
-    Session(config, tiny_model, trainable, BatchStream(photos, {}, config))
-    method.attach(plain, config, list(photos))
+    config = begin(tiny_model, method, caption="a <tok>", precision=precision).config
+    method.attach(plain, config, [])
     expected = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     assert tiny_model.unet.conv_in.weight.dtype == expected
     noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
@@ -223,12 +204,12 @@ def test_frozen_parts_are_held_as_they_are_computed_with(tiny_model, tiny_checkp
 
 
 def test_what_is_trained_stays_fp32(tiny_model):
-    session = session_of(tiny_model, config_of(precision="bf16"), train_text_encoder=True)
+    session = begin(tiny_model, FullFineTune(train_text_encoder=True), precision="bf16")
     assert {parameter.dtype for parameter in session.parameters} == {torch.float32}
 
 
 def test_the_average_has_the_memory_format_of_the_weights(tiny_model):
-    session = session_of(tiny_model, config_of(ema=True, channels_last=True))
+    session = begin(tiny_model, ema=True, channels_last=True)
     pairs = [
         (parameter, average)
         for parameter, average in zip(session.parameters, session.ema.averages, strict=True)
@@ -239,8 +220,8 @@ def test_the_average_has_the_memory_format_of_the_weights(tiny_model):
 
 
 def test_embeddings_keep_32_bit_states_under_8_bit_adamw(tiny_model):
-    optimizer = OptimizerConfig(name="AdamW8bit", learning_rate=1e-4)
-    session = session_of(tiny_model, config_of(optimizer=optimizer), train_text_encoder=True)
+    method = FullFineTune(train_text_encoder=True)
+    session = begin(tiny_model, method, optimizer={"name": "AdamW8bit"})
     session.step()
     states = session.optimizer.state
     (table,) = tiny_model.word_tables().values()
@@ -248,8 +229,9 @@ def test_embeddings_keep_32_bit_states_under_8_bit_adamw(tiny_model):
     assert states[tiny_model.unet.mid_block.resnets[0].conv1.weight]["state1"].dtype == torch.uint8
 
 
-def test_every_timestep_of_the_schedule_and_no_other_is_drawn():
-    stream = BatchStream(latents(3, "a", is_prior=False), {}, config_of(), num_timesteps=4)
+def test_every_timestep_of_the_schedule_and_no_other_is_drawn(tiny_model):
+    config = begin(tiny_model).config
+    stream = BatchStream(latents(3, "a", is_prior=False), {}, config, num_timesteps=4)
     drawn = {int(batch.timesteps) for _ in range(100) for batch in next(stream)}
     assert drawn == {0, 1, 2, 3}
     SamplingConfig(steps=NUM_TIMESTEPS)
@@ -258,14 +240,7 @@ def test_every_timestep_of_the_schedule_and_no_other_is_drawn():
 
 
 def test_a_session_broken_off_in_the_optimizer_is_not_whole(tiny_model):
-    config = TrainingConfig(
-        base=Path("unused"),
-        dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
-        optimizer=OptimizerConfig(learning_rate=1e-4),
-        batch_size=1,
-    )
-    stream = BatchStream(latents(3, "a sks dog", is_prior=False), {}, config)
-    session = Session(config, tiny_model, FullFineTune().attach(tiny_model, config, []), stream)
+    session = begin(tiny_model)
     session.step()
     assert session.is_whole
 
