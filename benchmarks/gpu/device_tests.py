@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ COMMAND = [
     # Other releases than the project's own may warn of what is to come.
     "-W", "default",
 ]  # fmt: skip
+THREADS = {"OMP_NUM_THREADS": "1"}
+"""As `make test` has it: of the tiny networks more threads only wait for each other."""
 OUTCOMES = ("passed", "failed", "skipped", "error")
 _LINE = re.compile(r"(tests/gpu/\S+?::.+?) (PASSED|FAILED|SKIPPED|ERROR)\b")
 _REASON = re.compile(r"(?:FAILED|ERROR) tests/gpu/\S+?::(.+)")
@@ -45,23 +48,21 @@ def run_tests(folder: Path = ROOT, deadline: float = float("inf")) -> Iterator[d
 
 def _run(folder: Path, deadline: float, lines: list[str]) -> bool:
     """Show and gather pytest's lines; gives whether it had to be ended early."""
-    process = subprocess.Popen(
-        COMMAND, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        encoding="utf-8", errors="replace",
-    )  # fmt: skip
-    seconds = max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
-    timer = threading.Timer(seconds, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        assert process.stdout
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            say(f"    {line.rstrip()}")
-        process.wait()
-    finally:
-        timer.cancel()
-        process.kill()
+    with subprocess.Popen(
+        COMMAND, cwd=folder, env=os.environ | THREADS, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+    ) as process:  # fmt: skip
+        seconds = max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                say(f"    {line.rstrip()}")
+        finally:
+            timer.cancel()
+            process.kill()
     return time.monotonic() >= deadline
 
 

@@ -63,20 +63,25 @@ TINY = Shape(
 def build(shape: Shape, device: torch.device) -> Networks:
     """In fp16, the same weights each time. Matrices and kernels keep the size of what goes through
     them, norms change nothing."""
+    networks = plan(shape)
+    generator = torch.Generator(device).manual_seed(0)
+    for network in networks:
+        _fill(network.half().to_empty(device=device), generator)
+    return networks
+
+
+def plan(shape: Shape) -> Networks:
+    """Without memory, on torch's meta device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     clip = {"vocab_size": 49408, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
     with torch.device("meta"):
-        networks = (
+        return (
             UNet2DConditionModel(attention_head_dim=8, **shape.unet),
             AutoencoderKL(latent_channels=4, **shape.vae),
             CLIPTextModel(CLIPTextConfig(**clip, **shape.text_encoder)),
         )
-    generator = torch.Generator(device).manual_seed(0)
-    for network in networks:
-        _fill(network.half().to_empty(device=device), generator)
-    return networks
 
 
 @torch.no_grad()

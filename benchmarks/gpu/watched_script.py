@@ -54,7 +54,8 @@ def main() -> None:
     watch, taken, update = Watch(device), Memory(device), tqdm.update
 
     def watched(bar: tqdm, n: float = 1) -> bool | None:
-        if str(bar.desc).startswith(BAR):
+        # One that is not shown has no name.
+        if getattr(bar, "desc", "").startswith(BAR):
             watch.step()
         return update(bar, n)
 

@@ -1,0 +1,451 @@
+"""The GPU program without a GPU: what it says then, how its stages follow each other, what it
+writes, and its measuring on a tiny model on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, CLIPTextModel
+
+from benchmarks.gpu import device_tests, page, reference, training, watched_script, whole_run
+from benchmarks.gpu.__main__ import NO_GPU, find_facts, main
+from benchmarks.gpu.bench import ROOT, Bench, LeftOut, OutOfTime
+from benchmarks.gpu.random_model import SD15, TINY, plan, write_folder
+from benchmarks.gpu.results import Results, read
+from benchmarks.gpu.stages import Stage, run_stages
+from benchmarks.gpu.training import CLASS, TEXT, UNET, Setting, measure_each
+from trainer.config import SamplingConfig
+from trainer.families.tokenizer import ClipTokenizer
+
+CPU = torch.device("cpu")
+NEVER = float("inf")
+FACTS = {"card": "Some Card", "driver": "1.2", "torch": "2.13"}
+SETTING = Setting(
+    trains=UNET, batch_size=1, precision="fp32", optimizer="AdamW", gradient_checkpointing=False
+)
+ROW = {"trains": UNET, "batch_size": 4, "precision": "bf16", "optimizer": "AdamW8bit",
+       "gradient_checkpointing": True, "channels_last": False, "allocated": 11.5,
+       "reserved": 12.25, "besides": 0.5, "steps_per_second": [2.0, 2.5, 2.25]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(device=CPU, shape=TINY, folder=tmp_path_factory.mktemp("bench"))
+
+
+# -------------------------------------------------------------- without a GPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_that_is_all(tmp_path: Path, capsys):
+    assert main(["--folder", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == NO_GPU + "\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_stages_are_named_and_all_settings_are_among_them(capsys):
+    assert main(["--list"]) == 0
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[:2] == ["tests", "bf16-adamw8bit-checkpointed"]
+    assert len(set(names)) == len(names)
+    assert set(names) >= {
+        f"{precision}-{optimizer}{checkpointed}"
+        for precision in ("fp32", "fp16", "bf16")
+        for optimizer in ("adamw", "adamw8bit")
+        for checkpointed in ("", "-checkpointed")
+    }
+
+
+def test_an_unknown_stage_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--stages", "fp64"])
+    assert "invalid choice: 'fp64'" in capsys.readouterr().err
+
+
+def test_the_page_in_the_docs_is_the_programs(tmp_path: Path):
+    docs = ROOT / "docs"
+    assert (docs / "gpu.md").read_text("utf-8") == page.to_text(read(docs))
+    assert "No figures yet" in page.to_text(read(tmp_path))
+
+
+def test_every_test_of_the_folder_has_the_mark():
+    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+    assert len(files) >= 5
+    for file in files:
+        assert "\npytestmark = pytest.mark.gpu\n" in file.read_text("utf-8"), file.name
+
+
+# --------------------------------------------------------------------- stages
+
+
+def stage(name: str, run, seconds: float = 60) -> Stage:
+    return Stage(name=name, kind="training", what=f"what {name} measures", seconds=seconds,
+                 run=run, describe=training.describe)  # fmt: skip
+
+
+def begin(folder: Path, facts: dict[str, str] = FACTS, *, keeps_others: bool = False) -> Results:
+    return Results(folder, facts, keeps_others=keeps_others)
+
+
+def run(stages: list[Stage], folder: Path, deadline: float = NEVER) -> tuple[bool, dict]:
+    is_fine = run_stages(stages, None, begin(folder), deadline)
+    return is_fine, read(folder)["Some Card"]["stages"]
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path):
+    def failing(bench, deadline):
+        yield ROW
+        raise ValueError("no such thing\nand more")
+
+    def late(bench, deadline):
+        yield ROW
+        raise OutOfTime
+
+    def unfit(bench, deadline):
+        raise LeftOut("it is not here")
+        yield
+
+    def partly(bench, deadline):
+        yield {**ROW, "error": "RuntimeError: bad kernel"}
+        yield ROW
+
+    runs = {"a": failing, "b": late, "c": unfit, "d": partly, "e": lambda *_: iter([ROW])}
+    is_fine, stages = run([stage(name, run) for name, run in runs.items()], tmp_path)
+    assert not is_fine
+    assert {n: (s["status"], s["reason"], len(s["rows"])) for n, s in stages.items()} == {
+        "a": ("failed", "ValueError: no such thing", 1),
+        "b": ("unfinished", "its time was up", 1),
+        "c": ("left out", "it is not here", 0),
+        "d": ("failed", "RuntimeError: bad kernel", 2),
+        "e": ("done", "", 1),
+    }
+    text = (tmp_path / "gpu.md").read_text("utf-8")
+    assert "- what c measures: left out (it is not here)\n" in text
+    assert "what e measures" not in text
+
+
+def test_each_row_is_on_the_page_before_the_next_is_measured(tmp_path: Path):
+    def two(bench, deadline):
+        yield {**ROW, "allocated": 3.25}
+        assert "| 3.25 GB |" in (tmp_path / "gpu.md").read_text("utf-8")
+        assert "- what a measures: unfinished (it was broken off)" in (
+            tmp_path / "gpu.md"
+        ).read_text("utf-8")
+        yield ROW
+
+    assert run([stage("a", two)], tmp_path)[0]
+
+
+def test_stages_end_with_their_own_time_and_with_that_of_all(tmp_path: Path):
+    deadlines = []
+
+    def noting(bench, deadline):
+        deadlines.append(deadline)
+        yield ROW
+
+    now = time.monotonic()
+    run([stage("a", noting, seconds=30), stage("b", noting, seconds=3000)], tmp_path, now + 1000)
+    assert deadlines[0] == pytest.approx(now + 30, abs=5)
+    assert deadlines[1] == now + 1000
+    is_fine, stages = run([stage("c", noting)], tmp_path, now)
+    assert is_fine
+    assert (stages["c"]["status"], stages["c"]["reason"]) == ("left out", "the time was up")
+    assert len(deadlines) == 2
+
+
+# -------------------------------------------------------------------- results
+
+
+def measured(folder: Path, results: Results, *names: str) -> list[str]:
+    run_stages([stage(name, lambda *_: iter([ROW])) for name in names], None, results, NEVER)
+    return [f"{card} {name}" for card, found in read(folder).items() for name in found["stages"]]
+
+
+def test_a_card_measured_again_replaces_itself_alone(tmp_path: Path):
+    measured(tmp_path, begin(tmp_path), "a", "b")
+    measured(tmp_path, begin(tmp_path, {"card": "Other"}), "a")
+    assert measured(tmp_path, begin(tmp_path), "c") == ["Some Card c", "Other a"]
+
+
+def test_chosen_stages_keep_the_others_of_the_same_releases(tmp_path: Path):
+    measured(tmp_path, begin(tmp_path), "a", "b")
+    again = begin(tmp_path, keeps_others=True)
+    assert measured(tmp_path, again, "a", "c") == ["Some Card a", "Some Card b", "Some Card c"]
+    newer = begin(tmp_path, {**FACTS, "torch": "2.14"}, keeps_others=True)
+    assert measured(tmp_path, newer, "b") == ["Some Card b"]
+
+
+def test_the_facts_name_what_figures_depend_on():
+    facts = find_facts(CPU)
+    assert facts["card"] == "CPU"
+    assert facts["torch"] == torch.__version__
+    assert facts["diffusers"].count(".") == 2
+
+
+# ----------------------------------------------------------------------- page
+
+
+PAGE = """\
+## Some Card
+
+|  |  |
+| --- | --- |
+| card | Some Card |
+| driver | 1.2 |
+| torch | 2.13 |
+| measured on | 2026-11-26 |
+
+### Tests
+
+3 passed, 1 failed.
+- test_a - 1&lt;0
+
+### Training
+
+| precision | optimizer | options | training | batch | allocated | reserved | steps/s | photos/s |
+| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |
+| bf16 | AdamW8bit | checkpointing | U-Net | 4 | 11.50 GB | 12.25 GB | 2.25 (2.00 to 2.50) | 9.0 |
+| bf16 | AdamW8bit | checkpointing, channels last | U-Net | 1 | 11.50 GB | 12.25 GB | 4.00 (4.00 to 4.00) | 4.0 |
+| bf16 | AdamW8bit | checkpointing | U-Net and text encoder | 4 | out of memory | – | – | – |
+
+Besides what PyTorch reserved, up to 0.50 GB of the card were taken.
+
+### From photos to a file
+
+All of it, 10 steps, into a file of 1.99 GB. Memory at most: 9.00 GB allocated, 10.00 GB reserved; the run's own report says 9.00 GB.
+
+| part | seconds |
+| --- | ---: |
+| steps | 2.0 |
+| writing | 0.5 |
+| all | 2.5 |
+
+### diffusers' train_dreambooth.py
+
+With bf16, AdamW8bit and gradient checkpointing; memory is what was allocated at most. The script encodes the photos anew at every step, ours once before the first.
+
+| training | batch | its memory | ours | its steps/s | ours | ours/its |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| U-Net | 4 | 14.50 GB | 11.50 GB | 1.50 (1.50 to 1.50) | 2.25 (2.00 to 2.50) | 1.50 |
+| U-Net | 1 | failed | – | – | – | – |
+
+### What is missing
+
+- the training: left out (the time was up)
+
+## Other
+
+|  |  |
+| --- | --- |
+| card | Other |
+"""  # noqa: E501
+
+
+def of(kind: str, *rows: dict, status: str = "done", reason: str = "") -> dict:
+    return {"kind": kind, "what": f"the {kind}", "date": "2026-11-26", "seconds": 1.0,
+            "status": status, "reason": reason, "rows": list(rows)}  # fmt: skip
+
+
+def test_the_page_shows_what_was_measured():
+    slow = {**ROW, "batch_size": 1, "steps_per_second": [4.0], "channels_last": True}
+    stages = {
+        "tests": of("tests", {"outcomes": {"passed": 3, "failed": 1}, "failed": ["test_a - 1<0"]}),
+        "steps": of("training", ROW, slow, {**ROW, "trains": TEXT, "is_out_of_memory": True}),
+        "run": of("run", {"what": "All of it", "seconds": {"steps": 2.0, "writing": 0.5},
+                          "steps": 10, "file": 1.99, "allocated": 9.0, "reserved": 10.0,
+                          "reported": 9.0}),
+        "its": of("reference", {**ROW, "allocated": 14.5, "steps_per_second": [1.5]},
+                  {**ROW, "batch_size": 1, "error": "none"}),
+        "more": of("training", status="left out", reason="the time was up"),
+    }  # fmt: skip
+    text = page.to_text({"Some Card": {"facts": FACTS, "stages": stages}, "Other": {
+        "facts": {"card": "Other"}, "stages": {}}})  # fmt: skip
+    assert "No figures yet" not in text
+    assert text[text.index("## Some Card") :] == PAGE
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def test_the_real_shape_is_stable_diffusion_15s():
+    counts = [sum(p.numel() for p in network.parameters()) for network in plan(SD15)]
+    assert counts == [859_520_964, 83_653_863, 123_060_480]
+
+
+def test_steps_are_measured_and_leave_nothing_behind(bench: Bench, monkeypatch):
+    models = []
+    attach = training.FullFineTune.attach
+    monkeypatch.setattr(
+        training.FullFineTune, "attach",
+        lambda method, model, *rest: models.append(weakref.ref(model))
+        or attach(method, model, *rest),
+    )  # fmt: skip
+    monkeypatch.setattr(training, "STRETCH_SECONDS", 0.0)
+    settings = [
+        replace(SETTING, trains=TEXT, precision="bf16", gradient_checkpointing=True),
+        replace(SETTING, optimizer="none"),
+        replace(SETTING, trains=CLASS, batch_size=2, optimizer="AdamW8bit"),
+    ]
+    rows = list(measure_each(settings, bench, NEVER))
+    assert [row.get("error", "").split(":")[0] for row in rows] == ["", "KeyError", ""]
+    for row in (rows[0], rows[2]):
+        assert len(row["steps_per_second"]) == training.STRETCHES
+        assert all(rate > 0 for rate in row["steps_per_second"])
+        assert row["allocated"] is None  # nobody counts it on the CPU
+    json.dumps(rows)
+    gc.collect()
+    assert [model() for model in models] == [None] * 3
+
+
+def test_no_setting_is_begun_when_the_time_is_up(bench: Bench):
+    with pytest.raises(OutOfTime):
+        next(measure_each([SETTING], bench, time.monotonic() - 1))
+
+
+class Steps:
+    """A session of which some steps are skipped, as fp16 does."""
+
+    def __init__(self, *skipped: int) -> None:
+        self.model, self.calls, self._skipped = SimpleNamespace(device=CPU), 0, skipped
+
+    def step(self):
+        self.calls += 1
+        return None if self.calls in self._skipped else object()
+
+
+def test_steps_that_fp16_skips_do_not_count():
+    session = Steps(1, 2, 7)
+    training._warm_up(session, NEVER)
+    assert session.calls == training.WARM_UP + 2
+    training._seconds_of(session, 5)
+    assert session.calls == training.WARM_UP + 2 + 5 + 1
+
+
+def test_a_whole_run_is_timed_part_by_part(bench: Bench, monkeypatch):
+    monkeypatch.setattr(whole_run, "STEPS", 2)
+    monkeypatch.setattr(whole_run, "DRAWING", SamplingConfig(steps=2))
+    (row,) = whole_run.run_whole(bench, NEVER)
+    assert list(row["seconds"]) == [
+        whole_run.OPENING, whole_run.LOADING, "encoding photos and class images",
+        "drawing class images", "before the first step", "steps", "preview",
+        "writing the checkpoint",
+    ]  # fmt: skip
+    assert row["steps"] == 2
+    assert row["file"] * 2**30 == pytest.approx(bench.checkpoint.stat().st_size, rel=0.05)
+    assert "s: opening the run " in whole_run.describe(row)
+
+
+# ---------------------------------------------------------------- other tests
+
+
+def test_tests_are_counted_by_outcome(tmp_path: Path):
+    (tmp_path / "tests" / "gpu").mkdir(parents=True)
+    (tmp_path / "tests" / "gpu" / "test_some.py").write_text(
+        "import pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "@pytest.mark.parametrize('name', ['a', 'b c'])\n"
+        "def test_good(name): pass\n"
+        "def test_bad(): assert 1 > 2\n"
+        "def test_absent(): pytest.skip('no')\n"
+        "def test_broken(missing): pass\n",
+        "utf-8",
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: x\naddopts = -ra\n", "utf-8")
+    (row,) = device_tests.run_tests(tmp_path)
+    assert row["outcomes"] == {"passed": 2, "failed": 1, "skipped": 1, "error": 1}
+    assert row["failed"] == ["test_broken", "test_bad - assert 1 > 2"]
+    assert device_tests.describe(row) == "2 passed, 1 failed, 1 skipped, 1 error"
+
+
+def test_tests_that_were_ended_early_are_counted_so_far():
+    names = ["test_one[x y] PASSED [ 20%]", "test_two FAILED [ 40%]", "test_three"]
+    lines = [f"tests/gpu/test_a.py::{name}" for name in names]
+    assert device_tests.summarize(lines) == {
+        "outcomes": {"passed": 1, "failed": 1}, "failed": ["test_two"],
+    }  # fmt: skip
+
+
+def test_without_pytest_the_tests_are_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    with pytest.raises(LeftOut, match=r"^pytest is not installed$"):
+        next(device_tests.run_tests())
+
+
+def test_a_run_that_comes_to_no_test_is_a_failure(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="not found: tests/gpu"):
+        next(device_tests.run_tests(tmp_path))
+
+
+# ------------------------------------------------------------------ reference
+
+
+def test_without_the_script_it_is_left_out_in_one_line(bench: Bench):
+    with pytest.raises(LeftOut) as caught:
+        next(reference.run_reference(bench, NEVER))
+    assert str(caught.value) == ("diffusers' train_dreambooth.py was not given (--reference FILE)")
+
+
+def test_the_script_gets_the_settings_that_ours_have(bench: Bench):
+    setting = replace(SETTING, trains=CLASS, batch_size=4, precision="bf16",
+                      optimizer="AdamW8bit", gradient_checkpointing=True)  # fmt: skip
+    words = reference._arguments(setting, bench, Path("model"))
+    for word in ("--train_batch_size=4", "--mixed_precision=bf16", "--use_8bit_adam",
+                 "--gradient_checkpointing", "--with_prior_preservation", "--resolution=32",
+                 "--learning_rate=2e-06"):  # fmt: skip
+        assert word in words
+    plain = reference._arguments(replace(SETTING, trains=TEXT), bench, Path("model"))
+    assert "--train_text_encoder" in plain
+    assert not {"--use_8bit_adam", "--gradient_checkpointing", "--with_prior_preservation"} & {
+        *plain
+    }
+
+
+def test_a_script_is_timed_by_its_progress_bar_and_ended(tmp_path: Path, monkeypatch):
+    script, figures = tmp_path / "script.py", tmp_path / "figures.json"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tqdm.auto import tqdm\n"
+        "assert sys.argv[1:] == ['--some', 'word']\n"
+        "other = tqdm(range(1000), desc='Loading', disable=True)\n"
+        "bar = tqdm(range(1000), desc='Steps')\n"
+        "for number in range(1000):\n"
+        "    other.update(1)\n"
+        "    bar.update(1)\n"
+        f"    Path({str(tmp_path / 'made')!r}).write_text(str(number + 1))\n",
+        "utf-8",
+    )
+    monkeypatch.setattr(tqdm, "update", tqdm.update)
+    monkeypatch.setattr(sys, "argv", ["", str(figures), str(script), "--some", "word"])
+    watched_script.main()
+    found = json.loads(figures.read_text("utf-8"))
+    assert len(found["steps_per_second"]) == training.STRETCHES
+    assert min(found["steps_per_second"]) > 0
+    last = training.WARM_UP + training.STRETCHES * watched_script.STRETCH_STEPS
+    assert int((tmp_path / "made").read_text()) == last - 1
+
+
+def test_the_scripts_model_folder_is_read_by_its_libraries(bench: Bench, tmp_path: Path):
+    networks = bench.networks()
+    write_folder(networks, tmp_path)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
+    assert torch.equal(unet.conv_in.weight, networks[0].conv_in.weight.float())
+    encoder = CLIPTextModel.from_pretrained(tmp_path, subfolder="text_encoder")
+    assert encoder.dtype == torch.float32  # the script refuses to train any other
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, subfolder="tokenizer", use_fast=False)
+    caption = "a photo of sks dog, in the snow!"
+    ids = tokenizer(caption, padding="max_length", max_length=77).input_ids
+    # What fills up the end may differ: the script pads with a token of the folder's choice.
+    length = ids.index(tokenizer.eos_token_id) + 1
+    assert ids[:length] == ClipTokenizer().encode([caption])[0, :length].tolist()
