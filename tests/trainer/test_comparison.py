@@ -48,13 +48,13 @@ def test_a_yardstick_scores_each_row(tiny_checkpoint: Path):
     photos = [np.full((64, 64, 3), (0, 150, 150), np.uint8)]
     yardstick = Yardstick(Judge(), photos, PROMPTS)
     plan = axes(tiny_checkpoint, schedulers=["DDIM"])
-    comparison = compare(plan, SamplingConfig(), device=CPU, size=(64, 64), yardstick=yardstick)
+    comparison = compare(plan, SamplingConfig(), device=CPU, yardstick=yardstick)
     for row in comparison.rows:
         assert row.scores == yardstick.score(row.images)
     assert comparison.records()[0]["subject fidelity"] == pytest.approx(
         np.mean(comparison.rows[0].scores.subject)
     )
-    bare = compare(plan, SamplingConfig(), device=CPU, size=(64, 64))
+    bare = compare(plan, SamplingConfig(), device=CPU)
     assert comparison.grid().height > bare.grid().height
     assert comparison.chart().width == 800
 

@@ -47,7 +47,7 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
     photos = draw(tmp_path / "photos", count=3, seed=0, size=32)
     return TrainingConfig(
         base=tiny_checkpoint,
-        dataset=DatasetConfig(photos=(photos,), prompt="a photo of sks dog", resolution=32),
+        dataset=DatasetConfig(photos=(photos,), prompt="a photo of sks dog", resolution=16),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         output=OutputConfig(folder=tmp_path / "out", name="dog", dtype="fp32"),
         steps=4,
@@ -115,7 +115,7 @@ def test_previews_change_nothing(config, batch_size):
     preview = PreviewConfig(prompts=("a dog", "a cat", "a cup"), every=2, sampling=sampling)
     plain = run(config)
     previewed = run(replace(config, preview=preview), Watching())
-    assert seen == [(2, [(32, 32, 3)] * 3), (4, [(32, 32, 3)] * 3)]
+    assert seen == [(2, [(16, 16, 3)] * 3), (4, [(16, 16, 3)] * 3)]
     assert previewed[0] == plain[0]
     assert same(previewed[1], plain[1])
     assert np.array_equal(previewed[2].previews, drawn[-1])
@@ -295,7 +295,7 @@ def test_photos_of_several_shapes_train_in_their_buckets(config, tmp_path):
     for number, (width, height) in enumerate([(96, 48), (48, 96)]):
         pixels = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(config.dataset.photos[0] / f"wide{number}.png")
-    bucketed = replace(config.dataset, buckets=True)
+    bucketed = replace(config.dataset, buckets=True, resolution=32)
     losses, _, _ = run(replace(config, dataset=bucketed, batch_size=5))
     assert len(losses) == 4
     assert all(0 < loss < 10 for loss in losses)

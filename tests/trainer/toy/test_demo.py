@@ -10,8 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.observer import Observer
-from trainer.toy import MODEL
-from trainer.toy.demo import demo_config, run_demo
+from trainer.toy import MODEL, demo
 
 
 class Listening(Observer):
@@ -23,24 +22,28 @@ class Listening(Observer):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A third of the demo's steps, and no class images."""
-    config = demo_config(tmp_path_factory.mktemp("demo"))
+def made(tmp_path_factory):
+    """A third of the demo's steps, no class images, and fewer pictures to be judged, drawn in fewer
+    steps."""
+    config = demo.demo_config(tmp_path_factory.mktemp("demo"))
     config = replace(config, steps=100, prior=replace(config.prior, weight=0.0))
     observer = Listening()
-    report = run_demo(config, torch.device("cpu"), observer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "SCORED_IMAGES", 12)
+        patch.setattr(demo, "SAMPLING", replace(demo.SAMPLING, steps=8))
+        report = demo.run_demo(config, torch.device("cpu"), observer)
     return config.output.folder, report, observer.losses
 
 
-def test_the_subject_is_learned(demo):
-    _, report, losses = demo
+def test_the_subject_is_learned(made):
+    _, report, losses = made
     assert report["subject_score_before"] <= 0.1
     assert report["subject_score_after"] >= 0.3
     assert np.mean(losses[-20:]) < np.mean(losses[:20])
 
 
-def test_the_report_holds_what_the_readme_says(demo):
-    folder, report, _ = demo
+def test_the_report_holds_what_the_readme_says(made):
+    folder, report, _ = made
     assert json.loads((folder / "report.json").read_text()) == report
     assert set(report) == {
         "subject_score_before", "subject_score_after", "prior_score_before", "prior_score_after",
@@ -50,8 +53,8 @@ def test_the_report_holds_what_the_readme_says(demo):
     assert report["prior_score_before"] >= 0.8
 
 
-def test_the_checkpoint_has_the_embedded_models_layout(demo):
-    folder, report, _ = demo
+def test_the_checkpoint_has_the_embedded_models_layout(made):
+    folder, report, _ = made
     before, after = load_file(MODEL), load_file(folder / report["checkpoint"])
     assert {n: (t.shape, t.dtype) for n, t in after.items()} == {
         n: (t.shape, t.dtype) for n, t in before.items()
@@ -61,8 +64,8 @@ def test_the_checkpoint_has_the_embedded_models_layout(demo):
     assert all(torch.equal(before[name], after[name]) for name in vae)
 
 
-def test_the_pictures_are_there_to_be_looked_at(demo):
-    folder, _, _ = demo
+def test_the_pictures_are_there_to_be_looked_at(made):
+    folder, _, _ = made
     for name in ("before_after.png", "loss.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
