@@ -459,6 +459,15 @@ def test_weights_in_the_middle_of_a_step_are_not_kept(config, monkeypatch):
     assert list(config.output.folder.iterdir()) == []
 
 
+def test_captions_that_are_cut_are_told_of(config, caplog):
+    dataset = replace(config.dataset, prompt=" ".join(["dog"] * 75) + " in snow")
+    run(replace(config, dataset=dataset, steps=1))
+    assert caplog.messages == [
+        "The caption of '0.png' is longer than the text encoder can read. This end of it is "
+        "ignored: 'in snow'. Shorten the caption."
+    ]
+
+
 def test_intermediate_checkpoints_are_announced_and_the_newest_stay(config):
     heard = []
 

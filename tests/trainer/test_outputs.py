@@ -1,5 +1,6 @@
 """What a run's files hold, and that each kind of file keeps to its own."""
 
+import shutil
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -71,6 +72,22 @@ def test_intermediate_files_of_each_kind_stay_as_many_as_asked(session, tmp_path
     assert sorted(path.name for path in earlier.parent.iterdir()) == [
         "dog-embedding-step000002.safetensors", "dog-step000002.safetensors",
     ]  # fmt: skip
+
+
+def test_only_what_is_last_takes_the_room_of_the_result(session, small_disk, caplog):
+    disk = small_disk(64 << 20)
+    session.trainable.files = [
+        replace(file, output=replace(file.output, folder=disk)) for file in session.trainable.files
+    ]
+    outputs = Outputs(session, {}, STARTED, ())
+    session.reports, outputs._metadata = [None], lambda file: {}
+    one_and_a_half = session.model.path.stat().st_size * 3 // 2
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - one_and_a_half))
+    assert (outputs.save_step(), outputs.save_best()) == ({}, {})
+    assert [message.split(": ")[0] for message in caplog.messages] == [
+        "Could not keep the weights of step 1", "Could not keep the weights of step 1, the best",
+    ]  # fmt: skip
+    assert sorted(outputs.save_step(is_last=True)) == ["checkpoint", "embedding"]
 
 
 def test_saves_are_told_by_step_with_all_their_files(session, tmp_path):

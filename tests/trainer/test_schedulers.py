@@ -99,6 +99,10 @@ def test_timesteps_are_those_of_the_scheduler_file_of_stable_diffusion_1(name: s
         ours = schedulers.build(name, SCHEDULE, steps)
         assert torch.equal(ours.timesteps, theirs.timesteps)
         assert float(ours.init_noise_sigma) == pytest.approx(float(theirs.init_noise_sigma))
+        if name in ("DDIM", "PNDM"):  # what they take the last step to
+            assert float(ours.final_alpha_cumprod) == pytest.approx(
+                float(theirs.final_alpha_cumprod), abs=1e-6
+            )
 
 
 def test_karras_spreads_the_noise_levels_by_the_formula_and_the_plain_one_does_not():

@@ -338,6 +338,27 @@ def test_previews_are_drawn_from_the_average_at_the_size_of_training(tiny_model)
     assert not all(map(torch.equal, weights, session.ema.averages))
 
 
+def test_the_average_follows_as_slowly_as_configured(tiny_model):
+    session = begin(tiny_model, ema=True, ema_decay=0.1, optimizer={"learning_rate": 1e-2})
+    kernel = tiny_model.unet.conv_in.weight
+    before = kernel.detach().clone()
+    session.step()
+    average = 0.1 * before + 0.9 * kernel.detach()
+    with session.averaged():
+        torch.testing.assert_close(kernel.detach(), average)
+
+
+def test_previews_can_be_broken_off(tiny_model):
+    class Cancelling(Observer):
+        def on_progress(self, activity: str, done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+    session = begin(tiny_model, ema=True)
+    with pytest.raises(KeyboardInterrupt):
+        session.draw(["a dog"], Cancelling())
+    assert session.is_whole
+
+
 def test_the_scale_of_the_loss_goes_on_where_it_stood(tiny_model, tiny_checkpoint):
     session = begin(tiny_model, precision="fp16")
     session.step()
