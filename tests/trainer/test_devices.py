@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from tests.trainer.fake_device import CPU, DEVICE, fake_device
-from trainer import judges
+from trainer import families, judges
 from trainer.__main__ import COMMANDS
 from trainer.commands import Demo, Priors, Sample
 from trainer.config import (
@@ -244,6 +244,31 @@ def test_previews(config, run, scheduler):
     # The method that leaves the least to write.
     result = run(replace(config, preview=preview, steps=1), METHODS[TextualInversion])
     assert len(result.previews) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "text_encoder"),
+    [
+        (FullFineTune(), CPU),
+        (FullFineTune(train_text_encoder=True), DEVICE),
+        (METHODS[TextualInversion], DEVICE),
+    ],
+    ids=["U-Net", "text encoder", "textual inversion"],
+)
+def test_only_what_steps_need_is_on_the_device(config, run, monkeypatch, method, text_encoder):
+    """Also after previews, for which the others come back."""
+    models, places = [], []
+    load = families.load
+    monkeypatch.setattr(families, "load", lambda *args: models.append(load(*args)) or models[-1])
+
+    class Looking(Observer):
+        def on_step(self, report):
+            (model,) = models
+            parts = (model.unet, model.vae, model.text_encoders)
+            places.append([{p.device for p in part.parameters()} for part in parts])
+
+    run(replace(config, preview=previews()), method, observer=Looking())
+    assert places == [[{DEVICE}, {CPU}, {text_encoder}]] * config.steps
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
