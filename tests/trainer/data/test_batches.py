@@ -241,11 +241,14 @@ def test_each_visit_draws_one_of_the_captions_alike() -> None:
     instance = {replace(example, captions=("a cup", "the cup", "my cup")): latents}
     stream = BatchStream(instance, {}, config(batch_size=50))
 
-    counts = Counter(caption for batch in take(stream, 18) for caption in batch.captions)
+    captions = [caption for batch in take(stream, 18) for caption in batch.captions]
+    counts = Counter(captions)
 
     # 900 draws of 3: 300 each, give or take four standard deviations of 14
     assert sorted(counts) == ["a cup", "my cup", "the cup"]
     assert all(abs(count - 300) < 57 for count in counts.values())
+    again = take(BatchStream(instance, {}, config(batch_size=50)), 18)
+    assert [caption for batch in again for caption in batch.captions] == captions
 
 
 def test_timesteps_are_uniform_over_the_schedule() -> None:
