@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from PIL import Image
 
 from .random_model import Networks, Shape, build, write_checkpoint
 
+Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]
 NUM_PHOTOS = 8
 GB = 2**30
@@ -108,6 +111,17 @@ def synchronize(device: torch.device) -> None:
 def require_time(deadline: float) -> None:
     if time.monotonic() > deadline:
         raise OutOfTime
+
+
+def within(deadline: float, items: Iterable[Item]) -> Iterator[Item]:
+    """Each of them, as long as the next will be done in time if it takes as long as the longest so
+    far; then OutOfTime."""
+    longest = 0.0
+    for item in items:
+        require_time(deadline - longest)
+        started = time.monotonic()
+        yield item
+        longest = max(longest, time.monotonic() - started)
 
 
 def in_a_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .bench import NUM_PHOTOS, ROOT, Bench, LeftOut, OutOfTime, release, require_time
+from .bench import NUM_PHOTOS, ROOT, Bench, LeftOut, OutOfTime, release, within
 from .random_model import write_folder
 from .training import CLASS, CLASS_PROMPT, PROMPT, TEXT, UNET, Setting
 
@@ -36,12 +36,8 @@ def run_reference(bench: Bench, deadline: float) -> Iterator[dict[str, Any]]:
     if not model.exists():
         write_folder(bench.networks(), model)
     release(bench.device)  # which the script needs
-    longest = 0.0
-    for setting in SETTINGS:
-        started = time.monotonic()
-        require_time(deadline - longest)
+    for setting in within(deadline, SETTINGS):
         yield {**asdict(setting), **_measure(setting, bench, model, deadline)}
-        longest = max(longest, time.monotonic() - started)
 
 
 def _measure(setting: Setting, bench: Bench, model: Path, deadline: float) -> dict[str, Any]:

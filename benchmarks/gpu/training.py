@@ -37,6 +37,7 @@ from .bench import (
     require_time,
     say,
     synchronize,
+    within,
 )
 
 WARM_UP = 4
@@ -83,12 +84,9 @@ def measure_each(
     settings: Sequence[Setting], bench: Bench, deadline: float
 ) -> Iterator[dict[str, Any]]:
     """A row for each setting, also where it fails."""
-    longest, checkpoint = 0.0, bench.checkpoint
-    for setting in settings:
-        started = time.monotonic()
-        require_time(deadline - longest)
+    checkpoint = bench.checkpoint
+    for setting in within(deadline, settings):
         yield {**asdict(setting), **_try(setting, checkpoint, bench, deadline)}
-        longest = max(longest, time.monotonic() - started)
 
 
 def _try(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPTextModel
 
+from benchmarks.gpu import bench as measuring
 from benchmarks.gpu import device_tests, page, reference, training, watched_script, whole_run
 from benchmarks.gpu.__main__ import NO_GPU, find_facts, main
 from benchmarks.gpu.bench import ROOT, Bench, LeftOut, OutOfTime
@@ -308,9 +309,15 @@ def test_steps_are_measured_and_leave_nothing_behind(bench: Bench, monkeypatch):
     assert [model() for model in models] == [None] * 3
 
 
-def test_no_setting_is_begun_when_the_time_is_up(bench: Bench):
-    with pytest.raises(OutOfTime):
-        next(measure_each([SETTING], bench, time.monotonic() - 1))
+def test_nothing_is_begun_that_would_not_be_done_in_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    items = measuring.within(25, "abcd")
+    for item, seconds in (("a", 10), ("b", 5), ("c", 3)):
+        assert next(items) == item
+        now[0] += seconds
+    with pytest.raises(OutOfTime):  # it is 18, and another of 10 would end at 28
+        next(items)
 
 
 class Steps:
