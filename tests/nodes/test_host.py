@@ -3,37 +3,18 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from benchmarks.startup import STARTUP, last_line
 from trainer.toy import MODEL, PHOTOS
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 ROOT = Path(__file__).parents[2]
-STARTUP = """
-import sys, time, importlib.util
-sys.path.insert(0, sys.argv[1])
-sys.argv = ["main.py", "--cpu", "--base-directory", sys.argv[3], sys.argv[2]]
-root = sys.argv.pop()
-import comfy.options
-comfy.options.enable_args_parsing()
-import utils.install_util, server, nodes, comfy.sd, psutil
-before = set(sys.modules)
-started = time.process_time()
-spec = importlib.util.spec_from_file_location("/pack", root + "/__init__.py")
-pack = importlib.util.module_from_spec(spec)
-sys.modules["/pack"] = pack
-spec.loader.exec_module(pack)
-seconds = time.process_time() - started
-new = {name.split(".")[0] for name in set(sys.modules) - before}
-print(seconds, *sorted(new & {"diffusers", "transformers", "scipy", "matplotlib"}))
-"""
-
+HEAVY = {"diffusers", "transformers", "scipy", "matplotlib"}
 MEMORY = (
     STARTUP
     + """
@@ -108,24 +89,9 @@ def priors_node():
     return build
 
 
-def last_line(script, base):
-    """What a script prints at its end in ComfyUI's environment, without a server."""
-    done = subprocess.run(
-        [
-            os.environ.get("COMFYUI_PYTHON", sys.executable), "-c", script,
-            os.environ["COMFYUI_PATH"], str(ROOT), str(base),
-        ],
-        capture_output=True, text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
-
-
-def test_the_import_takes_little_time_and_no_heavy_library(needs_comfyui, tmp_path):
-    seconds, *heavy = last_line(STARTUP, tmp_path).split()
-    assert heavy == []
-    assert float(seconds) < 0.3
+def test_the_import_brings_no_heavy_library(needs_comfyui, tmp_path):
+    """How long it takes is measured by `benchmarks/startup.py`."""
+    assert last_line(f"{STARTUP}\nprint(sorted(new & {HEAVY}))", tmp_path) == "[]"
 
 
 def test_an_error_holds_no_model_in_memory(needs_comfyui, tmp_path):
@@ -208,14 +174,16 @@ def test_cancel_ends_within_a_step_and_the_next_queue_goes_on(comfyui, toy_graph
     def stop(outcome):
         if outcome.steps and outcome.steps[-1] >= 2 and not stopped_at:
             comfyui.interrupt()
-            stopped_at.append(outcome.steps[-1])
+            logs = comfyui.base.rglob("metrics.jsonl")
+            newest = max(logs, key=lambda path: path.stat().st_mtime_ns)
+            stopped_at.append(len(newest.read_text().splitlines()))
 
     outcome = comfyui.run(graph, hear=stop)
     assert outcome.end == "execution_interrupted"
     assert "stopped.safetensors" not in comfyui.trained()
     stopped = int(re.findall(r"Stopped after step (\d+)", comfyui.log.read_text())[-1])
-    # Steps shorter than a message's way are made before the click arrives.
-    assert stopped_at[0] <= stopped < stopped_at[0] + 20
+    # Of those that were made when the click had arrived, or the one that was being made.
+    assert stopped_at[0] <= stopped <= stopped_at[0] + 1
     stopped_at.clear()
     outcome = comfyui.run(graph, hear=stop)
     assert outcome.end == "execution_interrupted"
@@ -274,7 +242,7 @@ def test_drawing_can_be_cancelled(comfyui, toy_graph, priors_node, new_seed, act
     outcome = comfyui.run(graph, hear=stop)
     assert (outcome.end, heard) == ("execution_interrupted", [activity])
     done, total = outcome.texts[-1].removeprefix(activity).split("/")
-    assert int(done) < int(total) / 2
+    assert int(done) < int(total)
 
 
 def test_equal_nodes_train_once_and_different_ones_apart(comfyui, toy_graph, new_seed):
