@@ -19,7 +19,7 @@ folders to folders.py."""
 HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
-    {"names", "checks", "metrics", "config", "presets", "observer", "diffusion"},
+    {"names", "checks", "metrics", "effects", "config", "presets", "observer", "diffusion"},
     {
         "precision",
         "memory",

@@ -2,8 +2,7 @@
 
 The command line, the TOML file and ComfyUI's widgets all read their names, defaults and help here.
 Options of one training method live with the method (`methods/`), good values of them all in
-`presets.py`. No torch, no file access.
-"""
+`presets.py`, what the types say of a run's result in `effects.py`. No torch, no file access."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from . import names
 from .checks import at_least, is_text, one_of, require
+from .effects import ByContent, Decides, NoEffect, OnlyRounding, PhotosPerStep
 
 Precision = Literal["fp32", "fp16", "bf16"]
 FileDtype = Literal["as input", "fp32", "fp16", "bf16"]
@@ -24,24 +24,24 @@ FileDtype = Literal["as input", "fp32", "fp16", "bf16"]
 class DatasetConfig:
     """The photos of the subject, and how they are brought to size."""
 
-    photos: tuple[Path, ...]
+    photos: ByContent[tuple[Path, ...]]
     """A folder of photos, or the photos themselves."""
-    prompt: str
+    prompt: Decides[str]
     """The instance prompt, such as "a photo of sks dog": what the photos show. A text file beside
     a photo (photo.jpg, photo.txt) takes its place for that photo."""
-    resolution: int | None = None
+    resolution: Decides[int | None] = None
     """Shorter side of a training image, in pixels; none takes the model's own, 512 for Stable
     Diffusion 1. Lower saves memory, and below half of the model's own spoils the result."""
-    crop: Literal["center", "random"] = "center"
+    crop: Decides[Literal["center", "random"]] = "center"
     """What is kept of a photo that is not square: its centre, or a place drawn once per photo."""
-    buckets: bool = False
+    buckets: Decides[bool] = False
     """Keep each photo's own shape (to 64 pixels) at about the same area, rather than cropping to a
     square. Photos of different shapes are then computed one shape after the other."""
-    mirror: bool = False
+    mirror: Decides[bool] = False
     """Also train on each photo's mirror image. Wrong for faces, lettering and one-sided things."""
-    background: str = "white"
+    background: Decides[str] = "white"
     """Colour put behind transparent pixels: a name or #rrggbb."""
-    allow_upscaling: bool = False
+    allow_upscaling: Decides[bool] = False
     """Enlarge photos smaller than the resolution rather than refuse them. They will look soft."""
 
     def __post_init__(self) -> None:
@@ -60,18 +60,18 @@ class DatasetConfig:
 class SamplingConfig:
     """How images are made from prompts."""
 
-    scheduler: str = "DDIM"
+    scheduler: Decides[str] = "DDIM"
     """Noise scheduler, by the name in `schedulers.SCHEDULERS`. DDIM forgives an overfitted model
     most, LMSDiscrete least."""
-    steps: int = 50
+    steps: Decides[int] = 50
     """Denoising steps per image, 1 to 1000. About 100 help when images come out noisy."""
-    guidance_scale: float = 7.5
+    guidance_scale: Decides[float] = 7.5
     """How strongly the prompt is followed; 1 is no guidance, above 15 colours burn out."""
-    negative_prompt: str = ""
+    negative_prompt: Decides[str] = ""
     """What the images should not show."""
-    seed: int = 0
+    seed: Decides[int] = 0
     """Image number i starts from seed + i, whatever the scheduler and the batch."""
-    batch_size: int = 4
+    batch_size: OnlyRounding[int] = 4
     """Images made at once; changes memory and speed, never the images' starting noise."""
 
     def __post_init__(self) -> None:
@@ -86,16 +86,16 @@ class SamplingConfig:
 class PriorConfig:
     """Prior preservation: training on other images of the class, so that it is not forgotten."""
 
-    weight: float = 0.0
+    weight: Decides[float] = 0.0
     """Weight of the class images' loss beside the photos'; 0 is off, 1 the usual."""
-    prompt: str = ""
+    prompt: Decides[str] = ""
     """The class prompt, such as "a photo of a dog": the instance prompt without its identifier."""
-    images: tuple[Path, ...] = ()
+    images: ByContent[tuple[Path, ...]] = ()
     """A folder of your own class images, or the images themselves; none has the base model make
     them."""
-    num_images: int = 200
+    num_images: Decides[int] = 200
     """How many class images the base model makes. Below 50 they begin to be learned by heart."""
-    ratio: float = 1.0
+    ratio: Decides[float] = 1.0
     """Class images per photo in each batch."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the class images are made."""
@@ -114,20 +114,20 @@ class PriorConfig:
 class OptimizerConfig:
     """What turns gradients into new weights."""
 
-    name: str = "AdamW"
+    name: Decides[str] = "AdamW"
     """Optimizer, by the name in `optimizers.OPTIMIZERS`."""
-    learning_rate: float = 2e-6
+    learning_rate: Decides[float] = 2e-6
     """Per step. 1e-6 to 5e-6 for Stable Diffusion 1; too high and every prompt gives the training
     photos. Prodigy finds its own and takes 1."""
-    weight_decay: float = 0.01
+    weight_decay: Decides[float] = 0.01
     """Pull of every weight towards zero, per step and in units of the learning rate."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Decides[float] = 1.0
     """Gradients longer than this are shortened to it; 0 leaves them."""
-    lr_schedule: str = "constant"
+    lr_schedule: Decides[str] = "constant"
     """How the learning rate runs over the steps, by the name in `lr_schedules.LR_SCHEDULES`."""
-    warmup_steps: int = 0
+    warmup_steps: Decides[int] = 0
     """Steps over which the learning rate rises from 0."""
-    num_restarts: int = 1
+    num_restarts: Decides[int] = 1
     """Cosines in "cosine with restarts"."""
 
     def __post_init__(self) -> None:
@@ -183,24 +183,24 @@ class ScoringConfig:
 class OutputConfig:
     """Where the trained checkpoint goes."""
 
-    folder: Path = Path("out")
+    folder: NoEffect[Path] = Path("out")
     """Made if it is missing."""
-    embedding_folder: Path | None = None
+    embedding_folder: NoEffect[Path | None] = None
     """Where a learned embedding goes; none takes folder."""
-    name: str = "dreambooth"
+    name: NoEffect[str] = "dreambooth"
     """File name without ending. A counter is added rather than overwriting a file."""
-    save_every: int = 0
+    save_every: NoEffect[int] = 0
     """Steps between intermediate checkpoints; 0 saves only at the end."""
-    keep: int = 3
+    keep: NoEffect[int] = 3
     """How many intermediate checkpoints stay; the oldest goes once the newest is safe."""
-    state_every: int = 100
+    state_every: NoEffect[int] = 100
     """Steps between states, from which a run that was ended early goes on; 0 keeps one only when it
     is stopped. Each takes as much time and space as several checkpoints."""
-    keep_state: bool = False
+    keep_state: NoEffect[bool] = False
     """Keep the last state of a finished run, so that a run of more steps goes on from there."""
-    dtype: FileDtype = "as input"
+    dtype: Decides[FileDtype] = "as input"
     """Number format of the file's trained tensors."""
-    private: bool = False
+    private: Decides[bool] = False
     """Leave prompts and the names of photos out of the file, whose metadata otherwise says what it
     was trained on."""
 
@@ -223,42 +223,42 @@ class OutputConfig:
 class TrainingConfig:
     """One DreamBooth run. With the base model's and the images' bytes it decides the result."""
 
-    base: Path
+    base: ByContent[Path]
     """The Stable Diffusion checkpoint to start from (.safetensors or .ckpt), or "toy"."""
     dataset: DatasetConfig
-    embedding: Path | None = None
+    embedding: ByContent[Path | None] = None
     """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
-    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    preview: NoEffect[PreviewConfig] = field(default_factory=PreviewConfig)
+    scoring: NoEffect[ScoringConfig] = field(default_factory=ScoringConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
-    steps: int = 400
+    steps: Decides[int] = 400
     """Optimizer steps. More draw the subject better until the model draws nothing else."""
-    batch_size: int = 4
+    batch_size: PhotosPerStep[int] = 4
     """Photos per pass through the model; class images come on top."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: PhotosPerStep[int] = 1
     """Passes per step: 4 passes of batch 1 equal batch 4, slower and in less memory."""
-    seed: int = 0
+    seed: Decides[int] = 0
     """Decides every random draw of the run."""
-    precision: Precision = "fp32"
+    precision: Decides[Precision] = "fp32"
     """Number format of the computation. The weights being trained are kept in fp32 under each."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: OnlyRounding[bool] = False
     """Compute activations twice rather than keep them: less memory, about a quarter slower."""
-    ema: bool = False
+    ema: Decides[bool] = False
     """Save a running average of the weights instead of the last ones."""
-    ema_decay: float = 0.999
+    ema_decay: Decides[float] = 0.999
     """How slowly the average follows, once warmed up."""
-    min_snr_gamma: float = 0.0
+    min_snr_gamma: Decides[float] = 0.0
     """Weigh each image's loss by min(SNR, gamma) / SNR at its own timestep, class images like
     photos (as DreamBooth's equation 2; diffusers' script weighs photos alone); 5 is usual, 0 off.
     """
-    noise_offset: float = 0.0
+    noise_offset: Decides[float] = 0.0
     """Standard deviation of noise shared by a whole channel; 0.05 to 0.1 reaches darker and
     brighter images, 0 is off."""
-    channels_last: bool = False
+    channels_last: OnlyRounding[bool] = False
     """Store the U-Net's activations channels last: faster on NVIDIA cards in fp16 or bf16."""
-    compile: bool = False
+    compile: OnlyRounding[bool] = False
     """Compile the U-Net first (torch.compile): a minute's wait, then faster steps."""
 
     def __post_init__(self) -> None:

@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from . import records
-from .config import TrainingConfig
+from .config import PriorConfig, SamplingConfig, TrainingConfig
 from .data.examples import Example
+from .effects import Effect, effects
 from .families.files import CheckpointFile, remember_sha256
 from .metadata import plain
 from .methods.base import Method
 
 PACKAGE = Path(__file__).parent
-_NOT_DECISIVE = (
-    "base", "embedding", "dataset.photos", "prior.images", "prior.sampling.batch_size", "preview.",
-    "scoring.", "output.folder", "output.embedding_folder", "output.name", "output.save_every",
-    "output.keep", "output.state_every", "output.keep_state", "batch_size",
-    "gradient_accumulation", "gradient_checkpointing", "channels_last", "compile",
-)  # fmt: skip
-"""Settings that leave the result as it is but for rounding, so that a run which was too large for
-the memory can go on with others, or whose files count by their bytes."""
 _WITHOUT_A_SAY = (
     "toy/", "__main__", "commands", "comparison", "judges", "judging", "metrics", "scores.",
     "terminal",
@@ -49,10 +42,11 @@ def define(
     """Everything that decides a run's result: the settings that matter by their dotted names, and
     hashes, "" for no embedding. `class_images` are the user's own; others follow from the settings
     and the base model."""
-    settings = {**plain(config), "method": {type(method).__name__: plain(method)}}
-    idle = _NOT_DECISIVE + _without_effect(config)
+    method_name = f"method.{type(method).__name__}."
+    settings = dict(_flat(plain(config))) | dict(_flat(plain(method), method_name))
+    names = deciding(TrainingConfig) | deciding(type(method), method_name)
     return {
-        **{name: value for name, value in _flat(settings) if not name.startswith(idle)},
+        **{name: settings[name] for name in settings if name in names - _idle(config)},
         "photos per step": config.batch_size * config.gradient_accumulation,
         "base model": base_sha256,
         "embedding": embedding_sha256,
@@ -73,15 +67,23 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def _without_effect(config: TrainingConfig) -> tuple[str, ...]:
-    names: list[str] = []
+def deciding(settings: type, prefix: str = "") -> set[str]:
+    """The dotted names, after `prefix`, of a dataclass's settings that tell runs apart by their
+    value."""
+    named = effects(settings, prefix)
+    return {name for name, effect in named.items() if effect is Effect.VALUE}
+
+
+def _idle(config: TrainingConfig) -> set[str]:
+    """The names of settings that decide nothing in this run, because others switch them off."""
+    idle: set[str] = set()
     if config.prior.weight == 0:
-        names.append("prior.")
+        idle |= deciding(PriorConfig, "prior.")
     if config.prior.images:
-        names += ["prior.num_images", "prior.sampling."]
+        idle |= {"prior.num_images"} | deciding(SamplingConfig, "prior.sampling.")
     if not config.ema:
-        names.append("ema_decay")
-    return tuple(names)
+        idle.add("ema_decay")
+    return idle
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """Which changes make another run, and which do not."""
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -10,10 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trainer import toy
 from trainer.config import DatasetConfig, PriorConfig, SamplingConfig, TrainingConfig
-from trainer.data.examples import Example
+from trainer.data.examples import Example, find_examples
+from trainer.effects import Effect, effects
 from trainer.identity import Hashes, code_version, define, identify
 from trainer.methods.full import FullFineTune
+from trainer.methods.textual_inversion import TextualInversion
+
+MANIFESTS = json.loads(Path(__file__).with_name("manifests_version_0.json").read_text("utf-8"))
+"""Of real runs of the embedded model, as they were written before the numbers of training had
+versions."""
+METHODS = {method.__name__: method for method in (FullFineTune, TextualInversion)}
 
 
 @pytest.fixture
@@ -74,6 +83,47 @@ def test_what_changes_nothing_about_the_result_is_the_same_run(config, photos, c
 )
 def test_what_decides_the_result_makes_another_run(config, photos, changes):
     assert name(config.replace(changes), photos) != name(config, photos)
+
+
+def test_what_does_not_count_by_its_value_counts_otherwise():
+    found = effects(TrainingConfig)
+    of = lambda effect: {name for name in found if found[name] is effect}  # noqa: E731
+    assert of(Effect.CONTENT) == {"base", "embedding", "dataset.photos", "prior.images"}
+    assert of(Effect.PHOTOS_PER_STEP) == {"batch_size", "gradient_accumulation"}
+    assert of(Effect.ROUNDING) == {
+        "gradient_checkpointing", "channels_last", "compile", "prior.sampling.batch_size",
+    }  # fmt: skip
+
+
+def settings_of(manifest: dict) -> tuple[TrainingConfig, FullFineTune | TextualInversion]:
+    """The settings that a run of the embedded model on its photos had."""
+    kept = manifest["config"]
+    config = TrainingConfig(base=toy.MODEL, dataset=DatasetConfig(photos=(toy.PHOTOS,), prompt="-"))
+    config = config.replace({
+        **{name: value for name, value in kept.items() if name != "base"},
+        "dataset": {name: value for name, value in kept["dataset"].items() if name != "photos"},
+        "output": {**kept["output"], "folder": Path("out")},
+    })  # fmt: skip
+    options: dict = {}
+    for name, value in manifest["definition"].items():
+        if name.startswith("method."):
+            _, method, option = name.split(".")
+            options[option] = value
+    return config, METHODS[method](**options)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_runs_are_defined_as_they_were_before(name, tmp_path):
+    """By every key and value, so that they are found again. Settings that came later may add to
+    them."""
+    before = dict(MANIFESTS[name]["definition"])
+    del before["version of the trainer"]
+    config, method = settings_of(MANIFESTS[name])
+    photos = find_examples(config.dataset.photos, config.dataset.prompt)
+    base = Hashes(tmp_path / "hashes.json").sha256(toy.MODEL)
+    definition = define(config, method, base, "", method.caption(photos, config.dataset.prompt), [])
+    kept = {name: value for name, value in definition.items() if name in before}
+    assert json.loads(json.dumps(kept)) == before
 
 
 def test_photos_count_by_bytes_captions_and_order(config, photos, tmp_path):

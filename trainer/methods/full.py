@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import TrainingConfig
 from ..data.examples import Example
+from ..effects import Decides
 from ..families.base import ModelFamily
 from ..families.tokenizer import has_placeholder
 from ..optimizers import require_channels_last, require_one_rate
@@ -21,14 +22,14 @@ from .textual_inversion import LearnedWord
 class FullFineTune:
     """Train all weights of the U-Net."""
 
-    train_text_encoder: bool = False
+    train_text_encoder: Decides[bool] = False
     """Train the text encoder too: the largest gain in likeness, most of all for faces, for a sixth
     more memory and a third more time."""
-    text_encoder_learning_rate: float | None = None
+    text_encoder_learning_rate: Decides[float | None] = None
     """The text encoder's own learning rate per step; none takes the U-Net's."""
-    text_encoder_stop_step: int | None = None
+    text_encoder_stop_step: Decides[int | None] = None
     """The step after which the text encoder is left as it is; none trains it to the end."""
-    train_embedding: bool = False
+    train_embedding: Decides[bool] = False
     """Go on training the vectors of the run's embedding too, into an embedding file of their own
     beside the checkpoint; otherwise they stay as they are."""
 

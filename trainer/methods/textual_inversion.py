@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import TrainingConfig
 from ..data.examples import Example
+from ..effects import Decides
 from ..families.base import ModelFamily
 from ..families.embedding import PLACEHOLDER_KEY, Embedding
 from ..families.tokenizer import check_placeholder, has_placeholder
@@ -86,16 +87,16 @@ longer ones outshout the rest of a prompt."""
 class TextualInversion:
     """Learn a new word for the subject; the model itself stays as it is."""
 
-    placeholder: str
+    placeholder: Decides[str]
     """The new word, as prompts have it: no word of CLIP's vocabulary, such as "<my-dog>". ComfyUI's
     prompts name the file instead: embedding:my-dog."""
-    initializer: str
+    initializer: Decides[str]
     """What the subject is, in one or several common words, such as "dog": where learning starts.
     """
-    num_vectors: int | None = None
+    num_vectors: Decides[int | None] = None
     """Vectors of the new word; none takes one for each word of the initializer. More learn more of
     the subject and leave less room in prompts."""
-    templates: str = "object"
+    templates: Decides[str] = "object"
     """What is written around the placeholder, by the name in `TEMPLATES`; "captions" trains on the
     prompt and the photos' own captions, which then must have the placeholder."""
 
