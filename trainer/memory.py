@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 """The device's and the computer's, as they leave `explained`."""
-_WORDS = ("out of memory", "can't allocate memory", "bad_alloc")
+_WORDS = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
 """In the messages of devices and libraries that raise a plain RuntimeError."""
 
 

@@ -312,17 +312,6 @@ def test_class_images_can_be_named_one_by_one(config, prior):
         assert file.metadata()["ss_num_reg_images"] == "2"
 
 
-def test_small_class_images_are_enlarged_and_small_photos_refused(config, prior, tmp_path, caplog):
-    small = draw(tmp_path / "small", count=2, seed=1, size=16)
-    run(replace(config, steps=1, prior=replace(prior, images=(small,))))
-    assert caplog.messages == [
-        "Images smaller than the training resolution 32 were enlarged, which softens them (2): "
-        "0.png, 1.png."
-    ]
-    with pytest.raises(ValueError, match="^'0.png' is 16x16 pixels, smaller than the training "):
-        run(replace(config, dataset=replace(config.dataset, photos=(small,)), prior=prior))
-
-
 def test_all_is_computed_in_the_chosen_format_and_class_images_made_at_the_size(
     config, monkeypatch
 ):

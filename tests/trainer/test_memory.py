@@ -210,6 +210,24 @@ def test_the_devices_error_stays_the_devices():
     assert isinstance(caught.value, OUT_OF_MEMORY)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory",
+        "MPS backend out of memory (MPS allocated: 9.05 GB)",
+        "std::bad_alloc",
+    ],
+)
+def test_libraries_say_it_in_words_of_their_own(said):
+    with (
+        pytest.raises(MemoryError, match="^Out of memory at step 1. Take less.$"),
+        explained("at step 1", lambda: "Take less."),
+    ):
+        raise RuntimeError(said)
+
+
 def test_other_errors_stay_as_they_are():
     with pytest.raises(RuntimeError, match="^shapes do not fit$"), explained("now", str):
         raise RuntimeError("shapes do not fit")

@@ -43,9 +43,13 @@ def test_photos_and_class_images_are_told_apart(config, tiny_model):
     assert encode(replace(config, prior=PriorConfig()), tiny_model)[1] == {}
 
 
-def test_small_class_images_are_enlarged_and_small_photos_refused(config, tiny_model):
+def test_small_class_images_are_enlarged_and_small_photos_refused(config, tiny_model, caplog):
     """To the model's 16 pixels, from 12."""
     _, prior = encode(config, tiny_model)
+    assert caplog.messages == [
+        "Images smaller than the training resolution 16 were enlarged, which softens them (1): "
+        "12.png."
+    ]
     (latents,) = prior.values()
     assert latents.mean.shape == (4, 8, 8)
     small = replace(config, dataset=replace(config.dataset, photos=config.prior.images))
