@@ -1,20 +1,21 @@
-"""A device for tests on computers without a GPU: torch's meta device, but with numbers in its
-tensors, which the CPU computes, and with CUDA's rules.
+"""A device for tests on computers without a GPU. It is torch's meta device, except that its tensors
+hold numbers, which the CPU computes, and that it refuses to mix devices where CUDA refuses.
 
-torch's own meta device is laxer than CUDA: it multiplies a matrix on the device by one on the CPU,
-looks words up in a table that lies elsewhere, and draws from any generator. Autocast and generators
-it has none."""
+torch's own meta device lets much pass that CUDA does not: it multiplies a matrix on the device by
+one on the CPU, looks up embeddings in a table on another device, and draws from any generator. It
+has no autocast and no generators of its own."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_autocast_dtype, is_autocast_enabled
+from torch.amp import is_autocast_available
 from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -27,18 +28,20 @@ LISTS = (list, tuple)
 
 aten = torch.ops.aten
 COPYING = {aten._to_copy.default, aten.copy_.default}
-"""Takes a tensor from any device."""
+"""Copies from any device to any other."""
 INDEXING = {
     aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
     aten._index_put_impl_.default,
 }  # fmt: skip
-"""Takes indices and a single value from the CPU for a tensor on the device, not the other way."""
+"""A tensor on the device may be indexed from the CPU, but not one on the CPU from the device. A
+single value may come from the CPU too."""
 FILLING = {aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}
-"""Takes a single value from the CPU. So does all that torch tags as pointwise."""
+"""The value may come from the CPU, and so may any tensor without dimensions in an operation that
+torch tags as pointwise."""
 
 MAKING = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 SUBSCRIPTS = {Tensor.__getitem__, Tensor.__setitem__}
-"""What makes tensors on torch's own meta device without an operation."""
+"""These make tensors on the meta device without an operation; subscripts do so of lists."""
 
 LOWER_PRECISION = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention,
@@ -51,7 +54,7 @@ FP32 = {
     Tensor.exp, Tensor.log, Tensor.pow, Tensor.__pow__, Tensor.norm, Tensor.sum, Tensor.prod,
     Tensor.cumsum, Tensor.rsqrt,
 }  # fmt: skip
-"""Of what CUDA's autocast computes in either, what networks call."""
+"""What CUDA's autocast computes in each, as far as networks use it."""
 
 
 class DeviceTensor(Tensor):
@@ -91,7 +94,7 @@ class DeviceTensor(Tensor):
         return format(self.detach().cpu(), form)
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        """A file holds it as one on the CPU, where `torch.load` is told to put it."""
+        """In a file it is a tensor on the CPU, as `torch.load(map_location="cpu")` reads CUDA's."""
         return self.detach().cpu().__reduce_ex__(protocol)
 
 
@@ -99,7 +102,7 @@ class Generator(torch.Generator):
     """torch.Generator, also for the device."""
 
     _of_device: ClassVar[list[Generator]] = []
-    """Kept, so that no other comes to lie where one of them lay."""
+    """Kept alive, so that no other generator gets the address of one."""
 
     def __new__(cls, device: torch.device | str = "cpu") -> Generator:
         return super().__new__(cls, CPU if torch.device(device) == DEVICE else device)
@@ -115,30 +118,42 @@ class Generator(torch.Generator):
 
     @classmethod
     def place(cls, generator: torch.Generator) -> torch.device:
-        """The device of a generator, which operations are given as another object."""
+        """The device of a generator as operations receive it: another object at its address."""
         of_device = any(generator._cdata == other._cdata for other in cls._of_device)
         return DEVICE if of_device else generator.device
 
 
 class Autocast(torch.autocast):
-    """torch.autocast, also for the device: that of the CPU is switched on, whose state gradient
-    checkpointing brings back, and `_Calls` casts by it."""
+    """torch.autocast, also for the device. It switches on the CPU's, whose state gradient
+    checkpointing restores, and `_Calls` casts accordingly."""
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
         super().__init__("cpu" if device_type == DEVICE.type else device_type, *args, **kwargs)
 
 
+def _of_cpu(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, but asked about the CPU when it is asked about the device."""
+    return lambda *names: ask(*("cpu" if name == DEVICE.type else name for name in names))
+
+
 @contextmanager
 def fake_device() -> Iterator[Counter[Any]]:
-    """Inside, `DEVICE` is the device. Gives how often it computed each operation."""
+    """Inside, `DEVICE` works as described. Gives how often it computed each operation."""
     computed: Counter[Any] = Counter()
+    autocasts = {
+        "autocast": Autocast,
+        "is_autocast_enabled": _of_cpu(is_autocast_enabled),
+        "get_autocast_dtype": _of_cpu(get_autocast_dtype),
+    }
     before = torch.__future__.get_swap_module_params_on_conversion()
-    # A module's parameter that moves stays the same object, as between the CPU and CUDA.
+    # So a parameter stays the same object when its module moves, as between the CPU and CUDA.
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with (
-            mock.patch("torch.Generator", Generator),
-            mock.patch("torch.autocast", Autocast),
+            mock.patch.multiple(torch, Generator=Generator, **autocasts),
+            mock.patch.multiple(
+                torch.amp, autocast=Autocast, is_autocast_available=_of_cpu(is_autocast_available)
+            ),
             mock.patch("torch.autograd._engine_run_backward", _run_backward),
             _Operations(computed),
             _Calls(),
@@ -149,7 +164,7 @@ def fake_device() -> Iterator[Counter[Any]]:
 
 
 class _Operations(TorchDispatchMode):
-    """Sees every operation, also those that make the first tensors on the device."""
+    """Computes every operation, including those that make tensors on the device."""
 
     def __init__(self, computed: Counter[Any]) -> None:
         super().__init__()
@@ -157,14 +172,14 @@ class _Operations(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # for the sake of speed: torch's compiler is not even loaded then
+        return False  # torch would load its compiler, and be slower, for nothing
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
         return _compute(func, args, kwargs or {}, self._computed)
 
 
 class _Calls(TorchFunctionMode):
-    """Autocast, and what torch makes on its own meta device without an operation."""
+    """Autocast, and tensors that torch makes on the meta device without an operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -172,16 +187,16 @@ class _Calls(TorchFunctionMode):
             return _make(func, args, kwargs)
         if func in SUBSCRIPTS and isinstance(args[0], DeviceTensor):
             args = (args[0], _without_lists(args[1]), *args[2:])
-        elif torch.is_autocast_enabled("cpu"):
+        elif is_autocast_enabled("cpu"):
             if func in LOWER_PRECISION:
-                args, kwargs = _cast(args, kwargs, torch.get_autocast_dtype("cpu"))
+                args, kwargs = _cast(args, kwargs, get_autocast_dtype("cpu"))
             elif func in FP32:
                 args, kwargs = _cast(args, kwargs, torch.float32)
         return func(*args, **kwargs)
 
 
 def _make(func: Any, args: Args, kwargs: Kwargs) -> Tensor:
-    """A tensor of given numbers: made on the CPU, and then moved."""
+    """A tensor of given numbers: made on the CPU, then moved."""
     place = kwargs.get("device")
     if func is Tensor.new_tensor:
         place = place or args[0].device
@@ -191,14 +206,13 @@ def _make(func: Any, args: Args, kwargs: Kwargs) -> Tensor:
 
 
 def _run_backward(*args: Any, **kwargs: Any) -> Any:
-    """torch's own, in which layers that were checkpointed are computed again. It would run without
-    `_Calls`, which led to it."""
+    """torch's own, with `_Calls` on: checkpointed layers are computed again inside it."""
     with _Calls():
         return run_backward(*args, **kwargs)
 
 
 def _compute(func: Any, args: Args, kwargs: Kwargs, computed: Counter[Any] | None = None) -> Any:
-    """What an operation gives, computed by the CPU. RuntimeError where CUDA refuses it."""
+    """The result of an operation, computed on the CPU. RuntimeError if CUDA would refuse it."""
     tensors = _tensors([*args, *kwargs.values()])
     ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     place = kwargs.get("device")
@@ -227,17 +241,17 @@ def _require_one_device(func: Any, args: Args, tensors: Sequence[Tensor]) -> Non
         tensors = [t for t in tensors if t.ndim > 0 or isinstance(t, DeviceTensor)]
     if len({tensor.device for tensor in tensors}) > 1:
         found = ", ".join(f"{list(tensor.shape)} on {tensor.device}" for tensor in tensors)
-        raise RuntimeError(f"{func} expects all tensors on one device, and got {found}.")
+        raise RuntimeError(f"{func} expects all tensors on one device, got {found}.")
 
 
 def _require_generator(func: Any, generator: torch.Generator, place: torch.device) -> None:
     found = Generator.place(generator)
     if found != place:
-        raise RuntimeError(f"{func} on {place} expects a generator of it, and got one of {found}.")
+        raise RuntimeError(f"{func} on {place} expects a generator on {place}, got one on {found}.")
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """Those among the values, and in lists of them."""
+    """The tensors among the values and in their lists."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -248,20 +262,21 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def _inside(value: Any) -> Any:
-    """For a tensor on the device its numbers, also in lists; anything else as it is."""
+    """The value with each tensor on the device replaced by its numbers, also in lists."""
     if isinstance(value, DeviceTensor):
         return value.numbers
     if isinstance(value, LISTS):
         return [_inside(one) for one in value]
     if isinstance(value, Tensor) and value.is_meta:
         raise NotImplementedError(
-            "torch made a tensor without numbers, on its own meta device. Let `MAKING` make it."
+            "torch made a meta tensor without numbers. Add the function that made it to MAKING."
         )
     return value
 
 
 def _outside(value: Any, known: Mapping[int, DeviceTensor], place: torch.device) -> Any:
-    """The way back: tensors that were changed in place are the same objects as before."""
+    """The value with each new tensor put on `place`. Tensors changed in place are those `known` by
+    the addresses of their numbers."""
     if isinstance(value, LISTS):
         return type(value)(_outside(one, known, place) for one in value)
     if id(value) in known:
@@ -278,7 +293,7 @@ def _cast(args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Args, Kwargs]
 
 
 def _without_lists(index: Any) -> Any:
-    """An index with its lists as tensors. CUDA takes those from the CPU."""
+    """A subscript with its lists as tensors on the CPU, which CUDA takes."""
     if isinstance(index, list):
         return torch.tensor(index)
     return tuple(map(_without_lists, index)) if isinstance(index, tuple) else index

@@ -1,7 +1,7 @@
-"""The device that stands in for a GPU: it refuses what CUDA refuses, allows what CUDA allows, and
-computes what the CPU computes. Where there is a GPU, the same is asked of CUDA itself."""
+"""The fake device refuses what CUDA refuses, allows what CUDA allows, and computes what the CPU
+computes. `tests/gpu/test_rules.py` runs the same tests on CUDA itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -18,26 +18,14 @@ PICTURE, KERNEL = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
 HEADS = torch.ones(1, 2, 3, 4)
 
 
-@pytest.fixture(
-    params=[
-        "fake",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-            ],
-        ),
-    ]
-)
-def device(request):
-    if request.param == "cuda":
-        yield torch.device("cuda")
-    else:
-        with fake_device():
-            yield DEVICE
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    with fake_device():
+        yield DEVICE
 
 
+MESSAGES = "device|should be the same|indices should be|generator"
+"""What the messages say; that of a convolution speaks of types."""
 REFUSED: dict[str, Callable[[torch.device], object]] = {
     "matmul": lambda device: SQUARE.to(device) @ SQUARE,
     "linear": lambda device: F.linear(ROW, SQUARE.to(device)),
@@ -95,7 +83,7 @@ ALLOWED: dict[str, Callable[[torch.device], Tensor]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_to_mix_devices(device, name):
-    with pytest.raises(RuntimeError, match="device|indices should be|generator"):
+    with pytest.raises(RuntimeError, match=MESSAGES):
         REFUSED[name](device)
     if "generator" not in name and name != "noise on the CPU":
         REFUSED[name](CPU)
@@ -189,7 +177,10 @@ def test_gradients_and_steps_are_those_of_the_cpu(device):
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 def test_autocast(device, dtype, is_checkpointed):
     module = network().to(device)
+    assert torch.amp.is_autocast_available(device.type)
     with torch.autocast(device.type, dtype=dtype):
+        assert torch.is_autocast_enabled(device.type)
+        assert torch.get_autocast_dtype(device.type) == dtype
         if is_checkpointed:
             made = torch.utils.checkpoint.checkpoint(module, SQUARE.to(device), use_reentrant=False)
         else:
@@ -198,6 +189,8 @@ def test_autocast(device, dtype, is_checkpointed):
         assert (made @ made.mT).dtype == dtype
         assert (made.float() @ made.float().mT).dtype == dtype
         assert (made.double() * 2).dtype == torch.float64
+        with torch.autocast(device.type, enabled=False):
+            assert (made.float() @ made.float().mT).dtype == torch.float32
     made.float().sum().backward()
     assert {parameter.grad.dtype for parameter in module.parameters()} == {torch.float32}
     assert module(SQUARE.to(device)).dtype == torch.float32
@@ -233,10 +226,16 @@ def test_counts_what_it_computes():
 
 
 def test_outside_it_torch_is_as_before():
-    before = torch.Generator, torch.autocast
+    def changed() -> list[object]:
+        return [
+            torch.Generator, torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype,
+            torch.amp.autocast, torch.amp.is_autocast_available,
+        ]  # fmt: skip
+
+    before = changed()
     with fake_device():
-        assert torch.Generator is not before[0]
-    assert (torch.Generator, torch.autocast) == before
+        assert all(now is not then for now, then in zip(changed(), before, strict=True))
+    assert changed() == before
     assert not torch.__future__.get_swap_module_params_on_conversion()
     with pytest.raises(RuntimeError, match="unsupported autocast"):
         torch.autocast(DEVICE.type, dtype=torch.bfloat16)
