@@ -31,9 +31,9 @@ from trainer import families
 from trainer.balance import Balance, Seen
 from trainer.config import PreviewConfig, SamplingConfig, ScoringConfig, TrainingConfig
 from trainer.data.images import read_image
-from trainer.identity import code_version
 from trainer.loop import TrainingResult, train
 from trainer.methods.full import FullFineTune
+from trainer.numerics import NUMERICS_VERSION
 from trainer.presets import PRESETS
 from trainer.sampling import sample
 from trainer.toy import MODEL
@@ -87,7 +87,7 @@ def choose(folder: Path, run: tuple[float, int]) -> list[Row]:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     rate, seed = run
-    place = folder / code_version() / f"{rate:g}-{seed}"
+    place = folder / f"numerics{NUMERICS_VERSION}" / f"{rate:g}-{seed}"
     kept = place / "rows.json"
     if not kept.exists():
         result = train(
@@ -204,7 +204,7 @@ def write_page(
     lines = [
         "# The best step",
         "",
-        f"Written by `python -m benchmarks.best_step`; version {code_version()} of the trainer.",
+        f"Written by `python -m benchmarks.best_step`; numerics version {NUMERICS_VERSION}.",
         "",
         "With a judge, a run keeps the step with the best balance: trainer/balance.py has the "
         "formula. Here it is held against many more pictures than a run draws: five runs of the "

@@ -19,7 +19,10 @@ folders to folders.py."""
 HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
-    {"names", "checks", "metrics", "effects", "config", "presets", "observer", "diffusion"},
+    {
+        "names", "checks", "metrics", "effects", "numerics", "config", "presets", "observer",
+        "diffusion",
+    },  # fmt: skip
     {
         "precision",
         "memory",
@@ -38,8 +41,8 @@ LAYERS = [
     {"methods"},
     {"metadata", "records", "states"},
     {"identity", "recorder", "priors", "judges", "siblings", "scores"},
-    {"session", "results", "space", "comparison"},
-    {"runs", "outputs", "scoring", "training_images"},
+    {"session", "results", "space", "comparison", "resuming"},
+    {"runs", "run_list", "outputs", "scoring", "training_images"},
     {"loop"},
     {"toy"},
     {"commands"},

@@ -1,5 +1,5 @@
 """The command line: `python -m trainer train | textual-inversion | priors | sample | compare |
-score | demo`.
+score | runs | demo`.
 
 Its flags, their defaults and their help are the dataclasses' of `commands.py` and `config.py`."""
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from .commands import Demo, InvertText, Priors, Sample, Train, flat
+from .commands import Demo, InvertText, Priors, Runs, Sample, Train, flat
 from .judging import Compare, Score
 from .lr_schedules import LR_SCHEDULES
 from .optimizers import OPTIMIZERS
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sample": Sample,
     "compare": Compare,
     "score": Score,
+    "runs": Runs,
     "demo": Demo,
 }
 

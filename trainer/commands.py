@@ -16,7 +16,7 @@ import torch
 import tyro
 from PIL import Image
 
-from . import families, precision, records, toy
+from . import families, precision, records, run_list, toy
 from .config import Precision, PriorConfig, SamplingConfig, TrainingConfig
 from .loop import train
 from .methods.base import Method
@@ -26,6 +26,7 @@ from .pictures import loss_curve
 from .priors import make_class_images
 from .runs import OnExisting
 from .sampling import sample
+from .space import amount
 from .terminal import TerminalObserver
 from .toy.judge import load as load_judge
 
@@ -165,6 +166,40 @@ class Sample(Shared):
                 (path,) = new_names(self.folder, name)
                 Image.fromarray(image).save(path)
                 logging.info("Wrote %s", path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """List the runs that were begun: how far each came, what it wrote, and how much room it takes;
+    or delete some of them. Checkpoints and embeddings are never deleted."""
+
+    folder: tyro.conf.Positional[Path] = Path("out/runs")
+    """Where runs are kept: "runs" in --output.folder, unless --runs named another."""
+    delete: tuple[str, ...] = ()
+    """IDs of runs to delete. The same command then trains them anew."""
+    delete_states: tuple[str, ...] = ()
+    """IDs of runs whose states to delete, or "all". One that was stopped then begins at step 1, and
+    one that is finished cannot be trained on."""
+
+    def run(self) -> None:
+        if self.delete:
+            freed = run_list.delete(self.folder, self.delete)
+            logging.info("Deleted %d runs, which freed %s.", len(self.delete), amount(freed))
+        if self.delete_states:
+            freed = run_list.delete_states(self.folder, self.delete_states)
+            logging.info("Deleted states, which freed %s.", amount(freed))
+        if self.delete or self.delete_states:
+            return
+        found = run_list.entries(self.folder)
+        if not found:
+            logging.info("There are no runs in '%s'.", self.folder)
+            return
+        size, of_states = (
+            amount(sum(getattr(entry, what) for entry in found))
+            for what in ("size", "size_of_states")
+        )
+        logging.info("%s", run_list.table(found))
+        logging.info("All together %s, of which states %s.", size, of_states)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@ name."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,34 @@ from .families.files import CheckpointFile, remember_sha256
 from .metadata import plain
 from .methods.base import Method
 
-PACKAGE = Path(__file__).parent
-_WITHOUT_A_SAY = (
-    "toy/", "__main__", "commands", "comparison", "judges", "judging", "metrics", "scores.",
-    "terminal",
-)  # fmt: skip
-"""How the names of source files begin that no run's result comes of."""
+OLD_VERSION = "version of the trainer"
+"""Among the facts of runs of numerics version 0: a hash of the sources, which counts no more."""
+_MISSING = object()
 
 
-def identify(definition: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that are the same only for runs of the same definition."""
-    return _digest(definition)[:16]
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """Everything that decides a run's result."""
+
+    facts: Mapping[str, Any]
+    """The settings that matter by their dotted names, and hashes."""
+    at_default: frozenset[str]
+    """The settings that have their default values."""
+
+    @property
+    def identity(self) -> str:
+        """16 hexadecimal digits that are the same only for runs of the same facts."""
+        return _digest(self.facts)[:16]
+
+    def differences(self, facts: Mapping[str, Any]) -> list[str]:
+        """The names of the facts in which another run differs. A setting at its default is no
+        difference to a run that was begun before there was that setting."""
+        names = {*self.facts, *facts} - (self.at_default - facts.keys()) - {OLD_VERSION}
+        return [
+            name
+            for name in sorted(names)
+            if self.facts.get(name, _MISSING) != facts.get(name, _MISSING)
+        ]
 
 
 def define(
@@ -38,33 +56,21 @@ def define(
     embedding_sha256: str,
     photos: Sequence[Example],
     class_images: Sequence[Example],
-) -> dict[str, Any]:
-    """Everything that decides a run's result: the settings that matter by their dotted names, and
-    hashes, "" for no embedding. `class_images` are the user's own; others follow from the settings
-    and the base model."""
+) -> Definition:
+    """The hashes are "" for no embedding. `class_images` are the user's own; others follow from the
+    settings and the base model."""
     method_name = f"method.{type(method).__name__}."
     settings = dict(_flat(plain(config))) | dict(_flat(plain(method), method_name))
     names = deciding(TrainingConfig) | deciding(type(method), method_name)
-    return {
+    facts = {
         **{name: settings[name] for name in settings if name in names - _idle(config)},
         "photos per step": config.batch_size * config.gradient_accumulation,
         "base model": base_sha256,
         "embedding": embedding_sha256,
         "photos": _digest([_content(example) for example in photos]),
         "class images": _digest([_content(example) for example in class_images]),
-        "version of the trainer": code_version(),
     }
-
-
-@functools.cache
-def code_version() -> str:
-    """A hash of the source files that decide a run's result."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        if not name.startswith(_WITHOUT_A_SAY):
-            digest.update(f"{name}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    return Definition(facts, frozenset([*_at_default(config), *_at_default(method, method_name)]))
 
 
 def deciding(settings: type, prefix: str = "") -> set[str]:
@@ -84,6 +90,26 @@ def _idle(config: TrainingConfig) -> set[str]:
     if not config.ema:
         idle.add("ema_decay")
     return idle
+
+
+def _at_default(settings: Any, prefix: str = "", default: Any = None) -> Iterator[str]:
+    """The dotted names of the settings with their default values; `default` is that of the whole
+    dataclass, where it has one."""
+    for field in dataclasses.fields(settings):
+        name, value = prefix + field.name, getattr(settings, field.name)
+        expected = _default(field) if default is None else getattr(default, field.name)
+        if dataclasses.is_dataclass(value):
+            nested = None if expected is dataclasses.MISSING else expected
+            yield from _at_default(value, f"{name}.", nested)
+        elif value == expected:
+            yield name
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """`dataclasses.MISSING` for none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

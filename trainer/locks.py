@@ -34,6 +34,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process is in."""
+    try:
+        with (folder / LOCK).open() as file:
+            _lock(file)
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):
+        return True
+    return False
+
+
 if sys.platform == "win32":
     import msvcrt
 

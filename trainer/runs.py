@@ -11,17 +11,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from . import records, results, space, states
+from . import numerics, records, results, space, states
 from .config import TrainingConfig
 from .data.examples import Example, find_examples
-from .identity import Hashes, define, identify
+from .identity import Definition, Hashes, define
 from .locks import LOCK, locked
 from .metadata import plain, versions
 from .methods.base import Method
+from .numerics import NUMERICS_VERSION
 from .observer import Observer
 from .recorder import Recorder
 from .results import TrainingResult
-from .siblings import MANIFEST, STATES, Siblings, differences_to_last
+from .resuming import resume
+from .siblings import MANIFEST, STATES, Siblings
 
 if TYPE_CHECKING:
     from .session import Session
@@ -58,12 +60,12 @@ def open_run(
     embedding_sha256 = hashes.sha256(config.embedding) if config.embedding else ""
     class_images = _own_class_images(config)
     definition = define(config, method, base_sha256, embedding_sha256, photos, class_images)
-    folder = runs / identify(definition)
-    run = Run(folder, config, definition, hashes=hashes, observer=observer)
+    siblings = Siblings(runs, definition, config)
+    run = Run(siblings, config, definition, hashes=hashes, observer=observer)
     if on_existing == "resume" and not run.is_there():
-        raise ValueError(_nothing_to_resume(runs, definition))
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+        raise ValueError(siblings.nothing_to_resume())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder):
         run.open(on_existing)
         try:
             yield run
@@ -78,17 +80,17 @@ class Run:
 
     def __init__(
         self,
-        folder: Path,
+        siblings: Siblings,
         config: TrainingConfig,
-        definition: Mapping[str, Any],
+        definition: Definition,
         *,
         hashes: Hashes,
         observer: Observer,
     ) -> None:
-        self.folder = folder
-        self.recorder = Recorder(folder, observer)
-        self._config, self._definition, self._hashes = config, dict(definition), hashes
-        self._siblings = Siblings(folder.parent, definition, config)
+        self.folder = siblings.own()
+        self.recorder = Recorder(self.folder, observer)
+        self._config, self._definition, self._hashes = config, definition, hashes
+        self._siblings = siblings
         self._manifest: dict[str, Any] = {}
         self._session: Session | None = None
         self._saved_step = 0
@@ -113,7 +115,8 @@ class Run:
                 "status": "unfinished",
                 "started": _now(),
                 "config": plain(self._config),
-                "definition": self._definition,
+                "definition": dict(self._definition.facts),
+                numerics.KEY: NUMERICS_VERSION,
                 "versions": versions(),
                 "intermediate": [],
             })  # fmt: skip
@@ -147,23 +150,25 @@ class Run:
         if self._config.output.keep_state and not self._has_own_state():
             logger.warning("This run was finished without output.keep_state, and is found again "
                            "without a state to train on from.")  # fmt: skip
+        if self._numerics != NUMERICS_VERSION:
+            logger.warning("This run was made by %s. Its result is taken as it is; set "
+                           "on_existing to retrain to train it again.",
+                           numerics.describe(self._numerics))  # fmt: skip
         kept = self.recorder
         scores = kept.scores() if made["is_scored"] else []
         return results.recall(made, kept.reports(), kept.previews(), scores)
 
     def begin(self, session: Session) -> None:
         """Bring a new session to where the run stands, and stand by it from now on."""
-        found = states.load_newest(
-            self._usable_states(), up_to=self._config.steps, mmap=session.model.device.type != "cpu"
-        )
+        found = resume(session, self._usable_states(), up_to=self._config.steps)
         if found:
-            path, state = found
-            session.load_state(state)
-            steps = self._siblings.steps(path)
+            steps = self._siblings.steps(found[0])
             logger.info("Going on after step %d%s.", len(session.reports),
                         f" of the run of {steps} steps" if steps else "")  # fmt: skip
         else:
             self._siblings.warn_of_shorter()
+        # A run is of the version that made its first step.
+        self._note({numerics.KEY: found[1] if found else NUMERICS_VERSION})
         self._session, self._saved_step = session, len(session.reports)
         # What came after the state is made again, and must not be listed twice.
         self.recorder.rewrite(session.reports, session.scores)
@@ -176,7 +181,8 @@ class Run:
         kept = f"; that of step {self._saved_step} stays" if self._saved_step else ""
         with records.surviving(f"the state of step {step}{kept}"):
             space.require_for_state(self._session, self.states, is_last=is_last)
-            path = states.save(self.states, step, self._session.state())
+            state = {**self._session.state(), numerics.KEY: self._numerics}
+            path = states.save(self.states, step, state)
             self._saved_step = step
             self._note_intermediate()
             if not self._has_told_size:
@@ -216,6 +222,10 @@ class Run:
     def states(self) -> Path:
         """Where its states are."""
         return self.folder / STATES
+
+    @property
+    def _numerics(self) -> int:
+        return int(self._manifest.get(numerics.KEY, 0))
 
     def _usable_states(self) -> list[Path]:
         return [self.states, *self._siblings.states()]
@@ -271,10 +281,3 @@ def _own_class_images(config: TrainingConfig) -> list[Example]:
     if prior.weight == 0 or not prior.images:
         return []
     return find_examples(prior.images, prior.prompt, is_prior=True)
-
-
-def _nothing_to_resume(runs: Path, definition: Mapping[str, Any]) -> str:
-    message = f"No run of these settings and images is in {runs}, so there is none to go on with."
-    if names := differences_to_last(runs, definition):
-        message += f" The last one there differs in: {', '.join(names)}."
-    return message + " Set on_existing to reuse to begin one."

@@ -1,15 +1,16 @@
-"""The runs beside one: those that differ in nothing but the number of steps, from whose states it
-can go on, and the last one there, whatever it differs in."""
+"""The runs in a folder: the one of a definition, those beside it that differ in nothing but the
+number of steps, from whose states it can go on, and the last one, whatever it differs in."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import lr_schedules, records
+from . import lr_schedules, numerics, records
 from .config import TrainingConfig
+from .identity import Definition
 
 logger = logging.getLogger(__name__)
 
@@ -17,17 +18,36 @@ MANIFEST = "manifest.json"
 STATES = "states"
 STEPS = "steps"
 
+Facts = dict[str, Any]
+
 
 class Siblings:
     """The runs of one definition, each over another number of steps."""
 
-    def __init__(self, runs: Path, definition: Mapping[str, Any], config: TrainingConfig) -> None:
-        self._config = config
+    def __init__(self, runs: Path, definition: Definition, config: TrainingConfig) -> None:
+        self._runs, self._definition, self._config = runs, definition, config
+        self._manifests = dict(manifests(runs))
         self._steps = {
-            folder: other[STEPS]
-            for folder, other in _definitions(runs)
-            if _differences(definition, other) == [STEPS]
+            folder: _facts(manifest)[STEPS]
+            for folder, manifest in self._manifests.items()
+            if definition.differences(_facts(manifest)) == [STEPS]
         }
+
+    def own(self) -> Path:
+        """The folder of the run of this definition itself, or the one that it is to have. There can
+        be several, because old versions began a new one whenever their sources changed: the latest
+        numerics version comes first, then a finished run, then the one written to last."""
+        found = [
+            (
+                manifest.get(numerics.KEY, 0),
+                manifest.get("status") == "finished",
+                _written(folder),
+                folder,
+            )
+            for folder, manifest in self._manifests.items()
+            if not self._definition.differences(_facts(manifest))
+        ]
+        return max(found)[-1] if found else self._runs / self._definition.identity
 
     def forget(self) -> None:
         """From now on there are none."""
@@ -58,18 +78,30 @@ class Siblings:
         logger.warning("The run of %d steps with these same settings %s. This one begins at step "
                        "1.", max(shorter), reason)  # fmt: skip
 
+    def nothing_to_resume(self) -> str:
+        """That there is no run to go on with, and in which settings the one differs that was begun
+        or ended last."""
+        message = (
+            f"No run of these settings and images is in {self._runs}, so there is none to go on "
+            "with."
+        )
+        if self._manifests:
+            last = self._manifests[max(self._manifests, key=_written)]
+            names = self._definition.differences(_facts(last))
+            message += f" The last one there differs in: {', '.join(names)}."
+        return message + " Set on_existing to reuse to begin one."
 
-def differences_to_last(runs: Path, definition: Mapping[str, Any]) -> list[str]:
-    """The names of the settings in which the run that was begun or ended last differs; none if
-    there is no run."""
-    others = sorted(_definitions(runs), key=lambda other: (other[0] / MANIFEST).stat().st_mtime)
-    return _differences(definition, others[-1][1]) if others else []
 
-
-def _definitions(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def manifests(runs: Path) -> Iterator[tuple[Path, Facts]]:
+    """Every run's folder with its manifest, which is empty where it cannot be read."""
     for path in sorted(runs.glob(f"*/{MANIFEST}")):
-        yield path.parent, records.read(path).get("definition", {})
+        yield path.parent, records.read(path)
 
 
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    return [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+def _facts(manifest: Facts) -> Facts:
+    facts: Facts = manifest.get("definition", {})
+    return facts
+
+
+def _written(folder: Path) -> float:
+    return (folder / MANIFEST).stat().st_mtime

@@ -58,10 +58,19 @@ def load_newest(
                 str(path), map_location="cpu", weights_only=True, mmap=mmap
             )
             return path, state
-        aside = path.replace(path.with_suffix(".damaged"))
         logger.warning("The state '%s' is damaged. It is not used, and kept as '%s'.",
-                       path, aside.name)  # fmt: skip
+                       path, put_aside(path, ".damaged").name)  # fmt: skip
     return None
+
+
+def put_aside(path: Path, suffix: str) -> Path:
+    """Give a state that cannot be used another name, which is no state's; gives that."""
+    return path.replace(path.with_suffix(suffix))
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest state; 0 if there is none."""
+    return max(map(_step, _newest_first(folder)), default=0)
 
 
 def exist(folders: Sequence[Path], *, up_to: int) -> bool:

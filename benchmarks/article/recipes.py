@@ -13,11 +13,11 @@ import torch
 from trainer import families
 from trainer.config import OptimizerConfig, TrainingConfig
 from trainer.families.base import ModelFamily
-from trainer.identity import code_version
 from trainer.loop import TrainingResult, train
 from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
+from trainer.numerics import NUMERICS_VERSION
 from trainer.presets import INVERSION_PRESETS
 from trainer.priors import make_class_images
 from trainer.toy import MODEL
@@ -72,8 +72,8 @@ class Workshop:
 
     @property
     def runs(self) -> Path:
-        """Apart for every version of the trainer, whose runs differ."""
-        return self.folder / f"{code_version()}{'-quick' * self.is_quick}"
+        """Apart for every numerics version, whose runs differ."""
+        return self.folder / f"numerics{NUMERICS_VERSION}{'-quick' * self.is_quick}"
 
     def shortened(self, number: int) -> int:
         return -(-number // QUICK) if self.is_quick else number

@@ -22,7 +22,7 @@ from trainer.balance import harmonic_mean
 from trainer.config import SamplingConfig
 from trainer.diffusion import squared_errors
 from trainer.families.base import Framing, ModelFamily
-from trainer.identity import code_version
+from trainer.numerics import NUMERICS_VERSION
 from trainer.sampling import sample
 from trainer.toy.demo import CLASS_PROMPT
 from trainer.toy.judge import Judge
@@ -66,7 +66,7 @@ class Point:
 
     def key(self, seed: int, *, is_quick: bool = False) -> str:
         """16 hexadecimal digits of all that decides the numbers."""
-        facts = [dataclasses.asdict(self), seed, is_quick, code_version(), EDITION]
+        facts = [dataclasses.asdict(self), seed, is_quick, NUMERICS_VERSION, EDITION]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -24,9 +24,10 @@ from trainer.config import (
     TrainingConfig,
 )
 from trainer.data.examples import find_examples
-from trainer.identity import Hashes, define, identify
+from trainer.identity import Hashes, define
 from trainer.loop import check, train
 from trainer.methods.full import FullFineTune
+from trainer.numerics import NUMERICS_VERSION
 from trainer.presets import PRESETS
 from trainer.sampling import sample_each
 from trainer.terminal import TerminalObserver
@@ -137,14 +138,15 @@ class Studio:
     def _key(self, subject: Subject, config: TrainingConfig) -> str:
         base = Hashes(self._runs / "hashes.json").sha256(config.base)
         photos = find_examples(config.dataset.photos, config.dataset.prompt)
-        run = identify(define(config, self.method, base, "", photos, []))
+        run = define(config, self.method, base, "", photos, []).identity
         drawing = dataclasses.asdict(self.sampling)
         del drawing["batch_size"], drawing["seed"]
-        return digest([run, drawing, subject.prompts])
+        return digest([NUMERICS_VERSION, run, drawing, subject.prompts])
 
     @property
     def _runs(self) -> Path:
-        return self.folder / "runs"
+        """Apart for every numerics version, whose runs differ."""
+        return self.folder / "runs" / f"numerics{NUMERICS_VERSION}"
 
     def _draw_missing(self, config: TrainingConfig, missing: Sequence[_Request]) -> None:
         with TerminalObserver() as observer:

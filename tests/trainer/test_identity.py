@@ -15,7 +15,7 @@ from trainer import toy
 from trainer.config import DatasetConfig, PriorConfig, SamplingConfig, TrainingConfig
 from trainer.data.examples import Example, find_examples
 from trainer.effects import Effect, effects
-from trainer.identity import Hashes, code_version, define, identify
+from trainer.identity import Definition, Hashes, define
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
 
@@ -42,7 +42,7 @@ def config(tmp_path) -> TrainingConfig:
 
 
 def name(config: TrainingConfig, photos: list[Example], *, base: str = "00", **method: object):
-    return identify(define(config, FullFineTune(**method), base, "", photos, []))
+    return define(config, FullFineTune(**method), base, "", photos, []).identity
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,12 @@ def test_runs_are_defined_as_they_were_before(name, tmp_path):
     """By every key and value, so that they are found again. Settings that came later may add to
     them."""
     before = dict(MANIFESTS[name]["definition"])
-    del before["version of the trainer"]
     config, method = settings_of(MANIFESTS[name])
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
     base = Hashes(tmp_path / "hashes.json").sha256(toy.MODEL)
     definition = define(config, method, base, "", method.caption(photos, config.dataset.prompt), [])
-    kept = {name: value for name, value in definition.items() if name in before}
-    assert json.loads(json.dumps(kept)) == before
+    assert definition.differences(before) == []
+    assert before.keys() - definition.facts.keys() == {"version of the trainer"}
 
 
 def test_photos_count_by_bytes_captions_and_order(config, photos, tmp_path):
@@ -145,9 +144,10 @@ def test_class_images_count_where_they_are_used(config, photos):
     """Settings of what makes them count only where none are given."""
     own = replace(config, prior=replace(config.prior, images=(Path("own"),)))
     other = replace(own, prior=replace(own.prior, sampling=SamplingConfig(seed=5), num_images=3))
-    identify_with = lambda config, images: identify(  # noqa: E731
-        define(config, FullFineTune(), "00", "", photos, images)
-    )
+
+    def identify_with(config: TrainingConfig, images: list[Example]) -> str:
+        return define(config, FullFineTune(), "00", "", photos, images).identity
+
     class_images = [replace(photos[0], is_prior=True)]
     assert identify_with(own, class_images) == identify_with(other, class_images)
     assert identify_with(own, class_images) != identify_with(own, [])
@@ -155,24 +155,27 @@ def test_class_images_count_where_they_are_used(config, photos):
     assert identify_with(off, []) == identify_with(replace(config, prior=PriorConfig()), [])
 
 
-def test_the_code_version_leaves_out_what_decides_nothing(config, photos, tmp_path, monkeypatch):
-    assert define(config, FullFineTune(), "00", "", photos, [])["version of the trainer"] == (
-        code_version()
-    )
-    package = tmp_path / "package"
-    shutil.copytree(Path(__file__).parents[2] / "trainer", package,
-                    ignore=shutil.ignore_patterns("*.safetensors", "photos"))  # fmt: skip
-    fresh = code_version.__wrapped__
-    monkeypatch.setattr("trainer.identity.PACKAGE", package)
-    whole = fresh()
-    for unheard in (
-        "__main__.py", "terminal.py", "judges.py", "toy/demo.py", "commands.py", "comparison.py",
-        "judging.py", "scores.py",
-    ):  # fmt: skip
-        (package / unheard).write_text("changed = True\n")
-    assert fresh() == whole
-    (package / "data" / "batches.py").write_text("changed = True\n")
-    assert fresh() != whole
+def test_a_definition_knows_which_settings_are_at_their_defaults(config, photos):
+    method = FullFineTune(train_text_encoder=True)
+    changes = {"ema": True, "prior": {"ratio": 2.0, "sampling": {"steps": 7}}}
+    found = define(config.replace(changes), method, "00", "", photos, []).at_default
+    at_default = {
+        "seed", "dataset.mirror", "prior.num_images", "prior.sampling.seed",
+        "method.FullFineTune.train_embedding",
+    }  # fmt: skip
+    others = {
+        "ema", "dataset.prompt", "prior.weight", "prior.ratio", "prior.sampling.steps",
+        "method.FullFineTune.train_text_encoder",
+    }  # fmt: skip
+    assert found & (at_default | others) == at_default
+
+
+def test_none_is_another_value_than_one_that_is_missing():
+    definition = Definition({"resolution": None, "crop": "center"}, frozenset({"crop"}))
+    assert definition.differences({"resolution": None}) == []
+    assert definition.differences({"crop": "center"}) == ["resolution"]
+    assert definition.differences({"resolution": None, "crop": "random"}) == ["crop"]
+    assert definition.differences({"resolution": None, "gone": None}) == ["gone"]
 
 
 def test_a_file_is_read_once_as_long_as_it_is_not_written_to(tmp_path):

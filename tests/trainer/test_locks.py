@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.locks import locked
+from trainer.locks import is_locked, locked
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -45,3 +45,13 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
         process.kill()
     with locked(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_it_can_be_told_whether_a_process_is_in(tmp_path):
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):  # to have asked keeps nobody out
+        pass
