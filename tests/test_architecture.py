@@ -20,7 +20,14 @@ HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
     {
-        "names", "checks", "metrics", "effects", "numerics", "config", "presets", "observer",
+        "names",
+        "checks",
+        "metrics",
+        "effects",
+        "numerics",
+        "config",
+        "presets",
+        "observer",
         "diffusion",
     },  # fmt: skip
     {

@@ -50,7 +50,7 @@ def resume(session: Session, folders: Sequence[Path], *, up_to: int) -> tuple[Pa
 def _load(state: Mapping[str, Any], session: Session) -> str:
     """Why the session cannot load a state of another version, and is as it was before; "" if it
     could."""
-    before = copy.deepcopy(session.state())
+    before = _as_it_begins(session)
     try:
         session.load_state(state)
     except memory.OUT_OF_MEMORY:
@@ -59,3 +59,12 @@ def _load(state: Mapping[str, Any], session: Session) -> str:
         session.load_state(before)
         return repr(error)
     return ""
+
+
+def _as_it_begins(session: Session) -> dict[str, Any]:
+    """The state of a session that has made no step, with its weights on the CPU: the device may
+    have no room for them twice. The average still equals the weights."""
+    state = session.state()
+    weights = [weight.to("cpu", copy=True) for weight in state.pop("parameters")]
+    average = state.pop("average") and {"averages": weights, "num_updates": 0}
+    return {**copy.deepcopy(state), "parameters": weights, "average": average}

@@ -121,7 +121,7 @@ def _status(folder: Path, manifest: dict[str, Any]) -> str:
         if result["steps"] == result["total_steps"]:
             return "finished"
         return f"finished early, at step {result['steps']} of {result['total_steps']}"
-    if step := states.newest_step(folder / STATES):
+    if step := states.newest_step([folder / STATES]):
         return f"stopped at step {step} of {manifest['config']['steps']}"
     return "stopped without a state"
 

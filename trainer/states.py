@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -68,17 +69,12 @@ def put_aside(path: Path, suffix: str) -> Path:
     return path.replace(path.with_suffix(suffix))
 
 
-def newest_step(folder: Path) -> int:
-    """The step of the newest state; 0 if there is none."""
-    return max(map(_step, _newest_first(folder)), default=0)
-
-
 def exist(folders: Sequence[Path], *, up_to: int) -> bool:
     """Whether there is any state to try up to a step."""
     return newest_step(folders, up_to=up_to) > 0
 
 
-def newest_step(folders: Sequence[Path], *, up_to: int) -> int:
+def newest_step(folders: Sequence[Path], *, up_to: float = math.inf) -> int:
     """The step of the newest state in all these folders up to a step; 0 without one."""
     return max((s for s in map(_step, _newest_first(*folders)) if s <= up_to), default=0)
 
