@@ -24,6 +24,10 @@ def axes(*paths: Path, **changes) -> Axes:
     return Axes(candidates=candidates, **given)
 
 
+def levels_apart(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
 def test_every_combination_from_the_same_noise(tiny_checkpoint: Path):
     comparison = compare(axes(tiny_checkpoint), SamplingConfig(seed=5), device=CPU)
     name = tiny_checkpoint.stem
@@ -33,7 +37,9 @@ def test_every_combination_from_the_same_noise(tiny_checkpoint: Path):
     ]  # fmt: skip
     model = families.load(tiny_checkpoint, CPU)
     alone = sample(model, PROMPTS[1:], SamplingConfig(scheduler="PNDM", steps=4, seed=6))
-    assert np.array_equal(comparison.rows[2].images[1], alone[0])
+    # Alone it is rounded otherwise than beside another.
+    assert levels_apart(comparison.rows[2].images[1], alone[0]) <= 1
+    assert levels_apart(comparison.rows[0].images[1], alone[0]) > 5
     assert len(comparison.images) == 8
     assert comparison.chart() is None
     assert comparison.records()[3] == {"checkpoint": name, "scheduler": "PNDM", "steps": 6}

@@ -107,7 +107,7 @@ def test_clip_sees_what_transformers_sees(clip, clip_file, images, source):
     model, folder = clip
     judge = judges.load(folder if source == "folder" else clip_file, CPU)
     embeddings = judge.embed_images(images)
-    torch.testing.assert_close(embeddings, own_image_features(model, images), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(embeddings, own_image_features(model, images), rtol=1e-4, atol=1e-5)
     assert (embeddings.dtype, embeddings.requires_grad) == (torch.float32, False)
 
 
@@ -119,7 +119,7 @@ def test_clip_reads_what_transformers_reads(clip, clip_file, source):
     with torch.no_grad():
         own = model.get_text_features(input_ids=ids)
     own = getattr(own, "pooler_output", own)
-    torch.testing.assert_close(judge.embed_prompts(PROMPTS), own, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(judge.embed_prompts(PROMPTS), own, rtol=1e-4, atol=1e-5)
 
 
 def test_pictures_and_prompts_lie_in_one_space(clip, images):
@@ -132,7 +132,7 @@ def test_pictures_and_prompts_lie_in_one_space(clip, images):
         logits = model(input_ids=ids, pixel_values=pixels).logits_per_image
     own = (logits.diagonal() / model.logit_scale.exp()).mean().item()
     ours = prompt_fidelity(judge.embed_images(images[:3]), judge.embed_prompts(PROMPTS))
-    assert ours == pytest.approx(own, abs=1e-6)
+    assert ours == pytest.approx(own, abs=1e-5)
 
 
 def test_a_vision_network_alone_cannot_read(clip, images, tmp_path):
@@ -146,7 +146,7 @@ def test_a_vision_network_alone_cannot_read(clip, images, tmp_path):
     for path in (tmp_path / "vision.safetensors", tmp_path / "vision"):
         judge = judges.load(path, CPU)
         own = own_image_features(model, images)
-        torch.testing.assert_close(judge.embed_images(images), own, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(judge.embed_images(images), own, rtol=1e-4, atol=1e-5)
         assert judge.embed_prompts(PROMPTS) is None
 
 
@@ -168,7 +168,7 @@ def test_dino_gives_its_class_token(dino, images):
     with torch.no_grad():
         own = model(pixel_values=pixels).last_hidden_state[:, 0]
     judge = judges.load(folder, CPU)
-    torch.testing.assert_close(judge.embed_images(images), own, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(judge.embed_images(images), own, rtol=1e-4, atol=1e-5)
     assert judge.embed_prompts(PROMPTS) is None
 
 
@@ -182,7 +182,7 @@ def test_dinov2_takes_smaller_pictures_than_it_could(images, tmp_path):
     with torch.no_grad():
         own = model(**processor(images[:4], return_tensors="pt")).last_hidden_state[:, 0]
     found = judges.load(tmp_path, CPU).embed_images(images[:4])
-    torch.testing.assert_close(found, own, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
 
 
 def test_loading_and_judging_leave_the_process_wide_generator_alone(dino, clip, images):

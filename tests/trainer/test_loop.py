@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_losses_and_weights(config, prior):
     second = run(config, train_text_encoder=True)
     assert first[0] == second[0]
     assert same(first[1], second[1])
-    assert run(replace(config, seed=1))[0] != first[0]
+    assert run(replace(config, seed=1))[0] != pytest.approx(first[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -268,7 +268,7 @@ def test_min_snr_lowers_the_loss_and_noise_offset_changes_it(config):
     plain = run(config)[0]
     weighted = run(replace(config, min_snr_gamma=1.0))[0]
     assert sum(weighted) < sum(plain)
-    assert run(replace(config, noise_offset=0.3))[0] != plain
+    assert run(replace(config, noise_offset=0.3))[0] != pytest.approx(plain, rel=1e-3)
 
 
 def test_the_average_is_saved_and_the_run_is_not_changed_by_it(config):

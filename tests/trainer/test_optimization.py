@@ -100,7 +100,7 @@ def test_gradients_are_shortened_to_the_limit(config, handed, precision):
     (first, *others), norms = gradients(0)
     assert [float(row.norm()) for row in (first, *others)] == pytest.approx(norms, rel=1e-4)
     # In fp16 the loss is scaled, and its gradients no longer are.
-    assert norms[0] == pytest.approx(gradients(0, "fp32")[1][0], rel=0.05)
+    assert norms[0] == pytest.approx(gradients(0, "fp32")[1][0], rel=0.2)
     limit = 0.1 * min(norms)
     (cut, *later), told = gradients(limit)
     torch.testing.assert_close(cut, first * limit / first.norm(), rtol=1e-3, atol=1e-7)
