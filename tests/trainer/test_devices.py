@@ -225,7 +225,7 @@ def test_methods(config, run, embedding, kind, switch):
     run(with_word(config, embedding), replace(METHODS[kind], **options))
 
 
-@pytest.mark.parametrize("name", [*NUMBERS, *(set(switches(TrainingConfig)) - ELSEWHERE)])
+@pytest.mark.parametrize("name", [*NUMBERS, *sorted(set(switches(TrainingConfig)) - ELSEWHERE)])
 def test_options(config, run, name):
     run(replace(config, **{name: NUMBERS.get(name, True)}), FullFineTune())
 
