@@ -52,7 +52,7 @@ LAYERS = [
     {"runs", "run_list", "outputs", "scoring", "training_images"},
     {"loop"},
     {"toy"},
-    {"commands"},
+    {"commands", "settings_file"},
     {"judging"},
     {"__main__"},
 ]

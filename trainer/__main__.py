@@ -5,20 +5,21 @@ Its flags, their defaults and their help are the dataclasses' of `commands.py` a
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
 import tyro
 
-from .commands import Demo, InvertText, Priors, Runs, Sample, Train, flat
+from .commands import Demo, InvertText, Priors, Runs, Sample, Train
 from .judging import Compare, Score
 from .lr_schedules import LR_SCHEDULES
 from .optimizers import OPTIMIZERS
 from .presets import INVERSION_PRESETS, PRESETS
 from .schedulers import SCHEDULERS
+from .settings_file import Values, defaults, read_toml, read_values
 from .terminal import stopping_between_steps
 
 MENUS = (
@@ -26,7 +27,7 @@ MENUS = (
     f"Optimizers: {', '.join(OPTIMIZERS)}. "
     f"Learning-rate schedules: {', '.join(LR_SCHEDULES)}. Schedulers: {', '.join(SCHEDULERS)}."
 )
-COMMANDS: dict[str, Callable[..., Any]] = {
+COMMANDS: dict[str, type] = {
     "train": Train,
     "textual-inversion": InvertText,
     "priors": Priors,
@@ -42,10 +43,7 @@ def main(arguments: list[str]) -> int:
     """The exit code: 0 only if everything asked for was written."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        arguments = [*arguments[:1], *_preset_flags(arguments), *arguments[1:]]
-        command: Any = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=arguments, prog="python -m trainer", description=MENUS
-        )
+        command = _parse(arguments)
         with stopping_between_steps():
             command.run()
     except KeyboardInterrupt:
@@ -57,27 +55,30 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _preset_flags(arguments: list[str]) -> Iterator[str]:
-    """The preset's and the settings file's values as flags, to stand before the user's own."""
-    preset, settings = _value_of("--preset", arguments), _value_of("--settings", arguments)
-    if preset:
-        presets = INVERSION_PRESETS if arguments[0] == "textual-inversion" else PRESETS
-        if preset not in presets:
-            raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}.")
-        yield from _flags(presets[preset])
-    if settings:
-        yield from _flags(_read_toml(Path(settings)))
+def _parse(arguments: list[str]) -> Any:
+    """The command that is asked for: flags over the settings file over the preset over defaults."""
+    commands = []
+    for name, command in COMMANDS.items():
+        given = {}
+        if arguments[:1] == [name]:
+            given["default"] = defaults(command, _values(command, arguments))
+        commands.append(Annotated[command, tyro.conf.subcommand(name, **given)])
+    any_of_them: Any = Union[tuple(commands)]  # noqa: UP007
+    return tyro.cli(any_of_them, args=arguments, prog="python -m trainer", description=MENUS)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"'{path}' is not a TOML file: {error}. Correct that line.") from error
+def _values(command: type, arguments: list[str]) -> Values:
+    """What the preset and the settings file say of a command, the file over the preset."""
+    flags = {field.name for field in dataclasses.fields(command)}
+    path = _value_of("--settings", arguments) if "settings" in flags else None
+    values = read_values(command, read_toml(Path(path)), path) if path else {}
+    preset = _value_of("--preset", arguments) or values.get(("preset",))
+    if not preset or "preset" not in flags:
+        return values
+    presets = INVERSION_PRESETS if command is InvertText else PRESETS
+    if preset not in presets:
+        raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}.")
+    return read_values(command, presets[preset], preset) | values
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -87,17 +88,6 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
         if argument.startswith(flag + "="):
             return argument[len(flag) + 1 :]
     return None
-
-
-def _flags(values: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in flat(values):
-        prefix, _, last = name.replace("_", "-").rpartition(".")
-        prefix = f"--{prefix}." if prefix else "--"
-        if isinstance(value, bool):
-            yield prefix + ("" if value else "no-") + last
-        else:
-            yield prefix + last
-            yield from map(str, value if isinstance(value, list | tuple) else [value])
 
 
 if __name__ == "__main__":

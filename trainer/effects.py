@@ -48,6 +48,13 @@ def effects(settings: type, prefix: str = "", above: Effect | None = None) -> di
     return found
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """A setting's default; `dataclasses.MISSING` where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
 def _effect(hint: Any) -> Effect | None:
     marks = getattr(hint, "__metadata__", ())
     return next((mark for mark in marks if isinstance(mark, Effect)), None)

@@ -14,7 +14,7 @@ from typing import Any
 from . import records
 from .config import PriorConfig, SamplingConfig, TrainingConfig
 from .data.examples import Example
-from .effects import Effect, effects
+from .effects import Effect, default_of, effects
 from .families.files import CheckpointFile, remember_sha256
 from .metadata import plain
 from .methods.base import Method
@@ -97,19 +97,12 @@ def _at_default(settings: Any, prefix: str = "", default: Any = None) -> Iterato
     dataclass, where it has one."""
     for field in dataclasses.fields(settings):
         name, value = prefix + field.name, getattr(settings, field.name)
-        expected = _default(field) if default is None else getattr(default, field.name)
+        expected = default_of(field) if default is None else getattr(default, field.name)
         if dataclasses.is_dataclass(value):
             nested = None if expected is dataclasses.MISSING else expected
             yield from _at_default(value, f"{name}.", nested)
         elif value == expected:
             yield name
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    """`dataclasses.MISSING` for none."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,322 @@
+"""Settings from TOML files: what they set, that flags beat them, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.__main__ import COMMANDS, main
+
+NEEDED = {
+    "train": ["--base", "b", "--dataset.photos", "p", "--dataset.prompt", "d"],
+    "textual-inversion": [
+        "--base", "b", "--dataset.photos", "p", "--dataset.prompt", "d", "--method.placeholder",
+        "<x>", "--method.initializer", "dog",
+    ],
+    "priors": ["--base", "b"],
+    "sample": ["--checkpoint", "c", "--prompts", "d"],
+    "compare": ["--checkpoints", "c", "--prompts", "d"],
+    "score": ["--images", "i", "--photos", "p", "--judge", "toy"],
+    "demo": [],
+}  # fmt: skip
+"""What each command asks for."""
+HEADINGS = "[dataset], [prior], [optimizer], [preview], [scoring], [output], [method]"
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path):
+    """Gives the command that `main` would run with these settings, of which some may lie in a
+    file."""
+
+    def parse(name: str, toml: str | None = None, *flags: str) -> Any:
+        found: list[Any] = []
+        monkeypatch.setattr(COMMANDS[name], "run", lambda command: found.append(command))
+        path = tmp_path / "s.toml"
+        if toml is not None:
+            path.write_text(toml, "utf-8")
+        file = [] if toml is None else ["--settings", str(path)]
+        return found[0] if main([name, *file, *flags]) == 0 else None
+
+    return parse
+
+
+def look_up(command: Any, place: str) -> Any:
+    for name in place.split("."):
+        command = getattr(command, name)
+    return command
+
+
+TRAIN = """
+base = "-model"
+precision = "bf16"
+steps = 7
+ema = true
+compile = false
+noise_offset = 0.25
+judge = "-judge"
+device = "-1"
+on_existing = "resume"
+
+[dataset]
+photos = ["-dog", "--cat", "plain"]
+prompt = "--steps 3"
+resolution = 64
+background = ""
+
+[prior]
+images = []
+sampling.negative_prompt = "-ugly"
+
+[optimizer]
+learning_rate = 1
+warmup_steps = 2
+
+[preview]
+prompts = ["-a", "--b", "", "c d"]
+sampling = { seed = 5 }
+
+[output]
+folder = "-out"
+name = "-dog"
+
+[method]
+train_text_encoder = true
+text_encoder_learning_rate = 5e-7
+"""
+FILES = {
+    "train": (TRAIN, {
+        "config.base": Path("-model"),
+        "config.precision": "bf16",
+        "config.steps": 7,
+        "config.ema": True,
+        "config.compile": False,
+        "config.noise_offset": 0.25,
+        "judge": Path("-judge"),
+        "device": "-1",
+        "on_existing": "resume",
+        "config.dataset.photos": (Path("-dog"), Path("--cat"), Path("plain")),
+        "config.dataset.prompt": "--steps 3",
+        "config.dataset.resolution": 64,
+        "config.dataset.background": "",
+        "config.prior.images": (),
+        "config.prior.sampling.negative_prompt": "-ugly",
+        "config.prior.sampling.steps": 50,
+        "config.optimizer.learning_rate": 1.0,
+        "config.optimizer.warmup_steps": 2,
+        "config.preview.prompts": ("-a", "--b", "", "c d"),
+        "config.preview.sampling.seed": 5,
+        "config.preview.sampling.steps": 25,
+        "config.output.folder": Path("-out"),
+        "config.output.name": "-dog",
+        "method.train_text_encoder": True,
+        "method.text_encoder_learning_rate": 5e-7,
+    }),
+    "textual-inversion": (
+        'base = "b"\n[dataset]\nphotos = ["p"]\nprompt = "-<x>"\n[method]\n'
+        'placeholder = "<-x>"\ninitializer = "-dog"\nnum_vectors = 2',
+        {
+            "config.dataset.prompt": "-<x>", "method.placeholder": "<-x>",
+            "method.initializer": "-dog", "method.num_vectors": 2, "method.templates": "object",
+        },
+    ),
+    "priors": (
+        'base = "b"\nprompt = "-dog"\nnum_images = 3\nresolution = 64\n[sampling]\nsteps = 2',
+        {
+            "prior.prompt": "-dog", "prior.num_images": 3, "prior.sampling.steps": 2,
+            "resolution": 64,
+        },
+    ),
+    "sample": (
+        'checkpoint = "c"\nprompts = ["-a"]\nsize = [64, 32]\nsteps = 3\nguidance_scale = 2',
+        {
+            "prompts": ("-a",), "size": (64, 32), "sampling.steps": 3,
+            "sampling.guidance_scale": 2.0,
+        },
+    ),
+    "compare": (
+        'checkpoints = ["-c", "d"]\nprompts = ["--p"]\nsteps = [2, 3]\nseed = 4\nsize = [8, 16]',
+        {
+            "checkpoints": (Path("-c"), Path("d")), "prompts": ("--p",), "steps": (2, 3),
+            "drawing.seed": 4, "size": (8, 16),
+        },
+    ),
+    "score": (
+        'images = ["-i"]\nphotos = "-p"\njudge = "toy"\nprompts = ["-q", ""]\nfolder = "--f"',
+        {
+            "images": (Path("-i"),), "photos": Path("-p"), "prompts": ("-q", ""),
+            "folder": Path("--f"),
+        },
+    ),
+    "demo": ('folder = "-f"\ndevice = "cpu"', {"folder": Path("-f"), "device": "cpu"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_can_say_everything_that_flags_can(parse, name):
+    """Also what begins like a flag."""
+    toml, expected = FILES[name]
+    command = parse(name, toml)
+    assert {place: look_up(command, place) for place in expected} == expected
+
+
+def test_every_command_with_a_settings_file_is_tried():
+    assert {*FILES} == {*NEEDED} == {*COMMANDS} - {"runs"}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_a_file_does_not_say_stays_as_it_is(parse, name):
+    bare = parse(name, None, *NEEDED[name])
+    filed = parse(name, "", *NEEDED[name])
+    assert filed.settings.name == "s.toml"
+    differing = [key for key, value in vars(bare).items() if getattr(filed, key) != value]
+    assert differing == ["settings"]
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_preset(parse):
+    toml = 'steps = 9\nema = true\n[optimizer]\nweight_decay = 0.5\n[preview]\nprompts = ["a", "b"]'
+    flags = ["--no-ema", "--preview.prompts", "c", "--prior.prompt", "dog", "--preset", "face"]
+    command = parse("train", toml, *NEEDED["train"], *flags)
+    config = command.config
+    assert (config.ema, config.preview.prompts) == (False, ("c",))
+    assert (config.steps, config.optimizer.weight_decay) == (9, 0.5)
+    assert (config.batch_size, config.prior.weight) == (2, 1.0)
+    assert command.method.train_text_encoder
+    kept = parse("train", toml, *NEEDED["train"], "--preset=object").config
+    assert (kept.ema, kept.preview.prompts, kept.batch_size) == (True, ("a", "b"), 4)
+
+
+def test_a_file_can_name_the_preset(parse):
+    command = parse("textual-inversion", 'preset = "toy"', *NEEDED["textual-inversion"])
+    assert (command.preset, command.method.templates) == ("toy", "captions")
+    assert command.config.steps == 300
+    other = parse("train", 'preset = "toy"', *NEEDED["train"], "--preset", "object")
+    assert (other.preset, other.config.steps) == ("object", 400)
+
+
+@pytest.mark.parametrize(
+    ("toml", "place", "value"),
+    [
+        ('steps = "400"', "steps", 400),
+        ('[optimizer]\nlearning_rate = "1e-3"', "optimizer.learning_rate", 1e-3),
+        ('"batch-size" = 2', "batch_size", 2),
+        ("[output]\nname = 2024", "output.name", "2024"),
+        ("[output]\nname = 2024-05-06", "output.name", "2024-05-06"),
+        ('[dataset]\nphotos = "one"', "dataset.photos", (Path("one"),)),
+        ('[dataset]\nresolution = "None"', "dataset.resolution", None),
+        ("\ufeffseed = 3", "seed", 3),
+    ],
+)
+def test_what_was_taken_before_still_is(parse, toml, place, value):
+    flags = [*NEEDED["train"][:2], "--dataset.prompt", "d", "--steps", "5"]
+    flags = flags[:4] if "steps" in toml else flags
+    flags += [] if "photos" in toml else ["--dataset.photos", "p"]
+    assert look_up(parse("train", toml, *flags).config, place) == value
+
+
+UNKNOWN = [
+    (
+        "train", "[optimiser]\nlearning_rate = 1.0", "optimiser",
+        "There can be: device, base, embedding, steps, batch_size, gradient_accumulation, seed, "
+        "precision, gradient_checkpointing, ema, ema_decay, min_snr_gamma, noise_offset, "
+        "channels_last, compile, preset, runs, judge, on_existing, " + HEADINGS,
+    ),
+    (
+        "train", "[optimizer]\nlr = 1.0", "optimizer.lr",
+        "Under [optimizer] can be: name, learning_rate, weight_decay, max_grad_norm, lr_schedule, "
+        "warmup_steps, num_restarts",
+    ),
+    (
+        "train", 'optimizer = "AdamW"', "optimizer",
+        "Under [optimizer] can be: name, learning_rate, weight_decay, max_grad_norm, lr_schedule, "
+        "warmup_steps, num_restarts",
+    ),
+    (
+        "textual-inversion", "[method]\ntrain_text_encoder = true", "method.train_text_encoder",
+        "Under [method] can be: placeholder, initializer, num_vectors, templates",
+    ),
+    (
+        "compare", 'scheduler = "PNDM"', "scheduler",
+        "There can be: device, checkpoints, prompts, schedulers, steps, embedding, "
+        "guidance_scale, negative_prompt, seed, batch_size, size, judge, photos, folder, precision",
+    ),
+    ("demo", 'settings = "other.toml"', "settings", "There can be: device, folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "toml", "key", "choice"), UNKNOWN)
+def test_an_unknown_key_is_refused_with_those_there_are(
+    parse, tmp_path, caplog, name, toml, key, choice
+):
+    assert parse(name, toml, *NEEDED[name]) is None
+    path = tmp_path / "s.toml"
+    assert caplog.messages[-1] == (
+        f"'{path}' has the key '{key}', which this command does not have. {choice}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "toml", "fault"),
+    [
+        ("train", "steps = 'many'", 'steps must be a whole number, got "many"'),
+        ("train", "steps = 1.5", "steps must be a whole number, got 1.5"),
+        ("train", "steps = true", "steps must be a whole number, got true"),
+        ("train", "steps = [1, 2]", "steps must be a whole number, got [1, 2]"),
+        ("train", "[steps]\na = 1", 'steps must be a whole number, got {"a": 1}'),
+        ("train", "noise_offset = false", "noise_offset must be a number, got false"),
+        ("train", 'ema = "yes"', 'ema must be true or false, got "yes"'),
+        ("train", "ema = 1", "ema must be true or false, got 1"),
+        ("train", "output.name = true", "output.name must be text, got true"),
+        ("train", "output.folder = [1]", "output.folder must be a path, got [1]"),
+        (
+            "train", "precision = 'fp8'",
+            'precision must be one of fp32, fp16, bf16, got "fp8"',
+        ),
+        (
+            "train", "dataset.resolution = '강'",
+            'dataset.resolution must be a whole number, got "강"',
+        ),
+        (
+            "train", "preview.prompts = ['a', true]",
+            'preview.prompts must be a list of texts, got ["a", true]',
+        ),
+        ("compare", "steps = [2, 'x']", 'steps must be a list of whole numbers, got [2, "x"]'),
+        ("compare", "size = 64", "size must be a list of 2 whole numbers, got 64"),
+        ("sample", "size = [1, 2, 3]", "size must be a list of 2 whole numbers, got [1, 2, 3]"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(parse, tmp_path, caplog, name, toml, fault):
+    assert parse(name, toml, *NEEDED[name]) is None
+    assert caplog.messages[-1] == f"'{tmp_path / 's.toml'}': {fault}."
+
+
+def test_a_value_that_cannot_be_honoured_is_refused_as_it_is_from_flags(parse, caplog, capsys):
+    assert parse("train", "seed = -1", *NEEDED["train"]) is None
+    assert caplog.messages[-1] == "seed must be 0 or more, got -1."
+    shown = []
+    for toml, flags in [("prior.ratio = -2", []), (None, ["--prior.ratio", "-2"])]:
+        with pytest.raises(SystemExit) as caught:
+            parse("train", toml, *NEEDED["train"], *flags)
+        assert caught.value.code == 2
+        shown.append(capsys.readouterr().err)
+    assert "prior.ratio must be above" in shown[0]
+    assert shown[0] == shown[1]
+
+
+def test_what_is_required_can_come_from_either(parse, capsys):
+    command = parse("train", '[dataset]\nprompt = "-d"', "--base", "b", "--dataset.photos", "p")
+    assert command.config.dataset.prompt == "-d"
+    with pytest.raises(SystemExit) as caught:
+        parse("train", '[dataset]\nprompt = "-d"', "--base", "b")
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert "--dataset.photos" in shown.err
+    assert "--dataset.prompt" not in shown.err
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path, caplog):
+    path = tmp_path / "s.toml"
+    path.write_bytes('prompt = "é"'.encode("latin-1"))
+    assert main(["demo", "--settings", str(path)]) == 1
+    assert caplog.messages[-1].startswith(
+        f"'{path}' is not a TOML file: 'utf-8' codec can't decode"
+    )
