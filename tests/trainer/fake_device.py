@@ -231,7 +231,7 @@ def _compute(func: Any, args: Args, kwargs: Kwargs, computed: Counter[Any] | Non
     if kwargs.get("device"):
         kwargs = {**kwargs, "device": CPU}
     made = func(*_inside(args), **{name: _inside(value) for name, value in kwargs.items()})
-    return _outside(made, {id(tensor.numbers): tensor for tensor in ours}, place)
+    return _outside(made) if place == DEVICE else made
 
 
 def _require_one_device(func: Any, args: Args, tensors: Sequence[Tensor]) -> None:
@@ -274,14 +274,11 @@ def _inside(value: Any) -> Any:
     return value
 
 
-def _outside(value: Any, known: Mapping[int, DeviceTensor], place: torch.device) -> Any:
-    """The value with each new tensor put on `place`. Tensors changed in place are those `known` by
-    the addresses of their numbers."""
+def _outside(value: Any) -> Any:
+    """The value with each tensor of numbers put on the device, also in lists."""
     if isinstance(value, LISTS):
-        return type(value)(_outside(one, known, place) for one in value)
-    if id(value) in known:
-        return known[id(value)]
-    return DeviceTensor(value) if place == DEVICE and isinstance(value, Tensor) else value
+        return type(value)(map(_outside, value))
+    return DeviceTensor(value) if isinstance(value, Tensor) else value
 
 
 def _cast(args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Args, Kwargs]:
