@@ -215,23 +215,23 @@ def _compute(func: Any, args: Args, kwargs: Kwargs, computed: Counter[Any] | Non
     """The result of an operation, computed on the CPU. RuntimeError if CUDA would refuse it."""
     tensors = _tensors([*args, *kwargs.values()])
     ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
-    place = kwargs.get("device")
-    if func in COPYING:
-        place = place or args[0].device
-    else:
-        if 0 < len(ours) < len(tensors):
-            _require_one_device(func, args, tensors)
-        place = place or (DEVICE if ours else CPU)
-    if kwargs.get("generator"):
-        _require_generator(func, kwargs["generator"], place)
-    if place != DEVICE and not ours:
+    place, generator = kwargs.get("device"), kwargs.get("generator")
+    if not ours and not generator and place != DEVICE:
         return func(*args, **kwargs)
+    if 0 < len(ours) < len(tensors) and func not in COPYING:
+        _require_one_device(func, args, tensors)
+    if place is None:
+        place = args[0].device if func in COPYING else DEVICE if ours else CPU
+    else:
+        kwargs = {**kwargs, "device": CPU}
+    if generator:
+        _require_generator(func, generator, place)
+    made = func(*_inside(args), **{name: _inside(value) for name, value in kwargs.items()})
+    if place != DEVICE:
+        return made
     if computed is not None:
         computed[func] += 1
-    if kwargs.get("device"):
-        kwargs = {**kwargs, "device": CPU}
-    made = func(*_inside(args), **{name: _inside(value) for name, value in kwargs.items()})
-    return _outside(made) if place == DEVICE else made
+    return _outside(made)
 
 
 def _require_one_device(func: Any, args: Args, tensors: Sequence[Tensor]) -> None:

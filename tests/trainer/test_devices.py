@@ -203,7 +203,7 @@ def previews(**sampling: Any) -> PreviewConfig:
 def test_optimizers(config, run_in_two, name):
     rate = 1.0 if name == "Prodigy" else 1e-3
     config = replace(config, optimizer=OptimizerConfig(name=name, learning_rate=rate))
-    run_in_two(config, FullFineTune(train_text_encoder=True))
+    run_in_two(config, FullFineTune())
 
 
 @pytest.mark.parametrize("kind", METHODS)
