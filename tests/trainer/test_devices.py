@@ -31,7 +31,7 @@ from transformers import (
 from tests.trainer.fake_device import CPU, DEVICE, fake_device
 from trainer import families, judges
 from trainer.__main__ import COMMANDS
-from trainer.commands import Demo, Priors, Sample
+from trainer.commands import Demo, Priors, Runs, Sample
 from trainer.config import (
     DatasetConfig,
     OptimizerConfig,
@@ -376,8 +376,9 @@ def test_nothing_is_left_out():
         if "method" in typing.get_type_hints(command)
     }
     assert set(methods) == set(METHODS)
-    # The demo trains and draws with the embedded model.
-    assert set(COMMANDS.values()) == {*methods.values(), Sample, Priors, Compare, Score, Demo}
+    # The demo trains and draws with the embedded model; `runs` only lists and deletes files.
+    others = {Sample, Priors, Compare, Score, Demo, Runs}
+    assert set(COMMANDS.values()) == {*methods.values(), *others}
     assert {*judges.CLIP_KINDS, *judges.DINO_KINDS} == set(ENCODERS)
     named = {*switches(TrainingConfig), *NUMBERS, *ELSEWHERE}
     assert {field.name for field in fields(TrainingConfig)} == named

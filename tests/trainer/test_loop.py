@@ -325,13 +325,15 @@ def test_all_is_computed_in_the_chosen_format_and_class_images_made_at_the_size(
     sampling = SamplingConfig(steps=1, guidance_scale=1)
     prior = PriorConfig(weight=1.0, prompt="a dog", num_images=2, sampling=sampling)
     preview = PreviewConfig(prompts=("a dog",), every=1, sampling=sampling)
-    run(replace(config, precision="bf16", steps=1, prior=prior, preview=preview))
+    dataset = replace(config.dataset, resolution=24)  # the model's own is 16
+    config = replace(config, dataset=dataset, precision="bf16", steps=1)
+    run(replace(config, prior=prior, preview=preview))
     assert found == [torch.bfloat16] * 3, "class images, a step, a preview"
     made = list(config.output.folder.glob("class_images/*/*.png"))
     assert len(made) == 2
     for path in made:
         with Image.open(path) as image:
-            assert image.size == (32, 32)
+            assert image.size == (24, 24)
 
 
 def test_mirrored_photos_are_trained_on_too(config):
