@@ -13,7 +13,7 @@ gpu: .venv/installed  ## test and measure training on an NVIDIA card, into docs/
 	$(BIN)/python -m benchmarks.gpu
 
 test: .venv/installed  ## the tests, one worker and thread per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 soak: .venv/installed  ## kill RUNS runs at random moments, resume them, compare the results
 	$(BIN)/python -m benchmarks.soak --runs $(or $(RUNS),100)
