@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,20 @@ def test_the_suite_is_collected_without_the_modules_of_posix(tmp_path: Path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     collected = {line.partition("::")[0] for line in done.stdout.splitlines()}
     assert {name(path) for path in TESTS.rglob("test_*.py")} <= collected
+
+
+def test_the_suite_runs_in_a_folder_with_any_name(tmp_path: Path):
+    """Such as ComfyUI-DreamBooth, as a clone is called, which no Python package could be."""
+    clone = tmp_path / "ComfyUI-DreamBooth"
+    names = ("pyproject.toml", "__init__.py", "host_version.py", "trainer/__init__.py",
+             "trainer/names.py", "tests/trainer/test_names.py")  # fmt: skip
+    for each in names:
+        (clone / each).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / each, clone / each)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert " passed" in done.stdout
 
 
 def needing_posix(path: Path, fixtures: set[str]) -> Iterator[ast.FunctionDef]:
