@@ -221,7 +221,7 @@ def _compute(func: Any, args: Args, kwargs: Kwargs, computed: Counter[Any] | Non
     if 0 < len(ours) < len(tensors) and func not in COPYING:
         _require_one_device(func, args, tensors)
     if place is None:
-        place = args[0].device if func in COPYING else DEVICE if ours else CPU
+        place = DEVICE if ours else CPU
     else:
         kwargs = {**kwargs, "device": CPU}
     if generator:
