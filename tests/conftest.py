@@ -24,6 +24,14 @@ TINY_METADATA = {"format": "pt", "dreambooth.constants": '{"resolution": 16}'}
 
 Networks = tuple[nn.Module, nn.Module, nn.Module]
 
+LONGEST = {"test_demo.py", "test_soak.py", "test_subjects.py", "test_real_size.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end a worker would be alone with one of them, and two workers that
+    share its tests would both make what they need."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.name != "posix" and item.get_closest_marker("posix"):
