@@ -45,12 +45,7 @@ class Entry:
 
 def entries(runs: Path) -> list[Entry]:
     """The runs in a folder, the one begun first first. ValueError if there is no such folder."""
-    if not runs.is_dir():
-        raise ValueError(
-            f"There is no folder '{runs}'. Name the one where runs are kept: 'runs' in the output "
-            "folder, unless --runs named another."
-        )
-    found = [_entry(folder) for folder in sorted(runs.iterdir()) if _is_run(folder)]
+    found = map(_entry, _run_folders(runs))
     return sorted(found, key=lambda entry: entry.begun.timestamp() if entry.begun else 0)
 
 
@@ -139,13 +134,23 @@ def _cells(entry: Entry) -> list[str]:
     ]
 
 
+def _run_folders(runs: Path) -> list[Path]:
+    if not runs.is_dir():
+        raise ValueError(
+            f"There is no folder '{runs}'. Name the one where runs are kept: 'runs' in the output "
+            "folder, unless --runs named another."
+        )
+    return [folder for folder in sorted(runs.iterdir()) if _is_run(folder)]
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or (folder / STATES).is_dir()
 
 
 def _folders(runs: Path, ids: Sequence[str]) -> list[Path]:
-    known = [entry.folder.name for entry in entries(runs)]
-    if unknown := [one for one in ids if one not in known]:
+    there = {folder.name for folder in _run_folders(runs)}
+    if unknown := [one for one in ids if one not in there]:
+        known = [entry.folder.name for entry in entries(runs)]
         raise ValueError(
             f"There is no run {', '.join(unknown)} in '{runs}', so nothing was deleted. There are: "
             f"{', '.join(known) or 'none'}."
@@ -154,10 +159,13 @@ def _folders(runs: Path, ids: Sequence[str]) -> list[Path]:
 
 
 def _idle(runs: Path) -> list[Path]:
-    folders = [entry.folder for entry in entries(runs)]
-    for folder in filter(is_locked, folders):
-        logger.warning("The run %s is being worked on, and keeps its states.", folder.name)
-    return [folder for folder in folders if not is_locked(folder)]
+    idle = []
+    for folder in _run_folders(runs):
+        if is_locked(folder):
+            logger.warning("The run %s is being worked on, and keeps its states.", folder.name)
+        else:
+            idle.append(folder)
+    return idle
 
 
 @contextmanager
