@@ -29,13 +29,13 @@ def _adamw(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimi
 def _adamw_8bit(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimizer:
     bitsandbytes = _load(config.name)
     optimizer: Any = bitsandbytes.optim.AdamW8bit(groups, weight_decay=config.weight_decay)
-    quantized = optimizer.get_config
+    quantized, known = optimizer.get_config, set(map(id, exact))
 
     # bitsandbytes keeps exceptions in a registry of the whole process, by the address of the
     # weight: another run's weight could take over the address.
     def get_config(group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
-        is_exact = any(group["params"][index] is parameter for parameter in exact)
-        return {**quantized(group_index, index, group), **({"optim_bits": 32} if is_exact else {})}
+        is_exact = id(group["params"][index]) in known
+        return quantized(group_index, index, group) | ({"optim_bits": 32} if is_exact else {})
 
     optimizer.get_config = get_config
     return cast(Optimizer, optimizer)
