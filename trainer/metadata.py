@@ -7,12 +7,12 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .config import TrainingConfig
+from .config import OutputConfig, TrainingConfig
 from .data.examples import Example
 from .families.base import ModelFamily
 from .methods.base import Method, Trainable
@@ -74,10 +74,13 @@ def describe_run(
         "dreambooth.images": json.dumps([_identity(example) for example in examples]),
         "dreambooth.versions": json.dumps(versions()),
     }
-    hidden = PRIVATE if config.output.private else ()
-    return {
-        key: str(value) for key, value in ours.items() if value is not None and key not in hidden
-    }
+    described = {key: str(value) for key, value in ours.items() if value is not None}
+    return without_private(described, config.output)
+
+
+def without_private(metadata: Mapping[str, str], output: OutputConfig) -> dict[str, str]:
+    """Metadata as a file may have it: without prompts and names of photos, if that is chosen."""
+    return {k: text for k, text in metadata.items() if not (output.private and k in PRIVATE)}
 
 
 def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import balance, records, space
 from .checkpoint import CheckpointWriter, moved_weights
-from .metadata import PRIVATE, describe_progress
+from .metadata import describe_progress, without_private
 from .methods.base import FileOut
 from .session import Session
 
@@ -98,6 +98,5 @@ class Outputs:
     def _metadata(self, file: FileOut) -> dict[str, str]:
         """Keys of the original stay, except where ours differ, or are to be private."""
         progress = describe_progress(self._session.reports, self._started)
-        hidden = PRIVATE if file.output.private else ()
-        kept = {key: text for key, text in file.original.metadata.items() if key not in hidden}
+        kept = without_private(file.original.metadata, file.output)
         return {**kept, **self._description, **file.metadata, **progress}
