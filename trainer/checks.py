@@ -18,7 +18,7 @@ def at_least(name: str, value: float, minimum: float) -> None:
 
 def is_text(name: str, value: str) -> None:
     require(names.is_text(value), f"{name} is not valid Unicode: {value!r}. Write it in UTF-8, or "
-             "rename it.")  # fmt: skip
+            "rename it.")  # fmt: skip
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:

@@ -47,12 +47,12 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         require(len(self.photos) > 0, "dataset.photos is empty. Name a folder of photos.")
         require(self.prompt.strip() != "", "dataset.prompt is empty. Describe the photos, such as "
-                 "'a photo of sks dog'.")  # fmt: skip
+                "'a photo of sks dog'.")  # fmt: skip
         is_text("dataset.prompt", self.prompt)
         if self.resolution is not None:
             at_least("dataset.resolution", self.resolution, 8)
             require(self.resolution % 8 == 0, f"dataset.resolution must be a multiple of 8, "
-                     f"got {self.resolution}.")  # fmt: skip
+                    f"got {self.resolution}.")  # fmt: skip
         one_of("dataset.crop", self.crop, ("center", "random"))
 
 
@@ -103,8 +103,8 @@ class PriorConfig:
     def __post_init__(self) -> None:
         at_least("prior.weight", self.weight, 0)
         require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
-                 f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of "
-                 "a dog', or set prior.weight to 0.")  # fmt: skip
+                f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of "
+                "a dog', or set prior.weight to 0.")  # fmt: skip
         is_text("prior.prompt", self.prompt)
         at_least("prior.num_images", self.num_images, 1)
         require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
@@ -132,7 +132,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
-                 f"got {self.learning_rate}.")  # fmt: skip
+                f"got {self.learning_rate}.")  # fmt: skip
         at_least("optimizer.weight_decay", self.weight_decay, 0)
         at_least("optimizer.max_grad_norm", self.max_grad_norm, 0)
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
@@ -174,7 +174,7 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         is_text("scoring.class_prompt", self.class_prompt)
         require(self.subject_weight > 0, "scoring.subject_weight must be above 0, got "
-                 f"{self.subject_weight}.")  # fmt: skip
+                f"{self.subject_weight}.")  # fmt: skip
         for name in ("num_class_images", "prompt_weight", "prior_weight"):
             at_least(f"scoring.{name}", getattr(self, name), 0)
 
@@ -213,8 +213,8 @@ class OutputConfig:
         require(not fault, f"output.name must be a plain file name, got {self.name!r}: {fault}.")
         size = len(self.name.encode())
         require(size <= names.MAX_BYTES, f"output.name is {size} bytes long, and file names have "
-                 f"room for {names.MAX_BYTES} beside what is added to them. Choose a shorter "
-                 "one.")  # fmt: skip
+                f"room for {names.MAX_BYTES} beside what is added to them. Choose a shorter "
+                "one.")  # fmt: skip
         is_text("output.folder", str(self.folder))
         is_text("output.embedding_folder", str(self.embedding_folder))
 
@@ -268,7 +268,7 @@ class TrainingConfig:
             at_least(name, getattr(self, name), 0)
         one_of("precision", self.precision, ("fp32", "fp16", "bf16"))
         require(0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1, got "
-                 f"{self.ema_decay}.")  # fmt: skip
+                f"{self.ema_decay}.")  # fmt: skip
 
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
         """The same settings with some changed; nested ones as nested mappings."""
