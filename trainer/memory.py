@@ -65,7 +65,8 @@ def training_advice(
         half = "bf16" if computes_in_bf16(device) else "fp16"
         another_run.append(f"set precision to {half}")
     if config.optimizer.name in ("AdamW", "Prodigy", "Lion"):
-        another_run.append("set optimizer.name to AdamW8bit")
+        besides = " and switch off channels_last" if config.channels_last else ""
+        another_run.append(f"set optimizer.name to AdamW8bit{besides}")
     if trains_text_encoder:
         another_run.append("switch off train_text_encoder, so that captions are read only once")
     if config.ema:

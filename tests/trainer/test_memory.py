@@ -199,6 +199,13 @@ def test_bf16_is_not_advised_where_it_would_be_refused(config, monkeypatch):
     assert "; set precision to bf16; " in training_advice(config, **options)
 
 
+def test_8_bit_adamw_is_not_advised_with_what_it_refuses(config):
+    advice = training_advice(
+        replace(config, channels_last=True), trains_text_encoder=False, resolution=512
+    )
+    assert "; set optimizer.name to AdamW8bit and switch off channels_last; " in advice
+
+
 def test_the_devices_error_stays_the_devices():
     """By its class ComfyUI knows to free the device."""
     with (
