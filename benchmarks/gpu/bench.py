@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trainer import memory
+
 from .random_model import Networks, Shape, build, write_checkpoint
 
 Item = TypeVar("Item")
@@ -79,8 +81,7 @@ class Memory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         release(device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        memory.forget_peak(device)
 
     def peaks(self) -> dict[str, float | None]:
         """Allocated: what tensors took. Reserved: what PyTorch held for them. Besides: what else
