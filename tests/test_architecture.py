@@ -21,6 +21,8 @@ HEAVY_ROOMS = ("families/", "schedulers.py", "judges.py", "toy/")
 LAYERS = [
     {
         "names",
+        "flush",
+        "versions",
         "checks",
         "metrics",
         "effects",

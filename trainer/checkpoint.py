@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import OutputConfig
+from .flush import flush_folder
 from .locks import LOCK, locked
 from .precision import DTYPES
 
@@ -192,16 +193,6 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
             os.rename(part, path)
         flush_folder(folder)
         return path
-
-
-def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @torch.no_grad()

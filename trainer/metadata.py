@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ from .data.examples import Example
 from .families.base import ModelFamily
 from .methods.base import Method, Trainable
 from .observer import StepReport
+from .versions import versions
 
 PRIVATE = ("modelspec.trigger_phrase", "dreambooth.config", "dreambooth.method",
            "dreambooth.images")  # fmt: skip
@@ -94,14 +94,6 @@ def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[
         "dreambooth.losses": json.dumps([round(report.loss, 6) for report in reports]),
         "dreambooth.skipped_steps": str(reports[-1].skipped_steps if reports else 0),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of this project and of what computes with it."""
-    found = {}
-    for package in ("torch", "diffusers", "transformers", "safetensors"):
-        found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _identity(example: Example) -> dict[str, str | bool]:

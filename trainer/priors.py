@@ -19,9 +19,9 @@ from PIL import Image
 
 from . import records
 from .config import PriorConfig
-from .metadata import versions
 from .observer import Observer
 from .sampling import sample_each
+from .versions import versions
 
 if TYPE_CHECKING:
     from .families.base import ModelFamily

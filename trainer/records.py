@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .checkpoint import flush_folder
+from .flush import flush_folder
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from .config import TrainingConfig
 from .data.examples import Example, find_examples
 from .identity import Definition, Hashes, define
 from .locks import LOCK, locked
-from .metadata import plain, versions
+from .metadata import plain
 from .methods.base import Method
 from .numerics import NUMERICS_VERSION
 from .observer import Observer
@@ -24,6 +24,7 @@ from .recorder import Recorder
 from .results import TrainingResult
 from .resuming import resume
 from .siblings import MANIFEST, STATES, Siblings
+from .versions import versions
 
 if TYPE_CHECKING:
     from .session import Session

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from .checkpoint import flush_folder
+from .flush import flush_folder
 
 logger = logging.getLogger(__name__)
 

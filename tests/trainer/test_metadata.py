@@ -6,9 +6,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-import transformers
-
 from trainer.config import (
     DatasetConfig,
     OutputConfig,
@@ -18,7 +15,7 @@ from trainer.config import (
     TrainingConfig,
 )
 from trainer.data.examples import Example
-from trainer.metadata import describe_progress, describe_run, versions
+from trainer.metadata import describe_progress, describe_run
 from trainer.methods.full import FullFineTune
 from trainer.observer import StepReport
 
@@ -103,9 +100,3 @@ def test_progress_holds_the_losses_and_the_times():
     assert progress["dreambooth.skipped_steps"] == "3"
     assert float(progress["ss_training_started_at"]) == started.timestamp()
     assert datetime.fromisoformat(progress["modelspec.date"]) > started
-
-
-def test_versions_are_those_installed():
-    found = versions()
-    assert found["torch"] == torch.__version__
-    assert found["transformers"] == transformers.__version__

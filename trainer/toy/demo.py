@@ -22,12 +22,12 @@ from ..config import (
     TrainingConfig,
 )
 from ..loop import TrainingResult, train
-from ..metadata import versions
 from ..methods.full import FullFineTune
 from ..observer import Observer
 from ..pictures import grid, loss_curve
 from ..presets import PRESETS
 from ..sampling import sample
+from ..versions import versions
 from . import MODEL, PHOTOS
 from .judge import Judge
 from .world import BACKGROUNDS
