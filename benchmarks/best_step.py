@@ -5,8 +5,8 @@ judge scoring 6 previews and 8 pictures of the class every 50 steps. Then draws 
 from the checkpoint of each of those steps, and scores them too: the step that the run chose is held
 against the one that these find best. Then times runs with scoring and without, in pairs whose order
 alternates, and networks of the real sizes. Writes docs/best-step.md and its figure. Seed 2 of these
-runs was looked at while the measures of `trainer/balance.py` were chosen, so it is none of the
-five."""
+runs was looked at while the measures of `trainer/evaluation/best_step.py` were chosen, so it is
+none of the five."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ import numpy as np
 import torch
 
 from trainer import families
-from trainer.balance import Balance, Seen
-from trainer.config import PreviewConfig, SamplingConfig, ScoringConfig, TrainingConfig
 from trainer.data.images import read_image
+from trainer.evaluation.best_step import Balance, Seen
 from trainer.loop import TrainingResult, train
 from trainer.methods.full import FullFineTune
-from trainer.numerics import NUMERICS_VERSION
-from trainer.presets import PRESETS
-from trainer.sampling import sample
+from trainer.runs.numerics import NUMERICS_VERSION
+from trainer.sampling.sampler import sample
+from trainer.settings.config import PreviewConfig, SamplingConfig, ScoringConfig, TrainingConfig
+from trainer.settings.presets import PRESETS
 from trainer.toy import MODEL
 from trainer.toy.demo import CLASS_PROMPT, SUBJECT_PROMPTS, demo_config
 from trainer.toy.judge import Judge
@@ -206,8 +206,9 @@ def write_page(
         "",
         f"Written by `python -m benchmarks.best_step`; numerics version {NUMERICS_VERSION}.",
         "",
-        "With a judge, a run keeps the step with the best balance: trainer/balance.py has the "
-        "formula. Here it is held against many more pictures than a run draws: five runs of the "
+        "With a judge, a run keeps the step with the best balance: "
+        "trainer/evaluation/best_step.py has the formula. Here it is held against many more "
+        "pictures than a run draws: five runs of the "
         "embedded model (U-Net alone, no class images, rates and seeds as in experiment a of "
         f"[the experiments](experiments.md)), {len(PREVIEW.prompts)} previews and "
         f"{SCORING.num_class_images} pictures of the class every {EVERY} steps "

@@ -31,10 +31,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer.config import PreviewConfig, SamplingConfig, TrainingConfig
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer, StepReport
+from trainer.settings.config import PreviewConfig, SamplingConfig, TrainingConfig
 from trainer.toy.demo import demo_config
 
 FORK = multiprocessing.get_context("fork")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from trainer import states
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
+from trainer.storage import states
 from trainer.toy.demo import demo_config
 
 STATE_EVERY = 50

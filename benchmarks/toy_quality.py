@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from trainer import families
-from trainer.config import SamplingConfig
-from trainer.pictures import grid
-from trainer.sampling import sample
+from trainer.evaluation.plots import grid
+from trainer.sampling.sampler import sample
+from trainer.settings.config import SamplingConfig
 from trainer.toy import MODEL, world
 from trainer.toy.drawing import SHAPES
 from trainer.toy.judge import Judge

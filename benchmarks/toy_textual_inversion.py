@@ -23,17 +23,17 @@ from PIL import Image
 from benchmarks.article.scores import denoising_loss
 from benchmarks.article.subjects import draw_many
 from trainer import families
-from trainer.config import OptimizerConfig, TrainingConfig
 from trainer.data.examples import find_examples
 from trainer.data.images import read_image
+from trainer.evaluation.plots import grid
 from trainer.families.base import ModelFamily
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
-from trainer.pictures import grid
-from trainer.presets import INVERSION_PRESETS
-from trainer.runs import TrainingResult
-from trainer.sampling import sample
+from trainer.runs.run import TrainingResult
+from trainer.sampling.sampler import sample
+from trainer.settings.config import OptimizerConfig, TrainingConfig
+from trainer.settings.presets import INVERSION_PRESETS
 from trainer.toy import MODEL, PHOTOS, world
 from trainer.toy.demo import CLASS_PROMPT, SAMPLING, SCORED_IMAGES, demo_config
 from trainer.toy.judge import Judge

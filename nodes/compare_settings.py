@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainer.scores import Yardstick, table
+from ..trainer.evaluation.scores import Yardstick, table
 from ..trainer.toy.judge import load as load_judge
 from . import folders, host
 from .drawing import DEFAULT, draw, drawing_inputs

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..trainer.comparison import Axes, Candidate, Comparison, compare, distinct
-from ..trainer.config import SamplingConfig
-from ..trainer.schedulers import SCHEDULERS
-from ..trainer.scores import Yardstick
+from ..trainer.evaluation.comparison import Axes, Candidate, Comparison, compare, distinct
+from ..trainer.evaluation.scores import Yardstick
+from ..trainer.sampling.schedulers import SCHEDULERS
+from ..trainer.settings.config import SamplingConfig
 from . import host
 from .sockets import ModelSource
 from .widgets import (

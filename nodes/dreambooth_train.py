@@ -7,9 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.methods.full import FullFineTune
-from ..trainer.presets import PRESETS
+from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
+from ..trainer.settings.presets import PRESETS
 from . import folders
 from .errors import naming_widgets
 from .optimizer_settings import RUN

@@ -8,10 +8,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer import families, precision
-from ..trainer.config import PriorConfig, SamplingConfig
 from ..trainer.data.examples import find_examples
-from ..trainer.priors import make_class_images
-from ..trainer.schedulers import check as check_scheduler
+from ..trainer.sampling.class_images import make_class_images
+from ..trainer.sampling.schedulers import check as check_scheduler
+from ..trainer.settings.config import PriorConfig, SamplingConfig
 from . import folders, host
 from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview

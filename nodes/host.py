@@ -26,7 +26,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..trainer import balance
+from ..trainer.evaluation import best_step
 from ..trainer.families.files import CheckpointFile
 from ..trainer.observer import Observer, ScoreReport, StepReport
 from .folders import checkpoint_name, temp_folder
@@ -137,7 +137,7 @@ class ComfyObserver(Observer):
         self._bar.update_absolute(step, preview=("JPEG", row, PREVIEW_SIDE))
 
     def on_score(self, report: ScoreReport) -> None:
-        self.say(f"Scored {balance.describe(report)}")
+        self.say(f"Scored {best_step.describe(report)}")
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         name = checkpoint_name(path)

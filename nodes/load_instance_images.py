@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainer.config import DatasetConfig
 from ..trainer.data.examples import find_examples
+from ..trainer.settings.config import DatasetConfig
 from . import folders, host
 from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview, save_batch

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..trainer.config import DatasetConfig, FileDtype, TrainingConfig
-from ..trainer.lr_schedules import LR_SCHEDULES
 from ..trainer.methods.full import FullFineTune
-from ..trainer.optimizers import OPTIMIZERS
+from ..trainer.optimization.lr_schedules import LR_SCHEDULES
+from ..trainer.optimization.optimizers import OPTIMIZERS
+from ..trainer.settings.config import DatasetConfig, FileDtype, TrainingConfig
 from .errors import naming_widgets
 from .sockets import CATEGORY, OptimizerSocket, TrainingSettings
 from .widgets import learning_rate_input, precision_input

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..trainer.names import fault
+from ..trainer.storage.names import fault
 
 
 def check_name(name: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.config import PreviewConfig, SamplingConfig, ScoringConfig
-from ..trainer.schedulers import check as check_scheduler
+from ..trainer.sampling.schedulers import check as check_scheduler
+from ..trainer.settings.config import PreviewConfig, SamplingConfig, ScoringConfig
 from . import folders
 from .errors import naming_widgets
 from .sockets import CATEGORY, PreviewPlan, PreviewSocket

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer import pictures
+from ..trainer.evaluation import plots
 from .drawing import draw, drawing_inputs
 from .errors import naming_widgets
 from .images import to_batch
@@ -53,5 +53,5 @@ class SampleWithScheduler(io.ComfyNode):
     def execute(cls, model_source: ModelSource, steps: int, **widgets: Any) -> io.NodeOutput:
         comparison = draw([model_source], [steps], **widgets)
         rows = [f"{row.scheduler} {row.steps}" for row in comparison.rows]
-        sheet = pictures.grid(comparison.images, columns=comparison.prompts, rows=rows)
+        sheet = plots.grid(comparison.images, columns=comparison.prompts, rows=rows)
         return io.NodeOutput(to_batch(comparison.images), to_batch([sheet]))

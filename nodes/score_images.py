@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..trainer.pictures import score_chart
-from ..trainer.scores import Scores, Yardstick, table
+from ..trainer.evaluation.plots import score_chart
+from ..trainer.evaluation.scores import Scores, Yardstick, table
 from ..trainer.toy.judge import load as load_judge
 from . import folders, host
 from .errors import naming_widgets

@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.config import PreviewConfig, ScoringConfig
+from ..trainer.settings.config import PreviewConfig, ScoringConfig
 
 CATEGORY = "DreamBooth"
 """Where the menus and the Essentials tab show the nodes."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.config import DatasetConfig, TrainingConfig
 from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
-from ..trainer.presets import INVERSION_PRESETS
+from ..trainer.settings.config import DatasetConfig, TrainingConfig
+from ..trainer.settings.presets import INVERSION_PRESETS
 from . import folders
 from .errors import naming_widgets
 from .optimizer_settings import RUN

@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..trainer.config import TrainingConfig
+from ..trainer.evaluation.plots import loss_curve
 from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.base import Method
-from ..trainer.pictures import loss_curve
-from ..trainer.runs import OnExisting
+from ..trainer.runs.run import OnExisting
+from ..trainer.settings.config import TrainingConfig
 from ..trainer.toy.judge import load as load_judge
 from . import folders, host
 from .images import to_batch

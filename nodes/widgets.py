@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..trainer.config import Precision, SamplingConfig
-from ..trainer.schedulers import SCHEDULERS
+from ..trainer.sampling.schedulers import SCHEDULERS
+from ..trainer.settings.config import Precision, SamplingConfig
 from . import folders
 
 NONE = "none"

@@ -13,14 +13,14 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from .commands import Demo, InvertText, Priors, Runs, Sample, Train
-from .judging import Compare, Score
-from .lr_schedules import LR_SCHEDULES
-from .optimizers import OPTIMIZERS
-from .presets import INVERSION_PRESETS, PRESETS
-from .schedulers import SCHEDULERS
-from .settings_file import Values, defaults, read_toml, read_values
-from .terminal import stopping_between_steps
+from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train
+from .cli.evaluation_commands import Compare, Score
+from .cli.settings_file import Values, defaults, read_toml, read_values
+from .cli.terminal import stopping_between_steps
+from .optimization.lr_schedules import LR_SCHEDULES
+from .optimization.optimizers import OPTIMIZERS
+from .sampling.schedulers import SCHEDULERS
+from .settings.presets import INVERSION_PRESETS, PRESETS
 
 MENUS = (
     f"Presets: {', '.join(PRESETS)}; of textual inversion: {', '.join(INVERSION_PRESETS)}. "

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .config import OutputConfig
-from .flush import flush_folder
-from .locks import LOCK, locked
 from .precision import DTYPES
+from .settings.config import OutputConfig
+from .storage.flush import flush_folder
+from .storage.locks import LOCK, locked
 
 
 class Original(Protocol):

@@ -13,23 +13,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import families, lr_schedules, memory, optimizers, precision, schedulers, space
+from . import families, memory, precision
 from .checkpoint import prepare_folder
-from .config import TrainingConfig
 from .data.batches import BatchStream
 from .data.examples import Example, find_examples
 from .data.images import parse_color
+from .evaluation.encoders import Judge
+from .evaluation.preview_scorer import Scorer
 from .families.base import ModelFamily
-from .judges import Judge
-from .metadata import describe_run
 from .methods.base import Method, Trainable
 from .observer import Observer, StepReport
-from .outputs import Outputs
-from .results import TrainingResult
-from .runs import Run, open_run
-from .scoring import Scorer
-from .session import Session
-from .training_images import encode_images
+from .optimization import lr_schedules, optimizers
+from .runs import disk_space
+from .runs.metadata import describe_run
+from .runs.outputs import Outputs
+from .runs.results import TrainingResult
+from .runs.run import Run, open_run
+from .sampling import schedulers
+from .settings.config import TrainingConfig
+from .training.images import encode_images
+from .training.session import Session
 
 __all__ = ["TrainingResult", "check", "train"]
 
@@ -59,7 +62,7 @@ def train(
     """Train as configured and write what came of it: a checkpoint, an embedding or both.
 
     With a folder for `runs`, one that is finished is not trained again, and one that was ended
-    early goes on where it stood; `on_existing` is explained at `runs.open_run`. Without, a run that
+    early goes on where it stood; `on_existing` is explained at `run.open_run`. Without, a run that
     ends early keeps the weights of its last step in a file.
 
     With a judge, which is loaded once it is needed, the previews are scored, and the weights of the
@@ -220,7 +223,7 @@ def _check_space(
     is_scored: bool,
 ) -> None:
     """Before hours are spent, on class images first of all."""
-    space.check(
+    disk_space.check(
         config,
         model,
         trainable,

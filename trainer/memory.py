@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-from .config import TrainingConfig
 from .precision import computes_in_bf16
+from .settings.config import TrainingConfig
 
 CPU = torch.device("cpu")
 

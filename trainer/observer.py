@@ -39,7 +39,7 @@ class StepReport:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreReport:
     """What a judge makes of the previews of one step: its cosines, and what they mean for the way
-    from the base model to the photos, as `balance.py` explains. None for what cannot be told."""
+    from the base model to the photos, as `best_step.py` explains. None for what cannot be told."""
 
     step: int
     """0 is the base model."""

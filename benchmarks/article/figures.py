@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from trainer.pictures import grid
+from trainer.evaluation.plots import grid
 from trainer.toy.world import BACKGROUNDS
 
 from .experiments import (

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.versions import versions
+from trainer.storage.versions import versions
 
 from .experiments import EXPERIMENTS, MEASURES, Comparison, Experiment
 from .figures import FIGURES, Results, sheet

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from trainer import families
-from trainer.config import OptimizerConfig, TrainingConfig
 from trainer.families.base import ModelFamily
 from trainer.loop import TrainingResult, train
 from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
-from trainer.numerics import NUMERICS_VERSION
-from trainer.presets import INVERSION_PRESETS
-from trainer.priors import make_class_images
+from trainer.runs.numerics import NUMERICS_VERSION
+from trainer.sampling.class_images import make_class_images
+from trainer.settings.config import OptimizerConfig, TrainingConfig
+from trainer.settings.presets import INVERSION_PRESETS
 from trainer.toy import MODEL
 from trainer.toy.demo import demo_config
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer import metrics
-from trainer.balance import harmonic_mean
-from trainer.config import SamplingConfig
-from trainer.diffusion import squared_errors
+from trainer.evaluation import metrics
+from trainer.evaluation.best_step import harmonic_mean
 from trainer.families.base import Framing, ModelFamily
-from trainer.numerics import NUMERICS_VERSION
-from trainer.sampling import sample
+from trainer.noise import squared_errors
+from trainer.runs.numerics import NUMERICS_VERSION
+from trainer.sampling.sampler import sample
+from trainer.settings.config import SamplingConfig
 from trainer.toy.demo import CLASS_PROMPT
 from trainer.toy.judge import Judge
 from trainer.toy.world import BACKGROUNDS

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from trainer import records, toy
-from trainer.config import PriorConfig, SamplingConfig, TrainingConfig
+from trainer import toy
 from trainer.methods.full import FullFineTune
-from trainer.optimizers import OPTIMIZERS
+from trainer.optimization.optimizers import OPTIMIZERS
 from trainer.precision import DTYPES
-from trainer.schedulers import SCHEDULERS
+from trainer.sampling.schedulers import SCHEDULERS
+from trainer.settings.config import PriorConfig, SamplingConfig, TrainingConfig
+from trainer.storage import json_files
 
 from . import __doc__ as protocol
 from .dataset import choose, choose_prompts, read_subjects
@@ -101,8 +102,8 @@ def run(options: argparse.Namespace) -> None:
             num_images=options.images,
             remarks=encoders.remarks(),
         )
-        records.write_text(options.folder / "table.md", to_text(results))
-        records.write(options.folder / "table.json", to_json(results))
+        json_files.write_text(options.folder / "table.md", to_text(results))
+        json_files.write(options.folder / "table.json", to_json(results))
     print(to_text(results), end="")  # noqa: T201
 
 

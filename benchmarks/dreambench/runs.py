@@ -15,22 +15,23 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trainer import families, precision, records
-from trainer.config import (
+from trainer import families, precision
+from trainer.cli.terminal import TerminalObserver
+from trainer.data.examples import find_examples
+from trainer.loop import check, train
+from trainer.methods.full import FullFineTune
+from trainer.runs.identity import Hashes, define
+from trainer.runs.numerics import NUMERICS_VERSION
+from trainer.sampling.sampler import sample_each
+from trainer.settings.config import (
     DatasetConfig,
     OutputConfig,
     PriorConfig,
     SamplingConfig,
     TrainingConfig,
 )
-from trainer.data.examples import find_examples
-from trainer.identity import Hashes, define
-from trainer.loop import check, train
-from trainer.methods.full import FullFineTune
-from trainer.numerics import NUMERICS_VERSION
-from trainer.presets import PRESETS
-from trainer.sampling import sample_each
-from trainer.terminal import TerminalObserver
+from trainer.settings.presets import PRESETS
+from trainer.storage import json_files
 
 from .dataset import Subject
 
@@ -161,7 +162,7 @@ class Studio:
                     size=(side, side), observer=observer,
                 )  # fmt: skip
                 for request, image in zip(missing, images, strict=True):
-                    with records.replacing(request.path) as file:
+                    with json_files.replacing(request.path) as file:
                         Image.fromarray(image).save(file, format="PNG")
         if self.discards:
             result.checkpoint.unlink()

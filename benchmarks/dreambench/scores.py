@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from benchmarks.article.scores import ScoreBook
-from trainer import judges, metrics, records
 from trainer.data.images import parse_color, read_image
-from trainer.identity import Hashes
-from trainer.judges import ClipJudge, DinoJudge, Judge
+from trainer.evaluation import encoders, metrics
+from trainer.evaluation.encoders import ClipJudge, DinoJudge, Judge
+from trainer.runs.identity import Hashes
+from trainer.storage import json_files
 
 from .dataset import Subject
 from .runs import Drawn, digest
@@ -108,7 +109,7 @@ MEASURES = {"dino": measure_dino, "clip": measure_clip}
 
 
 def _load(kind: str, path: Path, device: torch.device) -> Judge:
-    judge = judges.load(path, device)
+    judge = encoders.load(path, device)
     if not isinstance(judge, KINDS[kind]):
         raise ValueError(
             f"--{kind} is {path}, which holds another kind of encoder. Name DINO with --dino, and "
@@ -131,4 +132,4 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 
 
 def _config(path: Path) -> dict[str, object]:
-    return records.read(path / "config.json")
+    return json_files.read(path / "config.json")

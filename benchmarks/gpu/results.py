@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from trainer import records
+from trainer.storage import json_files
 
 from . import page
 
@@ -50,10 +50,10 @@ class Results:
         return list(self._stage["rows"])
 
     def _write(self) -> None:
-        records.write(self._folder / JSON, self._cards)
-        records.write_text(self._folder / PAGE, page.to_text(self._cards))
+        json_files.write(self._folder / JSON, self._cards)
+        json_files.write_text(self._folder / PAGE, page.to_text(self._cards))
 
 
 def read(folder: Path) -> dict[str, Any]:
     """By card, its facts and stages; none where nothing was measured."""
-    return records.read(folder / JSON)
+    return json_files.read(folder / JSON)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import Precision
+from trainer.settings.config import Precision
 
 from . import device_tests, reference, training, whole_run
 from .bench import Bench, LeftOut, OutOfTime, in_a_line, say

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 
 from trainer import families, memory
-from trainer.config import (
+from trainer.data.batches import BatchStream
+from trainer.data.examples import Example
+from trainer.data.latents import CachedLatents
+from trainer.families.base import Framing, ModelFamily
+from trainer.methods.full import FullFineTune
+from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
     Precision,
     PriorConfig,
     TrainingConfig,
 )
-from trainer.data.batches import BatchStream
-from trainer.data.examples import Example
-from trainer.data.latents import CachedLatents
-from trainer.families.base import Framing, ModelFamily
-from trainer.methods.full import FullFineTune
-from trainer.session import Session
+from trainer.training.session import Session
 
 from .bench import (
     NUM_PHOTOS,

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from trainer.config import OutputConfig, PreviewConfig, PriorConfig, SamplingConfig
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer, StepReport
+from trainer.settings.config import OutputConfig, PreviewConfig, PriorConfig, SamplingConfig
 
 from .bench import GB, Bench, Memory
 from .training import CLASS, CLASS_PROMPT, PROMPT, Setting

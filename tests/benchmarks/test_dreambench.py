@@ -18,7 +18,7 @@ from benchmarks.dreambench import table
 from benchmarks.dreambench.__main__ import main, make_studio, parser
 from benchmarks.dreambench.dataset import choose, choose_prompts, read_lists, read_subjects
 from benchmarks.dreambench.table import PAPER, Results, to_json, to_text
-from trainer import judges
+from trainer.evaluation import encoders as judges
 from trainer.families.sd1 import checkpoint_tensors
 from trainer.observer import Observer
 

@@ -26,8 +26,8 @@ from benchmarks.gpu.random_model import SD15, TINY, plan, write_folder
 from benchmarks.gpu.results import Results, read
 from benchmarks.gpu.stages import Stage, run_stages
 from benchmarks.gpu.training import CLASS, TEXT, UNET, Setting, measure_each
-from trainer.config import SamplingConfig
 from trainer.families.tokenizer import ClipTokenizer
+from trainer.settings.config import SamplingConfig
 
 CPU = torch.device("cpu")
 NEVER = float("inf")

@@ -16,21 +16,21 @@ import torch
 from PIL import Image
 
 from trainer import families
-from trainer.config import (
-    DatasetConfig,
-    OptimizerConfig,
-    OutputConfig,
-    PriorConfig,
-    TrainingConfig,
-)
 from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
-from trainer.results import TrainingResult
-from trainer.session import Session
+from trainer.runs.results import TrainingResult
+from trainer.settings.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PriorConfig,
+    TrainingConfig,
+)
+from trainer.training.session import Session
 
 CPU = torch.device("cpu")
 

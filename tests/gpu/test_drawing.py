@@ -12,11 +12,18 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from trainer import families, judges
-from trainer.config import OutputConfig, PreviewConfig, PriorConfig, SamplingConfig, ScoringConfig
+from trainer import families
+from trainer.evaluation import encoders
 from trainer.observer import Observer
-from trainer.sampling import sample
-from trainer.schedulers import SCHEDULERS
+from trainer.sampling.sampler import sample
+from trainer.sampling.schedulers import SCHEDULERS
+from trainer.settings.config import (
+    OutputConfig,
+    PreviewConfig,
+    PriorConfig,
+    SamplingConfig,
+    ScoringConfig,
+)
 from trainer.toy.demo import demo_config
 from trainer.toy.judge import Judge
 
@@ -121,7 +128,7 @@ def test_clip_sees_and_reads_on_the_device_and_leaves_it(device, exact):
         ).eval()
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, size=(40, 30, 3), dtype=np.uint8) for _ in range(3)]
-    expected, found = judges.ClipJudge(model, CPU), judges.ClipJudge(model, device)
+    expected, found = encoders.ClipJudge(model, CPU), encoders.ClipJudge(model, device)
     for embed in ("embed_images", "embed_prompts"):
         given = images if embed == "embed_images" else PROMPTS
         torch.testing.assert_close(

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer import states
-from trainer.config import OptimizerConfig
 from trainer.observer import Observer
-from trainer.optimizers import OPTIMIZERS
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.settings.config import OptimizerConfig
+from trainer.storage import states
 
 pytestmark = pytest.mark.gpu
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from trainer import precision
-from trainer.config import OptimizerConfig
 from trainer.observer import Observer
-from trainer.optimizers import OPTIMIZERS
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.settings.config import OptimizerConfig
 
 pytestmark = pytest.mark.gpu
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.config import OptimizerConfig
 from trainer.loop import train
 from trainer.methods.textual_inversion import TextualInversion
+from trainer.settings.config import OptimizerConfig
 
 pytestmark = pytest.mark.gpu
 

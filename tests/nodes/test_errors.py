@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import DatasetConfig, PriorConfig, TrainingConfig
+from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 NOT_MET = {

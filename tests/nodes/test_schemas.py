@@ -6,7 +6,12 @@ from typing import get_args
 
 import pytest
 
-from trainer.config import (
+from trainer.methods.textual_inversion import TEMPLATES
+from trainer.optimization.lr_schedules import LR_SCHEDULES
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.runs.run import OnExisting
+from trainer.sampling.schedulers import SCHEDULERS
+from trainer.settings.config import (
     OptimizerConfig,
     OutputConfig,
     Precision,
@@ -14,12 +19,7 @@ from trainer.config import (
     SamplingConfig,
     ScoringConfig,
 )
-from trainer.lr_schedules import LR_SCHEDULES
-from trainer.methods.textual_inversion import TEMPLATES
-from trainer.optimizers import OPTIMIZERS
-from trainer.presets import INVERSION_PRESETS, PRESETS
-from trainer.runs import OnExisting
-from trainer.schedulers import SCHEDULERS
+from trainer.settings.presets import INVERSION_PRESETS, PRESETS
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 

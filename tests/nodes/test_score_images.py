@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from trainer import toy
-from trainer.scores import Yardstick
+from trainer.evaluation.scores import Yardstick
 from trainer.toy.judge import load
 
 pytestmark = pytest.mark.xdist_group("comfyui")

@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trainer import families
-from trainer.config import DatasetConfig, OptimizerConfig, OutputConfig, TrainingConfig
 from trainer.families.base import Framing
 from trainer.families.embedding import PLACEHOLDER_KEY, Embedding
 from trainer.loop import train
 from trainer.methods.textual_inversion import TextualInversion
+from trainer.settings.config import DatasetConfig, OptimizerConfig, OutputConfig, TrainingConfig
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 

@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from trainer.config import (
+from trainer.families.files import CheckpointFile
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
     OutputConfig,
@@ -19,9 +22,6 @@ from trainer.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from trainer.families.files import CheckpointFile
-from trainer.loop import train
-from trainer.methods.full import FullFineTune
 
 NAMES = {
     "spaces": "my  dog's photos",

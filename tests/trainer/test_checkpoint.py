@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainer.checkpoint import CheckpointWriter, moved_weights, prepare_folder, write_new
-from trainer.config import OutputConfig
 from trainer.families.files import CheckpointFile
-from trainer.locks import locked
+from trainer.settings.config import OutputConfig
+from trainer.storage.locks import locked
 
 ROOT = Path(__file__).parents[2]
 NAME = "model.diffusion_model.out.2.bias"

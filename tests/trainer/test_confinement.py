@@ -52,7 +52,7 @@ sys.stdout.write("\\n" + json.dumps([codes, heard]))
 """
 DRAW = """
 from trainer.observer import StepReport
-from trainer.pictures import loss_curve
+from trainer.evaluation.plots import loss_curve
 report = StepReport(
     step=1, total_steps=1, loss=1.0, instance_loss=1.0, prior_loss=None, learning_rates={},
     grad_norm=1.0, steps_per_second=1.0, seconds_left=0.0, peak_megabytes=1.0,
@@ -64,9 +64,9 @@ sys.stdout.write("\\n" + json.dumps([[], heard]))
 JUDGE = """
 import numpy, torch
 from pathlib import Path
-from trainer import judges
+from trainer.evaluation import encoders
 for folder in sys.argv[1:]:
-    judge = judges.load(Path(folder), torch.device("cpu"))
+    judge = encoders.load(Path(folder), torch.device("cpu"))
     judge.embed_images([numpy.zeros((9, 9, 3), numpy.uint8)])
     judge.embed_prompts(["a dog"])
 sys.stdout.write("\\n" + json.dumps([[], heard]))

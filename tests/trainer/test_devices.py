@@ -29,10 +29,23 @@ from transformers import (
 )
 
 from tests.trainer.fake_device import CPU, DEVICE, fake_device
-from trainer import families, judges
+from trainer import families
 from trainer.__main__ import COMMANDS
-from trainer.commands import Demo, Priors, Runs, Sample
-from trainer.config import (
+from trainer.cli.commands import Demo, Priors, Runs, Sample
+from trainer.cli.evaluation_commands import Compare, Score
+from trainer.evaluation import encoders
+from trainer.families import FAMILIES
+from trainer.families.embedding import PLACEHOLDER_KEY
+from trainer.loop import train
+from trainer.methods.base import Method
+from trainer.methods.full import FullFineTune
+from trainer.methods.textual_inversion import TextualInversion
+from trainer.observer import Observer
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.precision import DTYPES
+from trainer.runs.results import TrainingResult
+from trainer.sampling.schedulers import SCHEDULERS
+from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
     OutputConfig,
@@ -42,18 +55,6 @@ from trainer.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from trainer.families import FAMILIES
-from trainer.families.embedding import PLACEHOLDER_KEY
-from trainer.judging import Compare, Score
-from trainer.loop import train
-from trainer.methods.base import Method
-from trainer.methods.full import FullFineTune
-from trainer.methods.textual_inversion import TextualInversion
-from trainer.observer import Observer
-from trainer.optimizers import OPTIMIZERS
-from trainer.precision import DTYPES
-from trainer.results import TrainingResult
-from trainer.schedulers import SCHEDULERS
 from trainer.toy.judge import load as load_judge
 
 CHECKPOINTS = {"Stable Diffusion 1": "tiny_checkpoint"}
@@ -275,8 +276,8 @@ def test_only_what_steps_need_is_on_the_device(config, run, monkeypatch, method,
 def test_judges(encoder, kind):
     folder = encoder(kind)
     images = list(np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8))
-    seen = judges.load(folder, DEVICE).embed_images(images)
-    torch.testing.assert_close(seen, judges.load(folder, CPU).embed_images(images))
+    seen = encoders.load(folder, DEVICE).embed_images(images)
+    torch.testing.assert_close(seen, encoders.load(folder, CPU).embed_images(images))
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -379,6 +380,6 @@ def test_nothing_is_left_out():
     # The demo trains and draws with the embedded model; `runs` only lists and deletes files.
     others = {Sample, Priors, Compare, Score, Demo, Runs}
     assert set(COMMANDS.values()) == {*methods.values(), *others}
-    assert {*judges.CLIP_KINDS, *judges.DINO_KINDS} == set(ENCODERS)
+    assert {*encoders.CLIP_KINDS, *encoders.DINO_KINDS} == set(ENCODERS)
     named = {*switches(TrainingConfig), *NUMBERS, *ELSEWHERE}
     assert {field.name for field in fields(TrainingConfig)} == named

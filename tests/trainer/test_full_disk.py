@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer.config import (
+from trainer.loop import TrainingResult, train
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer, StepReport
+from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
     OutputConfig,
@@ -22,9 +25,6 @@ from trainer.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from trainer.loop import TrainingResult, train
-from trainer.methods.full import FullFineTune
-from trainer.observer import Observer, StepReport
 
 pytestmark = pytest.mark.posix
 

@@ -12,7 +12,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer.config import (
+from trainer.data.batches import BatchStream
+from trainer.families.sd1 import SD1
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
     OutputConfig,
@@ -21,13 +27,7 @@ from trainer.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from trainer.data.batches import BatchStream
-from trainer.ema import EMA
-from trainer.families.sd1 import SD1
-from trainer.loop import train
-from trainer.methods.full import FullFineTune
-from trainer.observer import Observer
-from trainer.optimizers import OPTIMIZERS
+from trainer.training.ema import EMA
 
 CPU = torch.device("cpu")
 
@@ -124,7 +124,7 @@ def test_previews_change_nothing(config, batch_size):
 
 def test_timesteps_are_those_of_the_models_own_schedule(config, monkeypatch):
     """With one of ten, any later timestep would be outside of it."""
-    monkeypatch.setattr("trainer.diffusion.NUM_TIMESTEPS", 10)
+    monkeypatch.setattr("trainer.noise.NUM_TIMESTEPS", 10)
     losses, _, _ = run(replace(config, batch_size=8))
     assert all(0 < loss < 10 for loss in losses)
 

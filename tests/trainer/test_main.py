@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from trainer.__main__ import COMMANDS, main
-from trainer.config import TrainingConfig
+from trainer.cli.terminal import FINISHING, STOPPING_A_RUN
 from trainer.families.sd1 import SD1
-from trainer.terminal import FINISHING, STOPPING_A_RUN
+from trainer.settings.config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 600

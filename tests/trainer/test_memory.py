@@ -12,7 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer.config import (
+from trainer.families.sd1 import SD1
+from trainer.loop import train
+from trainer.memory import OUT_OF_MEMORY, explained, training_advice
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer
+from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
     OutputConfig,
@@ -21,11 +26,6 @@ from trainer.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from trainer.families.sd1 import SD1
-from trainer.loop import train
-from trainer.memory import OUT_OF_MEMORY, explained, training_advice
-from trainer.methods.full import FullFineTune
-from trainer.observer import Observer
 
 CPU = torch.device("cpu")
 DRAWING = SamplingConfig(steps=1, guidance_scale=1, batch_size=2)
@@ -93,7 +93,7 @@ def test_a_step_without_memory_says_what_helps(config, monkeypatch):
 
 
 def test_an_average_without_memory_says_what_helps(config, monkeypatch):
-    monkeypatch.setattr("trainer.session.EMA", lambda *_: too_much())
+    monkeypatch.setattr("trainer.training.session.EMA", lambda *_: too_much())
     with pytest.raises(MemoryError) as caught:
         run(replace(config, ema=True))
     assert str(caught.value).startswith(
@@ -165,7 +165,7 @@ def test_a_state_without_memory_is_told_and_not_fatal(config, tmp_path, monkeypa
     def failing(*arguments):
         raise MemoryError("what Python says")
 
-    monkeypatch.setattr("trainer.states.save", failing)
+    monkeypatch.setattr("trainer.storage.states.save", failing)
     run(replace(config, output=replace(config.output, state_every=3)), tmp_path / "runs")
     assert caplog.messages == ["Could not keep the state of step 3: what Python says"]
 

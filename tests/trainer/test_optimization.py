@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from trainer.config import DatasetConfig, OptimizerConfig, OutputConfig, TrainingConfig
 from trainer.loop import TrainingResult, train
 from trainer.methods.full import FullFineTune
+from trainer.settings.config import DatasetConfig, OptimizerConfig, OutputConfig, TrainingConfig
 
 CPU = torch.device("cpu")
 WARM_UP, AFTERWARDS, RESTARTS = 2, 10, 2

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import TrainingConfig
-from ..diffusion import NUM_TIMESTEPS, draw_noise
 from ..families.base import Framing
+from ..noise import NUM_TIMESTEPS, draw_noise
+from ..settings.config import TrainingConfig
 from .examples import Example
 from .latents import CachedLatents
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import DatasetConfig
 from ..families.base import Framing, ModelFamily
 from ..observer import Observer
+from ..settings.config import DatasetConfig
 from .buckets import Size, bucket_step, choose_size
 from .examples import Example, shortened
 from .images import CENTER, draw_place, fit, is_smaller, parse_color, read_image, require_size

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import NoiseSchedule
+from ..noise import NoiseSchedule
 from .embedding import Embedding, WordTable
 from .files import CheckpointFile
 from .tokenizer import ClipTokenizer

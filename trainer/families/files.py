@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..names import is_text
+from ..storage.names import is_text
 from .containers import open_pickle, open_safetensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pt")

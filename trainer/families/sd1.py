@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import NoiseSchedule
+from ..noise import NoiseSchedule
 from . import key_maps
 from .base import Conditioning, Framing, ModelFamily
 from .constants import Constants

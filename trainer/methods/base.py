@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Original
-from ..config import OutputConfig, TrainingConfig
 from ..data.examples import Example
 from ..families.base import ModelFamily
+from ..settings.config import OutputConfig, TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import TrainingConfig
 from ..data.examples import Example
-from ..effects import Decides
 from ..families.base import ModelFamily
 from ..families.tokenizer import has_placeholder
-from ..optimizers import require_channels_last, require_one_rate
+from ..optimization.optimizers import require_channels_last, require_one_rate
+from ..settings.config import TrainingConfig
+from ..settings.effects import Decides
 from .base import FileOut, Part, Trainable, thaw
 from .textual_inversion import LearnedWord
 

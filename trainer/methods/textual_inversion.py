@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import TrainingConfig
 from ..data.examples import Example
-from ..effects import Decides
 from ..families.base import ModelFamily
 from ..families.embedding import PLACEHOLDER_KEY, Embedding
 from ..families.tokenizer import check_placeholder, has_placeholder
+from ..settings.config import TrainingConfig
+from ..settings.effects import Decides
 from .base import FileOut, Part, Trainable
 
 logger = logging.getLogger(__name__)

@@ -14,20 +14,20 @@ import torch
 from PIL import Image
 
 from .. import families
-from ..config import (
+from ..evaluation.plots import grid, loss_curve
+from ..loop import TrainingResult, train
+from ..methods.full import FullFineTune
+from ..observer import Observer
+from ..sampling.sampler import sample
+from ..settings.config import (
     DatasetConfig,
     OutputConfig,
     PriorConfig,
     SamplingConfig,
     TrainingConfig,
 )
-from ..loop import TrainingResult, train
-from ..methods.full import FullFineTune
-from ..observer import Observer
-from ..pictures import grid, loss_curve
-from ..presets import PRESETS
-from ..sampling import sample
-from ..versions import versions
+from ..settings.presets import PRESETS
+from ..storage.versions import versions
 from . import MODEL, PHOTOS
 from .judge import Judge
 from .world import BACKGROUNDS

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from .. import judges
+from ..evaluation import encoders
 from . import world
 from .drawing import SHAPES
 
@@ -41,10 +41,10 @@ class Verdict:
     is_subject: bool
 
 
-def load(path: Path, device: torch.device) -> judges.Judge:
-    """The embedded judge where "toy" is asked for, and of any other path what `judges.load`
+def load(path: Path, device: torch.device) -> encoders.Judge:
+    """The embedded judge where "toy" is asked for, and of any other path what `encoders.load`
     gives."""
-    return Judge() if str(path) == "toy" else judges.load(path, device)
+    return Judge() if str(path) == "toy" else encoders.load(path, device)
 
 
 class Classifier(nn.Module):

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..diffusion import NoiseSchedule, min_snr_weights, squared_errors
 from ..families.sd1 import checkpoint_tensors
 from ..families.tokenizer import ClipTokenizer
+from ..noise import NoiseSchedule, min_snr_weights, squared_errors
 from . import world
 from .drawing import SIZE
 from .judge import QUESTIONS, Classifier

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import DatasetConfig, PriorConfig, TrainingConfig
 from trainer.data.batches import Batch, BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
+from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 
 Latents = dict[Example, CachedLatents]
 SQUARE, WIDE, TALL = (2, 3, 3), (2, 2, 4), (2, 4, 2)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer import families
-from trainer.config import DatasetConfig
 from trainer.data.examples import Example, find_examples, with_mirrors
 from trainer.data.latents import CachedLatents, encode_examples
 from trainer.families.base import Framing, ModelFamily
 from trainer.observer import Observer
+from trainer.settings.config import DatasetConfig
 
 
 def save_noise(path: Path, size: tuple[int, int], seed: int) -> Path:

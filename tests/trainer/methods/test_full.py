@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.config import DatasetConfig, OptimizerConfig, TrainingConfig
 from trainer.data.examples import Example
 from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
+from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
 
 
 @pytest.fixture

@@ -13,22 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainer import families
-from trainer.config import (
+from trainer.data.examples import Example, find_examples
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.methods.textual_inversion import TEMPLATES, LearnedWord, TextualInversion
+from trainer.observer import Observer
+from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
     OutputConfig,
     PriorConfig,
     TrainingConfig,
 )
-from trainer.data.examples import Example, find_examples
-from trainer.loop import train
-from trainer.methods.full import FullFineTune
-from trainer.methods.textual_inversion import (
-    TEMPLATES,
-    LearnedWord,
-    TextualInversion,
-)
-from trainer.observer import Observer
 
 CPU = torch.device("cpu")
 LONG = " ".join(["dog"] * 75)

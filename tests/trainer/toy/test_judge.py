@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import judges
-from trainer.metrics import diversity, prompt_fidelity, subject_fidelity
+from trainer.evaluation import encoders
+from trainer.evaluation.metrics import diversity, prompt_fidelity, subject_fidelity
 from trainer.toy import world
 from trainer.toy.drawing import SHAPES, draw
 from trainer.toy.judge import QUESTIONS, Judge, load
@@ -94,7 +94,7 @@ def test_a_prompt_about_another_world_is_refused():
 
 
 def test_the_judge_is_one_that_metrics_take():
-    judge: judges.Judge = Judge()
+    judge: encoders.Judge = Judge()
     rng = random.Random(20_005)
     drawn = judge.embed_images(pictures([world.random_scene(rng) for _ in range(3)]))
     prompts = judge.embed_prompts(["a cup", "snow", "a blue ball"])

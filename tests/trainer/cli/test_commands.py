@@ -1,0 +1,58 @@
+"""Commands that draw, and what they share. Those that train are tested in test_main.py."""
+
+import numpy as np
+from PIL import Image
+
+from trainer.__main__ import main
+from trainer.cli.commands import flat, new_names
+
+
+def test_priors_makes_class_images(tiny_checkpoint, tmp_path):
+    code = main(
+        [
+            "priors", "--base", str(tiny_checkpoint), "--prompt", "a photo of a dog",
+            "--num-images", "3", "--sampling.steps", "2", "--folder", str(tmp_path),
+            "--device", "cpu",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    assert len(list(tmp_path.rglob("*.png"))) == 3
+
+
+def test_sample_draws_with_each_scheduler_under_new_names(tiny_checkpoint, tmp_path):
+    arguments = [
+        "sample", "--checkpoint", str(tiny_checkpoint), "--prompts", "a dog", "a cat",
+        "--schedulers", "DDIM", "PNDM", "--steps", "2", "--folder", str(tmp_path), "--device",
+        "cpu",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 8
+    assert names[:2] == ["DDIM_000.png", "DDIM_000_1.png"]
+    first, again = (np.asarray(Image.open(tmp_path / name)) for name in names[:2])
+    assert (first == again).all()
+
+
+def test_sample_draws_with_the_one_scheduler_that_is_named(tiny_checkpoint, tmp_path):
+    code = main(
+        [
+            "sample", "--checkpoint", str(tiny_checkpoint), "--prompts", "a dog", "--scheduler",
+            "PNDM", "--steps", "2", "--folder", str(tmp_path), "--device", "cpu",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["PNDM_000.png"]
+
+
+def test_files_that_belong_together_get_the_same_number(tmp_path):
+    names = ["grid.png", "scores.json"]
+    assert new_names(tmp_path, *names) == [tmp_path / name for name in names]
+    (tmp_path / "grid.png").touch()
+    (tmp_path / "scores_1.json").touch()
+    assert new_names(tmp_path, *names) == [tmp_path / "grid_2.png", tmp_path / "scores_2.json"]
+
+
+def test_nested_settings_get_dotted_names():
+    settings = {"steps": 3, "output": {"name": "dog", "more": {"a": []}}}
+    assert list(flat(settings)) == [("steps", 3), ("output.name", "dog"), ("output.more.a", [])]

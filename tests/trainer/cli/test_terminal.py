@@ -1,0 +1,117 @@
+"""What someone at a terminal sees, and how a run is stopped from there."""
+
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.cli import terminal
+from trainer.cli.terminal import TerminalObserver, stopping_between_steps
+from trainer.observer import StepReport
+
+
+def report(step: int) -> StepReport:
+    return StepReport(
+        step=step, total_steps=4, loss=0.25, instance_loss=0.25, prior_loss=None,
+        learning_rates={"unet": 1e-6}, grad_norm=1.0, steps_per_second=2.0, seconds_left=1.5,
+        peak_megabytes=512.0,
+    )  # fmt: skip
+
+
+def test_the_bar_tells_loss_speed_time_left_and_memory(capsys):
+    with TerminalObserver() as observer:
+        observer.on_step(report(4))
+    shown = capsys.readouterr().err
+    assert "Training 4/4" in shown
+    assert "loss 0.2500, 2.00 steps/s, 2 s left, 512 MB" in shown
+
+
+def test_previews_are_written_as_they_are(tmp_path):
+    image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    TerminalObserver(tmp_path / "previews").on_preview(20, [image, 255 - image])
+    names = sorted(path.name for path in (tmp_path / "previews").iterdir())
+    assert names == ["step000020_0.png", "step000020_1.png"]
+    with Image.open(tmp_path / "previews" / names[0]) as saved:
+        assert (np.asarray(saved) == image).all()
+
+
+def press() -> None:
+    """Ctrl+C, which the system hands over before the next line."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_while_steps_are_made_the_first_ctrl_c_finishes_and_the_second_stops(capfd):
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_progress("Encoding photos", 3, 3)
+        observer.on_start(4)
+        observer.on_step(report(1))
+        assert not observer.wants_to_finish()
+        press()  # in the middle of step 2, which goes on
+        observer.on_step(report(2))
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_step(report(3))
+    shown = capfd.readouterr().err
+    assert f"\n{terminal.FINISHING}\n" in shown
+    assert f"\n{terminal.STOPPING_A_RUN}\n" in shown
+
+
+def test_after_finishing_ctrl_c_stops_again():
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
+        press()
+        observer.on_progress("Sampling", 1, 2)  # of a preview
+        observer.on_step(report(1))
+        assert observer.wants_to_finish()
+        observer.on_progress("Sampling", 1, 2)
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_progress("Sampling", 2, 2)
+
+
+def test_after_the_last_step_there_is_nothing_to_finish():
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
+        observer.on_step(report(4))
+        assert not observer.wants_to_finish()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_progress("Sampling", 1, 2)
+
+
+def test_the_third_ctrl_c_does_not_wait():
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
+        press()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+
+
+def test_elsewhere_the_first_ctrl_c_stops_and_the_second_does_not_wait(capfd):
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_progress("Encoding photos", 1, 3)
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_progress("Encoding photos", 2, 3)
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_start(4)
+        with pytest.raises(KeyboardInterrupt):
+            press()
+    assert f"\n{terminal.STOPPING}\n" in capfd.readouterr().err
+
+
+def test_one_stopped_run_does_not_stop_the_next():
+    with stopping_between_steps():
+        press()
+    with stopping_between_steps(), TerminalObserver() as observer:
+        observer.on_start(4)
+        observer.on_step(report(1))
+        assert not observer.wants_to_finish()
+
+
+def test_previews_that_cannot_be_written_do_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "previews").write_text("in the way")
+    TerminalObserver(tmp_path / "previews").on_preview(1, [np.zeros((8, 8, 3), np.uint8)])
+    assert caplog.messages[0].startswith("Could not keep the previews of this step: [")

@@ -1,0 +1,101 @@
+"""A yardstick's numbers against numpy, for a judge whose embeddings are written down here."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.evaluation.scores import Yardstick, table
+
+SEEN = np.array([[3.0, 0, 0], [1, 1, 0], [0, 2, 2], [0, 0, 1]])
+PHOTOS = np.array([[1.0, 0, 0], [0, 1, 0]])
+READ = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
+PROMPTS = ["a dog", "a dog", "a cat", "a cat"]
+
+
+class ByBrightness:
+    """Knows the pictures above by their one level, photos from 100 on."""
+
+    def embed_images(self, images):
+        levels = [int(image.flat[0]) for image in images]
+        return torch.tensor(np.array([PHOTOS[i - 100] if i >= 100 else SEEN[i] for i in levels]))
+
+    def embed_prompts(self, prompts):
+        return torch.tensor(READ[: len(prompts)])
+
+
+class Illiterate(ByBrightness):
+    def embed_prompts(self, prompts):
+        return None
+
+
+def pictures(*levels):
+    return [np.full((2, 2, 3), level, np.uint8) for level in levels]
+
+
+def cos(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_each_picture_and_the_means():
+    scores = Yardstick(ByBrightness(), pictures(100, 101), PROMPTS).score(pictures(0, 1, 2, 3))
+    near = [[cos(seen, photo) for photo in PHOTOS] for seen in SEEN]
+    assert scores.subject == pytest.approx(np.mean(near, axis=1), abs=1e-6)
+    assert scores.nearest == pytest.approx(np.max(near, axis=1), abs=1e-6)
+    assert scores.nearest_photo[0] == 0
+    assert scores.nearest_photo[2] == 1
+    followed = [cos(seen, read) for seen, read in zip(SEEN, READ, strict=True)]
+    assert scores.prompt == pytest.approx(followed, abs=1e-6)
+    pairs = [1 - cos(SEEN[0], SEEN[1]), 1 - cos(SEEN[2], SEEN[3])]
+    assert scores.means == pytest.approx(
+        {
+            "subject fidelity": np.mean(near),
+            "prompt fidelity": np.mean(followed),
+            "memorisation": np.max(near, axis=1).mean(),
+            "diversity": np.mean(pairs),
+        },
+        abs=1e-6,
+    )
+    assert scores.caption(1) == "subject 0.71, prompt 0.71"
+
+
+def test_what_cannot_be_told_is_left_out():
+    scores = Yardstick(Illiterate(), pictures(100), ["a dog", "a cat"]).score(pictures(0, 2))
+    assert list(scores.means) == ["subject fidelity", "memorisation"]
+    assert scores.caption(0) == "subject 1.00"
+    # Without prompts all count as of one, whose pictures can be compared.
+    unknown = Yardstick(ByBrightness(), pictures(100)).score(pictures(0, 2))
+    assert list(unknown.means) == ["subject fidelity", "memorisation", "diversity"]
+    assert unknown.diversity == pytest.approx(1 - cos(SEEN[0], SEEN[2]), abs=1e-6)
+
+
+def test_every_picture_needs_its_prompt():
+    yardstick = Yardstick(ByBrightness(), pictures(100), ["a dog", "a dog"])
+    with pytest.raises(ValueError, match="prompts") as error:
+        yardstick.score(pictures(0))
+    assert str(error.value) == (
+        "There are 1 images and 2 prompts. Give one prompt for each image, one for all of them, or "
+        "none."
+    )
+
+
+def test_one_prompt_can_be_that_of_all_pictures():
+    scores = Yardstick(ByBrightness(), pictures(100), ["a dog"]).score(pictures(0, 1))
+    repeated = Yardstick(ByBrightness(), pictures(100), ["a dog"] * 2).score(pictures(0, 1))
+    assert scores == repeated
+    assert scores.diversity is not None
+
+
+def test_a_table_of_pictures_and_their_means():
+    scores = Yardstick(ByBrightness(), pictures(100), PROMPTS).score(pictures(0, 1, 2, 3))
+    rows = scores.rows(["one", "two", "three", "four"])
+    assert rows[-1] == ("mean", scores.means)
+    assert rows[1][1] == {
+        "subject fidelity": scores.subject[1],
+        "prompt fidelity": scores.prompt[1],
+        "memorisation": scores.nearest[1],
+    }
+    assert table([rows[0], ("mean", {"memorisation": 0.5, "diversity": 0.25})]) == "\n".join([
+        "      subject fidelity  prompt fidelity  memorisation  diversity",
+        "one              1.000            1.000         1.000          -",
+        "mean                 -                -         0.500      0.250",
+    ])  # fmt: skip

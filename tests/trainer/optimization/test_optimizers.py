@@ -1,0 +1,267 @@
+"""Every optimizer of the menu learns, keeps the rate it is given, and starts from fp32 weights."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.optimization.optimizers import (
+    OPTIMIZERS,
+    build,
+    check,
+    require_channels_last,
+    require_one_rate,
+    state_bytes,
+)
+from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
+
+RATES = {"Prodigy": 1.0}
+
+
+def descend(name: str, steps: int) -> tuple[float, float]:
+    """Mean squared distance to a target before and after so many steps."""
+    generator = torch.Generator().manual_seed(0)
+    # 8-bit states need at least 4096 weights, or bitsandbytes keeps them in 32 bit.
+    weights = nn.Parameter(torch.randn(64, 128, generator=generator))
+    target = torch.randn(64, 128, generator=generator)
+    rate = RATES.get(name, 0.05)
+    config = OptimizerConfig(name=name, learning_rate=rate, weight_decay=0.0)
+    optimizer = build([{"params": [weights], "lr": rate}], config)
+    losses = []
+    for _ in range(steps):
+        loss = (weights - target).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses[0], losses[-1]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns(name):
+    before, after = descend(name, 100)
+    assert after < 0.5 * before
+
+
+def test_adamw_equals_the_formula():
+    weights = nn.Parameter(torch.tensor([1.0, -2.0]))
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+    optimizer = build([{"params": [weights], "lr": 0.1}], config)
+    weights.grad = torch.tensor([0.3, -0.7])
+    optimizer.step()
+    # The first step of Adam is the gradient's sign; decay shrinks by rate x decay.
+    expected = [1.0 * (1 - 0.05) - 0.1, -2.0 * (1 - 0.05) + 0.1]
+    assert weights.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "Prodigy"])
+@pytest.mark.parametrize("size", [0.01, 10.0])
+def test_the_learning_rate_is_the_length_of_a_steady_step(name, size):
+    """Whatever the weights' size: where the slope stays the same, each weight moves by the rate."""
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.randint(0, 2, (64, 128), generator=generator) * 2.0 - 1
+    weights = nn.Parameter(size * torch.randn(64, 128, generator=generator))
+    config = OptimizerConfig(name=name, learning_rate=1e-3, weight_decay=0.0)
+    optimizer = build([{"params": [weights], "lr": 1e-3}], config)
+    for _ in range(60):
+        before = weights.detach().clone()
+        weights.grad = 0.3 * slope
+        optimizer.step()
+    torch.testing.assert_close(before - weights.detach(), 1e-3 * slope, rtol=0.05, atol=0)
+
+
+def test_prodigy_equals_its_algorithm():
+    """As its authors' program reckons it (Mishchenko and Defazio, arXiv 2306.06101), in plain
+    numbers, with bias correction and a warm-up that is safeguarded: the rate rises and falls."""
+    start, goal, decay = [1.0, -2.0, 0.5], [0.2, 0.4, 0.6], 0.1
+    weights = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    config = OptimizerConfig(name="Prodigy", learning_rate=1.0, weight_decay=decay)
+    optimizer = build([{"params": [weights], "lr": 1.0}], config)
+    plain, mean, square, s = list(start), [0.0] * 3, [0.0] * 3, [0.0] * 3
+    d = most = 1e-6
+    numerator, beta3 = 0.0, 0.999**0.5
+    for step in range(1, 121):
+        rate = min(step / 10, 1) * (1 - step / 240)
+        optimizer.param_groups[0]["lr"] = rate
+        weights.grad = weights.detach() - torch.tensor(goal)
+        optimizer.step()
+
+        slope = [w - g for w, g in zip(plain, goal, strict=True)]
+        d_rate = d * rate * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+        way = sum(g * (a - w) for g, a, w in zip(slope, start, plain, strict=True))
+        numerator = beta3 * numerator + d / 1e-6 * d_rate * way
+        mean = [0.9 * m + 0.1 * d * g for m, g in zip(mean, slope, strict=True)]
+        square = [0.999 * v + 0.001 * (d * g) ** 2 for v, g in zip(square, slope, strict=True)]
+        s = [beta3 * x + d / 1e-6 * d * g for x, g in zip(s, slope, strict=True)]
+        found = numerator / sum(map(abs, s))
+        most = max(most, found)
+        scale = d * 1e-8
+        d = most
+        plain = [
+            w * (1 - decay * d_rate) - d_rate * m / (v**0.5 + scale)
+            for w, m, v in zip(plain, mean, square, strict=True)
+        ]
+        assert weights.tolist() == pytest.approx(plain, abs=1e-5)
+    assert d > 0.1
+
+
+def test_8_bit_adamw_keeps_its_states_in_8_bits():
+    weights = nn.Parameter(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
+    config = OptimizerConfig(name="AdamW8bit", learning_rate=1e-3)
+    optimizer = build([{"params": [weights], "lr": 1e-3}], config)
+    weights.grad = torch.ones_like(weights)
+    optimizer.step()
+    assert optimizer.state[weights]["state1"].dtype == torch.uint8
+
+
+SHAPES = [(512, 512), (320, 640, 3, 3), (640, 320, 1, 1), (1280,), (77, 64), (8, 4)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_each_remembers_as_many_bytes_as_it_says(name, is_exact):
+    """Linear layers, convolutions of both kinds, biases, tables and small weights."""
+    weights = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+    exact = weights if is_exact else []
+    optimizer = build([{"params": weights, "lr": 1e-3}], OptimizerConfig(name=name), exact)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    for weight in weights:
+        # Each 8-bit state names the same two tables of 256 levels; steps are counted in a number.
+        kept = sum(
+            value.nbytes
+            for key, value in optimizer.state[weight].items()
+            if isinstance(value, torch.Tensor) and not key.startswith(("qmap", "step"))
+        )
+        assert state_bytes(name, [weight], exact) == kept, tuple(weight.shape)
+
+
+def test_bytes_per_weight_are_those_of_stable_diffusion():
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)  # otherwise 1.5's own options
+    weights = list(unet.parameters())
+    number = sum(weight.numel() for weight in weights)
+    assert number == 859_520_964
+    for name, choice in OPTIMIZERS.items():
+        assert round(state_bytes(name, weights) / number) == choice.bytes_per_weight, name
+
+
+def run_config(name: str, **changes: object) -> TrainingConfig:
+    dataset = DatasetConfig(photos=(Path("photos"),), prompt="a dog")
+    optimizer = OptimizerConfig(name=name, learning_rate=2e-6)
+    return TrainingConfig(base=Path("toy"), dataset=dataset, optimizer=optimizer, **changes)
+
+
+def moved(name: str, groups: list[dict], weight_decay: float = 0.0) -> list[float]:
+    """How far a step moves the one weight of each group."""
+    before = [group["params"][0].detach().clone() for group in groups]
+    optimizer = build(groups, OptimizerConfig(name=name, weight_decay=weight_decay))
+    for group in groups:
+        group["params"][0].grad = torch.ones_like(group["params"][0])
+    optimizer.step()
+    after = [group["params"][0].detach() for group in groups]
+    return [(a - b).abs().mean().item() for a, b in zip(after, before, strict=True)]
+
+
+def weight(value: float = 0.0) -> nn.Parameter:
+    return nn.Parameter(torch.full((64, 128), value))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_part_has_its_own_rate_or_the_rate_is_refused(name):
+    groups = [{"params": [weight()], "lr": rate} for rate in (1.0, 0.1)]
+    one, other = moved(name, groups)
+    config = run_config(name)
+    if one / other == pytest.approx(10, rel=0.01):
+        require_one_rate(config, 1e-6, "text_encoder_learning_rate")
+        return
+    with pytest.raises(ValueError, match="text_encoder") as caught:
+        require_one_rate(config, 1e-6, "text_encoder_learning_rate")
+    assert str(caught.value) == (
+        f"text_encoder_learning_rate is 1e-06, but optimizer.name is {name}, which trains all "
+        "parts at one learning rate (optimizer.learning_rate, now 2e-06). Leave "
+        "text_encoder_learning_rate out, or choose another optimizer."
+    )
+    require_one_rate(config, 2e-6, "text_encoder_learning_rate")
+    require_one_rate(config, None, "text_encoder_learning_rate")
+
+
+def test_only_prodigy_has_one_rate():
+    assert [name for name, choice in OPTIMIZERS.items() if choice.has_one_rate] == ["Prodigy"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_rate_decides_how_far_a_step_goes(name):
+    """As schedules and warm-up change it from step to step."""
+    whole, tenth = (moved(name, [{"params": [weight()], "lr": rate}])[0] for rate in (1.0, 0.1))
+    assert whole == pytest.approx(10 * tenth, rel=0.01)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_pulls_at_each_part_that_decays(name):
+    """By rate x decay of the weight's length, beside what the gradient does."""
+    rate = 1e6 if name == "Prodigy" else 1.0  # Prodigy begins at a millionth of it
+    decaying, other = weight(1.0), weight(1.0)
+    groups = [{"params": [decaying], "lr": rate}, {"params": [other], "lr": rate}]
+    groups[1]["weight_decay"] = 0.0
+    moved(name, groups, weight_decay=0.25)
+    # Prodigy corrects its rate for the averages' start: by the root of 0.001 over 0.1.
+    factor = 0.001**0.5 / 0.1 if name == "Prodigy" else 1.0
+    pulled = (other - decaying).mean().item()
+    assert pulled == pytest.approx(0.25 * factor, rel=0.01)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_channels_last_stays_or_is_refused(name):
+    weight = nn.Parameter(torch.ones(32, 16, 3, 3).to(memory_format=torch.channels_last))
+    optimizer = build([{"params": [weight], "lr": 1e-3}], OptimizerConfig(name=name))
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    config = run_config(name, channels_last=True)
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        require_channels_last(config)
+        return
+    with pytest.raises(ValueError, match="channels_last") as caught:
+        require_channels_last(config)
+    assert str(caught.value) == (
+        f"channels_last is on, and optimizer.name is {name}, whose first step would undo it. "
+        "Switch channels_last off, or choose another optimizer."
+    )
+    require_channels_last(run_config(name))
+
+
+def test_8_bit_adamw_keeps_exact_states_in_32_bits_whatever_others_do():
+    """One weight after the other at the same address: nothing of the first may stay behind."""
+    for is_exact in (True, False, True):
+        weights = nn.Parameter(torch.ones(64, 128))
+        exact = [weights] if is_exact else []
+        optimizer = build([{"params": [weights], "lr": 1e-3}], OptimizerConfig(name="AdamW8bit"),
+                          exact)  # fmt: skip
+        weights.grad = torch.ones_like(weights)
+        optimizer.step()
+        dtype = torch.float32 if is_exact else torch.uint8
+        assert optimizer.state[weights]["state1"].dtype == dtype
+
+
+def test_refuses_an_unknown_optimizer():
+    with pytest.raises(ValueError) as caught:
+        check(OptimizerConfig(name="Adam"))
+    assert str(caught.value) == (
+        "optimizer.name must be one of AdamW, AdamW8bit, Adafactor, Prodigy, Lion, got 'Adam'."
+    )
+
+
+def test_names_the_package_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match="bitsandbytes") as caught:
+        check(OptimizerConfig(name="AdamW8bit"))
+    assert str(caught.value) == (
+        "The optimizer AdamW8bit needs the package bitsandbytes, and it cannot be loaded (import "
+        "of bitsandbytes halted; None in sys.modules). Install it with "
+        f"'\"{sys.executable}\" -m pip install bitsandbytes', or choose AdamW."
+    )

@@ -1,0 +1,190 @@
+"""What a run will write, against what it does write; and what is said where that does not fit."""
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.runs.disk_space import amount, file_size, state_size
+from trainer.settings.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+    """Three steps on one photo."""
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "photo.png")
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(tmp_path / "photos",), prompt="a dog", resolution=16),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        output=OutputConfig(folder=tmp_path / "out", name="dog"),
+        steps=3,
+        batch_size=1,
+    )
+
+
+def run(
+    config: TrainingConfig,
+    runs: Path | None = None,
+    observer: Observer | None = None,
+    **options: object,
+):
+    return train(config, FullFineTune(**options), device=CPU, runs=runs, observer=observer)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The result of a whole run, and the model and what is trained of it, as the check of the disk
+    gets them."""
+
+    def make(config, runs=None, **options):
+        seen = []
+        monkeypatch.setattr(
+            "trainer.runs.disk_space.check", lambda config, *parts, **_: seen.append(parts)
+        )
+        result = run(config, runs, **options)
+        return result, *seen[0]
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", ["as input", "fp16"])
+def test_a_checkpoint_is_as_large_as_estimated(config, measured, dtype):
+    config = replace(config, output=replace(config.output, dtype=dtype))
+    result, model, trainable = measured(config)
+    (file,) = trainable.files
+    real = result.checkpoint.stat().st_size
+    # The metadata of a run is longer than the base model's.
+    assert 0 <= real - file_size(model, trainable, file) < 10_000
+    assert (real < config.base.stat().st_size) == (dtype == "fp16")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("ema", "train_text_encoder"), [(False, False), (True, True)])
+def test_a_state_is_as_large_as_estimated(
+    config, measured, tmp_path, optimizer, ema, train_text_encoder
+):
+    optimizer = OptimizerConfig(name=optimizer, learning_rate=1e-3)
+    output = replace(config.output, keep_state=True)
+    config = replace(config, optimizer=optimizer, ema=ema, output=output)
+    _, model, trainable = measured(config, tmp_path / "runs", train_text_encoder=train_text_encoder)
+    (state,) = tmp_path.glob("runs/*/states/*.pt")
+    estimate = state_size(config, model, trainable)
+    # Beside the numbers, each of the 300 tensors has a name and a place in the file.
+    assert estimate < state.stat().st_size < 1.03 * estimate + 1_000_000
+
+
+@pytest.mark.posix
+def test_a_result_without_room_is_refused_before_the_first_step(config, small_disk):
+    disk = small_disk(1 << 20)
+    began = []
+
+    class Watching(Observer):
+        def on_start(self, total_steps):
+            began.append(total_steps)
+
+    with pytest.raises(OSError) as caught:
+        run(
+            replace(config, output=replace(config.output, folder=disk / "out")), observer=Watching()
+        )
+    size = amount(config.base.stat().st_size)
+    assert str(caught.value) == (
+        f"The run will write 1 checkpoint of {size} into '{disk / 'out'}', where 1.0 MB are free. "
+        "Free some, choose another folder, or set output.dtype to fp16."
+    )
+    assert began == []
+    assert list((disk / "out").iterdir()) == []
+
+
+@pytest.mark.posix
+def test_the_disk_is_checked_before_class_images_are_drawn(config, small_disk):
+    drawing = SamplingConfig(steps=1, guidance_scale=1)
+    prior = PriorConfig(weight=1, prompt="a dog", num_images=2, sampling=drawing)
+    heard = []
+
+    class Watching(Observer):
+        def on_progress(self, activity, done, total):
+            heard.append(activity)
+
+    output = replace(config.output, folder=small_disk(1 << 20) / "out")
+    with pytest.raises(OSError, match="^The run will write 1 checkpoint of "):
+        run(replace(config, prior=prior, output=output), observer=Watching())
+    assert heard == []
+
+
+def test_steps_that_a_state_saves_need_no_room(config, tmp_path, caplog):
+    """Of a run that was stopped at its last step but one, no further intermediate checkpoint is
+    counted."""
+
+    class Stopping(Observer):
+        def on_step(self, report):
+            if report.step == 2:
+                raise KeyboardInterrupt
+
+    seen = []
+    output = replace(config.output, save_every=1, state_every=1)
+    config = replace(config, output=output)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "runs", Stopping())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.runs.disk_space._require_room", lambda needs: seen.extend(needs))
+        run(config, tmp_path / "runs")
+    assert {need.what: need.num for need in seen} == {
+        "checkpoint": 1, "intermediate checkpoints": 1, "states": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.posix
+def test_states_and_intermediate_checkpoints_without_room_are_told_of(
+    config, small_disk, tmp_path, caplog
+):
+    size = config.base.stat().st_size
+    disk = small_disk(2 * size)
+    output = replace(config.output, folder=disk / "out", save_every=1, state_every=1, keep=2)
+    caplog.set_level(logging.WARNING)
+    run(replace(config, output=output), disk / "runs")
+    said = re.fullmatch(
+        r"The run will want (\S+ MB) on the disk of '(.*)', where (\S+ MB) are free: 1 checkpoint "
+        r"of (\S+ MB), 2 intermediate checkpoints of (\S+ MB), 2 states of (\S+ MB)\. What does "
+        r"not fit is left out until there is room, and a run that is ended early then goes on from "
+        r"further back\. Free some, or lower output\.keep\.",
+        caplog.messages[0],
+    )
+    assert said[2] == str(disk / "out")
+    assert said[4] == said[5] == amount(size)
+    for message, what, of in [
+        (caplog.messages[1], "a checkpoint", "the weights of step 1"),
+        (caplog.messages[2], "a state", "the state of step 1"),
+    ]:
+        assert re.fullmatch(
+            rf"Could not keep {of}: {what} needs \S+ MB, and the run's result still "
+            rf"{amount(size)}; '.*' has \S+ MB free",
+            message,
+        )
+    assert (disk / "out" / "dog.safetensors").exists()
+    megabytes = [float(said[n].removesuffix(" MB")) for n in (1, 4, 6)]
+    assert megabytes[0] == pytest.approx(3 * megabytes[1] + 2 * megabytes[2], rel=0.01)
+
+
+def test_amounts():
+    assert (amount(23_247_646), amount(10_318_000_000)) == ("23.2 MB", "10.3 GB")

@@ -1,0 +1,124 @@
+"""What a run told, read back."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+
+from trainer.observer import Observer, ScoreReport, StepReport
+from trainer.runs.recorder import Recorder
+
+
+def report(step: int) -> StepReport:
+    return StepReport(
+        step=step, total_steps=9, loss=0.1 + 1e-17 * step, instance_loss=0.1, prior_loss=None,
+        learning_rates={"unet": 1.23e-6}, grad_norm=0.7 + 1e-17, steps_per_second=1.5,
+        seconds_left=3.0, peak_megabytes=10.0,
+    )  # fmt: skip
+
+
+def score(step: int) -> ScoreReport:
+    return ScoreReport(
+        step=step, subject=0.1 + 1e-17 * step, prompt=None, prior=0.2, learned=1 / 3,
+        prompts_kept=None, class_kept=0.5, balance=0.4,
+    )  # fmt: skip
+
+
+def images(seed: int, count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, size=(8, 6, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def test_reports_come_back_exactly_and_rewriting_forgets_the_rest(tmp_path):
+    recorder = Recorder(tmp_path, Observer())
+    for step in (1, 2, 3):
+        recorder.on_step(report(step))
+    assert recorder.reports() == [report(1), report(2), report(3)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    for step in (0, 2, 4):
+        recorder.on_score(score(step))
+    assert recorder.scores() == [score(0), score(2), score(4)]
+    recorder.rewrite([report(1)], [score(0)])
+    recorder.on_step(report(2))
+    recorder.on_score(score(2))
+    again = Recorder(tmp_path, Observer())
+    assert again.reports() == [report(1), report(2)]
+    assert again.scores() == [score(0), score(2)]
+
+
+def test_every_line_is_json_that_others_read(tmp_path):
+    """Older versions wrote NaN, which is none, for steps that fp16 had skipped."""
+    recorder = Recorder(tmp_path, Observer())
+    recorder.rewrite([replace(report(1), grad_norm=float(norm)) for norm in ("nan", "inf")], [])
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line, parse_constant=refuse)["grad_norm"] is None
+    assert [found.grad_norm for found in recorder.reports()] == [None, None]
+
+
+def test_only_the_last_previews_stay(tmp_path):
+    recorder = Recorder(tmp_path, Observer())
+    assert recorder.previews() == []
+    recorder.on_preview(5, images(0, 3))
+    recorder.on_preview(10, images(1, 2))
+    kept = Recorder(tmp_path, Observer()).previews()
+    assert np.array_equal(kept, images(1, 2))
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
+        "step000010_000.png", "step000010_001.png",
+    ]  # fmt: skip
+
+
+def test_everything_is_passed_on_after_it_was_kept(tmp_path):
+    heard, skipped = [], []
+
+    class Listening(Observer):
+        def on_progress(self, activity, done, total):
+            heard.append((activity, done, total))
+
+        def on_start(self, total_steps):
+            heard.append(total_steps)
+
+        def on_step(self, report):
+            heard.append((report.step, len(recorder.reports())))
+
+        def on_score(self, report):
+            heard.append((report, recorder.scores()))
+
+        def on_skipped_step(self, step):
+            skipped.append(step)
+
+        def wants_to_finish(self):
+            return len(heard) == 3
+
+        def on_preview(self, step, images):
+            heard.append((step, len(recorder.previews())))
+
+        def on_checkpoint(self, step, path):
+            heard.append((step, path, list(recorder.checkpoints)))
+
+    recorder = Recorder(tmp_path, Listening())
+    recorder.on_progress("Class images", 1, 2)
+    recorder.on_start(9)
+    assert not recorder.wants_to_finish()
+    recorder.on_step(report(1))
+    assert recorder.wants_to_finish()
+    recorder.on_skipped_step(2)
+    assert skipped == [2]
+    recorder.on_preview(1, images(0, 2))
+    recorder.on_score(score(1))
+    recorder.on_checkpoint(1, tmp_path / "a")
+    assert heard == [
+        ("Class images", 1, 2), 9, (1, 1), (1, 2), (score(1), [score(1)]),
+        (1, tmp_path / "a", [tmp_path / "a"]),
+    ]  # fmt: skip
+
+
+def test_lost_reports_are_told_and_not_fatal(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text("{")
+    assert Recorder(tmp_path, Observer()).reports() == []
+    assert Recorder(tmp_path, Observer()).scores() == []
+    assert caplog.messages[0].startswith("The losses of this run cannot be read: ")
+    assert caplog.messages[1].startswith("The scores of this run cannot be read: ")

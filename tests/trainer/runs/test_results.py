@@ -1,0 +1,91 @@
+"""Results of runs, recorded and found again."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer.observer import ScoreReport
+from trainer.runs import results
+from trainer.runs.identity import Hashes
+
+PREVIEWS = [np.zeros((2, 2, 3), np.uint8)]
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    made = {kind: tmp_path / f"{kind}.safetensors" for kind in ("checkpoint", "embedding")}
+    for number, path in enumerate(made.values()):
+        save_file({"weight": torch.full((10,), float(number))}, path)
+    return made
+
+
+@pytest.fixture
+def hashes(tmp_path) -> Hashes:
+    return Hashes(tmp_path / "hashes.json")
+
+
+def result(files: dict[str, Path], **more: object) -> results.TrainingResult:
+    return results.TrainingResult(files, 3, 6, [], {"unet": (0.25, 0.5)}, PREVIEWS, **more)
+
+
+def score(step: int, balance: float) -> ScoreReport:
+    return ScoreReport(
+        step=step, subject=0.5, prompt=0.5, prior=0.5, learned=balance, prompts_kept=None,
+        class_kept=None, balance=balance,
+    )  # fmt: skip
+
+
+def recorded(made: results.TrainingResult, hashes: Hashes) -> dict[str, Any]:
+    return json.loads(json.dumps(results.record(made, hashes)))
+
+
+def test_a_result_comes_back_as_it_was_recorded(files, hashes):
+    record = recorded(result(files), hashes)
+    found = results.recall(record, [], PREVIEWS, [])
+    assert found == result(files, scores=[], saves=[], reused=True)
+    assert (found.checkpoint, found.embedding) == (files["checkpoint"], files["embedding"])
+    assert (found.best_checkpoint, found.best_step) == (files["checkpoint"], None)
+    assert results.changed_file(record, hashes) is None
+
+
+def test_saves_come_back_but_for_those_that_are_gone(files, hashes, tmp_path):
+    saves = [{"checkpoint": tmp_path / f"{step}.safetensors"} for step in (1, 2)]
+    for save in saves:
+        save["checkpoint"].touch()
+    record = recorded(result(files, saves=saves), hashes)
+    assert results.recall(record, [], PREVIEWS, []).saves == saves
+    saves[0]["checkpoint"].unlink()
+    assert results.recall(record, [], PREVIEWS, []).saves == saves[1:]
+
+
+def test_the_best_step_comes_back_as_long_as_its_file_is_there(files, hashes, tmp_path):
+    best = {"checkpoint": tmp_path / "best.safetensors"}
+    best["checkpoint"].touch()
+    scores = [score(0, 0), score(1, 0.7), score(2, 0.7), score(3, 0.2)]
+    record = recorded(result(files, best=best, scores=scores), hashes)
+    found = results.recall(record, [], PREVIEWS, scores)
+    assert (found.best_checkpoint, found.best_step) == (best["checkpoint"], 1)
+    best["checkpoint"].unlink()
+    assert results.changed_file(record, hashes) is None
+    found = results.recall(record, [], PREVIEWS, scores)
+    assert (found.best_checkpoint, found.best_step) == (files["checkpoint"], 1)
+
+
+@pytest.mark.parametrize("fate", ["gone", "another", "no checkpoint"])
+def test_a_file_that_is_no_longer_the_one_is_named(files, hashes, fate):
+    record = recorded(result(files), hashes)
+    path = files["embedding"]
+    if fate == "another":
+        save_file({"weight": torch.full((10,), 2.0)}, path)
+        os.utime(path, (1, 1))
+    elif fate == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"note")
+    assert results.changed_file(record, hashes) == str(path)

@@ -1,0 +1,525 @@
+"""Runs that are stopped, resumed, found again and trained again, on a tiny checkpoint."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer.families import files
+from trainer.loop import TrainingResult, train
+from trainer.methods.full import FullFineTune
+from trainer.observer import Observer
+from trainer.settings.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PreviewConfig,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+
+CPU = torch.device("cpu")
+
+
+def draw(folder: Path, count: int, seed: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        pixels = rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+    """Two steps on three photos."""
+    photos = draw(tmp_path / "photos", count=3, seed=0)
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(photos,), prompt="a photo of sks dog", resolution=16),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        output=OutputConfig(folder=tmp_path / "out", name="dog", dtype="fp32"),
+        steps=2,
+        batch_size=1,
+    )
+
+
+@pytest.fixture
+def everything(config, tmp_path) -> TrainingConfig:
+    """Six steps with all that has a state of its own."""
+    class_images = draw(tmp_path / "class", count=4, seed=1)
+    return replace(
+        config,
+        steps=6,
+        gradient_accumulation=2,
+        ema=True,
+        ema_decay=0.5,
+        prior=PriorConfig(weight=0.5, prompt="a photo of a dog", images=(class_images,)),
+    )
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    return tmp_path / "runs"
+
+
+class Watching(Observer):
+    """Remembers the steps, and ends the run at one of them, as Cancel and Ctrl+C do."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.stop_at = stop_at
+        self.steps: list[int] = []
+        self.loaded: list[Path] = []
+        self.began = False
+
+    def on_load(self, path):
+        self.loaded.append(path)
+
+    def on_start(self, total_steps):
+        self.began = True
+
+    def on_step(self, report):
+        self.steps.append(report.step)
+        if report.step == self.stop_at:
+            raise KeyboardInterrupt
+
+
+class Finishing(Watching):
+    """Is content with what was learned by a step."""
+
+    def wants_to_finish(self):
+        return self.steps[-1] == 3
+
+
+def run(
+    config: TrainingConfig, runs: Path | None, observer: Observer | None = None, **options: object
+) -> TrainingResult:
+    method = FullFineTune(train_text_encoder=config.ema)
+    return train(config, method, device=CPU, observer=observer, runs=runs, **options)
+
+
+def stop(config: TrainingConfig, runs: Path, step: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(config, runs, Watching(stop_at=step))
+
+
+def same(one: TrainingResult, other: TrainingResult) -> bool:
+    tensors, others = load_file(one.checkpoint), load_file(other.checkpoint)
+    losses = [[(r.loss, r.grad_norm) for r in result.reports] for result in (one, other)]
+    weights = all(torch.equal(tensors[name], others[name]) for name in tensors)
+    return losses[0] == losses[1] and tensors.keys() == others.keys() and weights
+
+
+def only_run(runs: Path) -> Path:
+    (manifest,) = runs.glob("*/manifest.json")
+    return manifest.parent
+
+
+def logged_steps(runs: Path) -> list[int]:
+    lines = (only_run(runs) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "Prodigy"])
+def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(everything, runs, caplog, optimizer):
+    caplog.set_level(logging.INFO)
+    rate = 1.0 if optimizer == "Prodigy" else 1e-3
+    config = replace(everything, optimizer=OptimizerConfig(name=optimizer, learning_rate=rate))
+    whole = run(config, None)
+    stop(config, runs, step=3)
+    assert "Stopped after step 3. Run the same again to go on from there." in caplog.messages
+    assert sum(" bytes per trained weight." in message for message in caplog.messages) == 1
+    assert [path.name for path in config.output.folder.iterdir()] == ["dog.safetensors"]
+    watching = Watching()
+    resumed = run(config, runs, watching)
+    assert watching.steps == [4, 5, 6]
+    assert same(resumed, whole)
+    assert logged_steps(runs) == [1, 2, 3, 4, 5, 6]
+    assert not list((only_run(runs) / "states").iterdir())
+
+
+def test_a_killed_run_goes_on_from_its_newest_whole_state(everything, runs, tmp_path, caplog):
+    """Stopped for good at step 5, with states of steps 2 and 4: first the newer one is used, then,
+    damaged, it is put aside."""
+    config = replace(everything, output=replace(everything.output, state_every=2))
+    killed, damaged = tmp_path / "killed", tmp_path / "damaged"
+
+    class Killing(Watching):
+        def on_step(self, report):
+            if report.step == 5:
+                shutil.copytree(runs, killed)
+                shutil.copytree(runs, damaged)
+            super().on_step(report)
+
+    whole = run(config, runs, Killing())
+    assert logged_steps(killed) == [1, 2, 3, 4, 5]
+    watching = Watching()
+    assert same(run(config, killed, watching), whole)
+    assert watching.steps == [5, 6]
+    assert logged_steps(killed) == [1, 2, 3, 4, 5, 6]
+
+    (state,) = damaged.glob("*/states/step000004-*.pt")
+    state.write_bytes(state.read_bytes()[:-1])
+    watching = Watching()
+    assert same(run(config, damaged, watching), whole)
+    assert watching.steps == [3, 4, 5, 6]
+    assert list(damaged.glob("*/states/*")) == [state.with_suffix(".damaged")]
+
+
+def test_a_finished_run_is_found_again_with_its_previews(config, runs):
+    sampling = SamplingConfig(steps=2)
+    preview = PreviewConfig(prompts=("a dog", "a cat"), every=1, sampling=sampling)
+    config = replace(config, preview=preview)
+    beginning, watching = Watching(), Watching()
+    first = run(config, runs, beginning)
+    again = run(config, runs, watching)
+    assert (beginning.loaded, watching.loaded) == ([config.base], [])
+    assert not watching.began
+    assert again.reused
+    assert not first.reused
+    assert (again.checkpoint, again.reports, again.moved) == (
+        first.checkpoint, first.reports, first.moved,
+    )  # fmt: skip
+    assert len(again.previews) == len(first.previews) == 2
+    assert all(map(np.array_equal, again.previews, first.previews))
+    manifest = json.loads((only_run(runs) / "manifest.json").read_text())
+    assert (manifest["status"], manifest["identity"]) == ("finished", only_run(runs).name)
+
+
+@pytest.mark.parametrize("folder", ["runs", None])
+def test_a_run_that_is_finished_early_ends_with_what_it_learned(
+    everything, tmp_path, folder, caplog
+):
+    caplog.set_level(logging.INFO)
+    runs = tmp_path / folder if folder else None
+    finishing = Finishing()
+    result = run(everything, runs, finishing)
+    assert finishing.steps == [1, 2, 3]
+    assert (result.steps, result.total_steps, len(result.reports)) == (3, 6, 3)
+    assert "Finished after step 3 of 6, as asked." in caplog.messages
+    with safe_open(result.checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["ss_steps"], metadata["ss_max_train_steps"]) == ("3", "6")
+    assert same(result, run(replace(everything, steps=3), None))
+    files = everything.output.folder.glob("*.safetensors")
+    assert sorted(path.name for path in files) == ["dog.safetensors", "dog_00001.safetensors"]
+
+
+def test_a_run_that_was_finished_early_is_found_again_and_says_so(everything, runs, caplog):
+    caplog.set_level(logging.INFO)
+    first, watching = run(everything, runs, Finishing()), Watching()
+    again = run(everything, runs, watching)
+    assert watching.steps == []
+    assert (again.steps, again.total_steps, again.reports) == (3, 6, first.reports)
+    assert caplog.messages[-1] == (
+        f"This run was finished before, after step 3 of 6: {first.checkpoint}"
+    )
+    made = json.loads((only_run(runs) / "manifest.json").read_text())["result"]
+    assert (made["steps"], made["total_steps"]) == (3, 6)
+
+
+def keeping(config: TrainingConfig, **changes: object) -> TrainingConfig:
+    output = replace(config.output, keep_state=True)
+    return replace(config, output=output, **changes)
+
+
+def test_more_steps_go_on_from_the_state_that_a_shorter_run_kept(everything, runs, caplog):
+    caplog.set_level(logging.INFO)
+    whole = run(replace(everything, steps=9), None)
+    short = run(keeping(everything), runs)
+    (state,) = runs.glob("*/states/*.pt")
+    assert state.name.startswith("step000006-")
+    watching = Watching()
+    result = run(keeping(everything, steps=9), runs, watching, on_existing="resume")
+    assert watching.steps == [7, 8, 9]
+    assert "Going on after step 6 of the run of 6 steps." in caplog.messages
+    assert same(result, whole)
+    assert [report.total_steps for report in result.reports] == [9] * 9
+    assert run(everything, runs).checkpoint == short.checkpoint
+    assert run(replace(everything, steps=9), runs).checkpoint == result.checkpoint
+    names = [path.name[:10] for path in runs.glob("*/states/*.pt")]
+    assert sorted(names) == ["step000006", "step000009"]
+
+
+def test_fewer_steps_take_what_a_stopped_run_has_made_of_them(config, runs):
+    config = config.replace({"steps": 9, "output": {"state_every": 2}})
+    stop(config, runs, step=5)
+    watching = Watching()
+    result = run(replace(config, steps=4), runs, watching)
+    assert watching.steps == []
+    assert same(result, run(replace(config, steps=4), None))
+    watching = Watching()
+    run(config, runs, watching)
+    assert watching.steps == [6, 7, 8, 9]
+
+
+def test_more_steps_than_a_run_that_left_no_state_begin_anew_and_say_so(config, runs, caplog):
+    run(config, runs)
+    watching = Watching()
+    run(replace(config, steps=3), runs, watching)
+    assert watching.steps == [1, 2, 3]
+    assert caplog.messages == [
+        "The run of 2 steps with these same settings left no state to train on from "
+        "(output.keep_state). This one begins at step 1."
+    ]
+    with pytest.raises(ValueError) as caught:
+        run(replace(config, steps=4), runs, on_existing="resume")
+    assert str(caught.value).endswith(
+        " The last one there differs in: steps. Set on_existing to reuse to begin one."
+    )
+
+
+def test_training_again_takes_no_state_of_another_length(config, runs):
+    run(keeping(config), runs)
+    watching = Watching()
+    run(replace(config, steps=3), runs, watching, on_existing="retrain")
+    assert watching.steps == [1, 2, 3]
+
+
+def test_a_run_that_was_finished_early_can_be_gone_on_with(everything, runs, caplog):
+    caplog.set_level(logging.INFO)
+    early = run(keeping(everything), runs, Finishing())
+    watching = Watching()
+    whole = run(keeping(everything), runs, watching, on_existing="resume")
+    assert watching.steps == [4, 5, 6]
+    assert same(whole, run(everything, None))
+    assert (whole.steps, whole.checkpoint.name) == (6, "dog_00001.safetensors")
+    assert early.checkpoint.exists()
+    caplog.clear()
+    assert run(everything, runs, on_existing="resume").checkpoint == whole.checkpoint
+
+
+def test_a_run_that_was_finished_early_without_a_state_cannot_be_gone_on_with(everything, runs):
+    run(everything, runs, Finishing())
+    with pytest.raises(ValueError, match="^This run was finished early") as caught:
+        run(everything, runs, on_existing="resume")
+    assert str(caught.value) == (
+        "This run was finished early, after step 3 of 6, and left no state to go on from "
+        "(output.keep_state). Set on_existing to reuse to take its result, or to retrain to begin "
+        "anew."
+    )
+
+
+def test_a_state_that_can_no_longer_be_kept_is_told_of(config, runs, caplog):
+    run(config, runs)
+    run(keeping(config), runs)
+    assert caplog.messages == [
+        "This run was finished without output.keep_state, and is found again without a state to "
+        "train on from."
+    ]
+
+
+def test_settings_that_only_save_memory_go_on_from_the_state(everything, runs):
+    """They change results by rounding, and nothing else."""
+    whole = run(everything, None)
+    stop(everything, runs, step=3)
+    watching = Watching()
+    thrifty = replace(
+        everything, gradient_checkpointing=True, batch_size=2, gradient_accumulation=1
+    )
+    result = run(thrifty, runs, watching)
+    assert watching.steps == [4, 5, 6]
+    losses = [[report.loss for report in each.reports] for each in (result, whole)]
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_without_its_checkpoint_a_finished_run_is_trained_again(config, runs, caplog):
+    first = run(config, runs)
+    tensors = load_file(first.checkpoint)
+    first.checkpoint.unlink()
+    second = run(config, runs)
+    assert not second.reused
+    assert all(torch.equal(t, tensors[n]) for n, t in load_file(second.checkpoint).items())
+    assert caplog.messages == [
+        f"This run was finished, but its file '{first.checkpoint}' is gone or another. "
+        "It is trained again."
+    ]
+    assert logged_steps(runs) == [1, 2]
+
+
+def test_training_again_keeps_the_finished_checkpoint(config, runs):
+    first, watching = run(config, runs), Watching()
+    second = run(config, runs, watching, on_existing="retrain")
+    assert watching.steps == [1, 2]
+    assert first.checkpoint.exists()
+    assert second.checkpoint.name == "dog_00001.safetensors"
+    assert run(config, runs).checkpoint == second.checkpoint
+    stop(config.replace({"seed": 1}), runs, step=1)
+    watching = Watching()
+    run(config.replace({"seed": 1}), runs, watching, on_existing="retrain")
+    assert watching.steps == [1, 2]
+
+
+def test_the_base_model_is_hashed_once(config, runs, monkeypatch):
+    """It has 2 to 7 GB; another process finds its hash in the runs' folder."""
+    hashed = []
+    whole = files._hash
+    monkeypatch.setattr(files, "_hash", lambda path: hashed.append(path) or whole(path))
+    monkeypatch.setattr(files, "_HASHES", {})
+    first = run(config, runs)
+    assert hashed == [config.base, first.checkpoint]
+    files._HASHES.clear()
+    run(config.replace({"seed": 1}), runs)
+    assert hashed[2:] == [config.output.folder / "dog_00001.safetensors"]
+
+
+def test_a_changed_photo_makes_another_run(config, runs):
+    run(config, runs)
+    Image.new("RGB", (16, 16), "red").save(config.dataset.photos[0] / "0.png")
+    assert not run(config, runs).reused
+    assert len(list(runs.glob("*/manifest.json"))) == 2
+
+
+def test_a_changed_class_image_makes_another_run(config, runs, tmp_path):
+    images = draw(tmp_path / "class", count=2, seed=1)
+    prior = PriorConfig(weight=1.0, prompt="a photo of a dog", images=(images,))
+    config = replace(config, prior=prior, steps=1)
+    run(config, runs)
+    assert run(config, runs).reused
+    Image.new("RGB", (16, 16), "red").save(images / "0.png")
+    assert not run(config, runs).reused
+
+
+def test_resuming_never_begins_a_run(config, runs):
+    with pytest.raises(ValueError, match="^No run of these") as caught:
+        run(config, runs, on_existing="resume")
+    start = f"No run of these settings and images is in {runs}, so there is none to go on with."
+    assert str(caught.value) == f"{start} Set on_existing to reuse to begin one."
+    stop(config, runs, step=1)
+    with pytest.raises(ValueError, match="^No run of these") as caught:
+        run(config.replace({"seed": 1, "output": {"dtype": "fp16"}}), runs, on_existing="resume")
+    assert str(caught.value) == (
+        f"{start} The last one there differs in: output.dtype, seed. "
+        "Set on_existing to reuse to begin one."
+    )
+    watching = Watching()
+    run(config, runs, watching, on_existing="resume")
+    assert watching.steps == [2]
+
+
+def test_an_unknown_word_is_refused(config, runs):
+    with pytest.raises(ValueError, match="^on_existing") as caught:
+        run(config, runs, on_existing="overwrite")
+    assert str(caught.value) == (
+        "on_existing must be one of reuse, resume, retrain, got 'overwrite'."
+    )
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config, runs):
+    class Doubling(Observer):
+        def on_step(self, report):
+            run(config, runs)
+
+    with pytest.raises(RuntimeError, match=r"^The process \d+ is working on this same run in "):
+        run(config, runs, Doubling())
+    watching = Watching()
+    run(config, runs, watching)
+    assert watching.steps == [2]
+
+
+@pytest.mark.posix
+def test_an_output_folder_that_is_none_is_refused_before_the_first_step(config, runs):
+    config.output.folder.write_text("in the way")
+    watching = Watching()
+    with pytest.raises(OSError) as caught:
+        run(config, runs, watching)
+    assert str(caught.value) == (
+        f"Nothing can be written into '{config.output.folder}': [Errno 17] File exists: "
+        f"'{config.output.folder}'. Make that possible, or choose another folder."
+    )
+    assert not watching.began
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_step(config, runs):
+    class Losing(Watching):
+        """The output folder goes during the run."""
+
+        def on_step(self, report):
+            super().on_step(report)
+            if report.step == 2:
+                config.output.folder.rmdir()
+                config.output.folder.write_text("in the way")
+
+    with pytest.raises(FileExistsError):
+        run(config, runs, Losing())
+    config.output.folder.unlink()
+    watching = Watching()
+    assert run(config, runs, watching).checkpoint.exists()
+    assert watching.steps == []
+
+
+def test_a_clock_that_was_set_back_changes_nothing(everything, runs):
+    """The run seems to have begun in the future, and its newest state to be its oldest."""
+    config = replace(everything, output=replace(everything.output, state_every=2))
+    whole = run(config, None)
+    stop(config, runs, step=5)
+    manifest = only_run(runs) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "started": "2100-01-01T00:00:00+00:00"}))
+    for path in runs.glob("*/states/*.pt"):
+        age = int(path.name[4:10])
+        os.utime(path, (4_000_000_000 - age, 4_000_000_000 - age))
+    watching = Watching()
+    assert same(run(config, runs, watching), whole)
+    assert watching.steps == [6]
+
+
+@pytest.mark.posix
+def test_a_state_without_room_costs_no_step_and_not_the_older_one(
+    config, runs, caplog, file_size_limit
+):
+    class Filling(Watching):
+        def on_step(self, report):
+            super().on_step(report)
+            if report.step == 3:
+                self.limit = file_size_limit(100_000)
+                self.limit.__enter__()
+
+    caplog.set_level(logging.WARNING)
+    config = config.replace({"steps": 4, "output": {"state_every": 2}})
+    filling = Filling(stop_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, runs, filling)
+    filling.limit.__exit__(None, None, None)
+    assert caplog.messages == [
+        "Could not keep the state of step 4; that of step 2 stays: [Errno 27] File too large",
+        "Stopped after step 4. Run the same again to go on from step 2.",
+    ]
+    watching = Watching()
+    run(config, runs, watching)
+    assert watching.steps == [3, 4]
+
+
+def test_intermediate_checkpoints_are_counted_across_sessions(config, runs):
+    config = config.replace({"steps": 4, "output": {"save_every": 1, "keep": 2}})
+    stop(config, runs, step=3)
+    result = run(config, runs)
+    assert sorted(path.name for path in config.output.folder.iterdir()) == [
+        "dog-step000002.safetensors", "dog-step000004.safetensors", "dog.safetensors",
+    ]  # fmt: skip
+    saved = config.output.folder / "dog-step000002.safetensors"
+    assert result.saves == [{"checkpoint": saved}]
+    assert run(config, runs).saves == result.saves
+    saved.unlink()
+    found = run(config, runs)
+    assert (found.reused, found.saves) == (True, [])
+
+
+def test_a_save_that_was_deleted_while_the_run_stood_is_left_out(config, runs):
+    config = config.replace({"steps": 5, "output": {"save_every": 1, "keep": 5}})
+    stop(config, runs, step=4)
+    (config.output.folder / "dog-step000001.safetensors").unlink()
+    # Step 4 was stopped before it was saved, and step 5 is the result.
+    names = [save["checkpoint"].name for save in run(config, runs).saves]
+    assert names == ["dog-step000002.safetensors", "dog-step000003.safetensors"]

@@ -1,0 +1,48 @@
+"""Small files: the old text or the new one, nothing between."""
+
+import logging
+
+import pytest
+
+from trainer.storage import json_files
+
+
+def test_an_object_comes_back(tmp_path):
+    path = tmp_path / "new" / "record.json"
+    assert json_files.read(path) == {}
+    json_files.write(path, {"name": "müde 개"})
+    json_files.write(path, {"name": "개", "steps": 3})
+    assert json_files.read(path) == {"name": "개", "steps": 3}
+    assert [file.name for file in path.parent.iterdir()] == ["record.json"]
+
+
+def test_what_cannot_be_read_counts_as_missing_and_is_named(tmp_path, caplog):
+    path = tmp_path / "record.json"
+    path.write_text('{"name": ')
+    assert json_files.read(path) == {}
+    (message,) = caplog.messages
+    assert message.startswith(f"'{path}' cannot be read (")
+    assert message.endswith("), and counts as missing.")
+
+
+@pytest.mark.posix
+def test_a_write_without_room_leaves_what_was_there(tmp_path, file_size_limit):
+    path = tmp_path / "record.json"
+    json_files.write(path, {"steps": 3})
+    with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
+        json_files.write_text(path, "x" * 2000)
+    assert json_files.read(path) == {"steps": 3}
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_loss_of_less_than_the_run_is_survived_and_told(caplog):
+    caplog.set_level(logging.WARNING)
+    with json_files.surviving("the previews of this step"):
+        raise OSError("disk full")
+    assert caplog.messages == ["Could not keep the previews of this step: disk full"]
+
+
+def test_a_text_is_on_the_disk_before_it_takes_its_name(tmp_path, disk_events, safely_written):
+    path = tmp_path / "record.json"
+    json_files.write(path, {"steps": 3})
+    assert disk_events == safely_written(path)

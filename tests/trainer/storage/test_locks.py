@@ -1,0 +1,57 @@
+"""One process per folder, and none after its end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.storage.locks import is_locked, locked
+
+ROOT = Path(__file__).parents[3]
+HOLD = """
+import sys
+from pathlib import Path
+from trainer.storage.locks import locked
+with locked(Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_one_is_refused_and_told_who_is_in(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(RuntimeError) as caught, locked(tmp_path):
+            pass
+        assert str(caught.value) == (
+            f"The process {os.getpid()} is working on this same run in {tmp_path}. "
+            "Wait until it is done, or stop it."
+        )
+    with locked(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"in\n"
+        with pytest.raises(RuntimeError, match=f"^The process {process.pid} "), locked(tmp_path):
+            pass
+        process.kill()
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_it_can_be_told_whether_a_process_is_in(tmp_path):
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):  # to have asked keeps nobody out
+        pass

@@ -1,0 +1,81 @@
+import ntpath
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from trainer.storage.names import MAX_BYTES, fault, is_text
+
+OUTSIDE = "it leads out of its folder"
+CHARACTERS = 'names have none of \\ : * ? " < > | and no space or dot at their ends'
+DEVICE = "Windows reserves it for a device"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", OUTSIDE),
+        (".", OUTSIDE),
+        ("..", OUTSIDE),
+        ("a/b", OUTSIDE),
+        ("/", OUTSIDE),
+        ("..\\a", CHARACTERS),
+        ("C:", CHARACTERS),
+        ("C:a", CHARACTERS),
+        ("\\\\server\\share", CHARACTERS),
+        ("\\\\?\\C:\\a", CHARACTERS),
+        ("a:stream", CHARACTERS),
+        ("*.png", CHARACTERS),
+        ("a ", CHARACTERS),
+        ("a.", CHARACTERS),
+        (".hidden", CHARACTERS),
+        ("a\0b", CHARACTERS),
+        ("a\nb", CHARACTERS),
+        ("con", DEVICE),
+        ("NUL.txt", DEVICE),
+        ("Aux .png", DEVICE),
+        ("COM1", DEVICE),
+        ("com²", DEVICE),
+        ("lpt9.tar.gz", DEVICE),
+        ("conin$", DEVICE),
+        ("caf\udce9", "it is not valid Unicode"),
+    ],
+)
+def test_names_that_are_not_plain(name: str, expected: str) -> None:
+    assert fault(name) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dogs", "my dog's 2nd", "강아지", "🐶", "a..b", "console", "com10", "-rf", "$(a);&", "~"],
+)
+def test_plain_names(name: str) -> None:
+    assert fault(name) == ""
+
+
+names = st.text(st.sampled_from("abcnuloxpt$ .:/\\~*?²1\0\n강🐶\udce9"), max_size=6) | st.text()
+
+
+@given(names)
+@example("nul")
+@example("a.")
+def test_a_plain_name_is_one_plain_part_on_windows_and_elsewhere(name: str) -> None:
+    """By Python's own rules for both, which know nothing of ours."""
+    if fault(name):
+        return
+    assert (PureWindowsPath("C:\\out") / name).parts == ("C:\\", "out", name)
+    assert (PurePosixPath("/out") / name).parts == ("/", "out", name)
+    assert ntpath.normpath(ntpath.join("C:\\out", name)) == f"C:\\out\\{name}"
+    assert not PureWindowsPath(name).is_reserved()
+    assert not PureWindowsPath(name).is_absolute()
+
+
+def test_the_longest_name_has_room_for_all_that_is_added(tmp_path: Path) -> None:
+    name = "x" * MAX_BYTES
+    (tmp_path / f".{name}-embedding-step1000000_00001.4194304.part").touch()
+
+
+def test_what_is_only_bytes_is_no_text() -> None:
+    assert not is_text("caf\udce9")
+    assert is_text("café")

@@ -1,0 +1,73 @@
+"""The arithmetic against diffusers' own noise scheduler and against the formulas by hand."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from trainer.noise import NoiseSchedule, draw_noise, min_snr_weights, squared_errors
+
+TIMESTEPS = torch.tensor([0, 17, 500, 999])
+
+
+def pair(is_v_prediction: bool) -> tuple[NoiseSchedule, DDPMScheduler]:
+    ours = NoiseSchedule.scaled_linear(0.00085, 0.012, is_v_prediction=is_v_prediction)
+    theirs = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction" if is_v_prediction else "epsilon",
+    )
+    return ours, theirs
+
+
+def tensors() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    latents, noise = torch.randn(2, 4, 4, 8, 8, generator=generator)
+    return latents, noise
+
+
+@pytest.mark.parametrize("is_v_prediction", [False, True])
+def test_noising_and_target_equal_diffusers(is_v_prediction):
+    ours, theirs = pair(is_v_prediction)
+    latents, noise = tensors()
+    torch.testing.assert_close(
+        ours.add_noise(latents, noise, TIMESTEPS), theirs.add_noise(latents, noise, TIMESTEPS)
+    )
+    expected = theirs.get_velocity(latents, noise, TIMESTEPS) if is_v_prediction else noise
+    torch.testing.assert_close(ours.target(latents, noise, TIMESTEPS), expected)
+
+
+def test_min_snr_weighs_each_example_by_its_own_timestep():
+    schedule, _ = pair(False)
+    alphas = schedule.alphas_cumprod.double()
+    expected = []
+    for timestep in TIMESTEPS.tolist():
+        snr = (alphas[timestep] / (1 - alphas[timestep])).item()
+        expected.append(min(snr, 5.0) / snr)
+    actual = min_snr_weights(schedule, TIMESTEPS, 5.0)
+    assert actual.tolist() == pytest.approx(expected, rel=1e-4)
+    assert actual[0] < 0.01
+    assert actual[-1] == 1
+
+
+def test_min_snr_of_velocity_divides_by_snr_plus_one():
+    schedule, _ = pair(True)
+    snr = schedule.snr(TIMESTEPS)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
+    torch.testing.assert_close(min_snr_weights(schedule, TIMESTEPS, 5.0), expected)
+
+
+def test_noise_offset_is_shared_by_a_channel():
+    plain = draw_noise((4, 64, 64), 0.0, torch.Generator().manual_seed(0))
+    shifted = draw_noise((4, 64, 64), 0.5, torch.Generator().manual_seed(0))
+    shift = shifted - plain
+    torch.testing.assert_close(shift, shift[:, :1, :1].expand_as(shift), atol=1e-5, rtol=0)
+    assert shift[:, 0, 0].std() > 0.05
+
+
+def test_squared_errors_are_per_example_and_fp32():
+    prediction = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float16).view(2, 2, 1, 1)
+    target = torch.tensor([[0.0, 0.0], [3.0, 1.0]]).view(2, 2, 1, 1)
+    errors = squared_errors(prediction, target)
+    assert errors.dtype == torch.float32
+    assert errors.tolist() == [2.5, 5.0]

@@ -1,0 +1,57 @@
+"""The average against the recurrence worked out by hand."""
+
+import pytest
+import torch
+
+from trainer.training.ema import EMA
+
+
+def test_follows_the_warmed_up_average():
+    weight = torch.tensor([0.0])
+    ema, expected = EMA([weight], decay=0.3), 0.0
+    for n, value in enumerate([1.0, 2.0, 4.0, 8.0], start=1):
+        weight.fill_(value)
+        ema.update()
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+    assert ema.averages[0].item() == pytest.approx(expected)
+
+
+def test_stands_in_for_the_weights_and_gives_them_back():
+    weight = torch.tensor([1.0, 2.0])
+    ema = EMA([weight], decay=0.9)
+    weight.add_(10)
+    with ema.applied():
+        assert weight.tolist() == [1.0, 2.0]
+    assert weight.tolist() == [11.0, 12.0]
+    assert ema.averages[0].tolist() == [1.0, 2.0]
+
+
+def test_goes_on_from_its_state():
+    weight = torch.tensor([0.0])
+    one, other = EMA([weight], decay=0.3), EMA([weight], decay=0.3)
+    weight.fill_(1.0)
+    one.update()
+    other.load_state(one.state())
+    weight.fill_(2.0)
+    for ema in (one, other):
+        ema.update()
+    assert torch.equal(one.averages[0], other.averages[0])
+    assert one.averages[0] is not other.averages[0]
+
+
+def test_tells_while_it_stands_in():
+    ema = EMA([torch.tensor([1.0])], decay=0.9)
+    with ema.applied():
+        assert ema.is_applied
+    assert not ema.is_applied
+
+
+def test_gives_the_weights_back_after_an_error():
+    weight = torch.tensor([1.0])
+    ema = EMA([weight], decay=0.9)
+    weight.add_(10)
+    with pytest.raises(KeyboardInterrupt), ema.applied():
+        raise KeyboardInterrupt
+    assert weight.tolist() == [11.0]
+    assert not ema.is_applied

@@ -1,0 +1,156 @@
+"""Runs whose numbers go astray: what is said, what ends them, and what they leave."""
+
+import logging
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.families.sd1 import SD1
+from trainer.loop import train
+from trainer.methods.full import FullFineTune
+from trainer.settings.config import (
+    DatasetConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PriorConfig,
+    TrainingConfig,
+)
+from trainer.toy import MODEL, PHOTOS
+from trainer.training.health import Health
+
+CPU = torch.device("cpu")
+
+
+def draw(folder: Path, seed: int) -> Path:
+    folder.mkdir()
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "image.png")
+    return folder
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+    photos = draw(tmp_path / "photos", 0)
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(photos,), prompt="a dog", resolution=16),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+        output=OutputConfig(folder=tmp_path / "out", name="dog"),
+        steps=4,
+        batch_size=1,
+    )
+
+
+def run(config: TrainingConfig, runs: Path | None = None):
+    return train(config, FullFineTune(), device=CPU, runs=runs)
+
+
+def warnings_of(config: TrainingConfig, losses: list[float], caplog) -> list[str]:
+    caplog.clear()
+    health = Health(config)
+    for step in range(1, len(losses) + 1):
+        health.look_at_losses(losses[:step])
+    return caplog.messages
+
+
+def noisy(count: int, level: float, seed: int) -> list[float]:
+    """Losses that vary as those of single photos do: by a factor of about e."""
+    rng = random.Random(seed)
+    return [level * rng.lognormvariate(0, 1) for _ in range(count)]
+
+
+def test_noise_is_no_explosion(config, caplog):
+    assert warnings_of(config, noisy(5000, 0.1, seed=0), caplog) == []
+
+
+def test_a_loss_that_rises_is_told_once_per_stretch(config, caplog):
+    losses = [*noisy(100, 0.05, 1), *noisy(100, 0.5, 2), *noisy(200, 0.05, 3), *noisy(50, 0.5, 4)]
+    messages = warnings_of(config, losses, caplog)
+    steps = [int(message.split("by step ")[1].split(",")[0]) for message in messages]
+    assert len(steps) == 2
+    assert 101 <= steps[0] <= 130
+    assert 401 <= steps[1] <= 430
+
+
+def test_the_warning_says_from_what_to_what(config, caplog):
+    assert warnings_of(config, [0.1] * 44 + [0.5] * 30, caplog) == [
+        "The loss is 0.5 by step 60, far above the 0.1 before. The model is falling apart: lower "
+        "optimizer.learning_rate (now 1e-05), or train fewer steps."
+    ]
+
+
+def test_a_run_that_falls_apart_at_once_is_told(config, caplog):
+    """The embedded model, at a rate a hundred times too high."""
+    optimizer = OptimizerConfig(learning_rate=2e-2)
+    dataset = DatasetConfig(photos=(PHOTOS,), prompt="a photo of sks cup")
+    run(replace(config, base=MODEL, dataset=dataset, optimizer=optimizer, steps=30))
+    (message,) = caplog.messages
+    assert re.fullmatch(
+        r"The loss is 1\.\d+ by step 30, no better than of a model that predicts nothing\. The "
+        r"model is falling apart: lower optimizer\.learning_rate \(now 0\.02\), or train fewer "
+        r"steps\.",
+        message,
+    )
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_numbers_that_are_none_end_the_run_and_the_state_before_stays(
+    config, tmp_path, monkeypatch, caplog, what
+):
+    predict, calls = SD1.predict, []
+
+    def failing(*arguments):
+        calls.append(1)
+        prediction = predict(*arguments)
+        if len(calls) != 4:
+            return prediction
+        # The root's slope at nothing is infinite, and nothing times infinity is no number.
+        return prediction * torch.nan if what == "loss" else prediction + (prediction * 0).sqrt()
+
+    monkeypatch.setattr(SD1, "predict", failing)
+    output = replace(config.output, state_every=2)
+    with pytest.raises(FloatingPointError) as caught:
+        run(replace(config, output=output), tmp_path / "runs")
+    assert str(caught.value) == (
+        f"The {what} became nan at step 4. Lower optimizer.learning_rate (now 1e-05)."
+    )
+    assert caplog.messages == ["Stopped after step 3. Run the same again to go on from step 2."]
+    (state,) = tmp_path.glob("runs/*/states/*.pt")
+    assert state.name.startswith("step000002-")
+
+
+def test_fp16_that_leaves_out_every_step_ends_the_run(config, tmp_path):
+    """Class images of such a weight give gradients beyond fp16 at any scale."""
+    prior = PriorConfig(weight=1e9, prompt="a cat", images=(draw(tmp_path / "class", 1),))
+    config = replace(config, precision="fp16", prior=prior, steps=100)
+    with pytest.raises(FloatingPointError) as caught:
+        run(config, tmp_path / "runs")
+    assert str(caught.value) == (
+        "In fp16 the gradients of step 1 overflowed 17 times in a row. Choose precision bf16 or "
+        "fp32, or lower optimizer.learning_rate (now 1e-05)."
+    )
+
+
+def test_fp16_that_finds_its_scale_goes_on(config, caplog):
+    caplog.set_level(logging.WARNING)
+    result = run(replace(config, precision="fp16", steps=20))
+    assert result.steps == 20
+    assert caplog.messages == []
+
+
+def test_weights_that_a_file_cannot_hold_are_refused(config, tmp_path):
+    output = replace(config.output, dtype="fp16")
+    optimizer = OptimizerConfig(learning_rate=1e6)
+    with pytest.raises(FloatingPointError) as caught:
+        run(replace(config, output=output, optimizer=optimizer, steps=1), tmp_path / "runs")
+    assert str(caught.value) == (
+        "The unet holds weights that are infinite or not a number after 1 steps. Lower its "
+        "learning rate (now 1e+06), or set output.dtype to fp32."
+    )
+    assert list(config.output.folder.glob("*.safetensors")) == []

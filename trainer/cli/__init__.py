@@ -1,0 +1,1 @@
+"""The command line: commands, their settings file, and progress in the terminal."""

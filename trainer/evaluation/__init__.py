@@ -1,0 +1,1 @@
+"""Scores of images: encoders, metrics, the best step, comparisons and plots."""

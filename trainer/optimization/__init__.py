@@ -1,0 +1,1 @@
+"""The optimizers and the learning-rate schedules that a user picks from."""

@@ -1,0 +1,49 @@
+"""How the learning rate runs over the steps: functions from progress to a multiplier of it.
+Nothing about noise, whose schedule lives in `noise.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ..settings.config import OptimizerConfig
+
+LR_SCHEDULES: dict[str, Callable[[float, int], float]] = {
+    "constant": lambda progress, restarts: 1.0,
+    "linear": lambda progress, restarts: 1 - progress,
+    "cosine": lambda progress, restarts: _cosine(progress),
+    "cosine with restarts": lambda progress, restarts: _cosine(progress * restarts % 1),
+}
+"""By the name a user picks: from the share of the steps done after warm-up, in [0, 1), and the
+number of restarts, to the multiplier."""
+
+
+def multiplier(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """What the learning rate of a step, counted from 0, is multiplied by."""
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    return LR_SCHEDULES[config.lr_schedule](progress, config.num_restarts)
+
+
+def is_endless(config: OptimizerConfig) -> bool:
+    """Whether a step's rate is the same however many steps are to follow."""
+    return config.lr_schedule == "constant"
+
+
+def check(config: OptimizerConfig, total_steps: int) -> None:
+    """Refuse an unknown schedule, and a warm-up that would never end."""
+    if config.lr_schedule not in LR_SCHEDULES:
+        raise ValueError(
+            f"optimizer.lr_schedule must be one of {', '.join(LR_SCHEDULES)}, "
+            f"got {config.lr_schedule!r}."
+        )
+    if config.warmup_steps >= total_steps:
+        raise ValueError(
+            f"optimizer.warmup_steps is {config.warmup_steps}, but the run has only {total_steps} "
+            "steps, so the learning rate would never be reached. Lower it or raise steps."
+        )
+
+
+def _cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2

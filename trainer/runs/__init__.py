@@ -1,0 +1,1 @@
+"""The folder of one run: identity, recording, resuming, results and output files."""

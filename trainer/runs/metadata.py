@@ -1,0 +1,114 @@
+"""What a saved checkpoint says of itself in its safetensors header: ModelSpec 1.0.1, the `ss_*`
+keys that other programs show, and our own `dreambooth.*`. Every value is a string."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..data.examples import Example
+from ..families.base import ModelFamily
+from ..methods.base import Method, Trainable
+from ..observer import StepReport
+from ..settings.config import OutputConfig, TrainingConfig
+from ..storage.versions import versions
+
+PRIVATE = ("modelspec.trigger_phrase", "dreambooth.config", "dreambooth.method",
+           "dreambooth.images")  # fmt: skip
+"""What tells prompts and the names of photos."""
+
+
+def describe_run(
+    config: TrainingConfig,
+    method: Method,
+    model: ModelFamily,
+    trainable: Trainable,
+    examples: Sequence[Example],
+) -> dict[str, str]:
+    """What is known before the first step."""
+    rates = {part.name: part.learning_rate for part in trainable.parts}
+    num_prior = sum(example.is_prior for example in examples)
+    resolution = config.dataset.resolution or model.native_resolution
+    ours: dict[str, Any] = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": model.architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": config.output.name,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.prediction_type": "v" if model.schedule.is_v_prediction else "epsilon",
+        "modelspec.trigger_phrase": config.dataset.prompt,
+        "modelspec.description": f"DreamBooth of {model.path.name}",
+        "ss_output_name": config.output.name,
+        "ss_sd_model_name": model.path.name,
+        "ss_new_sd_model_hash": model.source.sha256(),
+        "ss_base_model_version": model.base_version,
+        "ss_unet_lr": rates.get("unet"),
+        "ss_text_encoder_lr": rates.get("text_encoder"),
+        "ss_learning_rate": config.optimizer.learning_rate,
+        "ss_optimizer": config.optimizer.name,
+        "ss_lr_scheduler": config.optimizer.lr_schedule,
+        "ss_lr_warmup_steps": config.optimizer.warmup_steps,
+        "ss_max_grad_norm": config.optimizer.max_grad_norm,
+        "ss_max_train_steps": config.steps,
+        "ss_total_batch_size": config.batch_size,
+        "ss_gradient_accumulation_steps": config.gradient_accumulation,
+        "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_mixed_precision": {"fp32": "no"}.get(config.precision, config.precision),
+        "ss_seed": config.seed,
+        "ss_min_snr_gamma": config.min_snr_gamma or None,
+        "dreambooth.min_snr": "photos and class images" if config.min_snr_gamma else None,
+        "ss_noise_offset": config.noise_offset or None,
+        "ss_prior_loss_weight": config.prior.weight,
+        "ss_num_train_images": len(examples) - num_prior,
+        "ss_num_reg_images": num_prior,
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_enable_bucket": config.dataset.buckets,
+        "dreambooth.base_sha256": model.source.sha256(),
+        "dreambooth.config": json.dumps(plain(config)),
+        "dreambooth.method": json.dumps({type(method).__name__: plain(method)}),
+        "dreambooth.images": json.dumps([_identity(example) for example in examples]),
+        "dreambooth.versions": json.dumps(versions()),
+    }
+    described = {key: str(value) for key, value in ours.items() if value is not None}
+    return without_private(described, config.output)
+
+
+def without_private(metadata: Mapping[str, str], output: OutputConfig) -> dict[str, str]:
+    """Metadata as a file may have it: without prompts and names of photos, if that is chosen."""
+    return {k: text for k, text in metadata.items() if not (output.private and k in PRIVATE)}
+
+
+def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[str, str]:
+    """What is known only when the file is written."""
+    now = datetime.now(timezone.utc)
+    return {
+        "modelspec.date": now.isoformat(timespec="seconds"),
+        "ss_steps": str(len(reports)),
+        "ss_training_started_at": str(started.timestamp()),
+        "ss_training_finished_at": str(now.timestamp()),
+        "dreambooth.losses": json.dumps([round(report.loss, 6) for report in reports]),
+        "dreambooth.skipped_steps": str(reports[-1].skipped_steps if reports else 0),
+    }
+
+
+def _identity(example: Example) -> dict[str, str | bool]:
+    return {
+        "name": example.path.name,
+        "sha256": hashlib.sha256(example.path.read_bytes()).hexdigest(),
+        "caption_sha256": hashlib.sha256("\n".join(example.captions).encode()).hexdigest(),
+        "is_class_image": example.is_prior,
+    }
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Nested dataclasses as JSON can hold them. Folders are left out: they are nobody's business
+    but the user's, and the files' hashes stand beside."""
+    plain: dict[str, Any] = json.loads(
+        json.dumps(dataclasses.asdict(settings), default=lambda value: Path(value).name)
+    )
+    return plain

@@ -1,0 +1,107 @@
+"""The files that a run writes, and how far what is in them moved. How one is written lives in
+`checkpoint.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from torch import Tensor
+
+from ..checkpoint import CheckpointWriter, moved_weights
+from ..evaluation import best_step
+from ..methods.base import FileOut
+from ..storage import json_files
+from ..training.session import Session
+from . import disk_space
+from .metadata import describe_progress, without_private
+
+
+class Outputs:
+    """The files that a run writes, from the weights as they are then."""
+
+    def __init__(
+        self,
+        session: Session,
+        description: Mapping[str, str],
+        started: datetime,
+        intermediate: Sequence[Path],
+    ) -> None:
+        """`intermediate`: files that earlier sessions of the run wrote, oldest first."""
+        self._session, self._description, self._started = session, description, started
+        self._writers = [
+            (file, CheckpointWriter(file.original, file.output, intermediate))
+            for file in session.trainable.files
+        ]
+
+    def save_step(self, *, is_last: bool = False) -> dict[str, Path]:
+        """Write intermediate files; gives their paths by kind, none where there is no room. The
+        last ones may take what a result would need."""
+        step = len(self._session.reports)
+        with json_files.surviving(f"the weights of step {step}"), self._session.averaged():
+            if not is_last:
+                disk_space.require_for_step(self._session)
+            return {
+                file.kind: writer.save_step(step, self._trained(file), self._metadata(file))
+                for file, writer in self._writers
+            }
+        return {}
+
+    def save_best(self) -> dict[str, Path]:
+        """Write these weights as the best so far, in place of those that were; gives the paths by
+        kind, none where there is no room."""
+        step = len(self._session.reports)
+        with (
+            json_files.surviving(f"the weights of step {step}, the best"),
+            self._session.averaged(),
+        ):
+            disk_space.require_for_step(self._session)
+            return {
+                file.kind: writer.save_best(step, self._trained(file), self._metadata(file))
+                for file, writer in self._writers
+            }
+        return {}
+
+    def publish_best(self) -> dict[str, Path]:
+        """Give the files of the best step their names beside the result's; gives the paths by kind,
+        none where the last step is the best, or there is no judge to say so."""
+        top, last = best_step.best(self._session.scores), len(self._session.reports)
+        step = top.step if top and top.step < last else None
+        with json_files.surviving("the best step's file"):
+            found = {file.kind: writer.publish_best(step) for file, writer in self._writers}
+            return {kind: path for kind, path in found.items() if path}
+        return {}
+
+    def saves(self) -> list[dict[str, Path]]:
+        """By kind, the files of each step that was saved before the last, the oldest first. One of
+        which a file is gone is left out."""
+        kinds = {file.kind: writer.intermediate for file, writer in self._writers}
+        steps = set.intersection(*map(set, kinds.values())) - {len(self._session.reports)}
+        return [{kind: paths[step] for kind, paths in kinds.items()} for step in sorted(steps)]
+
+    def save_final(self) -> dict[str, Path]:
+        """Write the run's result; gives the paths by kind."""
+        with self._session.averaged():
+            return {
+                file.kind: writer.save_final(self._trained(file), self._metadata(file))
+                for file, writer in self._writers
+            }
+
+    def moved(self) -> dict[str, tuple[float, float]]:
+        """By part, how far its weights moved, as `moved_weights` tells it."""
+        with self._session.averaged():
+            return {
+                part.name: moved_weights(writer, self._session.trainable.part_tensors(part))
+                for file, writer in self._writers
+                for part in file.parts
+            }
+
+    def _trained(self, file: FileOut) -> dict[str, Tensor]:
+        return self._session.trainable.file_tensors(file)
+
+    def _metadata(self, file: FileOut) -> dict[str, str]:
+        """Keys of the original stay, except where ours differ, or are to be private."""
+        progress = describe_progress(self._session.reports, self._started)
+        kept = without_private(file.original.metadata, file.output)
+        return {**kept, **self._description, **file.metadata, **progress}

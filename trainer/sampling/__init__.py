@@ -1,0 +1,1 @@
+"""Drawing images: noise schedulers, the sampler, and class images."""

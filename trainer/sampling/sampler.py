@@ -1,0 +1,183 @@
+"""Images from prompts with the weights as they are now. A seed decides an image's starting noise
+and all noise that follows, whatever the batch; the process-wide generators are not touched.
+
+Shapes: B batch, C latent channels, H W pixels, h w latents."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import memory, precision
+from ..families.base import Conditioning, Framing, ModelFamily
+from ..observer import Observer
+from ..settings.config import SamplingConfig
+from . import schedulers
+
+logger = logging.getLogger(__name__)
+
+
+def sample(
+    model: ModelFamily, prompts: Sequence[str], sampling: SamplingConfig, *,
+    size: tuple[int, int] | None = None, observer: Observer | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """One image [H, W, 3] uint8 per prompt, image i from seed + i. `size` is width and height in
+    pixels; none takes the model's own."""
+    requests = [(prompt, sampling.seed + i) for i, prompt in enumerate(prompts)]
+    return list(sample_each(model, requests, sampling, size=size, observer=observer))
+
+
+def sample_each(
+    model: ModelFamily, requests: Sequence[tuple[str, int]], sampling: SamplingConfig, *,
+    size: tuple[int, int] | None = None, observer: Observer | None = None,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """An image [H, W, 3] uint8 for each prompt with its seed, handed out as each batch is done;
+    `sampling.seed` is not used."""
+    size = size or (model.native_resolution, model.native_resolution)
+    _check_size(size, model.latent_factor)
+    given = _encode(model, {prompt for prompt, _ in requests} | {sampling.negative_prompt}, size)
+    batch_size = sampling.batch_size
+    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+    for number, batch in enumerate(batches):
+        job = _Batch(
+            seeds=[seed for _, seed in batch],
+            given=Conditioning.stack([given[prompt] for prompt, _ in batch]),
+            negative=Conditioning.stack([given[sampling.negative_prompt]] * len(batch)),
+            number=number,
+            num_batches=len(batches),
+        )
+        with memory.explained(
+            f"while {len(batch)} images of {size[0]}x{size[1]} pixels were drawn at once",
+            lambda: "Draw fewer at once (batch_size), or smaller ones.",
+        ):
+            images = _sample_batch(model, job, sampling, size=size, observer=observer or Observer())
+        yield from images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    seeds: list[int]
+    given: Conditioning
+    negative: Conditioning
+    number: int
+    """Counted from 0."""
+    num_batches: int
+
+
+@torch.no_grad()
+def _sample_batch(
+    model: ModelFamily, batch: _Batch, sampling: SamplingConfig, *, size: tuple[int, int],
+    observer: Observer,
+) -> list[np.ndarray]:  # fmt: skip
+    scheduler = schedulers.build(sampling.scheduler, model.schedule, sampling.steps)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
+    latents = _starting_noise(model, generators, size) * scheduler.init_noise_sigma
+    num_steps = len(scheduler.timesteps)
+    with _eval_mode(model):
+        for done, timestep in enumerate(scheduler.timesteps, start=1):
+            noisy_latents = scheduler.scale_model_input(latents, timestep)
+            timesteps = timestep.expand(len(latents)).to(latents.device)
+            prediction = model.predict(noisy_latents, timesteps, batch.given).float()
+            if sampling.guidance_scale != 1:
+                without = model.predict(noisy_latents, timesteps, batch.negative).float()
+                prediction = without + sampling.guidance_scale * (prediction - without)
+            latents = schedulers.step(
+                scheduler, prediction, timestep=timestep, latents=latents, generators=generators
+            )
+            observer.on_progress(
+                "Sampling", batch.number * num_steps + done, batch.num_batches * num_steps
+            )
+        pixels = _decode(model, latents)
+    return _to_images(pixels, batch.seeds)
+
+
+def _decode(model: ModelFamily, latents: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] of latents, one picture at a time: the decoder's activations are many
+    times the U-Net's."""
+    with model.on_device(model.vae), precision.decoding(model.device):
+        return torch.cat([model.decode_latents(one[None]).float() for one in latents])
+
+
+def _starting_noise(
+    model: ModelFamily, generators: list[torch.Generator], size: tuple[int, int]
+) -> Tensor:
+    """Noise [B, C, h, w] on the model's device, each image's from its own generator. Drawn on the
+    CPU, whose numbers are the same on every machine."""
+    width, height = (side // model.latent_factor for side in size)
+    shape = (model.latent_channels, height, width)
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    return noise.to(model.device)
+
+
+@torch.no_grad()
+def _encode(
+    model: ModelFamily, prompts: set[str], size: tuple[int, int]
+) -> dict[str, Conditioning]:
+    """Each prompt's text encoding, for a batch of one."""
+    framing = Framing(original_size=size, crop=(0, 0), size=size)
+    _warn_of_cut_prompts(model, prompts)
+    with _eval_mode(model), model.on_device(model.text_encoders):
+        return {prompt: model.encode_captions([prompt], [framing]) for prompt in prompts}
+
+
+def _warn_of_cut_prompts(model: ModelFamily, prompts: set[str]) -> None:
+    for prompt in sorted(prompts):
+        if cut := model.tokenizer.cut_text(prompt):
+            _warn_of_cut_prompt(prompt, cut)
+
+
+@cache  # Said once: previews are drawn again and again.
+def _warn_of_cut_prompt(prompt: str, cut: str) -> None:
+    logger.warning(
+        "The prompt %r is longer than the text encoder can read. This end of it is ignored: %r. "
+        "Shorten the prompt.", prompt, cut,
+    )  # fmt: skip
+
+
+@contextmanager
+def _eval_mode(model: ModelFamily) -> Iterator[None]:
+    """Dropout off; afterwards each module is again as it was."""
+    parts: list[nn.Module] = [model.unet, model.vae, model.text_encoders]
+    training = [module for part in parts for module in part.modules() if module.training]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _to_images(pixels: Tensor, seeds: list[int]) -> list[np.ndarray]:
+    """Images [H, W, 3] uint8 of pixels [B, 3, H, W] in [-1, 1]; black, with a warning, where the
+    model gave no numbers."""
+    images = []
+    for values, seed in zip(pixels.float().cpu(), seeds, strict=True):
+        if not values.isfinite().all():
+            logger.warning(
+                "The image of seed %d is black where the model gave NaN. Choose fp32 or bf16 "
+                "precision; if the model was trained, lower the learning rate and train again.",
+                seed,
+            )
+        levels = ((values.nan_to_num(-1, -1, -1) + 1) * 127.5).round().clamp(0, 255)
+        images.append(levels.permute(1, 2, 0).to(torch.uint8).numpy())
+    return images
+
+
+def _check_size(size: tuple[int, int], multiple: int) -> None:
+    if any(side < 1 or side % multiple for side in size):
+        raise ValueError(
+            f"Image width and height must be multiples of {multiple}, got {size[0]}x{size[1]}. The "
+            f"nearest is {_nearest(size[0], multiple)}x{_nearest(size[1], multiple)}."
+        )
+
+
+def _nearest(side: int, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple

@@ -1,0 +1,26 @@
+"""What settings must be, and what is said of others: each function raises ValueError."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ..storage import names
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def at_least(name: str, value: float, minimum: float) -> None:
+    require(value >= minimum, f"{name} must be {minimum} or more, got {value}.")
+
+
+def is_text(name: str, value: str) -> None:
+    require(names.is_text(value), f"{name} is not valid Unicode: {value!r}. Write it in UTF-8, or "
+            "rename it.")  # fmt: skip
+
+
+def one_of(name: str, value: object, allowed: Collection[object]) -> None:
+    words = ", ".join(map(str, allowed))
+    require(value in allowed, f"{name} must be one of {words}, got {value!r}.")

@@ -1,0 +1,1 @@
+"""Files that are always whole: small JSON files, training states, safe names, syncing to disk."""
