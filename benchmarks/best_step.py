@@ -92,7 +92,7 @@ def choose(folder: Path, run: tuple[float, int]) -> list[Row]:
     if not kept.exists():
         result = train(
             config_of(place, rate, seed), FullFineTune(train_text_encoder=False), device=CPU,
-            runs=place / "runs", load_judge=Judge,
+            runs=place / "runs", load_encoder=Judge,
         )  # fmt: skip
         kept.write_text(json.dumps(_rows(place, result)), "utf-8")
     rows: list[Row] = json.loads(kept.read_text("utf-8"))
@@ -141,7 +141,7 @@ def cost(number: int, class_images: tuple[Path, ...]) -> tuple[float, float]:
                 config = replace(config, preview=PREVIEW)
             method = FullFineTune(**PRESETS["toy"]["method"])
             started = time.monotonic()
-            train(config, method, device=CPU, load_judge=Judge if is_scored else None)
+            train(config, method, device=CPU, load_encoder=Judge if is_scored else None)
             taken[is_scored] = time.monotonic() - started
     return taken[False], taken[True]
 

@@ -10,8 +10,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainer.evaluation.scores import Yardstick, table
-from ..trainer.toy.judge import load as load_judge
+from ..trainer.evaluation import encoders
+from ..trainer.evaluation.scores import ImageScorer, table
 from . import folders, host
 from .drawing import DEFAULT, draw, drawing_inputs
 from .errors import naming_widgets
@@ -62,7 +62,7 @@ class CompareSettings(io.ComfyNode):
                 "model_sources."
             )
         comparison = draw(
-            sources, step_counts(steps), yardstick=_yardstick(judge, photos), **widgets
+            sources, step_counts(steps), image_scorer=_image_scorer(judge, photos), **widgets
         )
         chart = comparison.chart()
         return io.NodeOutput(
@@ -85,9 +85,9 @@ def step_counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def _yardstick(
+def _image_scorer(
     judge: str, photos: Tensor | None
-) -> Callable[[torch.device, Sequence[str]], Yardstick] | None:
+) -> Callable[[torch.device, Sequence[str]], ImageScorer] | None:
     if judge == NONE:
         return None
     if photos is None:
@@ -96,7 +96,7 @@ def _yardstick(
             f"of the subject, such as the preview of Load Instance Images, or set judge to {NONE}."
         )
     path, shown = folders.find_judge(judge), to_arrays(photos)
-    return lambda device, prompts: Yardstick(load_judge(path, device), shown, prompts)
+    return lambda device, prompts: ImageScorer(encoders.load(path, device), shown, prompts)
 
 
 def _links() -> list[io.Input]:

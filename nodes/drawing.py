@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.evaluation.comparison import Axes, Candidate, Comparison, compare, distinct
-from ..trainer.evaluation.scores import Yardstick
+from ..trainer.evaluation.scores import ImageScorer
 from ..trainer.sampling.schedulers import SCHEDULERS
 from ..trainer.settings.config import SamplingConfig
 from . import host
@@ -52,7 +52,7 @@ def draw(
     width: int,
     height: int,
     precision: Any,
-    yardstick: Callable[[torch.device, Sequence[str]], Yardstick] | None = None,
+    image_scorer: Callable[[torch.device, Sequence[str]], ImageScorer] | None = None,
     **settings: Any,
 ) -> Comparison:
     """What the widgets of `drawing_inputs` ask for, from each source in turn. ValueError for what
@@ -73,7 +73,7 @@ def draw(
             size=(width, height),
             number_format=precision,
             observer=host.ComfyObserver(),
-            yardstick=yardstick and yardstick(device, axes.prompts),
+            image_scorer=image_scorer and image_scorer(device, axes.prompts),
         )
 
 

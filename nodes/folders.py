@@ -37,10 +37,10 @@ def judge_menu() -> list[str]:
 
 
 def find_judge(name: str) -> Path:
-    """What a name in `judge_menu` means, as `trainer.toy.judge.load` takes it: a file, or the
-    folder of its own that it lies in with its config.json."""
+    """What a name in `judge_menu` means, as `encoders.load` takes it: a file, or the folder of
+    its own that it lies in with its config.json."""
     if name == TOY:
-        return Path("toy")
+        return toy.JUDGE
     file = _find("clip_vision", name, "judge")
     is_in_folder = len(Path(name).parts) > 1 and (file.parent / "config.json").is_file()
     return file.parent if is_in_folder else file

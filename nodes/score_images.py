@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..trainer.evaluation import encoders
 from ..trainer.evaluation.plots import score_chart
-from ..trainer.evaluation.scores import Scores, Yardstick, table
-from ..trainer.toy.judge import load as load_judge
+from ..trainer.evaluation.scores import ImageScorer, Scores, table
 from . import folders, host
 from .errors import naming_widgets
 from .images import to_arrays, to_batch
@@ -57,8 +57,8 @@ class ScoreImages(io.ComfyNode):
         prompts = lines(prompt, "prompt") if prompt.strip() else ()
         path, shown = folders.find_judge(judge), to_arrays(images)
         with host.stepping_aside() as device:
-            yardstick = Yardstick(load_judge(path, device), to_arrays(photos), prompts)
-            scores = yardstick.score(shown)
+            image_scorer = ImageScorer(encoders.load(path, device), to_arrays(photos), prompts)
+            scores = image_scorer.score(shown)
         rows = scores.rows([f"image {number}" for number in range(1, len(shown) + 1)])
         chart = to_batch([score_chart([*rows[:-1][:MAX_BARS], rows[-1]])])
         return io.NodeOutput(

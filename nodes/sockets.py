@@ -46,7 +46,7 @@ class PreviewPlan:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     judge: Path | None = None
-    """As `trainer.toy.judge.load` takes it; None scores nothing."""
+    """As `trainer.evaluation.encoders.load` takes it; None scores nothing."""
 
 
 ModelSocket = io.Custom("DREAMBOOTH_MODEL")

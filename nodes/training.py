@@ -10,12 +10,12 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..trainer.evaluation import encoders
 from ..trainer.evaluation.plots import loss_curve
 from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.base import Method
 from ..trainer.runs.run import OnExisting
 from ..trainer.settings.config import TrainingConfig
-from ..trainer.toy.judge import load as load_judge
 from . import folders, host
 from .images import to_batch
 from .models import open_source
@@ -54,7 +54,7 @@ def run(
             observer=observer,
             runs=folders.runs_folder(),
             on_existing=on_existing,
-            load_judge=partial(load_judge, judge, device) if judge else None,
+            load_encoder=partial(encoders.load, judge, device) if judge else None,
         )
         if result.reused:
             names = map(folders.checkpoint_name, result.files.values())

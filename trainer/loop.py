@@ -18,8 +18,8 @@ from .checkpoint import prepare_folder
 from .data.batches import BatchStream
 from .data.examples import Example, find_examples
 from .data.images import parse_color
-from .evaluation.encoders import Judge
-from .evaluation.preview_scorer import Scorer
+from .evaluation.encoders import ImageEncoder
+from .evaluation.preview_scorer import PreviewScorer
 from .families.base import ModelFamily
 from .methods.base import Method, Trainable
 from .observer import Observer, StepReport
@@ -57,7 +57,7 @@ def train(
     observer: Observer | None = None,
     runs: Path | None = None,
     on_existing: str = "reuse",
-    load_judge: Callable[[], Judge] | None = None,
+    load_encoder: Callable[[], ImageEncoder] | None = None,
 ) -> TrainingResult:
     """Train as configured and write what came of it: a checkpoint, an embedding or both.
 
@@ -75,19 +75,19 @@ def train(
     wants to finish, what was learned so far is the result.
     """
     observer = observer or Observer()
-    check(config, device, is_scored=load_judge is not None)
+    check(config, device, is_scored=load_encoder is not None)
     method.check(config)
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
     photos = method.caption(photos, config.dataset.prompt)
     if runs is None:
-        return _train(config, method, photos, load_judge, device=device, observer=observer)
+        return _train(config, method, photos, load_encoder, device=device, observer=observer)
     with open_run(runs, config, method, photos, observer=observer, on_existing=on_existing) as run:
         if result := run.result():
-            if load_judge and not result.scores:
+            if load_encoder and not result.scores:
                 logger.warning(UNSCORED)
             return result
         return _train(
-            config, method, photos, load_judge, device=device, observer=run.recorder, run=run
+            config, method, photos, load_encoder, device=device, observer=run.recorder, run=run
         )
 
 
@@ -95,7 +95,7 @@ def _train(
     config: TrainingConfig,
     method: Method,
     photos: list[Example],
-    load_judge: Callable[[], Judge] | None,
+    load_encoder: Callable[[], ImageEncoder] | None,
     *,
     device: torch.device,
     observer: Observer,
@@ -103,19 +103,19 @@ def _train(
 ) -> TrainingResult:
     started = run.started if run else datetime.now(timezone.utc)
     observer.on_load(config.base)
-    memory.forget_peak(device)
+    memory.reset_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
         model = families.load(config.base, device, config.embedding)
         trainable = method.attach(model, config, photos)
     for file in trainable.files:
         prepare_folder(file.output.folder)
-    _check_space(config, model, trainable, run, is_scored=load_judge is not None)
+    _check_space(config, model, trainable, run, is_scored=load_encoder is not None)
     instance, prior = encode_images(photos, config, model, observer)
     batches = BatchStream(instance, prior, config, num_timesteps=model.schedule.num_timesteps)
     session = Session(config, model, trainable, batches)
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, started, run.intermediate if run else ())
-    scorer = Scorer(session, load_judge(), photos, observer) if load_judge else None
+    scorer = PreviewScorer(session, load_encoder(), photos, observer) if load_encoder else None
     if run:
         run.begin(session)
     if scorer:
@@ -146,7 +146,11 @@ def _train(
 
 
 def _make_steps(
-    session: Session, outputs: Outputs, observer: Observer, run: Run | None, scorer: Scorer | None
+    session: Session,
+    outputs: Outputs,
+    observer: Observer,
+    run: Run | None,
+    scorer: PreviewScorer | None,
 ) -> list[np.ndarray]:
     """From where the session stands to its last step, or to the one that the observer is content
     with; gives the last previews."""
@@ -184,7 +188,9 @@ def _is_preview_due(config: TrainingConfig, step: int, *, is_last: bool) -> bool
     return bool(config.preview.prompts) and (is_last or _is_due(step, config.preview.every))
 
 
-def _previews(session: Session, scorer: Scorer | None, observer: Observer) -> list[np.ndarray]:
+def _previews(
+    session: Session, scorer: PreviewScorer | None, observer: Observer
+) -> list[np.ndarray]:
     return scorer.previews() if scorer else session.draw(session.config.preview.prompts, observer)
 
 

@@ -33,14 +33,14 @@ def explained(when: str, advice: Callable[[], str]) -> Iterator[None]:
         raise kind(f"Out of memory {when}. {advice()}") from error
 
 
-def forget_peak(device: torch.device) -> None:
-    """Let `taken_megabytes` tell of what is taken from now on, not of what others took before."""
+def reset_peak(device: torch.device) -> None:
+    """Let `used_megabytes` tell of what is taken from now on, not of what others took before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def taken_megabytes(device: torch.device) -> float:
-    """The most memory taken on a CUDA device since `forget_peak`; elsewhere the process's memory
+def used_megabytes(device: torch.device) -> float:
+    """The most memory taken on a CUDA device since `reset_peak`; elsewhere the process's memory
     now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.article.scores import ScoreBook
 from trainer.data.images import parse_color, read_image
 from trainer.evaluation import encoders, metrics
-from trainer.evaluation.encoders import ClipJudge, DinoJudge, Judge
+from trainer.evaluation.encoders import ClipEncoder, DinoEncoder, ImageEncoder
 from trainer.runs.identity import Hashes
 from trainer.storage import json_files
 
@@ -21,7 +21,7 @@ from .dataset import Subject
 from .runs import Drawn, digest
 
 Measures = dict[str, float]
-KINDS: dict[str, type[Judge]] = {"dino": DinoJudge, "clip": ClipJudge}
+KINDS: dict[str, type[ImageEncoder]] = {"dino": DinoEncoder, "clip": ClipEncoder}
 EDITION = 1
 """Raised with every change here that makes other numbers."""
 PAPERS_DINO = {
@@ -77,7 +77,7 @@ class Encoders:
         return [*map(hashes.sha256, files), digest(_config(path))]
 
 
-def measure_dino(judge: Judge, subject: Subject, drawn: Drawn) -> Measures:
+def measure_dino(judge: ImageEncoder, subject: Subject, drawn: Drawn) -> Measures:
     """DINO of the pictures and of the photos among themselves, PRES where the class was drawn, and
     diversity where a prompt was drawn twice."""
     photos, pictures = _embed_photos(judge, subject), judge.embed_images(_read(drawn.pictures))
@@ -92,7 +92,7 @@ def measure_dino(judge: Judge, subject: Subject, drawn: Drawn) -> Measures:
     return measures
 
 
-def measure_clip(judge: Judge, subject: Subject, drawn: Drawn) -> Measures:
+def measure_clip(judge: ImageEncoder, subject: Subject, drawn: Drawn) -> Measures:
     """CLIP-I of the pictures and of the photos among themselves, and CLIP-T from a CLIP that can
     read."""
     photos, pictures = _embed_photos(judge, subject), judge.embed_images(_read(drawn.pictures))
@@ -108,7 +108,7 @@ def measure_clip(judge: Judge, subject: Subject, drawn: Drawn) -> Measures:
 MEASURES = {"dino": measure_dino, "clip": measure_clip}
 
 
-def _load(kind: str, path: Path, device: torch.device) -> Judge:
+def _load(kind: str, path: Path, device: torch.device) -> ImageEncoder:
     judge = encoders.load(path, device)
     if not isinstance(judge, KINDS[kind]):
         raise ValueError(
@@ -118,7 +118,7 @@ def _load(kind: str, path: Path, device: torch.device) -> Judge:
     return judge
 
 
-def _embed_photos(judge: Judge, subject: Subject) -> torch.Tensor:
+def _embed_photos(judge: ImageEncoder, subject: Subject) -> torch.Tensor:
     white = parse_color("white")
     return judge.embed_images([np.array(read_image(path, white)) for path in subject.photos])
 

@@ -81,7 +81,7 @@ class Memory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         release(device)
-        memory.forget_peak(device)
+        memory.reset_peak(device)
 
     def peaks(self) -> dict[str, float | None]:
         """Allocated: what tensors took. Reserved: what PyTorch held for them. Besides: what else

@@ -100,12 +100,12 @@ def _run(
     *,
     observer: Any = None,
     runs: Path | None = None,
-    load_judge: Any = None,
+    load_encoder: Any = None,
     **options: Any,
 ) -> TrainingResult:
     return train(
         config, FullFineTune(**options), device=device, observer=observer, runs=runs,
-        load_judge=load_judge,
+        load_encoder=load_encoder,
     )  # fmt: skip
 
 

@@ -106,8 +106,8 @@ def test_the_toy_is_scored_as_on_the_cpu(run, device, tmp_path):
         output=OutputConfig(folder=tmp_path / "out"),
         steps=2,
     )  # fmt: skip
-    expected = run(config, CPU, load_judge=Judge)
-    found = run(replace(config, precision="bf16"), device, load_judge=Judge)
+    expected = run(config, CPU, load_encoder=Judge)
+    found = run(replace(config, precision="bf16"), device, load_encoder=Judge)
     assert [report.step for report in found.scores] == [0, 2]
     for report, other in zip(found.scores, expected.scores, strict=True):
         assert report.subject == pytest.approx(other.subject, abs=0.05)
@@ -128,7 +128,7 @@ def test_clip_sees_and_reads_on_the_device_and_leaves_it(device, exact):
         ).eval()
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, size=(40, 30, 3), dtype=np.uint8) for _ in range(3)]
-    expected, found = encoders.ClipJudge(model, CPU), encoders.ClipJudge(model, device)
+    expected, found = encoders.ClipEncoder(model, CPU), encoders.ClipEncoder(model, device)
     for embed in ("embed_images", "embed_prompts"):
         given = images if embed == "embed_images" else PROMPTS
         torch.testing.assert_close(

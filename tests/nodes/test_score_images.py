@@ -1,15 +1,13 @@
 """Score Images inside a real ComfyUI, against the trainer's own numbers."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from trainer import toy
-from trainer.evaluation.scores import Yardstick
-from trainer.toy.judge import load
+from trainer.evaluation import encoders
+from trainer.evaluation.scores import ImageScorer
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
@@ -66,8 +64,8 @@ def shown(outcome, name):
 def test_the_numbers_are_the_trainers(comfyui, graph, photos):
     outcome = comfyui.run(graph(*OUTPUTS, prompt="a photo of a red cup"))
     assert outcome.end == "execution_success", outcome.error
-    judge = load(Path("toy"), torch.device("cpu"))
-    means = Yardstick(judge, photos, ["a photo of a red cup"]).score(photos[:2]).means
+    judge = encoders.load(toy.JUDGE, torch.device("cpu"))
+    means = ImageScorer(judge, photos, ["a photo of a red cup"]).score(photos[:2]).means
     assert {name: shown(outcome, name) for name in OUTPUTS} == pytest.approx(means, abs=1e-4)
     assert shown(outcome, "memorisation") == pytest.approx(1, abs=1e-4)
     # The chart is shown on the node.
@@ -111,7 +109,7 @@ def test_a_judge_in_a_folder_of_its_own(comfyui, graph, photos):
     assert judges == [TOY, "small dino/model.safetensors"]
     outcome = comfyui.run(graph("subject fidelity", "diversity", judge=judges[1]))
     assert outcome.end == "execution_success", outcome.error
-    means = Yardstick(load(folder, torch.device("cpu")), photos).score(photos[:2]).means
+    means = ImageScorer(encoders.load(folder, torch.device("cpu")), photos).score(photos[:2]).means
     assert shown(outcome, "subject fidelity") == pytest.approx(means["subject fidelity"], abs=1e-4)
     outcome = comfyui.run(graph("prompt fidelity", judge=judges[1], prompt="a cup"))
     assert outcome.error[1].endswith(NO_PROMPT.format(judges[1]))

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from tests.trainer.fake_device import CPU, DEVICE, fake_device
-from trainer import families
+from trainer import families, toy
 from trainer.__main__ import COMMANDS
 from trainer.cli.commands import Demo, Priors, Runs, Sample
 from trainer.cli.evaluation_commands import Compare, Score
@@ -55,7 +55,6 @@ from trainer.settings.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from trainer.toy.judge import load as load_judge
 
 CHECKPOINTS = {"Stable Diffusion 1": "tiny_checkpoint"}
 """By the family's name, the fixture with a small checkpoint of it."""
@@ -298,9 +297,9 @@ def test_all_at_once(config, run_in_two, encoder, embedding, kind, precision):
         sampling = SamplingConfig(steps=2)
         prior = PriorConfig(weight=1.0, prompt="a dog", num_images=1, sampling=sampling)
         config = replace(config, prior=prior)
-    judge = Path("toy") if precision == "fp32" else encoder("clip")
+    judge = toy.JUDGE if precision == "fp32" else encoder("clip")
     result = run_in_two(
-        config, replace(METHODS[kind], **every), load_judge=partial(load_judge, judge, DEVICE)
+        config, replace(METHODS[kind], **every), load_encoder=partial(encoders.load, judge, DEVICE)
     )
     assert [report.step for report in result.scores] == [0, 2]
 

@@ -17,19 +17,19 @@ import tyro
 from PIL import Image
 
 from .. import families, precision, toy
+from ..evaluation import encoders
 from ..evaluation.plots import loss_curve
 from ..loop import train
 from ..methods.base import Method
 from ..methods.full import FullFineTune
 from ..methods.textual_inversion import TextualInversion
 from ..runs import run_list
-from ..runs.disk_space import amount
+from ..runs.disk_space import format_bytes
 from ..runs.run import OnExisting
 from ..sampling.class_images import make_class_images
 from ..sampling.sampler import sample
 from ..settings.config import Precision, PriorConfig, SamplingConfig, TrainingConfig
 from ..storage import json_files
-from ..toy.judge import load as load_judge
 from .terminal import TerminalObserver
 
 
@@ -65,7 +65,8 @@ class _Training(Shared):
         for name, value in flat({"method": method, **settings}):
             logging.info("%s = %s", name, value)
         config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
-        device, judge = find_device(self.device), self.judge
+        device = find_device(self.device)
+        judge = toy.resolve_judge(self.judge) if self.judge else None
         previews = config.output.folder / "previews"
         with TerminalObserver(previews) as observer:
             result = train(
@@ -75,7 +76,7 @@ class _Training(Shared):
                 observer=observer,
                 runs=self.runs or config.output.folder / "runs",
                 on_existing=self.on_existing,
-                load_judge=partial(load_judge, judge, device) if judge else None,
+                load_encoder=partial(encoders.load, judge, device) if judge else None,
             )
         for part, (distance, share) in result.moved.items():
             logging.info("%s moved by %.2e of its length; %.1f %% of its weights changed in the "
@@ -85,7 +86,7 @@ class _Training(Shared):
         if result.best_step:
             logging.info("The best step is %d of %d.", result.best_step, result.steps)
         if result.scores:
-            with json_files.surviving("the curve of the scores"):
+            with json_files.warn_on_failure("the curve of the scores"):
                 curve = previews / "curve.png"
                 loss_curve(result.reports, result.scores).save(curve)
                 logging.info("What was learned and lost is in %s", curve)
@@ -186,10 +187,10 @@ class Runs:
     def run(self) -> None:
         if self.delete:
             freed = run_list.delete(self.folder, self.delete)
-            logging.info("Deleted %d runs, which freed %s.", len(self.delete), amount(freed))
+            logging.info("Deleted %d runs, which freed %s.", len(self.delete), format_bytes(freed))
         if self.delete_states:
             freed = run_list.delete_states(self.folder, self.delete_states)
-            logging.info("Deleted states, which freed %s.", amount(freed))
+            logging.info("Deleted states, which freed %s.", format_bytes(freed))
         if self.delete or self.delete_states:
             return
         found = run_list.entries(self.folder)
@@ -197,7 +198,7 @@ class Runs:
             logging.info("There are no runs in '%s'.", self.folder)
             return
         size, of_states = (
-            amount(sum(getattr(entry, what) for entry in found))
+            format_bytes(sum(getattr(entry, what) for entry in found))
             for what in ("size", "size_of_states")
         )
         logging.info("%s", run_list.table(found))

@@ -15,12 +15,11 @@ import tyro
 from .. import toy
 from ..data.examples import find_examples
 from ..data.images import parse_color, read_image
-from ..evaluation import plots
+from ..evaluation import encoders, plots
 from ..evaluation.comparison import Axes, Candidate, Comparison, compare, distinct
-from ..evaluation.scores import Yardstick, table
+from ..evaluation.scores import ImageScorer, table
 from ..settings.config import Precision, SamplingConfig
 from ..storage import json_files
-from ..toy.judge import load as load_judge
 from .commands import Shared, find_device, new_names
 from .terminal import TerminalObserver
 
@@ -76,11 +75,11 @@ class Compare(Shared):
                 size=self.size,
                 number_format=self.precision,
                 observer=observer,
-                yardstick=self._yardstick(device),
+                image_scorer=self._image_scorer(device),
             )
         self._write(comparison)
 
-    def _yardstick(self, device: torch.device) -> Yardstick | None:
+    def _image_scorer(self, device: torch.device) -> ImageScorer | None:
         if (self.judge is None) != (self.photos is None):
             raise ValueError(
                 "A judge holds pictures against photos of the subject: --judge and --photos go "
@@ -88,7 +87,9 @@ class Compare(Shared):
             )
         if self.judge is None or self.photos is None:
             return None
-        return Yardstick(load_judge(self.judge, device), _read([self.photos]), self.prompts)
+        return ImageScorer(
+            encoders.load(toy.resolve_judge(self.judge), device), _read([self.photos]), self.prompts
+        )
 
     def _write(self, comparison: Comparison) -> None:
         grid, chart, scores = new_names(self.folder, "grid.png", "chart.png", "scores.json")
@@ -122,8 +123,11 @@ class Score(Shared):
     """Where the chart and the scores go, under new names; none writes nothing."""
 
     def run(self) -> None:
-        paths, judge = _paths(self.images), load_judge(self.judge, find_device(self.device))
-        scores = Yardstick(judge, _read([self.photos]), self.prompts).score(_read(paths))
+        paths, judge = (
+            _paths(self.images),
+            encoders.load(toy.resolve_judge(self.judge), find_device(self.device)),
+        )
+        scores = ImageScorer(judge, _read([self.photos]), self.prompts).score(_read(paths))
         rows = scores.rows([path.name for path in paths])
         logging.info("%s", table(rows))
         if self.folder:

@@ -19,7 +19,7 @@ from ..sampling import schedulers
 from ..sampling.sampler import sample
 from ..settings.config import Precision, SamplingConfig
 from . import plots
-from .scores import Scores, Yardstick
+from .scores import ImageScorer, Scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,11 +136,11 @@ def compare(
     size: tuple[int, int] = (0, 0),
     number_format: Precision = "fp32",
     observer: Observer | None = None,
-    yardstick: Yardstick | None = None,
+    image_scorer: ImageScorer | None = None,
 ) -> Comparison:
     """Draw it all. Prompt number i starts from `sampling.seed` + i in every row; the scheduler and
     steps of `sampling` are not used. `size` is width and height in pixels; 0 takes the first
-    checkpoint's own for all. With a yardstick of the same prompts each row is scored."""
+    checkpoint's own for all. With a image_scorer of the same prompts each row is scored."""
     precision.check(number_format, device)
     observer, rows = observer or Observer(), []
     for candidate in axes.candidates:
@@ -157,7 +157,7 @@ def compare(
                 scheduler=scheduler,
                 steps=steps,
                 images=images,
-                scores=yardstick.score(images) if yardstick else None,
+                scores=image_scorer.score(images) if image_scorer else None,
             )
             rows.append(row)
         del model  # before the next one is loaded

@@ -19,6 +19,7 @@ from ..families.layouts import TextLayout, count
 from ..families.networks import CLIP_VOCABULARY, Network
 from ..families.tokenizer import ClipTokenizer
 from ..storage import json_files
+from .toy_encoder import ANSWERS_KEY, ToyEncoder
 
 BATCH = 16
 """Pictures or prompts embedded at once; they do not depend on it."""
@@ -36,7 +37,7 @@ WIDE_HEADS = {1280: 16, 1664: 16}
 and in all its text networks each head is 64 wide."""
 
 
-class Judge(Protocol):
+class ImageEncoder(Protocol):
     """Sees pictures, and reads prompts if it can."""
 
     def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -46,19 +47,22 @@ class Judge(Protocol):
         """[N, D], to be compared with images by their direction; None from one that cannot read."""
 
 
-def load(path: Path, device: torch.device) -> Judge:
+def load(path: Path, device: torch.device) -> ImageEncoder:
     """CLIP or DINO from a folder as transformers saves it (config.json and .safetensors), or CLIP
     from one .safetensors file, as in ComfyUI's clip_vision folder.
 
     FileNotFoundError if there is nothing; ValueError for anything else, and for damaged files.
     """
     if not path.is_dir():
-        return ClipJudge(_clip_of_file(CheckpointFile(path)), device)
+        source = CheckpointFile(path)
+        if ANSWERS_KEY in source.metadata:
+            return ToyEncoder(source)
+        return ClipEncoder(_clip_of_file(source), device)
     kind = json_files.read(path / "config.json").get("model_type")
     if kind in CLIP_KINDS:
-        return ClipJudge(_of_folder(path, kind), device)
+        return ClipEncoder(_of_folder(path, kind), device)
     if kind in DINO_KINDS:
-        return DinoJudge(_of_folder(path, kind), device)
+        return DinoEncoder(_of_folder(path, kind), device)
     found = f"a model of the kind {kind!r}" if kind else "no config.json that can be read"
     raise ValueError(
         f"{path} holds {found}, and a judge is one of {', '.join(CLIP_KINDS + DINO_KINDS)}. Choose "
@@ -66,7 +70,7 @@ def load(path: Path, device: torch.device) -> Judge:
     )
 
 
-class ClipJudge:
+class ClipEncoder:
     """CLIP's two projections (Radford et al., arXiv 2103.00020), which lie in one space; of a
     vision network alone, only that of pictures."""
 
@@ -98,7 +102,7 @@ class ClipJudge:
         return self._model.text_projection(read)
 
 
-class DinoJudge:
+class DinoEncoder:
     """DINO's class token after the last layer (Caron et al., arXiv 2104.14294), or DINOv2's. It
     tells members of a class apart, where CLIP sees the class."""
 

@@ -15,7 +15,7 @@ from ..observer import Observer, ScoreReport
 from ..training.session import Session
 from . import best_step
 from .best_step import Balance, Seen
-from .encoders import Judge
+from .encoders import ImageEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,11 @@ SAME = 1e-3
 """In cosines: how much two reports on the base model may differ by rounding."""
 
 
-class Scorer:
+class PreviewScorer:
     """Scores a session's previews, and adds the reports to `session.scores`."""
 
     def __init__(
-        self, session: Session, judge: Judge, photos: Sequence[Example], observer: Observer
+        self, session: Session, encoder: ImageEncoder, photos: Sequence[Example], observer: Observer
     ) -> None:
         """To be made while the session's weights still are the base model's, whose pictures are
         drawn and scored first. ValueError if the judge can tell nothing of them, or memory does not
@@ -39,7 +39,7 @@ class Scorer:
         num_class_images = config.scoring.num_class_images if class_prompt else 0
         if not num_class_images:
             logger.info("No class prompt to score: whether the class is kept is not told.")
-        self._judge, self._num_previews = judge, len(prompts)
+        self._encoder, self._num_previews = encoder, len(prompts)
         self._prompts = [*prompts, *[class_prompt] * num_class_images]
         drawn = self._draw()
         if not drawn:
@@ -47,8 +47,8 @@ class Scorer:
                 "The base model's previews could not be drawn, so there is nothing to score: the "
                 "warning before this says why. Name no judge to train without scores."
             )
-        base, seen = self._see(drawn), judge.embed_images(_pictures(photos, session))
-        self._balance = Balance(base, seen, judge.embed_prompts(prompts), config.scoring)
+        base, seen = self._see(drawn), encoder.embed_images(_pictures(photos, session))
+        self._balance = Balance(base, seen, encoder.embed_prompts(prompts), config.scoring)
         self._base = self._balance.report(0, base)
         self._is_past = False
 
@@ -105,8 +105,8 @@ class Scorer:
     def _see(self, drawn: Sequence[np.ndarray]) -> Seen:
         others = drawn[self._num_previews :]
         return Seen(
-            previews=self._judge.embed_images(drawn[: self._num_previews]),
-            class_images=self._judge.embed_images(others) if others else None,
+            previews=self._encoder.embed_images(drawn[: self._num_previews]),
+            class_images=self._encoder.embed_images(others) if others else None,
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from . import metrics
-from .encoders import Judge
+from .encoders import ImageEncoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,20 +74,20 @@ def table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-class Yardstick:
+class ImageScorer:
     """What pictures are held against: the photos of the subject and, prompt by prompt, what the
     pictures should show."""
 
     def __init__(
-        self, judge: Judge, photos: Sequence[np.ndarray], prompts: Sequence[str] = ()
+        self, encoder: ImageEncoder, photos: Sequence[np.ndarray], prompts: Sequence[str] = ()
     ) -> None:
         """`photos` [H, W, 3] uint8, of any sizes. `prompts` names each picture's to come, or one
         that is all of theirs; without any, they count as of one prompt that nobody knows.
         ValueError for prompts that the judge cannot make anything of."""
-        self.judge, self.prompts = judge, prompts
-        self.photos: Tensor = judge.embed_images(photos)
+        self.encoder, self.prompts = encoder, prompts
+        self.photos: Tensor = encoder.embed_images(photos)
         """[M, D]"""
-        self.read = judge.embed_prompts(prompts) if prompts else None
+        self.read = encoder.embed_prompts(prompts) if prompts else None
         """[N, D], or [1, D] for all; None from a judge that does not read."""
 
     def score(self, images: Sequence[np.ndarray]) -> Scores:
@@ -98,7 +98,7 @@ class Yardstick:
                 f"There are {len(images)} images and {len(self.prompts)} prompts. Give one prompt "
                 "for each image, one for all of them, or none."
             )
-        seen = self.judge.embed_images(images)
+        seen = self.encoder.embed_images(images)
         nearest_photo, nearest = metrics.nearest_photos(seen, self.photos)
         has_own = len(self.prompts) == len(images)
         groups = list(self.prompts) if has_own else [""] * len(images)

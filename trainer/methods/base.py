@@ -31,7 +31,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileOut:
+class OutputFile:
     """One of the files that a run writes: the original's tensors, those of `parts` exchanged."""
 
     kind: Literal["checkpoint", "embedding"]
@@ -47,7 +47,7 @@ class Trainable(ABC):
     """What the optimizer may change of one model, and the files it goes into."""
 
     parts: list[Part]
-    files: list[FileOut]
+    files: list[OutputFile]
     trains_text_encoder: bool
     """Whether captions must be encoded anew at each step."""
 
@@ -55,7 +55,7 @@ class Trainable(ABC):
     def part_tensors(self, part: Part) -> dict[str, Tensor]:
         """One part's trained tensors, under the names of its file."""
 
-    def file_tensors(self, file: FileOut) -> dict[str, Tensor]:
+    def file_tensors(self, file: OutputFile) -> dict[str, Tensor]:
         """The trained tensors of one of `files`, under their names in it."""
         tensors: dict[str, Tensor] = {}
         for part in file.parts:

@@ -14,7 +14,7 @@ from ..families.tokenizer import has_placeholder
 from ..optimization.optimizers import require_channels_last, require_one_rate
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
-from .base import FileOut, Part, Trainable, thaw
+from .base import OutputFile, Part, Trainable, thaw
 from .textual_inversion import LearnedWord
 
 
@@ -91,7 +91,7 @@ class _FullTrainable(Trainable):
                 )
             )
         self.files = [
-            FileOut(
+            OutputFile(
                 kind="checkpoint",
                 original=model.source,
                 parts=list(self.parts),

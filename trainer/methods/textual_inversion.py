@@ -18,7 +18,7 @@ from ..families.embedding import PLACEHOLDER_KEY, Embedding
 from ..families.tokenizer import check_placeholder, has_placeholder
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
-from .base import FileOut, Part, Trainable
+from .base import OutputFile, Part, Trainable
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class LearnedWord:
         self._lengths = {name: _lengths(t.weight) for name, t in model.word_tables().items()}
         rate, output = config.optimizer.learning_rate, config.output
         self.part = Part("embedding", list(self._vectors.values()), rate, decays=False)
-        self.file = FileOut(
+        self.file = OutputFile(
             kind="embedding",
             original=_Vectors(self.tensors()),
             parts=[self.part],

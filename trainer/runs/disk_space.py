@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..families.base import ModelFamily
-from ..methods.base import FileOut, Trainable
+from ..methods.base import OutputFile, Trainable
 from ..optimization import optimizers
 from ..precision import DTYPES
 from ..settings.config import TrainingConfig
@@ -38,7 +38,7 @@ class Need:
     """Without room for it the run is of no use."""
 
     def __str__(self) -> str:
-        return f"{self.num} {self.what} of {amount(self.size)}"
+        return f"{self.num} {self.what} of {format_bytes(self.size)}"
 
 
 def check(
@@ -73,15 +73,15 @@ def _require_room(needs: Sequence[Need]) -> None:
         if free < _total(results):
             raise OSError(
                 f"The run will write {_listed(results)} into '{results[0].folder}', where "
-                f"{amount(free)} are free. Free some, choose another folder, or set output.dtype "
-                "to fp16."
+                f"{format_bytes(free)} are free. Free some, choose another folder, or set "
+                "output.dtype to fp16."
             )
         if free < _total(needs):
             logger.warning(
                 "The run will want %s on the disk of '%s', where %s are free: %s. What does not "
                 "fit is left out until there is room, and a run that is ended early then goes on "
                 "from further back. Free some, or lower output.keep.",
-                amount(_total(needs)), folder, amount(free), _listed(needs),
+                format_bytes(_total(needs)), folder, format_bytes(free), _listed(needs),
             )  # fmt: skip
 
 
@@ -115,8 +115,10 @@ def _require(folder: Path, what: str, size: int, result_of: Session | None) -> N
         )
     free = shutil.disk_usage(folder).free
     if free < size + left:
-        reason = f", and the run's result still {amount(left)}" if left else ""
-        raise OSError(f"{what} needs {amount(size)}{reason}; '{folder}' has {amount(free)} free")
+        reason = f", and the run's result still {format_bytes(left)}" if left else ""
+        raise OSError(
+            f"{what} needs {format_bytes(size)}{reason}; '{folder}' has {format_bytes(free)} free"
+        )
 
 
 def state_size(config: TrainingConfig, model: ModelFamily, trainable: Trainable) -> int:
@@ -127,7 +129,7 @@ def state_size(config: TrainingConfig, model: ModelFamily, trainable: Trainable)
     return weights + optimizers.state_bytes(config.optimizer.name, parameters, model.embeddings())
 
 
-def amount(num_bytes: int) -> str:
+def format_bytes(num_bytes: int) -> str:
     """Such as "10.3 GB"."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
@@ -149,7 +151,7 @@ def _checkpoint_needs(
             yield Need(folder, "best checkpoints", NUM_BEST, size)
 
 
-def file_size(model: ModelFamily, trainable: Trainable, file: FileOut) -> int:
+def file_size(model: ModelFamily, trainable: Trainable, file: OutputFile) -> int:
     """Of a checkpoint: the base model's, with the trained weights in their new number format."""
     size = model.path.stat().st_size
     choice = file.output.dtype
@@ -160,7 +162,7 @@ def file_size(model: ModelFamily, trainable: Trainable, file: FileOut) -> int:
     return size
 
 
-def _checkpoints(trainable: Trainable) -> list[FileOut]:
+def _checkpoints(trainable: Trainable) -> list[OutputFile]:
     return [file for file in trainable.files if file.kind == "checkpoint"]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointWriter, moved_weights
 from ..evaluation import best_step
-from ..methods.base import FileOut
+from ..methods.base import OutputFile
 from ..storage import json_files
 from ..training.session import Session
 from . import disk_space
@@ -39,7 +39,7 @@ class Outputs:
         """Write intermediate files; gives their paths by kind, none where there is no room. The
         last ones may take what a result would need."""
         step = len(self._session.reports)
-        with json_files.surviving(f"the weights of step {step}"), self._session.averaged():
+        with json_files.warn_on_failure(f"the weights of step {step}"), self._session.averaged():
             if not is_last:
                 disk_space.require_for_step(self._session)
             return {
@@ -53,7 +53,7 @@ class Outputs:
         kind, none where there is no room."""
         step = len(self._session.reports)
         with (
-            json_files.surviving(f"the weights of step {step}, the best"),
+            json_files.warn_on_failure(f"the weights of step {step}, the best"),
             self._session.averaged(),
         ):
             disk_space.require_for_step(self._session)
@@ -68,7 +68,7 @@ class Outputs:
         none where the last step is the best, or there is no judge to say so."""
         top, last = best_step.best(self._session.scores), len(self._session.reports)
         step = top.step if top and top.step < last else None
-        with json_files.surviving("the best step's file"):
+        with json_files.warn_on_failure("the best step's file"):
             found = {file.kind: writer.publish_best(step) for file, writer in self._writers}
             return {kind: path for kind, path in found.items() if path}
         return {}
@@ -97,10 +97,10 @@ class Outputs:
                 for part in file.parts
             }
 
-    def _trained(self, file: FileOut) -> dict[str, Tensor]:
+    def _trained(self, file: OutputFile) -> dict[str, Tensor]:
         return self._session.trainable.file_tensors(file)
 
-    def _metadata(self, file: FileOut) -> dict[str, str]:
+    def _metadata(self, file: OutputFile) -> dict[str, str]:
         """Keys of the original stay, except where ours differ, or are to be private."""
         progress = describe_progress(self._session.reports, self._started)
         kept = without_private(file.original.metadata, file.output)

@@ -111,7 +111,7 @@ class Recorder(Observer):
         return self._observer.wants_to_finish()
 
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
-        with json_files.surviving("the previews of this step"):
+        with json_files.warn_on_failure("the previews of this step"):
             self._replace_previews(step, images)
         self._observer.on_preview(step, images)
 

@@ -181,7 +181,7 @@ class Run:
         assert self._session, "begin comes first"
         step = len(self._session.reports)
         kept = f"; that of step {self._saved_step} stays" if self._saved_step else ""
-        with json_files.surviving(f"the state of step {step}{kept}"):
+        with json_files.warn_on_failure(f"the state of step {step}{kept}"):
             disk_space.require_for_state(self._session, self.states, is_last=is_last)
             state = {**self._session.state(), numerics.KEY: self._numerics}
             path = states.save(self.states, step, state)
@@ -191,7 +191,7 @@ class Run:
                 size = path.stat().st_size
                 num_weights = sum(p.numel() for p in self._session.parameters)
                 logger.info("The state for resuming takes %s, %.1f bytes per trained weight.",
-                            disk_space.amount(size), size / num_weights)  # fmt: skip
+                            disk_space.format_bytes(size), size / num_weights)  # fmt: skip
                 self._has_told_size = True
 
     def stop(self, *, keep: bool) -> None:
@@ -212,7 +212,7 @@ class Run:
     def finish(self, result: TrainingResult) -> None:
         """The session has come to its end: keep what it made, and a state only if it is wanted."""
         assert self._session, "begin comes first"
-        with json_files.surviving("the record that this run is finished"):
+        with json_files.warn_on_failure("the record that this run is finished"):
             self.recorder.rewrite(self._session.reports, self._session.scores)
             self._note({"status": "finished", "result": results.record(result, self._hashes)})
             if self._config.output.keep_state and self._saved_step < result.steps:
@@ -253,7 +253,7 @@ class Run:
     def note_intermediate(self) -> None:
         """Remember the intermediate checkpoints that there are, so that a later session knows
         them."""
-        with json_files.surviving("the list of intermediate checkpoints"):
+        with json_files.warn_on_failure("the list of intermediate checkpoints"):
             self._note_intermediate()
 
     def _note_intermediate(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ..storage import json_files, states
 from ..storage.locks import LOCK, is_locked, locked
 from . import numerics
-from .disk_space import amount
+from .disk_space import format_bytes
 from .shorter_runs import MANIFEST, STATES
 
 logger = logging.getLogger(__name__)
@@ -130,8 +130,8 @@ def _cells(entry: Entry) -> list[str]:
         f"{entry.begun.astimezone():%Y-%m-%d %H:%M}" if entry.begun else "?",
         str(entry.steps or "?"),
         str(entry.numerics),
-        amount(entry.size),
-        amount(entry.size_of_states) if entry.size_of_states else "-",
+        format_bytes(entry.size),
+        format_bytes(entry.size_of_states) if entry.size_of_states else "-",
     ]
 
 

@@ -60,7 +60,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def surviving(what: str) -> Iterator[None]:
+def warn_on_failure(what: str) -> Iterator[None]:
     """A disk that is full or gone costs `what`, and neither hours of training nor the reason why a
     run ends."""
     try:

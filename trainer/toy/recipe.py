@@ -24,12 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..evaluation.toy_encoder import ANSWERS_KEY, AttributeClassifier
 from ..families.sd1 import checkpoint_tensors
 from ..families.tokenizer import ClipTokenizer
 from ..noise import NoiseSchedule, min_snr_weights, squared_errors
 from . import world
 from .drawing import SIZE
-from .judge import QUESTIONS, Classifier
+from .judge import QUESTIONS
 from .lessons import draw_colorful, draw_exam, draw_photos, draw_scenes, to_pixels
 from .networks import (
     build_text_encoder,
@@ -212,7 +213,7 @@ def train_judge(work: Path) -> None:
     torch.manual_seed(2)
     pixels, labels = draw_exam(NUM_EXAM_PICTURES, random.Random(2))
     pixels[::2] = _through_the_vae(pixels[::2], work)
-    judge = Classifier()
+    judge = AttributeClassifier(QUESTIONS)
 
     def loss_at(step: int) -> Tensor:
         chosen = torch.randint(0, len(pixels), (64,))
@@ -226,7 +227,8 @@ def train_judge(work: Path) -> None:
     def keep(averaged: list[nn.Module]) -> None:
         states = judge.state_dict()  # not the average, which lacks the batch norms' statistics
         halves = {k: v.half() if v.is_floating_point() else v for k, v in states.items()}
-        save_file(halves, work / "judge.safetensors.part")
+        answers = {ANSWERS_KEY: json.dumps(QUESTIONS)}
+        save_file(halves, work / "judge.safetensors.part", metadata=answers)
 
     optimize([judge], loss_at, JUDGE_STEPS, 2e-3, keep)
     (work / "judge.safetensors.part").rename(work / "judge.safetensors")

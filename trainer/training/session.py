@@ -223,7 +223,7 @@ class Session:
     ) -> StepReport:
         step, prior_weight = len(self.reports) + 1, self.config.prior.weight
         speed = (step - self._steps_before) / (time.monotonic() - self._started)
-        self._peak_megabytes = max(self._peak_megabytes, memory.taken_megabytes(self.model.device))
+        self._peak_megabytes = max(self._peak_megabytes, memory.used_megabytes(self.model.device))
         report = StepReport(
             step=step,
             total_steps=self.config.steps,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from trainer import families, toy
 from trainer.__main__ import main
-from trainer.evaluation.scores import Yardstick, table
+from trainer.evaluation.scores import ImageScorer, table
 from trainer.sampling.sampler import sample
 from trainer.settings.config import SamplingConfig
 from trainer.toy.judge import Judge
@@ -66,8 +66,8 @@ def test_compare_scores_with_a_judge(comparison, tiny_checkpoint, tmp_path, capl
         "--judge", "toy", "--photos", str(toy.PHOTOS),
     ]  # fmt: skip
     assert main(comparison) == 0
-    yardstick = Yardstick(Judge(), photos(), ["a cup", PROMPT])
-    means = yardstick.score(draw(tiny_checkpoint, SamplingConfig(steps=2))).means
+    image_scorer = ImageScorer(Judge(), photos(), ["a cup", PROMPT])
+    means = image_scorer.score(draw(tiny_checkpoint, SamplingConfig(steps=2))).means
     noted = json.loads((tmp_path / "made" / "scores.json").read_text("utf-8"))
     for row in noted["rows"]:
         assert {name: row[name] for name in means} == pytest.approx(means, abs=1e-5)
@@ -93,7 +93,7 @@ def test_score_prints_what_the_yardstick_says_and_writes_nothing(tmp_path, caplo
         "--prompts", PROMPT, "--device", "cpu",
     ]  # fmt: skip
     assert main(arguments) == 0
-    scores = Yardstick(Judge(), photos(), [PROMPT]).score(photos()[:2])
+    scores = ImageScorer(Judge(), photos(), [PROMPT]).score(photos()[:2])
     assert caplog.messages[-1] == table(scores.rows([path.name for path in files]))
     assert list(tmp_path.iterdir()) == []
     assert main([*arguments, "--folder", str(tmp_path / "made")]) == 0

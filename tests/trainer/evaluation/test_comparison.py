@@ -8,7 +8,7 @@ import torch
 
 from trainer import families
 from trainer.evaluation.comparison import Axes, Candidate, compare, distinct
-from trainer.evaluation.scores import Yardstick
+from trainer.evaluation.scores import ImageScorer
 from trainer.observer import Observer
 from trainer.sampling.sampler import sample
 from trainer.settings.config import SamplingConfig
@@ -52,11 +52,11 @@ def test_only_what_differs_is_in_the_titles(tiny_checkpoint: Path):
 
 def test_a_yardstick_scores_each_row(tiny_checkpoint: Path):
     photos = [np.full((64, 64, 3), (0, 150, 150), np.uint8)]
-    yardstick = Yardstick(Judge(), photos, PROMPTS)
+    image_scorer = ImageScorer(Judge(), photos, PROMPTS)
     plan = axes(tiny_checkpoint, schedulers=["DDIM"])
-    comparison = compare(plan, SamplingConfig(), device=CPU, yardstick=yardstick)
+    comparison = compare(plan, SamplingConfig(), device=CPU, image_scorer=image_scorer)
     for row in comparison.rows:
-        assert row.scores == yardstick.score(row.images)
+        assert row.scores == image_scorer.score(row.images)
     assert comparison.records()[0]["subject fidelity"] == pytest.approx(
         np.mean(comparison.rows[0].scores.subject)
     )

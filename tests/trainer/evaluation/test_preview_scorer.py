@@ -73,9 +73,9 @@ class Fixed:
 
 
 def run(config: TrainingConfig, judge=None, observer: Observer | None = None, **options):
-    load_judge = (lambda: judge) if judge else None
+    load_encoder = (lambda: judge) if judge else None
     return train(
-        config, FullFineTune(), device=CPU, observer=observer, load_judge=load_judge, **options
+        config, FullFineTune(), device=CPU, observer=observer, load_encoder=load_encoder, **options
     )
 
 

@@ -1,10 +1,10 @@
-"""A yardstick's numbers against numpy, for a judge whose embeddings are written down here."""
+"""A image_scorer's numbers against numpy, for a judge whose embeddings are written down here."""
 
 import numpy as np
 import pytest
 import torch
 
-from trainer.evaluation.scores import Yardstick, table
+from trainer.evaluation.scores import ImageScorer, table
 
 SEEN = np.array([[3.0, 0, 0], [1, 1, 0], [0, 2, 2], [0, 0, 1]])
 PHOTOS = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -37,7 +37,7 @@ def cos(a, b):
 
 
 def test_each_picture_and_the_means():
-    scores = Yardstick(ByBrightness(), pictures(100, 101), PROMPTS).score(pictures(0, 1, 2, 3))
+    scores = ImageScorer(ByBrightness(), pictures(100, 101), PROMPTS).score(pictures(0, 1, 2, 3))
     near = [[cos(seen, photo) for photo in PHOTOS] for seen in SEEN]
     assert scores.subject == pytest.approx(np.mean(near, axis=1), abs=1e-6)
     assert scores.nearest == pytest.approx(np.max(near, axis=1), abs=1e-6)
@@ -59,19 +59,19 @@ def test_each_picture_and_the_means():
 
 
 def test_what_cannot_be_told_is_left_out():
-    scores = Yardstick(Illiterate(), pictures(100), ["a dog", "a cat"]).score(pictures(0, 2))
+    scores = ImageScorer(Illiterate(), pictures(100), ["a dog", "a cat"]).score(pictures(0, 2))
     assert list(scores.means) == ["subject fidelity", "memorisation"]
     assert scores.caption(0) == "subject 1.00"
     # Without prompts all count as of one, whose pictures can be compared.
-    unknown = Yardstick(ByBrightness(), pictures(100)).score(pictures(0, 2))
+    unknown = ImageScorer(ByBrightness(), pictures(100)).score(pictures(0, 2))
     assert list(unknown.means) == ["subject fidelity", "memorisation", "diversity"]
     assert unknown.diversity == pytest.approx(1 - cos(SEEN[0], SEEN[2]), abs=1e-6)
 
 
 def test_every_picture_needs_its_prompt():
-    yardstick = Yardstick(ByBrightness(), pictures(100), ["a dog", "a dog"])
+    image_scorer = ImageScorer(ByBrightness(), pictures(100), ["a dog", "a dog"])
     with pytest.raises(ValueError, match="prompts") as error:
-        yardstick.score(pictures(0))
+        image_scorer.score(pictures(0))
     assert str(error.value) == (
         "There are 1 images and 2 prompts. Give one prompt for each image, one for all of them, or "
         "none."
@@ -79,14 +79,14 @@ def test_every_picture_needs_its_prompt():
 
 
 def test_one_prompt_can_be_that_of_all_pictures():
-    scores = Yardstick(ByBrightness(), pictures(100), ["a dog"]).score(pictures(0, 1))
-    repeated = Yardstick(ByBrightness(), pictures(100), ["a dog"] * 2).score(pictures(0, 1))
+    scores = ImageScorer(ByBrightness(), pictures(100), ["a dog"]).score(pictures(0, 1))
+    repeated = ImageScorer(ByBrightness(), pictures(100), ["a dog"] * 2).score(pictures(0, 1))
     assert scores == repeated
     assert scores.diversity is not None
 
 
 def test_a_table_of_pictures_and_their_means():
-    scores = Yardstick(ByBrightness(), pictures(100), PROMPTS).score(pictures(0, 1, 2, 3))
+    scores = ImageScorer(ByBrightness(), pictures(100), PROMPTS).score(pictures(0, 1, 2, 3))
     rows = scores.rows(["one", "two", "three", "four"])
     assert rows[-1] == ("mean", scores.means)
     assert rows[1][1] == {

@@ -14,7 +14,7 @@ from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
 from trainer.optimization.optimizers import OPTIMIZERS
-from trainer.runs.disk_space import amount, file_size, state_size
+from trainer.runs.disk_space import file_size, format_bytes, state_size
 from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
@@ -107,7 +107,7 @@ def test_a_result_without_room_is_refused_before_the_first_step(config, small_di
         run(
             replace(config, output=replace(config.output, folder=disk / "out")), observer=Watching()
         )
-    size = amount(config.base.stat().st_size)
+    size = format_bytes(config.base.stat().st_size)
     assert str(caught.value) == (
         f"The run will write 1 checkpoint of {size} into '{disk / 'out'}', where 1.0 MB are free. "
         "Free some, choose another folder, or set output.dtype to fp16."
@@ -171,14 +171,14 @@ def test_states_and_intermediate_checkpoints_without_room_are_told_of(
         caplog.messages[0],
     )
     assert said[2] == str(disk / "out")
-    assert said[4] == said[5] == amount(size)
+    assert said[4] == said[5] == format_bytes(size)
     for message, what, of in [
         (caplog.messages[1], "a checkpoint", "the weights of step 1"),
         (caplog.messages[2], "a state", "the state of step 1"),
     ]:
         assert re.fullmatch(
             rf"Could not keep {of}: {what} needs \S+ MB, and the run's result still "
-            rf"{amount(size)}; '.*' has \S+ MB free",
+            rf"{format_bytes(size)}; '.*' has \S+ MB free",
             message,
         )
     assert (disk / "out" / "dog.safetensors").exists()
@@ -187,4 +187,4 @@ def test_states_and_intermediate_checkpoints_without_room_are_told_of(
 
 
 def test_amounts():
-    assert (amount(23_247_646), amount(10_318_000_000)) == ("23.2 MB", "10.3 GB")
+    assert (format_bytes(23_247_646), format_bytes(10_318_000_000)) == ("23.2 MB", "10.3 GB")

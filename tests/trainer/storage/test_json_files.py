@@ -37,7 +37,7 @@ def test_a_write_without_room_leaves_what_was_there(tmp_path, file_size_limit):
 
 def test_a_loss_of_less_than_the_run_is_survived_and_told(caplog):
     caplog.set_level(logging.WARNING)
-    with json_files.surviving("the previews of this step"):
+    with json_files.warn_on_failure("the previews of this step"):
         raise OSError("disk full")
     assert caplog.messages == ["Could not keep the previews of this step: disk full"]
 
