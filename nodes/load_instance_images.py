@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainer.data.examples import find_examples
-from ..trainer.settings.config import DatasetConfig
+from ..trainer.settings.config import Crop, DatasetConfig
 from . import folders, host
 from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview, save_batch
@@ -60,7 +60,7 @@ class LoadInstanceImages(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "crop",
-                    options=["center", "random"],
+                    options=list(get_args(Crop)),
                     default=DEFAULT.crop,
                     tooltip="What is kept of a photo that is not square: its centre, or a place "
                     "drawn once per photo.",

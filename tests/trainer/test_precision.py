@@ -2,12 +2,14 @@
 asked in tests/gpu."""
 
 from contextlib import contextmanager
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from trainer.precision import autocast, check, decoding, grad_scaler, hold_frozen
+from trainer.precision import DTYPES, autocast, check, decoding, grad_scaler, hold_frozen
+from trainer.settings.config import Precision
 
 CPU = torch.device("cpu")
 
@@ -21,6 +23,10 @@ def test_matrix_products_are_computed_in_the_format(precision, dtype):
     with autocast(precision, CPU):
         assert (matrix @ matrix).dtype == dtype
     assert matrix.dtype == torch.float32
+
+
+def test_every_precision_of_the_settings_has_its_dtype():
+    assert tuple(DTYPES) == get_args(Precision)
 
 
 def test_only_fp16_scales_the_loss():

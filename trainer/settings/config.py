@@ -10,14 +10,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..storage import names
 from .checks import at_least, is_text, one_of, require
 from .effects import ByContent, Decides, NoEffect, OnlyRounding, PhotosPerStep
 
 Precision = Literal["fp32", "fp16", "bf16"]
-FileDtype = Literal["as input", "fp32", "fp16", "bf16"]
+FileDtype = Literal["as input", Precision]
+Crop = Literal["center", "random"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,7 @@ class DatasetConfig:
     resolution: Decides[int | None] = None
     """Shorter side of a training image, in pixels; none takes the model's own, 512 for Stable
     Diffusion 1. Lower saves memory, and below half of the model's own spoils the result."""
-    crop: Decides[Literal["center", "random"]] = "center"
+    crop: Decides[Crop] = "center"
     """What is kept of a photo that is not square: its centre, or a place drawn once per photo."""
     buckets: Decides[bool] = False
     """Keep each photo's own shape (to 64 pixels) at about the same area, rather than cropping to a
@@ -53,7 +54,7 @@ class DatasetConfig:
             at_least("dataset.resolution", self.resolution, 8)
             require(self.resolution % 8 == 0, f"dataset.resolution must be a multiple of 8, "
                     f"got {self.resolution}.")  # fmt: skip
-        one_of("dataset.crop", self.crop, ("center", "random"))
+        one_of("dataset.crop", self.crop, get_args(Crop))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +209,7 @@ class OutputConfig:
         at_least("output.save_every", self.save_every, 0)
         at_least("output.keep", self.keep, 1)
         at_least("output.state_every", self.state_every, 0)
-        one_of("output.dtype", self.dtype, ("as input", "fp32", "fp16", "bf16"))
+        one_of("output.dtype", self.dtype, get_args(FileDtype))
         fault = names.fault(self.name)
         require(not fault, f"output.name must be a plain file name, got {self.name!r}: {fault}.")
         size = len(self.name.encode())
@@ -266,7 +267,7 @@ class TrainingConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("seed", "min_snr_gamma", "noise_offset"):
             at_least(name, getattr(self, name), 0)
-        one_of("precision", self.precision, ("fp32", "fp16", "bf16"))
+        one_of("precision", self.precision, get_args(Precision))
         require(0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1, got "
                 f"{self.ema_decay}.")  # fmt: skip
 
