@@ -5,7 +5,6 @@ Shapes: H W pixels."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import random
@@ -20,6 +19,7 @@ from PIL import ExifTags, Image, ImageCms, ImageColor, UnidentifiedImageError
 from torch import Tensor
 
 from ..families.base import Framing
+from ..storage.hashing import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def is_smaller(image: Image.Image, size: tuple[int, int]) -> bool:
 def draw_place(path: Path, seed: int) -> Place:
     """A random place to crop at, decided by the seed and the file's content alone, so that it does
     not depend on the other images, their order or their names."""
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = sha256_of(path)
     rng = random.Random(f"{seed} {content}")
     return rng.random(), rng.random()
 

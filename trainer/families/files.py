@@ -4,13 +4,13 @@ written by `trainer/checkpoint.py`."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..storage.hashing import sha256_of
 from ..storage.names import is_text
 from .containers import open_pickle, open_safetensors
 
@@ -89,7 +89,7 @@ class CheckpointFile:
         """Of the whole file, in hexadecimal. It is read once, unless it is written to."""
         stamp = _stamp(self.path)
         if stamp not in _HASHES:
-            _HASHES[stamp] = _hash(self.path)
+            _HASHES[stamp] = sha256_of(self.path)
         return _HASHES[stamp]
 
 
@@ -106,14 +106,6 @@ _HASHES: dict[_Stamp, str] = {}
 def _stamp(path: Path) -> _Stamp:
     stat = path.stat()
     return path.resolve(), stat.st_size, stat.st_mtime_ns
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _refuse_what_is_no_checkpoint(path: Path) -> None:

@@ -17,6 +17,7 @@ from ..methods.base import Method
 from ..settings.config import PriorConfig, SamplingConfig, TrainingConfig
 from ..settings.effects import Effect, default_of, effects
 from ..storage import json_files
+from ..storage.hashing import sha256_of
 from .metadata import plain
 
 OLD_VERSION = "version of the trainer"
@@ -116,7 +117,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _content(example: Example) -> list[str]:
-    return [hashlib.sha256(example.path.read_bytes()).hexdigest(), *example.captions]
+    return [sha256_of(example.path), *example.captions]
 
 
 def _digest(value: Any) -> str:

@@ -16,6 +16,7 @@ from ..families.base import ModelFamily
 from ..methods.base import Method, Trainable
 from ..observer import StepReport
 from ..settings.config import OutputConfig, TrainingConfig
+from ..storage.hashing import sha256_of
 from ..storage.versions import versions
 
 PRIVATE = ("modelspec.trigger_phrase", "dreambooth.config", "dreambooth.method",
@@ -99,7 +100,7 @@ def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[
 def _identity(example: Example) -> dict[str, str | bool]:
     return {
         "name": example.path.name,
-        "sha256": hashlib.sha256(example.path.read_bytes()).hexdigest(),
+        "sha256": sha256_of(example.path),
         "caption_sha256": hashlib.sha256("\n".join(example.captions).encode()).hexdigest(),
         "is_class_image": example.is_prior,
     }

@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 
 from .flush import flush_folder
+from .hashing import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def load_newest(
     for path in _newest_first(*folders):
         if _step(path) > up_to:
             continue
-        if _checksum(path) in path.name:
+        if sha256_of(path)[:16] in path.name:
             state: dict[str, Any] = torch.load(
                 str(path), map_location="cpu", weights_only=True, mmap=mmap
             )
@@ -126,11 +127,3 @@ def _write(state: dict[str, Any], file: _HashedFile) -> None:
     except RuntimeError as error:
         # torch closes its archive even where writing failed, and hides the reason by failing again.
         raise (error.__context__ or error) from None
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

@@ -364,8 +364,8 @@ def test_training_again_keeps_the_finished_checkpoint(config, runs):
 def test_the_base_model_is_hashed_once(config, runs, monkeypatch):
     """It has 2 to 7 GB; another process finds its hash in the runs' folder."""
     hashed = []
-    whole = files._hash
-    monkeypatch.setattr(files, "_hash", lambda path: hashed.append(path) or whole(path))
+    whole = files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", lambda path: hashed.append(path) or whole(path))
     monkeypatch.setattr(files, "_HASHES", {})
     first = run(config, runs)
     assert hashed == [config.base, first.checkpoint]
