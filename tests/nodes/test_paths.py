@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = "it leads out of its folder"
-CHARACTERS = 'names have none of \\ : * ? " < > | and no space or dot at their ends'
+CHARACTERS = (
+    'names cannot contain \\ : * ? " < > | or control characters, or begin or end with a space '
+    "or a dot"
+)
 DEVICE = "Windows reserves it for a device"
 
 

@@ -1,1 +1,1 @@
-"""Files that are always whole: small JSON files, training states, safe names, syncing to disk."""
+"""Reading and writing files safely: JSON files, training states, locks, names, hashes, syncing."""

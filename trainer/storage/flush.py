@@ -1,4 +1,4 @@
-"""Names in a folder, safe from a power cut."""
+"""Sync the entries of a folder, so that new names survive a power cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
+    """Write the entries of a folder to the disk. Does nothing where the system cannot."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Small facts kept on disk: JSON objects in files that are always whole."""
+"""Small JSON files, replaced atomically: readers see either the old content or the new."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ logger = logging.getLogger(__name__)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one if there is none, or, with a warning, none to be read."""
+    """Return the JSON object in a file. Returns {} if the file is missing, or, with a warning, if
+    it is not valid JSON."""
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text("utf-8"))
         return dict(found)
     except (ValueError, TypeError) as error:
-        logger.warning("'%s' cannot be read (%s), and counts as missing.", path, error)
+        logger.warning("'%s' cannot be read (%s). It is treated as missing.", path, error)
         return {}
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
-    """Put an object in the place of the one before, if any."""
+    """Write a JSON object to a file, replacing any existing one."""
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put a text in the place of the one before, if any. On an error that one stays."""
+    """Write text to a file, replacing any existing one. On an error the old file stays."""
     with replacing(path) as file:
-        # What is no Unicode, as file names can be on Linux, is written as JSON does.
+        # Linux file names may not be valid Unicode. Escape what UTF-8 cannot encode.
         file.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its place once it is whole and on the disk. On an error,
-    what stood there stays."""
+    """Open a temporary file for writing; on leaving, sync it to disk and rename it to `path`. On an
+    error, any existing file at `path` stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -52,7 +53,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # that of a full disk names no file
+        error.filename = error.filename or str(path)  # a "disk full" error names no file
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -61,8 +62,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def warn_on_failure(what: str) -> Iterator[None]:
-    """A disk that is full or gone costs `what`, and neither hours of training nor the reason why a
-    run ends."""
+    """Log a warning instead of failing if `what` cannot be saved. A full disk should not end hours
+    of training, nor hide the error that did."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:

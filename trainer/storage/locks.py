@@ -1,4 +1,9 @@
-"""A folder for one process at a time."""
+"""Folder locks: one process at a time.
+
+filelock is not used, since the error below could not name the process: releases up to 3.29 empty
+the lock file at every attempt, even a refused one, and all of them keep others from reading it on
+Windows while it is locked.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,10 @@ LOCK = "lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, nobody else gets in; RuntimeError names the process that is in already.
+    """Lock a folder. Raises RuntimeError, naming the process, if another holds the lock.
 
-    The system itself holds the lock and drops it when its process ends, however that happens, so
-    that none is ever left behind. The file holds the process's number for people to read.
+    The operating system releases the lock when the process ends, even if it is killed, so no stale
+    lock is left behind. The lock file contains the process ID for people to read.
     """
     with (folder / LOCK).open("a+") as file:
         try:
@@ -35,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is in."""
+    """Whether a process holds the lock of this folder. Creates no lock file."""
     try:
         with (folder / LOCK).open() as file:
             _lock(file)
@@ -50,7 +55,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(file: IO[str]) -> None:
-        # Far behind the end: Windows would keep others from reading what is locked.
+        # Lock a byte far past the end: Windows blocks reading of a locked range.
         file.seek(1 << 30)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 

@@ -1,23 +1,26 @@
-"""Which names a file can have on every system, told from the name alone."""
+"""Check that a file name is valid on every operating system, from the name alone."""
 
 from __future__ import annotations
 
 MAX_BYTES = 200
-"""Of a name that gets an ending, a counter and more while it is written: file systems take 255."""
+"""Longest base name. File systems allow 255 bytes; the rest is for what is added to it: a counter,
+an extension, a temporary suffix."""
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"
 }
-"""Names that Windows takes for devices, in every folder and with every ending."""
+"""Names that Windows treats as devices, in every folder and with any extension."""
 _FORBIDDEN = set('\\:*?"<>|')
 
 
 def fault(name: str) -> str:
-    """Why a file or folder cannot have this name everywhere, or is another than it seems to be; ""
-    if it can."""
+    """Return why a file or folder cannot have this name on every system, or "" if it can."""
     if name in ("", ".", "..") or "/" in name:
         return "it leads out of its folder"
     if name != name.strip(" .") or _FORBIDDEN & set(name) or any(ord(char) < 32 for char in name):
-        return 'names have none of \\ : * ? " < > | and no space or dot at their ends'
+        return (
+            'names cannot contain \\ : * ? " < > | or control characters, or begin or end with a '
+            "space or a dot"
+        )
     if name.split(".")[0].strip().lower() in _DEVICES:
         return "Windows reserves it for a device"
     if not is_text(name):
@@ -26,8 +29,8 @@ def fault(name: str) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether it is text at all: Linux allows names that are only bytes, and Python stands them in
-    by what cannot be written as UTF-8."""
+    """Whether a name is valid Unicode. Linux allows any bytes as a file name; Python represents
+    invalid ones as surrogates, which cannot be encoded as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,5 +1,5 @@
-"""States of a run to go on from: written whole or not at all, and read only if nothing of them was
-damaged. Which run they belong to is `run.py`'s business."""
+"""Training states, from which an interrupted run resumes. A state is written completely or not at
+all, and a damaged one is never loaded. `runs/run.py` knows which run a state belongs to."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from .hashing import sha256_of
 logger = logging.getLogger(__name__)
 
 NUM_KEPT = 2
-"""The older one is for the case that the newest is damaged, and given up where there is no room."""
+"""States kept per run. The older one is a fallback in case the newest is damaged; it is deleted if
+the disk is short of space."""
 NUM_NEEDED = 2
-"""On the disk at once: the newest, and the next while it is written."""
+"""States that must fit on the disk at once: the newest, and the next one while it is written."""
 _NAME = re.compile(r"step(\d+)-[0-9a-f]{16}\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """The new state's file, on the disk under a name that holds its own checksum. Only then the
-    oldest goes. OSError leaves everything as it was."""
+    """Write a state to a file whose name contains its checksum, and return the path. The oldest
+    state is deleted only after that. If OSError is raised, nothing has changed."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / ".state.part"
     try:
@@ -49,9 +50,9 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 def load_newest(
     folders: Sequence[Path], *, up_to: int, mmap: bool
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Of the states in all these folders up to a step, the file and content of the newest that is
-    whole; None without one. Damaged ones are put aside. With `mmap` the tensors stay in the file
-    until they are copied elsewhere."""
+    """Return the path and content of the newest undamaged state up to a step in these folders;
+    None if there is none. Damaged ones are renamed. With `mmap`, tensors are read from the file
+    only when they are used."""
     for path in _newest_first(*folders):
         if _step(path) > up_to:
             continue
@@ -60,35 +61,35 @@ def load_newest(
                 str(path), map_location="cpu", weights_only=True, mmap=mmap
             )
             return path, state
-        logger.warning("The state '%s' is damaged. It is not used, and kept as '%s'.",
+        logger.warning("The state '%s' is damaged and cannot be used. It was renamed to '%s'.",
                        path, put_aside(path, ".damaged").name)  # fmt: skip
     return None
 
 
 def put_aside(path: Path, suffix: str) -> Path:
-    """Give a state that cannot be used another name, which is no state's; gives that."""
+    """Rename an unusable state, so that it is no longer found as one. Returns the new path."""
     return path.replace(path.with_suffix(suffix))
 
 
 def exist(folders: Sequence[Path], *, up_to: int) -> bool:
-    """Whether there is any state to try up to a step."""
+    """Whether any of these folders holds a state up to a step. It may be damaged."""
     return newest_step(folders, up_to=up_to) > 0
 
 
 def newest_step(folders: Sequence[Path], *, up_to: float = math.inf) -> int:
-    """The step of the newest state in all these folders up to a step; 0 without one."""
+    """Return the step of the newest state up to a step in these folders; 0 if there is none."""
     return max((s for s in map(_step, _newest_first(*folders)) if s <= up_to), default=0)
 
 
 def remove(folder: Path, *, keep: int) -> None:
-    """Remove all but the newest states and what an interrupted write left, but not what was put
-    aside."""
+    """Delete all but the `keep` newest states, and what an interrupted write left behind. Renamed
+    states stay."""
     for path in [*_newest_first(folder)[keep:], *folder.glob(".*.part")]:
         path.unlink()
 
 
 def count(folder: Path) -> int:
-    """How many states there are."""
+    """Return the number of states in a folder."""
     return len(_newest_first(folder))
 
 
@@ -98,13 +99,13 @@ def _newest_first(*folders: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    """The step of a state; 0 for other files."""
+    """Return the step of a state file; 0 for other files."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else 0
 
 
 class _HashedFile:
-    """A file to write to from beginning to end, and the checksum of what was written."""
+    """A file that computes a checksum of everything written to it. Only for writing in order."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -123,7 +124,7 @@ class _HashedFile:
 
 def _write(state: dict[str, Any], file: _HashedFile) -> None:
     try:
-        torch.save(state, file)  # type: ignore[arg-type]  # it asks for these methods only
+        torch.save(state, file)  # type: ignore[arg-type]  # needs only these methods
     except RuntimeError as error:
-        # torch closes its archive even where writing failed, and hides the reason by failing again.
+        # After a failed write torch still closes its archive, fails again and hides the cause.
         raise (error.__context__ or error) from None

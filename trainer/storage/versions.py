@@ -1,4 +1,4 @@
-"""The releases of the libraries that compute a result."""
+"""The installed versions of the libraries that affect a run's result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 
 
 def versions() -> dict[str, str]:
-    """The installed release of each, by package name."""
+    """Return the installed version of each library, by package name."""
     found = {}
     for package in ("torch", "diffusers", "transformers", "safetensors"):
         found[package] = importlib.metadata.version(package)

@@ -74,8 +74,8 @@ REFUSALS = [
     ),
     (
         lambda: OutputConfig(name="dog\n"),
-        "output.name must be a plain file name, got 'dog\\n': names have none of \\ : * ? \" < > | "
-        "and no space or dot at their ends.",
+        "output.name must be a plain file name, got 'dog\\n': names cannot contain \\ : * ? \" < "
+        "> | or control characters, or begin or end with a space or a dot.",
     ),
     (
         lambda: OutputConfig(name="Aux"),

@@ -13,5 +13,5 @@ def test_the_folder_itself_is_synced(tmp_path, monkeypatch):
     assert synced == [tmp_path.stat().st_ino]
 
 
-def test_a_folder_that_cannot_be_synced_is_left_alone(tmp_path):
+def test_a_folder_that_cannot_be_synced_raises_nothing(tmp_path):
     flush_folder(tmp_path / "missing")

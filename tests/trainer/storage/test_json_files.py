@@ -1,4 +1,4 @@
-"""Small files: the old text or the new one, nothing between."""
+"""JSON files: atomic writes, and reading files that are missing or damaged."""
 
 import logging
 
@@ -7,7 +7,7 @@ import pytest
 from trainer.storage import json_files
 
 
-def test_an_object_comes_back(tmp_path):
+def test_an_object_is_read_back(tmp_path):
     path = tmp_path / "new" / "record.json"
     assert json_files.read(path) == {}
     json_files.write(path, {"name": "müde 개"})
@@ -16,17 +16,17 @@ def test_an_object_comes_back(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["record.json"]
 
 
-def test_what_cannot_be_read_counts_as_missing_and_is_named(tmp_path, caplog):
+def test_a_damaged_file_is_treated_as_missing_with_a_warning(tmp_path, caplog):
     path = tmp_path / "record.json"
     path.write_text('{"name": ')
     assert json_files.read(path) == {}
     (message,) = caplog.messages
     assert message.startswith(f"'{path}' cannot be read (")
-    assert message.endswith("), and counts as missing.")
+    assert message.endswith("). It is treated as missing.")
 
 
 @pytest.mark.posix
-def test_a_write_without_room_leaves_what_was_there(tmp_path, file_size_limit):
+def test_a_write_on_a_full_disk_leaves_the_old_file(tmp_path, file_size_limit):
     path = tmp_path / "record.json"
     json_files.write(path, {"steps": 3})
     with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
@@ -35,14 +35,14 @@ def test_a_write_without_room_leaves_what_was_there(tmp_path, file_size_limit):
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_a_loss_of_less_than_the_run_is_survived_and_told(caplog):
+def test_warn_on_failure_logs_a_warning_instead_of_raising(caplog):
     caplog.set_level(logging.WARNING)
     with json_files.warn_on_failure("the previews of this step"):
         raise OSError("disk full")
     assert caplog.messages == ["Could not keep the previews of this step: disk full"]
 
 
-def test_a_text_is_on_the_disk_before_it_takes_its_name(tmp_path, disk_events, safely_written):
+def test_a_file_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
     path = tmp_path / "record.json"
     json_files.write(path, {"steps": 3})
     assert disk_events == safely_written(path)

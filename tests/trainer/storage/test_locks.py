@@ -1,4 +1,4 @@
-"""One process per folder, and none after its end."""
+"""Folder locks: one process at a time, released when it ends."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_second_one_is_refused_and_told_who_is_in(tmp_path):
+def test_a_second_lock_is_refused_and_names_the_holder(tmp_path):
     with locked(tmp_path):
         with pytest.raises(RuntimeError) as caught, locked(tmp_path):
             pass
@@ -32,7 +32,7 @@ def test_a_second_one_is_refused_and_told_who_is_in(tmp_path):
         pass
 
 
-def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         cwd=ROOT,
@@ -47,11 +47,11 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
 
 
-def test_it_can_be_told_whether_a_process_is_in(tmp_path):
+def test_is_locked_changes_nothing(tmp_path):
     assert not is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
     with locked(tmp_path):
         assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
-    with locked(tmp_path):  # to have asked keeps nobody out
+    with locked(tmp_path):  # is_locked itself holds no lock
         pass

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from trainer.storage.names import MAX_BYTES, fault, is_text
 
 OUTSIDE = "it leads out of its folder"
-CHARACTERS = 'names have none of \\ : * ? " < > | and no space or dot at their ends'
+CHARACTERS = (
+    'names cannot contain \\ : * ? " < > | or control characters, or begin or end with a space '
+    "or a dot"
+)
 DEVICE = "Windows reserves it for a device"
 
 
@@ -42,7 +45,7 @@ DEVICE = "Windows reserves it for a device"
         ("caf\udce9", "it is not valid Unicode"),
     ],
 )
-def test_names_that_are_not_plain(name: str, expected: str) -> None:
+def test_invalid_names(name: str, expected: str) -> None:
     assert fault(name) == expected
 
 
@@ -50,7 +53,7 @@ def test_names_that_are_not_plain(name: str, expected: str) -> None:
     "name",
     ["dogs", "my dog's 2nd", "강아지", "🐶", "a..b", "console", "com10", "-rf", "$(a);&", "~"],
 )
-def test_plain_names(name: str) -> None:
+def test_valid_names(name: str) -> None:
     assert fault(name) == ""
 
 
@@ -60,8 +63,8 @@ names = st.text(st.sampled_from("abcnuloxpt$ .:/\\~*?²1\0\n강🐶\udce9"), max
 @given(names)
 @example("nul")
 @example("a.")
-def test_a_plain_name_is_one_plain_part_on_windows_and_elsewhere(name: str) -> None:
-    """By Python's own rules for both, which know nothing of ours."""
+def test_a_valid_name_is_one_path_component_on_windows_and_posix(name: str) -> None:
+    """Checked against Python's own path rules, independently of ours."""
     if fault(name):
         return
     assert (PureWindowsPath("C:\\out") / name).parts == ("C:\\", "out", name)
@@ -71,11 +74,11 @@ def test_a_plain_name_is_one_plain_part_on_windows_and_elsewhere(name: str) -> N
     assert not PureWindowsPath(name).is_absolute()
 
 
-def test_the_longest_name_has_room_for_all_that_is_added(tmp_path: Path) -> None:
+def test_the_longest_name_leaves_room_for_suffixes(tmp_path: Path) -> None:
     name = "x" * MAX_BYTES
     (tmp_path / f".{name}-embedding-step1000000_00001.4194304.part").touch()
 
 
-def test_what_is_only_bytes_is_no_text() -> None:
+def test_a_name_with_invalid_bytes_is_not_text() -> None:
     assert not is_text("caf\udce9")
     assert is_text("café")

@@ -1,4 +1,4 @@
-"""States: what comes back, what stays, and what is done about damage."""
+"""Training states: saving, loading, retention, and damaged files."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ def newest(*folders: Path, up_to: int = 1000, mmap: bool = False) -> dict[str, o
     return found[1] if found else None
 
 
-def test_the_newest_comes_back_as_it_was_and_two_stay(tmp_path):
+def test_the_newest_state_is_read_back_and_two_are_kept(tmp_path):
     assert newest(tmp_path / "none") is None
     for step in (9, 10, 100):
         states.save(tmp_path, step, state(step))
@@ -33,7 +33,7 @@ def test_the_newest_comes_back_as_it_was_and_two_stay(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["one bit", "cut short", "empty"])
-def test_a_damaged_one_is_named_and_put_aside_and_the_older_one_used(tmp_path, caplog, damage):
+def test_a_damaged_state_is_renamed_and_the_older_one_used(tmp_path, caplog, damage):
     states.save(tmp_path, 10, state(10))
     path = states.save(tmp_path, 20, state(20))
     content = bytearray(path.read_bytes())
@@ -43,14 +43,14 @@ def test_a_damaged_one_is_named_and_put_aside_and_the_older_one_used(tmp_path, c
     assert newest(tmp_path)["step"] == 10
     aside = path.with_suffix(".damaged")
     assert caplog.messages == [
-        f"The state '{path}' is damaged. It is not used, and kept as '{aside.name}'."
+        f"The state '{path}' is damaged and cannot be used. It was renamed to '{aside.name}'."
     ]
     assert aside.exists()
     assert newest(tmp_path)["step"] == 10
 
 
 @pytest.mark.posix
-def test_a_write_without_room_leaves_the_older_ones_and_says_why(tmp_path, file_size_limit):
+def test_a_write_on_a_full_disk_reports_the_cause_and_keeps_older_states(tmp_path, file_size_limit):
     for step in (10, 20):
         states.save(tmp_path, step, state(step))
     before = sorted(tmp_path.iterdir())
@@ -60,7 +60,7 @@ def test_a_write_without_room_leaves_the_older_ones_and_says_why(tmp_path, file_
     assert newest(tmp_path)["step"] == 20
 
 
-def test_what_a_killed_write_left_is_written_over(tmp_path):
+def test_the_remains_of_a_killed_write_are_overwritten(tmp_path):
     states.save(tmp_path, 10, state(10))
     (tmp_path / ".state.part").write_bytes(b"half")
     assert newest(tmp_path)["step"] == 10
@@ -68,8 +68,8 @@ def test_what_a_killed_write_left_is_written_over(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_nothing_in_a_file_is_run(tmp_path):
-    """Even under a name that holds the right checksum."""
+def test_loading_never_runs_code(tmp_path):
+    """Even if the checksum in the name is right."""
 
     class Evil:
         def __reduce__(self):
@@ -81,7 +81,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
-def test_the_newest_of_several_folders_up_to_a_step_is_taken(tmp_path):
+def test_the_newest_state_of_several_folders_up_to_a_step_is_loaded(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     for folder, step in [(one, 10), (one, 30), (other, 20), (other, 40)]:
         states.save(folder, step, state(step))
@@ -97,8 +97,8 @@ def test_the_newest_of_several_folders_up_to_a_step_is_taken(tmp_path):
     assert newest(one, other)["step"] == 30
 
 
-def test_what_the_clock_says_does_not_matter(tmp_path):
-    """It may have been set back between two states."""
+def test_file_times_do_not_matter(tmp_path):
+    """The clock may have been set back between two states."""
     for step in (10, 20):
         path = states.save(tmp_path, step, state(step))
         os.utime(path, (2_000_000_000 - step, 2_000_000_000 - step))
@@ -106,7 +106,7 @@ def test_what_the_clock_says_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 1])
-def test_only_states_are_removed(tmp_path, keep):
+def test_remove_deletes_only_states(tmp_path, keep):
     states.save(tmp_path, 1, state(1))
     kept = states.save(tmp_path, 2, state(2))
     others = ["notes.txt", "step000001-0123456789abcdef.damaged"]
@@ -116,6 +116,6 @@ def test_only_states_are_removed(tmp_path, keep):
     assert {path.name for path in tmp_path.iterdir()} == {*others, *[kept.name] * keep}
 
 
-def test_a_state_is_on_the_disk_before_it_has_its_name(tmp_path, disk_events, safely_written):
+def test_a_state_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
     path = states.save(tmp_path, 1, state(1))
     assert disk_events == safely_written(path)
