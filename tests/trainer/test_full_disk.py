@@ -96,9 +96,9 @@ def test_states_pause_while_there_is_no_room_and_the_last_one_stays(
     with pytest.raises(KeyboardInterrupt):
         run(config, disk, acting)
     assert acting.steps == [1, 2, 3, 4, 5, 6]
-    paused = [message for message in caplog.messages if message.startswith("Could not keep")]
+    paused = [message for message in caplog.messages if message.startswith("Could not save")]
     assert [message.split(": ")[0] for message in paused] == [
-        f"Could not keep the state of step {step}; that of step 1 stays" for step in (2, 3)
+        f"Could not save the state of step {step}; that of step 1 stays" for step in (2, 3)
     ]
     assert paused[0].endswith(f"; '{next(disk.glob('*/states'))}' has 1.0 MB free")
     assert names(disk) == ["step000005", "step000006"]
@@ -159,7 +159,7 @@ def test_a_run_whose_folder_is_full_at_the_end_still_has_its_result(config, smal
     result = run(config, disk, Acting(step5=lambda: fill(disk, leaving=0)))
     assert len(load_file(result.checkpoint)) > 100
     assert caplog.messages[-1].startswith(
-        f"Could not keep the record that this run is finished: {FULL}: "
+        f"Could not save the record that this run is finished: {FULL}: "
     )
 
 
@@ -192,9 +192,9 @@ def test_intermediate_checkpoints_pause_while_there_is_no_room(
     )
     caplog.set_level(logging.WARNING)
     run(config, tmp_path / "runs", acting)
-    paused = [message for message in caplog.messages if message.startswith("Could not keep")]
+    paused = [message for message in caplog.messages if message.startswith("Could not save")]
     assert [message.split(": ")[0] for message in paused] == [
-        f"Could not keep the weights of step {step}" for step in (2, 3)
+        f"Could not save the weights of step {step}" for step in (2, 3)
     ]
     assert sorted(path.name for path in (disk / "out").iterdir()) == [
         "dog-step000004.safetensors", "dog-step000005.safetensors", "dog-step000006.safetensors",

@@ -167,7 +167,7 @@ def test_a_state_without_memory_is_told_and_not_fatal(config, tmp_path, monkeypa
 
     monkeypatch.setattr("trainer.storage.states.save", failing)
     run(replace(config, output=replace(config.output, state_every=3)), tmp_path / "runs")
-    assert caplog.messages == ["Could not keep the state of step 3: what Python says"]
+    assert caplog.messages == ["Could not save the state of step 3: what Python says"]
 
 
 def test_what_is_on_already_is_not_advised(config):

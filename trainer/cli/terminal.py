@@ -122,7 +122,7 @@ class TerminalObserver(Observer):
             for index, image in enumerate(images):
                 Image.fromarray(image).save(self._previews / f"step{step:06d}_{index}.png")
         except OSError as error:  # such as a full disk, which need not end the run
-            logger.warning("Could not keep the previews of this step: %s", error)
+            logger.warning("Could not save the previews of this step: %s", error)
 
     def on_score(self, report: ScoreReport) -> None:
         tqdm.write(f"Scored {best_step.describe(report)}")

@@ -67,4 +67,4 @@ def warn_on_failure(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:
-        logger.warning("Could not keep %s: %s", what, error)
+        logger.warning("Could not save %s: %s", what, error)

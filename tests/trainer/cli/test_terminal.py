@@ -114,4 +114,4 @@ def test_one_stopped_run_does_not_stop_the_next():
 def test_previews_that_cannot_be_written_do_not_end_the_run(tmp_path, caplog):
     (tmp_path / "previews").write_text("in the way")
     TerminalObserver(tmp_path / "previews").on_preview(1, [np.zeros((8, 8, 3), np.uint8)])
-    assert caplog.messages[0].startswith("Could not keep the previews of this step: [")
+    assert caplog.messages[0].startswith("Could not save the previews of this step: [")

@@ -177,7 +177,7 @@ def test_states_and_intermediate_checkpoints_without_room_are_told_of(
         (caplog.messages[2], "a state", "the state of step 1"),
     ]:
         assert re.fullmatch(
-            rf"Could not keep {of}: {what} needs \S+ MB, and the run's result still "
+            rf"Could not save {of}: {what} needs \S+ MB, and the run's result still "
             rf"{format_bytes(size)}; '.*' has \S+ MB free",
             message,
         )

@@ -493,7 +493,7 @@ def test_a_state_without_room_costs_no_step_and_not_the_older_one(
         run(config, runs, filling)
     filling.limit.__exit__(None, None, None)
     assert caplog.messages == [
-        "Could not keep the state of step 4; that of step 2 stays: [Errno 27] File too large",
+        "Could not save the state of step 4; that of step 2 stays: [Errno 27] File too large",
         "Stopped after step 4. Run the same again to go on from step 2.",
     ]
     watching = Watching()

@@ -39,7 +39,7 @@ def test_warn_on_failure_logs_a_warning_instead_of_raising(caplog):
     caplog.set_level(logging.WARNING)
     with json_files.warn_on_failure("the previews of this step"):
         raise OSError("disk full")
-    assert caplog.messages == ["Could not keep the previews of this step: disk full"]
+    assert caplog.messages == ["Could not save the previews of this step: disk full"]
 
 
 def test_a_file_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
