@@ -30,8 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise RuntimeError(
-                f"The process {file.read().strip()} is working on this same run in {folder}. "
-                "Wait until it is done, or stop it."
+                f"Process {file.read().strip()} is already working on this run in {folder}. "
+                "Wait until it finishes, or stop it."
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -421,7 +421,7 @@ def test_a_second_run_in_the_same_folder_is_refused(config, runs):
         def on_step(self, report):
             run(config, runs)
 
-    with pytest.raises(RuntimeError, match=r"^The process \d+ is working on this same run in "):
+    with pytest.raises(RuntimeError, match=r"^Process \d+ is already working on this run in "):
         run(config, runs, Doubling())
     watching = Watching()
     run(config, runs, watching)

@@ -162,8 +162,8 @@ def test_a_run_that_is_being_worked_on_is_not_touched(runs, caplog):
             caplog.clear()
             assert main(["runs", str(runs), delete, *ids]) == 1
             assert caplog.messages[-1].endswith(
-                f"is working on this same run in {stopped.folder}. Wait until it is done, or stop "
-                "it."
+                f"is already working on this run in {stopped.folder}. Wait until it finishes, or "
+                "stop it."
             )
         assert by_name(runs)["early"].size == early.size
         caplog.clear()

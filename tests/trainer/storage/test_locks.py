@@ -25,8 +25,8 @@ def test_a_second_lock_is_refused_and_names_the_holder(tmp_path):
         with pytest.raises(RuntimeError) as caught, locked(tmp_path):
             pass
         assert str(caught.value) == (
-            f"The process {os.getpid()} is working on this same run in {tmp_path}. "
-            "Wait until it is done, or stop it."
+            f"Process {os.getpid()} is already working on this run in {tmp_path}. "
+            "Wait until it finishes, or stop it."
         )
     with locked(tmp_path):
         pass
@@ -40,7 +40,7 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path):
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout.readline() == b"in\n"
-        with pytest.raises(RuntimeError, match=f"^The process {process.pid} "), locked(tmp_path):
+        with pytest.raises(RuntimeError, match=f"^Process {process.pid} "), locked(tmp_path):
             pass
         process.kill()
     with locked(tmp_path):
