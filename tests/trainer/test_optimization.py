@@ -1,5 +1,5 @@
-"""What a real run hands its optimizer at each step: the rates of the schedule that was chosen, and
-gradients no longer than was allowed."""
+"""What the optimizer of a real run gets at each step: the scheduled learning rates, and clipped
+gradients."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,12 +24,12 @@ SHAPES: dict[str, Callable[[int], float]] = {
     "cosine": lambda n: (1 + math.cos(math.pi * n / AFTERWARDS)) / 2,
     "cosine with restarts": lambda n: (1 + math.cos(math.pi * (n % 5) / 5)) / 2,
 }
-"""Of the learning rate, at step n after the warm-up."""
+"""Learning-rate multiplier at step n after the warm-up, by schedule."""
 
 
 @pytest.fixture
 def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
-    """Three steps on one photo."""
+    """A run of three steps on one photo."""
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photos" / "photo.png")
@@ -42,8 +42,8 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
     )
 
 
-class Handed(list[tuple[list[float], Tensor]]):
-    """Step by step, the groups' rates and all gradients in a row."""
+class RecordedSteps(list[tuple[list[float], Tensor]]):
+    """For each step, the learning rate of each group, and all gradients as one vector."""
 
     @property
     def rates(self) -> list[list[float]]:
@@ -55,16 +55,16 @@ class Handed(list[tuple[list[float], Tensor]]):
 
 
 @pytest.fixture
-def handed() -> Iterator[Handed]:
-    steps = Handed()
+def recorded() -> Iterator[RecordedSteps]:
+    steps = RecordedSteps()
 
-    def remember(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
         groups = optimizer.param_groups
         gradients = [weights.grad for group in groups for weights in group["params"]]
         row = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
         steps.append(([group["lr"] for group in groups], row.clone()))
 
-    hook = register_optimizer_step_pre_hook(remember)
+    hook = register_optimizer_step_pre_hook(record)
     yield steps
     hook.remove()
 
@@ -74,7 +74,7 @@ def run(config: TrainingConfig, **options: object) -> TrainingResult:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_rates_follow_the_schedule_after_the_warm_up(config, handed, name):
+def test_learning_rates_follow_the_schedule_after_warm_up(config, recorded, name):
     optimizer = OptimizerConfig(
         learning_rate=1e-3, lr_schedule=name, warmup_steps=WARM_UP, num_restarts=RESTARTS
     )
@@ -82,28 +82,28 @@ def test_rates_follow_the_schedule_after_the_warm_up(config, handed, name):
     result = run(config, train_text_encoder=True, text_encoder_learning_rate=2e-4)
     curve = [1 / 3, 2 / 3, *map(SHAPES[name], range(AFTERWARDS))]
     expected = {"unet": [1e-3 * y for y in curve], "text_encoder": [2e-4 * y for y in curve]}
-    told = [report.learning_rates for report in result.reports]
+    reported = [report.learning_rates for report in result.reports]
     for number, part in enumerate(expected):
-        assert [rates[part] for rates in told] == pytest.approx(expected[part])
-        assert [rates[number] for rates in handed.rates] == pytest.approx(expected[part])
+        assert [rates[part] for rates in reported] == pytest.approx(expected[part])
+        assert [rates[number] for rates in recorded.rates] == pytest.approx(expected[part])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_gradients_are_shortened_to_the_limit(config, handed, precision):
+def test_gradients_are_clipped_to_the_limit(config, recorded, precision):
     def gradients(limit: float, precision: str = precision) -> tuple[list[Tensor], list[float]]:
-        handed.clear()
+        recorded.clear()
         optimizer = OptimizerConfig(learning_rate=1e-4, max_grad_norm=limit)
         changed = replace(config, gradient_accumulation=2, optimizer=optimizer)
         result = run(replace(changed, precision=precision))
-        return handed.gradients, [report.grad_norm for report in result.reports]
+        return recorded.gradients, [report.grad_norm for report in result.reports]
 
     (first, *others), norms = gradients(0)
     assert [float(row.norm()) for row in (first, *others)] == pytest.approx(norms, rel=1e-4)
-    # In fp16 the loss is scaled, and its gradients no longer are.
+    # In fp16 the loss is scaled, but the gradients must be unscaled by now.
     assert norms[0] == pytest.approx(gradients(0, "fp32")[1][0], rel=0.2)
     limit = 0.1 * min(norms)
-    (cut, *later), told = gradients(limit)
+    (cut, *later), reported = gradients(limit)
     torch.testing.assert_close(cut, first * limit / first.norm(), rtol=1e-3, atol=1e-7)
     assert [float(row.norm()) for row in (cut, *later)] == pytest.approx([limit] * 3, rel=1e-3)
-    assert told[0] == norms[0]
+    assert reported[0] == norms[0]
     assert torch.equal(gradients(10 * max(norms))[0][0], first)

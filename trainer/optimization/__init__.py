@@ -1,1 +1,1 @@
-"""The optimizers and the learning-rate schedules that a user picks from."""
+"""The optimizers and learning-rate schedules that users choose from."""

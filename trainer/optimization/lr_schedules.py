@@ -1,5 +1,5 @@
-"""How the learning rate runs over the steps: functions from progress to a multiplier of it.
-Nothing about noise, whose schedule lives in `noise.py`."""
+"""Learning-rate schedules: functions from training progress to a multiplier of the learning rate.
+The noise schedule is in `noise.py`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ LR_SCHEDULES: dict[str, Callable[[float, int], float]] = {
     "cosine": lambda progress, restarts: _cosine(progress),
     "cosine with restarts": lambda progress, restarts: _cosine(progress * restarts % 1),
 }
-"""By the name a user picks: from the share of the steps done after warm-up, in [0, 1), and the
-number of restarts, to the multiplier."""
+"""Schedules by the name that users choose. Each maps the share of steps done since warm-up, in
+[0, 1), and the number of restarts to the multiplier."""
 
 
 def multiplier(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """What the learning rate of a step, counted from 0, is multiplied by."""
+    """Return the learning-rate multiplier of a step, counted from 0."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     return LR_SCHEDULES[config.lr_schedule](progress, config.num_restarts)
 
 
-def is_endless(config: OptimizerConfig) -> bool:
-    """Whether a step's rate is the same however many steps are to follow."""
+def ignores_total_steps(config: OptimizerConfig) -> bool:
+    """Whether the learning rate of a step does not depend on the total number of steps."""
     return config.lr_schedule == "constant"
 
 
 def check(config: OptimizerConfig, total_steps: int) -> None:
-    """Refuse an unknown schedule, and a warm-up that would never end."""
+    """Raise ValueError for an unknown schedule, or a warm-up as long as the run."""
     if config.lr_schedule not in LR_SCHEDULES:
         raise ValueError(
             f"optimizer.lr_schedule must be one of {', '.join(LR_SCHEDULES)}, "
@@ -41,7 +41,7 @@ def check(config: OptimizerConfig, total_steps: int) -> None:
     if config.warmup_steps >= total_steps:
         raise ValueError(
             f"optimizer.warmup_steps is {config.warmup_steps}, but the run has only {total_steps} "
-            "steps, so the learning rate would never be reached. Lower it or raise steps."
+            "steps, so the full learning rate would never be reached. Lower it or raise steps."
         )
 
 

@@ -1,5 +1,4 @@
-"""The optimizers a user picks from: names to builders. Learning-rate schedules live in
-`lr_schedules.py`."""
+"""The optimizers that users choose from, by name. To add one, add an entry to `OPTIMIZERS`."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ from ..settings.config import OptimizerConfig, TrainingConfig
 
 ParamGroups = list[dict[str, Any]]
 Exact = Sequence[Tensor]
-"""Parameters whose states are kept in fp32."""
+"""Parameters whose optimizer state is kept in fp32."""
 
 
 def _adamw(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimizer:
-    # Fused kernels exist for every device we run on, but need all parameters on one of them.
+    # Fused kernels need all parameters on the same device.
     fused = groups[0]["params"][0].device.type in ("cuda", "cpu")
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
 
@@ -31,8 +30,8 @@ def _adamw_8bit(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> O
     optimizer: Any = bitsandbytes.optim.AdamW8bit(groups, weight_decay=config.weight_decay)
     quantized, known = optimizer.get_config, set(map(id, exact))
 
-    # bitsandbytes keeps exceptions in a registry of the whole process, by the address of the
-    # weight: another run's weight could take over the address.
+    # bitsandbytes' own way to exempt a parameter is a process-wide registry keyed by id(), which
+    # a later run's parameter could reuse.
     def get_config(group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
         is_exact = id(group["params"][index]) in known
         return quantized(group_index, index, group) | ({"optim_bits": 32} if is_exact else {})
@@ -42,7 +41,7 @@ def _adamw_8bit(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> O
 
 
 def _adafactor(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimizer:
-    # Unscaled, so that a learning rate means what it means for AdamW.
+    # Without scaling, the learning rate means the same as for AdamW.
     optimizer: Optimizer = _load(config.name).AdaFactor(
         groups, weight_decay=config.weight_decay, scale_parameter=False, relative_step=False
     )
@@ -62,7 +61,7 @@ def _lion(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimiz
 
 
 StateBytes = Callable[[Sequence[int], bool], int]
-"""From a weight's shape, and whether it is one of the exact ones, to bytes."""
+"""Maps a parameter's shape, and whether it is exact, to bytes of optimizer state."""
 
 
 def _per_weight(num_bytes: int) -> StateBytes:
@@ -70,15 +69,15 @@ def _per_weight(num_bytes: int) -> StateBytes:
 
 
 def _adamw_8bit_bytes(shape: Sequence[int], is_exact: bool) -> int:
-    """Two states of a byte, and two fp32 scales for each block of 256; both states in fp32 for a
-    small or an exact weight."""
+    """Two 1-byte states and two fp32 scales per block of 256 values. For small or exact parameters,
+    two fp32 states."""
     size = math.prod(shape)
     return 8 * size if is_exact or size < 4096 else 2 * size + 8 * math.ceil(size / 256)
 
 
 def _adafactor_bytes(shape: Sequence[int], is_exact: bool) -> int:
-    """The momentum in bf16 and, in fp32, the second moments: factored over the last two dimensions
-    of a weight that has them."""
+    """Momentum in bf16 and second moments in fp32, factored over the last two dimensions of
+    parameters with at least two."""
     size = math.prod(shape)
     factored = size // shape[-1] + size // shape[-2] if len(shape) > 1 else size
     return 2 * size + 4 * factored
@@ -86,19 +85,19 @@ def _adafactor_bytes(shape: Sequence[int], is_exact: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the optimizers to choose from."""
+    """One of the optimizers that users choose from."""
 
     build: Callable[[ParamGroups, OptimizerConfig, Exact], Optimizer]
     state_bytes: StateBytes
-    """What it remembers of a weight, in memory and in a run's state."""
+    """Size of its state for a parameter, in memory and in a saved training state."""
     bytes_per_weight: int
-    """The same in the mean over Stable Diffusion 1.5's U-Net."""
+    """Average state size per weight of Stable Diffusion 1.5's U-Net, rounded."""
     package: str = ""
-    """What it needs beside torch."""
+    """The package it needs besides torch; "" for none."""
     has_one_rate: bool = False
-    """Trains all parts at the learning rate of the first."""
+    """Uses the learning rate of the first parameter group for all groups."""
     undoes_channels_last: bool = False
-    """Its first step stores the weights channels first again."""
+    """Its first step changes the weights back from channels_last."""
 
 
 OPTIMIZERS: dict[str, Choice] = {
@@ -112,17 +111,17 @@ OPTIMIZERS: dict[str, Choice] = {
     ),
     "Lion": Choice(_lion, _per_weight(4), 4, package="pytorch-optimizer"),
 }
-"""By the name a user picks."""
+"""By the name that users choose."""
 
 
 def build(groups: ParamGroups, config: OptimizerConfig, exact: Exact = ()) -> Optimizer:
-    """The chosen optimizer over groups of `params`, each with its own `lr`. It keeps what it
-    remembers of the `exact` parameters in fp32, whatever it does with others."""
+    """Create the chosen optimizer. Each group has its `params` and their `lr`. The state of `exact`
+    parameters is kept in fp32, even by an 8-bit optimizer."""
     return OPTIMIZERS[config.name].build(groups, config, exact)
 
 
 def check(config: OptimizerConfig) -> None:
-    """Refuse a name that is not in the table, and an optimizer whose package is missing."""
+    """Raise ValueError for an unknown optimizer, or one whose package cannot be imported."""
     if config.name not in OPTIMIZERS:
         raise ValueError(
             f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {config.name!r}."
@@ -132,17 +131,18 @@ def check(config: OptimizerConfig) -> None:
 
 
 def require_channels_last(config: TrainingConfig) -> None:
-    """Refuse channels_last where the optimizer would undo it in the weights that it trains."""
+    """Raise ValueError if channels_last is on and the optimizer would undo it."""
     name = config.optimizer.name
     if config.channels_last and OPTIMIZERS[name].undoes_channels_last:
         raise ValueError(
-            f"channels_last is on, and optimizer.name is {name}, whose first step would undo it. "
+            f"channels_last is on, but optimizer.name is {name}, whose first step would undo it. "
             "Switch channels_last off, or choose another optimizer."
         )
 
 
 def require_one_rate(config: TrainingConfig, rate: float | None, option: str) -> None:
-    """Refuse a part's own learning rate, set by `option`, where the optimizer would ignore it."""
+    """Raise ValueError if `option` sets a separate learning rate for one part of the model and the
+    optimizer would ignore it. None: not set."""
     optimizer = config.optimizer
     if rate in (None, optimizer.learning_rate) or not OPTIMIZERS[optimizer.name].has_one_rate:
         return
@@ -154,12 +154,12 @@ def require_one_rate(config: TrainingConfig, rate: float | None, option: str) ->
 
 
 def state_bytes(name: str, parameters: Iterable[Tensor], exact: Exact = ()) -> int:
-    """What the optimizer of that name remembers of these parameters, in bytes."""
+    """Return the size in bytes of an optimizer's state for these parameters."""
     known = set(map(id, exact))
     return sum(OPTIMIZERS[name].state_bytes(p.shape, id(p) in known) for p in parameters)
 
 
 def _load(name: str) -> Any:
-    """The package of an optimizer. ValueError if it is missing."""
+    """Import the package of an optimizer. Raises ValueError if that fails."""
     package = OPTIMIZERS[name].package
     return packages.load(package, needed_by=f"The optimizer {name}", instead="AdamW")

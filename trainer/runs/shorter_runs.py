@@ -58,7 +58,7 @@ class Siblings:
     def states(self) -> list[Path]:
         """The folders of those states that this run would have come to as well: none where the
         learning rates depend on how many steps there are."""
-        endless = lr_schedules.is_endless(self._config.optimizer)
+        endless = lr_schedules.ignores_total_steps(self._config.optimizer)
         return [folder / STATES for folder in self._steps if endless]
 
     def steps(self, state: Path) -> int | None:
@@ -72,7 +72,7 @@ class Siblings:
             return
         optimizer = self._config.optimizer
         reason = "left no state to train on from (output.keep_state)"
-        if not lr_schedules.is_endless(optimizer):
+        if not lr_schedules.ignores_total_steps(optimizer):
             reason = (
                 f"cannot be trained on, because {optimizer.lr_schedule} learning rates depend on "
                 "how many steps there are (optimizer.lr_schedule)"

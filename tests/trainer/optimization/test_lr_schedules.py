@@ -1,10 +1,10 @@
-"""Each schedule against its curve's known points."""
+"""Each schedule against known points of its curve."""
 
 import math
 
 import pytest
 
-from trainer.optimization.lr_schedules import LR_SCHEDULES, check, is_endless, multiplier
+from trainer.optimization.lr_schedules import LR_SCHEDULES, check, ignores_total_steps, multiplier
 from trainer.settings.config import OptimizerConfig
 
 
@@ -14,16 +14,16 @@ def curve(name: str, steps: int, **options: int) -> list[float]:
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULES)
-def test_warm_up_rises_evenly_to_the_full_rate(name):
+def test_warm_up_rises_linearly_to_the_full_rate(name):
     rates = curve(name, 100, warmup_steps=9)
     assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
 
 
-def test_constant_stays():
+def test_constant_stays_at_one():
     assert curve("constant", 7) == [1.0] * 7
 
 
-def test_linear_falls_evenly():
+def test_linear_falls_linearly():
     assert curve("linear", 4) == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
@@ -34,7 +34,7 @@ def test_cosine_follows_the_cosine(warmup_steps):
     assert rates[warmup_steps:] == pytest.approx(expected)
 
 
-def test_restarts_begin_at_the_full_rate_again():
+def test_each_restart_begins_at_the_full_rate():
     rates = curve("cosine with restarts", 30, num_restarts=3)
     assert [rates[0], rates[10], rates[20]] == pytest.approx([1, 1, 1])
     assert rates[:10] == pytest.approx(rates[10:20])
@@ -42,9 +42,9 @@ def test_restarts_begin_at_the_full_rate_again():
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULES)
-def test_only_endless_ones_do_not_depend_on_the_number_of_steps(name):
+def test_ignores_total_steps_is_true_where_the_curve_does(name):
     same = curve(name, 10, warmup_steps=2) == curve(name, 20, warmup_steps=2)[:10]
-    assert is_endless(OptimizerConfig(lr_schedule=name)) == same
+    assert ignores_total_steps(OptimizerConfig(lr_schedule=name)) == same
 
 
 def test_refuses_an_unknown_schedule():
@@ -56,10 +56,10 @@ def test_refuses_an_unknown_schedule():
     )
 
 
-def test_refuses_a_warm_up_that_never_ends():
+def test_refuses_a_warm_up_as_long_as_the_run():
     with pytest.raises(ValueError) as caught:
         check(OptimizerConfig(warmup_steps=10), 10)
     assert str(caught.value) == (
-        "optimizer.warmup_steps is 10, but the run has only 10 steps, so the learning rate would "
-        "never be reached. Lower it or raise steps."
+        "optimizer.warmup_steps is 10, but the run has only 10 steps, so the full learning rate "
+        "would never be reached. Lower it or raise steps."
     )

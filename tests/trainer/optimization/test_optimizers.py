@@ -1,4 +1,4 @@
-"""Every optimizer of the menu learns, keeps the rate it is given, and starts from fp32 weights."""
+"""Every optimizer learns, uses its learning rate, and reports the size of its state."""
 
 import sys
 from pathlib import Path
@@ -21,9 +21,9 @@ RATES = {"Prodigy": 1.0}
 
 
 def descend(name: str, steps: int) -> tuple[float, float]:
-    """Mean squared distance to a target before and after so many steps."""
+    """Return the mean squared error to a target before and after training for some steps."""
     generator = torch.Generator().manual_seed(0)
-    # 8-bit states need at least 4096 weights, or bitsandbytes keeps them in 32 bit.
+    # bitsandbytes keeps the state of parameters with fewer than 4096 weights in 32 bits.
     weights = nn.Parameter(torch.randn(64, 128, generator=generator))
     target = torch.randn(64, 128, generator=generator)
     rate = RATES.get(name, 0.05)
@@ -51,15 +51,15 @@ def test_adamw_equals_the_formula():
     optimizer = build([{"params": [weights], "lr": 0.1}], config)
     weights.grad = torch.tensor([0.3, -0.7])
     optimizer.step()
-    # The first step of Adam is the gradient's sign; decay shrinks by rate x decay.
+    # Adam's first step has the gradient's sign; weight decay shrinks by rate x decay.
     expected = [1.0 * (1 - 0.05) - 0.1, -2.0 * (1 - 0.05) + 0.1]
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "Prodigy"])
 @pytest.mark.parametrize("size", [0.01, 10.0])
-def test_the_learning_rate_is_the_length_of_a_steady_step(name, size):
-    """Whatever the weights' size: where the slope stays the same, each weight moves by the rate."""
+def test_with_a_constant_gradient_each_weight_moves_by_the_learning_rate(name, size):
+    """Regardless of how large the weights are."""
     generator = torch.Generator().manual_seed(0)
     slope = torch.randint(0, 2, (64, 128), generator=generator) * 2.0 - 1
     weights = nn.Parameter(size * torch.randn(64, 128, generator=generator))
@@ -73,8 +73,8 @@ def test_the_learning_rate_is_the_length_of_a_steady_step(name, size):
 
 
 def test_prodigy_equals_its_algorithm():
-    """As its authors' program reckons it (Mishchenko and Defazio, arXiv 2306.06101), in plain
-    numbers, with bias correction and a warm-up that is safeguarded: the rate rises and falls."""
+    """Mishchenko and Defazio (arXiv 2306.06101), with bias correction and safeguarded warm-up,
+    written out in plain Python and run over a learning rate that rises and falls."""
     start, goal, decay = [1.0, -2.0, 0.5], [0.2, 0.4, 0.6], 0.1
     weights = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     config = OptimizerConfig(name="Prodigy", learning_rate=1.0, weight_decay=decay)
@@ -121,8 +121,8 @@ SHAPES = [(512, 512), (320, 640, 3, 3), (640, 320, 1, 1), (1280,), (77, 64), (8,
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("is_exact", [False, True])
-def test_each_remembers_as_many_bytes_as_it_says(name, is_exact):
-    """Linear layers, convolutions of both kinds, biases, tables and small weights."""
+def test_state_bytes_equals_the_size_of_the_real_state(name, is_exact):
+    """Linear layers, 3x3 and 1x1 convolutions, biases, embeddings and small weights."""
     weights = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
     exact = weights if is_exact else []
     optimizer = build([{"params": weights, "lr": 1e-3}], OptimizerConfig(name=name), exact)
@@ -130,7 +130,7 @@ def test_each_remembers_as_many_bytes_as_it_says(name, is_exact):
         weight.grad = torch.ones_like(weight)
     optimizer.step()
     for weight in weights:
-        # Each 8-bit state names the same two tables of 256 levels; steps are counted in a number.
+        # All 8-bit states share two tables of 256 levels, and the step count is one number.
         kept = sum(
             value.nbytes
             for key, value in optimizer.state[weight].items()
@@ -139,11 +139,13 @@ def test_each_remembers_as_many_bytes_as_it_says(name, is_exact):
         assert state_bytes(name, [weight], exact) == kept, tuple(weight.shape)
 
 
-def test_bytes_per_weight_are_those_of_stable_diffusion():
+def test_bytes_per_weight_is_the_average_over_stable_diffusion():
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)  # otherwise 1.5's own options
+        unet = UNet2DConditionModel(
+            cross_attention_dim=768
+        )  # 1.5's; its other options are the defaults
     weights = list(unet.parameters())
     number = sum(weight.numel() for weight in weights)
     assert number == 859_520_964
@@ -158,7 +160,7 @@ def run_config(name: str, **changes: object) -> TrainingConfig:
 
 
 def moved(name: str, groups: list[dict], weight_decay: float = 0.0) -> list[float]:
-    """How far a step moves the one weight of each group."""
+    """Return the mean absolute change of each group's parameter in one step."""
     before = [group["params"][0].detach().clone() for group in groups]
     optimizer = build(groups, OptimizerConfig(name=name, weight_decay=weight_decay))
     for group in groups:
@@ -173,7 +175,7 @@ def weight(value: float = 0.0) -> nn.Parameter:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_each_part_has_its_own_rate_or_the_rate_is_refused(name):
+def test_a_separate_learning_rate_is_used_or_refused(name):
     groups = [{"params": [weight()], "lr": rate} for rate in (1.0, 0.1)]
     one, other = moved(name, groups)
     config = run_config(name)
@@ -191,33 +193,33 @@ def test_each_part_has_its_own_rate_or_the_rate_is_refused(name):
     require_one_rate(config, None, "text_encoder_learning_rate")
 
 
-def test_only_prodigy_has_one_rate():
+def test_only_prodigy_has_a_single_learning_rate():
     assert [name for name, choice in OPTIMIZERS.items() if choice.has_one_rate] == ["Prodigy"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_rate_decides_how_far_a_step_goes(name):
-    """As schedules and warm-up change it from step to step."""
+def test_the_step_size_is_proportional_to_the_learning_rate(name):
+    """Schedules and warm-up rely on this."""
     whole, tenth = (moved(name, [{"params": [weight()], "lr": rate}])[0] for rate in (1.0, 0.1))
     assert whole == pytest.approx(10 * tenth, rel=0.01)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_weight_decay_pulls_at_each_part_that_decays(name):
-    """By rate x decay of the weight's length, beside what the gradient does."""
-    rate = 1e6 if name == "Prodigy" else 1.0  # Prodigy begins at a millionth of it
+def test_weight_decay_applies_to_the_groups_that_have_it(name):
+    """It shrinks the weight by rate x decay, in addition to the gradient step."""
+    rate = 1e6 if name == "Prodigy" else 1.0  # Prodigy starts at a millionth of it
     decaying, other = weight(1.0), weight(1.0)
     groups = [{"params": [decaying], "lr": rate}, {"params": [other], "lr": rate}]
     groups[1]["weight_decay"] = 0.0
     moved(name, groups, weight_decay=0.25)
-    # Prodigy corrects its rate for the averages' start: by the root of 0.001 over 0.1.
+    # Prodigy's bias correction multiplies the rate of the first step by sqrt(0.001) / 0.1.
     factor = 0.001**0.5 / 0.1 if name == "Prodigy" else 1.0
     pulled = (other - decaying).mean().item()
     assert pulled == pytest.approx(0.25 * factor, rel=0.01)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_channels_last_stays_or_is_refused(name):
+def test_channels_last_is_kept_or_refused(name):
     weight = nn.Parameter(torch.ones(32, 16, 3, 3).to(memory_format=torch.channels_last))
     optimizer = build([{"params": [weight], "lr": 1e-3}], OptimizerConfig(name=name))
     weight.grad = torch.ones_like(weight)
@@ -229,14 +231,14 @@ def test_channels_last_stays_or_is_refused(name):
     with pytest.raises(ValueError, match="channels_last") as caught:
         require_channels_last(config)
     assert str(caught.value) == (
-        f"channels_last is on, and optimizer.name is {name}, whose first step would undo it. "
+        f"channels_last is on, but optimizer.name is {name}, whose first step would undo it. "
         "Switch channels_last off, or choose another optimizer."
     )
     require_channels_last(run_config(name))
 
 
-def test_8_bit_adamw_keeps_exact_states_in_32_bits_whatever_others_do():
-    """One weight after the other at the same address: nothing of the first may stay behind."""
+def test_8_bit_adamw_keeps_the_state_of_exact_parameters_in_32_bits():
+    """Also for parameters that reuse the address of an earlier one."""
     for is_exact in (True, False, True):
         weights = nn.Parameter(torch.ones(64, 128))
         exact = [weights] if is_exact else []
@@ -261,7 +263,7 @@ def test_names_the_package_that_is_missing(monkeypatch):
     with pytest.raises(ValueError, match="bitsandbytes") as caught:
         check(OptimizerConfig(name="AdamW8bit"))
     assert str(caught.value) == (
-        "The optimizer AdamW8bit needs the package bitsandbytes, and it cannot be loaded (import "
+        "The optimizer AdamW8bit needs the package bitsandbytes, but it cannot be loaded (import "
         "of bitsandbytes halted; None in sys.modules). Install it with "
         f"'\"{sys.executable}\" -m pip install bitsandbytes', or choose AdamW."
     )

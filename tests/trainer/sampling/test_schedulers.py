@@ -153,7 +153,7 @@ def test_lmsdiscrete_without_scipy_says_what_to_install(monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match="scipy") as error:
         schedulers.check("LMSDiscrete")
     assert str(error.value) == (
-        "The scheduler LMSDiscrete needs the package scipy, and it cannot be loaded (import of "
+        "The scheduler LMSDiscrete needs the package scipy, but it cannot be loaded (import of "
         f'scipy halted; None in sys.modules). Install it with \'"{sys.executable}" -m pip install '
         "scipy', or choose DDIM, PNDM, Euler, Euler ancestral, DPM++ 2M, DPM++ 2M Karras, UniPC or "
         "DDPM."
