@@ -1,4 +1,4 @@
-"""Running out of memory: what is said then, and what helps."""
+"""Out-of-memory errors, with advice on what to change."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .settings.config import TrainingConfig
 CPU = torch.device("cpu")
 
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
-"""The device's and the computer's, as they leave `explained`."""
-_WORDS = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
-"""In the messages of devices and libraries that raise a plain RuntimeError."""
+"""What `explained` raises when the GPU or the computer runs out of memory."""
+_MARKS = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
+"""Found in the messages of libraries that raise a plain RuntimeError when out of memory."""
 
 
 @contextmanager
 def explained(when: str, advice: Callable[[], str]) -> Iterator[None]:
-    """An error of memory that ran out comes out as one of OUT_OF_MEMORY that says when, and what
-    helps."""
+    """Turn any out-of-memory error inside into one of OUT_OF_MEMORY that says when it happened and
+    what to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -34,14 +34,14 @@ def explained(when: str, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let `used_megabytes` tell of what is taken from now on, not of what others took before."""
+    """Start a new measurement of `used_megabytes`, without what was allocated before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def used_megabytes(device: torch.device) -> float:
-    """The most memory taken on a CUDA device since `reset_peak`; elsewhere the process's memory
-    now."""
+    """Return the peak memory on a CUDA device since `reset_peak`; on other devices, the memory that
+    the process uses now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return float(psutil.Process().memory_info().rss) / 2**20
@@ -54,7 +54,8 @@ def training_advice(
     resolution: int,
     device: torch.device = CPU,
 ) -> str:
-    """What makes a step smaller and is not chosen yet, in the order of its effect."""
+    """Return which settings to change to use less memory, most effective first. Leaves out those
+    that are set already."""
     photos = config.batch_size * config.gradient_accumulation
     same_run, another_run = [], []
     if not config.gradient_checkpointing:
@@ -68,17 +69,17 @@ def training_advice(
         besides = " and switch off channels_last" if config.channels_last else ""
         another_run.append(f"set optimizer.name to AdamW8bit{besides}")
     if trains_text_encoder:
-        another_run.append("switch off train_text_encoder, so that captions are read only once")
+        another_run.append("switch off train_text_encoder, so that captions are encoded only once")
     if config.ema:
         another_run.append("switch off ema")
     another_run.append(f"lower dataset.resolution (now {resolution})")
-    advice = f"What helps, most first: {'; '.join([*same_run, *another_run])}."
+    advice = f"To use less, most effective first: {'; '.join([*same_run, *another_run])}."
     if same_run:
-        alone = "The first" if len(same_run) == 1 else "The first two"
-        advice += f" {alone} can be changed for a run that goes on; the others begin another."
+        which = "the first" if len(same_run) == 1 else "the first two"
+        advice += f" The run can resume with {which} changed; changing the others starts a new run."
     return advice
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     is_kind = isinstance(error, OUT_OF_MEMORY)
-    return is_kind or any(words in str(error).lower() for words in _WORDS)
+    return is_kind or any(mark in str(error).lower() for mark in _MARKS)

@@ -1,5 +1,5 @@
-"""Diffusion's arithmetic: the noise schedule, what the model is asked to predict, and the loss.
-Pure tensor functions; no models, no options.
+"""The diffusion process: the noise schedule, the prediction target and the loss. Pure tensor
+functions that know nothing of models or settings.
 
 Shapes: B batch, C latent channels, h w latents, T diffusion steps."""
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 NUM_TIMESTEPS = 1000
-"""Of every published Stable Diffusion."""
+"""Of all published Stable Diffusion models."""
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How much noise each timestep carries, and what the model predicts of it.
+    """How much noise each timestep has, and whether the model predicts the noise or the velocity.
 
     `alphas_cumprod` [T] is the share of signal power left at each timestep (DDPM, arXiv 2006.11239,
-    equation 4); `is_v_prediction` models predict velocity (arXiv 2202.00512, appendix D), the
-    others the noise.
+    equation 4). With `is_v_prediction` the model predicts the velocity (arXiv 2202.00512, appendix
+    D), otherwise the noise.
     """
 
     alphas_cumprod: Tensor
@@ -30,7 +30,7 @@ class NoiseSchedule:
     def scaled_linear(
         cls, beta_start: float, beta_end: float, *, is_v_prediction: bool = False
     ) -> NoiseSchedule:
-        """Stable Diffusion's: square roots of beta evenly spaced over the timesteps."""
+        """Stable Diffusion's schedule: sqrt(beta) rises linearly over the timesteps."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, NUM_TIMESTEPS, dtype=torch.float32)
         return cls(torch.cumprod(1 - roots**2, dim=0), is_v_prediction)
 
@@ -39,19 +39,19 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy latents [B, C, h, w]: sqrt(a) latents + sqrt(1 - a) noise."""
+        """Return the noisy latents [B, C, h, w]: sqrt(a) latents + sqrt(1 - a) noise."""
         signal, sigma = self._scales(timesteps, latents)
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the model should predict [B, C, h, w]."""
+        """Return the prediction target [B, C, h, w]: the noise or the velocity."""
         if not self.is_v_prediction:
             return noise
         signal, sigma = self._scales(timesteps, latents)
         return signal * noise - sigma * latents
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio [B]: a / (1 - a)."""
+        """Return the signal-to-noise ratio [B]: a / (1 - a)."""
         alphas = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas / (1 - alphas)
 
@@ -61,14 +61,14 @@ class NoiseSchedule:
 
 
 def min_snr_weights(schedule: NoiseSchedule, timesteps: Tensor, gamma: float) -> Tensor:
-    """Loss weight of each example [B] from its own timestep (min-SNR, arXiv 2303.09556): min(SNR,
-    gamma) over SNR, or over SNR + 1 where velocity is predicted."""
+    """Return the loss weight of each example [B] (min-SNR, arXiv 2303.09556): min(SNR, gamma) / SNR
+    at its timestep, or / (SNR + 1) if the model predicts the velocity."""
     snr = schedule.snr(timesteps)
     return snr.clamp(max=gamma) / (snr + 1 if schedule.is_v_prediction else snr)
 
 
 def draw_noise(shape: tuple[int, ...], offset: float, generator: torch.Generator) -> Tensor:
-    """Noise [C, h, w] of deviation 1, plus per channel a shared part of deviation `offset`."""
+    """Draw noise [C, h, w] with std 1, plus one value per channel with std `offset`."""
     noise = torch.randn(shape, generator=generator)
     if offset > 0:
         noise += offset * torch.randn((shape[0], 1, 1), generator=generator)
@@ -76,5 +76,5 @@ def draw_noise(shape: tuple[int, ...], offset: float, generator: torch.Generator
 
 
 def squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each example [B], in fp32."""
+    """Return the mean squared error of each example [B], in fp32."""
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)

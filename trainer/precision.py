@@ -1,5 +1,5 @@
-"""Number formats of the computation. Weights being trained stay fp32 whatever is chosen here:
-rounded to bf16 they would lose 97 in 100 updates at DreamBooth's learning rates."""
+"""Mixed precision: the number format of the computation. Weights being trained always stay fp32; in
+bf16, rounding would lose 97 % of their updates at DreamBooth's learning rates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 CAST_BY_AUTOCAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The layers whose weights autocast converts in each pass."""
+"""The layers whose weights autocast casts in each forward pass."""
 
 
 def check(precision: str, device: torch.device) -> None:
-    """Refuse a format that the device cannot compute in."""
+    """Raise ValueError if the device cannot compute in this precision."""
     if precision == "bf16" and not computes_in_bf16(device):
         raise ValueError(
             f"precision is bf16, but {torch.cuda.get_device_name(device)} only emulates it, which "
@@ -26,29 +26,29 @@ def check(precision: str, device: torch.device) -> None:
         )
     if precision == "fp16" and device.type == "mps":
         raise ValueError(
-            "precision is fp16, which needs gradient scaling, and Apple GPUs have none. "
-            "Choose precision fp32 or bf16."
+            "precision is fp16, which needs gradient scaling, but Apple GPUs do not "
+            "support it. Choose precision fp32 or bf16."
         )
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 in hardware: of NVIDIA's, those from Ampere (RTX 30) on."""
+    """Whether the device supports bf16 in hardware. NVIDIA GPUs do from Ampere (RTX 30) on."""
     if device.type != "cuda":
         return True
-    with torch.cuda.device(device):  # torch answers for the current device only
+    with torch.cuda.device(device):  # the answer is for the current device
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Compute matrix products and convolutions in this format."""
+    """Return a context in which matrix products and convolutions use this precision."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def decoding(device: torch.device) -> AbstractContextManager[object]:
-    """Inside an fp16 autocast: compute in bf16, or in fp32 where the device has no bf16. The VAE's
-    activations exceed what fp16 can hold, and the pictures would come out black."""
+    """Return a context for decoding latents. It replaces an fp16 autocast with bf16, or with fp32
+    if the device has no bf16: in fp16 the VAE's activations overflow and images come out black."""
     if not _is_in_fp16(device):
         return nullcontext()
     has_bf16 = computes_in_bf16(device)
@@ -56,15 +56,15 @@ def decoding(device: torch.device) -> AbstractContextManager[object]:
 
 
 def hold_frozen(module: nn.Module, precision: str) -> None:
-    """Store the weights of a frozen module as autocast would convert them in each pass: the same
-    results, in half the memory. Norms and embeddings stay fp32, as autocast computes with them."""
+    """Cast the weights of a frozen module once, as autocast would in each forward pass. Results are
+    the same with half the memory. Norms and embeddings stay fp32, as autocast uses them."""
     for layer in module.modules():
         if isinstance(layer, CAST_BY_AUTOCAST):
             layer.to(DTYPES[precision])
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss so that fp16 gradients do not vanish; for other formats it does nothing."""
+    """Return a scaler that keeps fp16 gradients from underflowing; disabled in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 

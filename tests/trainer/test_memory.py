@@ -1,6 +1,6 @@
-"""Runs that want more memory than there is: the allocator's own errors, and what is made of them.
+"""Runs that run out of memory: what they report, what they keep, and how they resume.
 
-`too_much` asks it for more than any address space holds."""
+The errors are real ones: `too_much` allocates more than any address space holds."""
 
 import logging
 from dataclasses import replace
@@ -37,7 +37,7 @@ def too_much() -> torch.Tensor:
 
 @pytest.fixture
 def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
-    """Four steps on one photo, with as little memory as the settings can do."""
+    """A run of four steps on one photo, with the settings that need least memory."""
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photos" / "photo.png")
@@ -68,7 +68,7 @@ def run(config: TrainingConfig, runs: Path | None = None, observer: Observer | N
 
 
 def fail_at(monkeypatch, method: str, calls: set[int]) -> None:
-    """Let these calls of a model's method, counted from 1, take too much memory first."""
+    """Make these calls of a method of the model, counted from 1, run out of memory."""
     whole, count = getattr(SD1, method), [0]
 
     def failing(*arguments):
@@ -80,30 +80,32 @@ def fail_at(monkeypatch, method: str, calls: set[int]) -> None:
     monkeypatch.setattr(SD1, method, failing)
 
 
-def test_a_step_without_memory_says_what_helps(config, monkeypatch):
+def test_out_of_memory_at_a_step_says_what_to_change(config, monkeypatch):
     fail_at(monkeypatch, "predict", {1})
     with pytest.raises(MemoryError) as caught:
         run(replace(config, batch_size=3))
     assert str(caught.value) == (
-        "Out of memory at step 1. What helps, most first: switch on gradient_checkpointing; set "
-        "batch_size to 1 and gradient_accumulation to 3; set precision to bf16; set "
-        "optimizer.name to AdamW8bit; lower dataset.resolution (now 16). The first two can be "
-        "changed for a run that goes on; the others begin another."
+        "Out of memory at step 1. To use less, most effective first: switch on "
+        "gradient_checkpointing; set batch_size to 1 and gradient_accumulation to 3; set precision "
+        "to bf16; set optimizer.name to AdamW8bit; lower dataset.resolution (now 16). The run can "
+        "resume with the first two changed; changing the others starts a new run."
     )
 
 
-def test_an_average_without_memory_says_what_helps(config, monkeypatch):
+def test_out_of_memory_for_the_ema_says_what_to_change(config, monkeypatch):
     monkeypatch.setattr("trainer.training.session.EMA", lambda *_: too_much())
     with pytest.raises(MemoryError) as caught:
         run(replace(config, ema=True))
     assert str(caught.value).startswith(
-        "Out of memory while training was set up. What helps, most first: switch on "
+        "Out of memory while training was set up. To use less, most effective first: switch on "
         "gradient_checkpointing; set precision to bf16; set optimizer.name to AdamW8bit; switch "
         "off ema; "
     )
 
 
-def test_a_run_that_ran_out_of_memory_goes_on_with_less(config, tmp_path, monkeypatch, caplog):
+def test_a_run_out_of_memory_resumes_with_settings_that_need_less(
+    config, tmp_path, monkeypatch, caplog
+):
     whole = run(config)
     with monkeypatch.context() as patch:
         fail_at(patch, "predict", {3})
@@ -118,7 +120,7 @@ def test_a_run_that_ran_out_of_memory_goes_on_with_less(config, tmp_path, monkey
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_previews_without_memory_are_left_out_and_change_nothing(
+def test_previews_out_of_memory_are_skipped_and_change_nothing(
     config, tmp_path, monkeypatch, caplog, ema
 ):
     preview = PreviewConfig(prompts=("a dog", "a cat"), every=1, sampling=DRAWING)
@@ -138,7 +140,7 @@ def test_previews_without_memory_are_left_out_and_change_nothing(
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
-def test_images_without_memory_to_be_encoded_say_what_helps(config, monkeypatch):
+def test_out_of_memory_while_encoding_images_says_what_to_change(config, monkeypatch):
     fail_at(monkeypatch, "encode_pixels", {1})
     with pytest.raises(MemoryError) as caught:
         run(config)
@@ -147,7 +149,7 @@ def test_images_without_memory_to_be_encoded_say_what_helps(config, monkeypatch)
     )
 
 
-def test_class_images_without_memory_are_gone_on_with(config, tmp_path, monkeypatch):
+def test_class_images_made_before_running_out_of_memory_are_kept(config, tmp_path, monkeypatch):
     prior = PriorConfig(weight=1, prompt="a photo of a dog", num_images=4, sampling=DRAWING)
     config = replace(config, prior=prior)
     with monkeypatch.context() as patch:
@@ -161,7 +163,9 @@ def test_class_images_without_memory_are_gone_on_with(config, tmp_path, monkeypa
     assert len(list(config.output.folder.rglob("*.png"))) == 4
 
 
-def test_a_state_without_memory_is_told_and_not_fatal(config, tmp_path, monkeypatch, caplog):
+def test_out_of_memory_while_saving_a_state_is_only_a_warning(
+    config, tmp_path, monkeypatch, caplog
+):
     def failing(*arguments):
         raise MemoryError("what Python says")
 
@@ -170,27 +174,27 @@ def test_a_state_without_memory_is_told_and_not_fatal(config, tmp_path, monkeypa
     assert caplog.messages == ["Could not save the state of step 3: what Python says"]
 
 
-def test_what_is_on_already_is_not_advised(config):
-    thrifty = replace(
+def test_advice_leaves_out_what_is_set_already(config):
+    frugal = replace(
         config,
         gradient_checkpointing=True,
         precision="bf16",
         optimizer=OptimizerConfig(name="AdamW8bit"),
     )
-    assert training_advice(thrifty, trains_text_encoder=False, resolution=512) == (
-        "What helps, most first: lower dataset.resolution (now 512)."
+    assert training_advice(frugal, trains_text_encoder=False, resolution=512) == (
+        "To use less, most effective first: lower dataset.resolution (now 512)."
     )
     lavish = replace(config, gradient_checkpointing=True, batch_size=2, ema=True)
     lavish = replace(lavish, gradient_accumulation=3)
     assert training_advice(lavish, trains_text_encoder=True, resolution=512) == (
-        "What helps, most first: set batch_size to 1 and gradient_accumulation to 6; set precision "
-        "to bf16; set optimizer.name to AdamW8bit; switch off train_text_encoder, so that captions "
-        "are read only once; switch off ema; lower dataset.resolution (now 512). The first can be "
-        "changed for a run that goes on; the others begin another."
+        "To use less, most effective first: set batch_size to 1 and gradient_accumulation to 6; "
+        "set precision to bf16; set optimizer.name to AdamW8bit; switch off train_text_encoder, so "
+        "that captions are encoded only once; switch off ema; lower dataset.resolution (now 512). "
+        "The run can resume with the first changed; changing the others starts a new run."
     )
 
 
-def test_bf16_is_not_advised_where_it_would_be_refused(config, monkeypatch):
+def test_bf16_is_not_advised_on_devices_that_refuse_it(config, monkeypatch):
     monkeypatch.setattr("trainer.memory.computes_in_bf16", lambda device: device.type != "cuda")
     options = {"trains_text_encoder": False, "resolution": 512}
     assert "; set precision to fp16; " in training_advice(
@@ -199,15 +203,15 @@ def test_bf16_is_not_advised_where_it_would_be_refused(config, monkeypatch):
     assert "; set precision to bf16; " in training_advice(config, **options)
 
 
-def test_8_bit_adamw_is_not_advised_with_what_it_refuses(config):
+def test_8_bit_adamw_is_advised_together_with_channels_last_off(config):
     advice = training_advice(
         replace(config, channels_last=True), trains_text_encoder=False, resolution=512
     )
     assert "; set optimizer.name to AdamW8bit and switch off channels_last; " in advice
 
 
-def test_the_devices_error_stays_the_devices():
-    """By its class ComfyUI knows to free the device."""
+def test_a_cuda_error_stays_a_cuda_error():
+    """ComfyUI recognizes its class and frees GPU memory."""
     with (
         pytest.raises(torch.cuda.OutOfMemoryError) as caught,
         explained("at step 1", lambda: "Take less."),
@@ -227,7 +231,7 @@ def test_the_devices_error_stays_the_devices():
         "std::bad_alloc",
     ],
 )
-def test_libraries_say_it_in_words_of_their_own(said):
+def test_recognizes_the_out_of_memory_errors_of_libraries(said):
     with (
         pytest.raises(MemoryError, match="^Out of memory at step 1. Take less.$"),
         explained("at step 1", lambda: "Take less."),
@@ -235,6 +239,6 @@ def test_libraries_say_it_in_words_of_their_own(said):
         raise RuntimeError(said)
 
 
-def test_other_errors_stay_as_they_are():
+def test_other_errors_are_unchanged():
     with pytest.raises(RuntimeError, match="^shapes do not fit$"), explained("now", str):
         raise RuntimeError("shapes do not fit")

@@ -1,4 +1,4 @@
-"""The arithmetic against diffusers' own noise scheduler and against the formulas by hand."""
+"""The diffusion process, compared with diffusers' scheduler and with formulas written out."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def tensors() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("is_v_prediction", [False, True])
-def test_noising_and_target_equal_diffusers(is_v_prediction):
+def test_noisy_latents_and_target_equal_diffusers(is_v_prediction):
     ours, theirs = pair(is_v_prediction)
     latents, noise = tensors()
     torch.testing.assert_close(
@@ -37,7 +37,7 @@ def test_noising_and_target_equal_diffusers(is_v_prediction):
     torch.testing.assert_close(ours.target(latents, noise, TIMESTEPS), expected)
 
 
-def test_min_snr_weighs_each_example_by_its_own_timestep():
+def test_min_snr_weights_each_example_by_its_timestep():
     schedule, _ = pair(False)
     alphas = schedule.alphas_cumprod.double()
     expected = []
@@ -50,14 +50,14 @@ def test_min_snr_weighs_each_example_by_its_own_timestep():
     assert actual[-1] == 1
 
 
-def test_min_snr_of_velocity_divides_by_snr_plus_one():
+def test_min_snr_with_v_prediction_divides_by_snr_plus_one():
     schedule, _ = pair(True)
     snr = schedule.snr(TIMESTEPS)
     expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
     torch.testing.assert_close(min_snr_weights(schedule, TIMESTEPS, 5.0), expected)
 
 
-def test_noise_offset_is_shared_by_a_channel():
+def test_noise_offset_shifts_whole_channels():
     plain = draw_noise((4, 64, 64), 0.0, torch.Generator().manual_seed(0))
     shifted = draw_noise((4, 64, 64), 0.5, torch.Generator().manual_seed(0))
     shift = shifted - plain

@@ -1,5 +1,5 @@
-"""Number formats: what is computed in them, and what is refused. What a real card says of bf16 is
-asked in tests/gpu."""
+"""Mixed precision: what is computed in which format, and what is refused. tests/gpu checks bf16
+support on real GPUs."""
 
 from contextlib import contextmanager
 from typing import get_args
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
     ("precision", "dtype"),
     [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)],
 )
-def test_matrix_products_are_computed_in_the_format(precision, dtype):
+def test_matrix_products_use_the_precision(precision, dtype):
     matrix = torch.eye(4)
     with autocast(precision, CPU):
         assert (matrix @ matrix).dtype == dtype
@@ -35,19 +35,19 @@ def test_only_fp16_scales_the_loss():
     assert scales["fp16"] > 1
 
 
-def test_refuses_fp16_where_the_loss_cannot_be_scaled():
+def test_refuses_fp16_on_apple_gpus():
     with pytest.raises(ValueError) as caught:
         check("fp16", torch.device("mps"))
     assert str(caught.value) == (
-        "precision is fp16, which needs gradient scaling, and Apple GPUs have none. Choose "
-        "precision fp32 or bf16."
+        "precision is fp16, which needs gradient scaling, but Apple GPUs do not support it. "
+        "Choose precision fp32 or bf16."
     )
 
 
 @pytest.fixture
 def cards(monkeypatch):
-    """A computer with an RTX 2080 and, as the current device, an RTX 3090, as torch tells of them:
-    the first emulates bf16."""
+    """Make torch report two GPUs: an RTX 2080, which emulates bf16, and an RTX 3090, which is the
+    current device."""
     current = ["cuda:1"]
 
     @contextmanager
@@ -77,25 +77,25 @@ def test_refuses_bf16_where_it_is_emulated(cards):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_nothing_is_decoded_in_fp16(precision):
-    """The CPU has bf16, whose range is fp32's."""
-    huge = torch.full((1, 1), 400.0)  # its square times 1 is beyond fp16
+def test_decoding_never_uses_fp16(precision):
+    """The CPU supports bf16, which has the range of fp32."""
+    huge = torch.full((1, 1), 400.0)  # its square overflows in fp16
     with autocast(precision, CPU), decoding(CPU):
         product = huge @ huge
     assert product.isfinite().all()
     assert product.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
 
 
-def test_without_bf16_fp16_decodes_in_fp32(cards, monkeypatch):
+def test_fp16_decodes_in_fp32_on_a_device_without_bf16(cards, monkeypatch):
     monkeypatch.setattr("trainer.precision.computes_in_bf16", lambda device: False)
     huge = torch.full((1, 1), 400.0)
     with autocast("fp16", CPU), decoding(CPU):
         assert (huge @ huge).dtype == torch.float32
 
 
-def test_frozen_layers_are_held_in_the_format_and_norms_in_fp32():
+def test_frozen_layers_are_cast_and_norms_and_embeddings_stay_fp32():
     network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 8))
     network.append(nn.Embedding(5, 8)).append(nn.LayerNorm(8))
     hold_frozen(network, "bf16")
-    held = [parameter.dtype == torch.bfloat16 for parameter in network.parameters()]
-    assert held == [True, True, False, False, True, True, False, False, False]
+    cast = [parameter.dtype == torch.bfloat16 for parameter in network.parameters()]
+    assert cast == [True, True, False, False, True, True, False, False, False]
