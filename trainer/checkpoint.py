@@ -196,7 +196,7 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
 
 
 @torch.no_grad()
-def moved_weights(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> tuple[float, float]:
+def weight_change(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> tuple[float, float]:
     """How far training moved these tensors as the file will hold them: the length of the change
     over the length of the old weights, and the share of single weights that changed."""
     change = length = 0.0

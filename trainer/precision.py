@@ -55,7 +55,7 @@ def decoding(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16)
 
 
-def hold_frozen(module: nn.Module, precision: str) -> None:
+def cast_frozen_weights(module: nn.Module, precision: str) -> None:
     """Cast the weights of a frozen module once, as autocast would in each forward pass. Results are
     the same with half the memory. Norms and embeddings stay fp32, as autocast uses them."""
     for layer in module.modules():

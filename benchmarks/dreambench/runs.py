@@ -162,7 +162,7 @@ class Studio:
                     size=(side, side), observer=observer,
                 )  # fmt: skip
                 for request, image in zip(missing, images, strict=True):
-                    with json_files.replacing(request.path) as file:
+                    with json_files.atomic_write(request.path) as file:
                         Image.fromarray(image).save(file, format="PNG")
         if self.discards:
             result.checkpoint.unlink()

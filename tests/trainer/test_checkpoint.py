@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trainer.checkpoint import CheckpointWriter, moved_weights, prepare_folder, write_new
+from trainer.checkpoint import CheckpointWriter, prepare_folder, weight_change, write_new
 from trainer.families.files import CheckpointFile
 from trainer.settings.config import OutputConfig
 from trainer.storage.locks import locked
@@ -200,7 +200,7 @@ def test_the_newest_intermediate_checkpoints_stay(tiny_checkpoint, tmp_path, cha
 def test_movement_equals_the_formula(tiny_checkpoint, tmp_path, changed):
     old = load_file(tiny_checkpoint)[NAME].double()
     new = changed[NAME].to(load_file(tiny_checkpoint)[NAME].dtype).double()
-    distance, share = moved_weights(writer(tiny_checkpoint, tmp_path), changed)
+    distance, share = weight_change(writer(tiny_checkpoint, tmp_path), changed)
     assert distance == pytest.approx(((new - old).norm() / old.norm()).item())
     assert share == 1
 
@@ -208,5 +208,5 @@ def test_movement_equals_the_formula(tiny_checkpoint, tmp_path, changed):
 def test_a_change_that_the_format_rounds_away_is_no_movement(tmp_path):
     base, old = tmp_path / "half.safetensors", torch.arange(1.0, 9.0)
     save_file({NAME: old.half()}, base)
-    moved = [moved_weights(writer(base, tmp_path), {NAME: old * (1 + x)}) for x in (1e-6, 0.25)]
+    moved = [weight_change(writer(base, tmp_path), {NAME: old * (1 + x)}) for x in (1e-6, 0.25)]
     assert moved == [(0, 0), (pytest.approx(0.25), 1)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoint import CheckpointWriter, moved_weights
+from ..checkpoint import CheckpointWriter, weight_change
 from ..evaluation import best_step
 from ..methods.base import OutputFile
 from ..storage import json_files
@@ -89,10 +89,10 @@ class Outputs:
             }
 
     def moved(self) -> dict[str, tuple[float, float]]:
-        """By part, how far its weights moved, as `moved_weights` tells it."""
+        """By part, how far its weights moved, as `weight_change` tells it."""
         with self._session.averaged():
             return {
-                part.name: moved_weights(writer, self._session.trainable.part_tensors(part))
+                part.name: weight_change(writer, self._session.trainable.part_tensors(part))
                 for file, writer in self._writers
                 for part in file.parts
             }

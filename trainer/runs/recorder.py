@@ -124,7 +124,7 @@ class Recorder(Observer):
         old = set(self._previews.iterdir())
         for index, image in enumerate(images):
             path = self._previews / f"step{step:06d}_{index:03d}.png"
-            with json_files.replacing(path) as file:
+            with json_files.atomic_write(path) as file:
                 Image.fromarray(image).save(file, format="PNG")
             old.discard(path)
         for path in old:

@@ -143,7 +143,7 @@ class _Album:
     def add(self, seed: int, image: np.ndarray) -> Path:
         """The image's file, complete on disk before the manifest says so."""
         path = self.folder / f"{seed:06d}.png"
-        with json_files.replacing(path) as file:
+        with json_files.atomic_write(path) as file:
             Image.fromarray(image).save(file, format="PNG")
         self._list({"file": path.name, "seed": seed, **self.definition, "versions": versions()})
         return path

@@ -35,13 +35,13 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text to a file, replacing any existing one. On an error the old file stays."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         # Linux file names may not be valid Unicode. Escape what UTF-8 cannot encode.
         file.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; on leaving, sync it to disk and rename it to `path`. On an
     error, any existing file at `path` stays."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -196,7 +196,7 @@ class Session:
             model.text_encoders.to("cpu")
         for module in model.parts().values():
             if not any(parameter.requires_grad for parameter in module.parameters()):
-                precision.hold_frozen(module, config.precision)
+                precision.cast_frozen_weights(module, config.precision)
 
     def _memory_advice(self) -> str:
         return memory.training_advice(
