@@ -1,5 +1,5 @@
-"""The file out: the original with its trained tensors exchanged, complete or not there.
-What a file is read with lives in `families/files.py`."""
+"""Writing checkpoints: the original file with its trained tensors replaced. A file appears under
+its name only when it is complete. `families/files.py` reads checkpoints."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from .storage.locks import LOCK, locked
 
 
 class Original(Protocol):
-    """The tensors of a file as they were before training. `CheckpointFile` is one."""
+    """The tensors of a file before training. `CheckpointFile` implements it."""
 
     @property
     def dtypes(self) -> Mapping[str, torch.dtype]:
-        """By tensor name: all that the file out will hold."""
+        """The dtype of every tensor that the written file will contain, by name."""
         ...
 
     @property
     def metadata(self) -> Mapping[str, str]: ...
 
     def tensor(self, key: str) -> Tensor:
-        """One of them, on the CPU. Not to be changed in place."""
+        """Return a tensor on the CPU. Do not change it in place."""
         ...
 
 
 class CheckpointWriter:
-    """Writes the files of one kind of one run into one folder: each under a name of its own, never
-    over an existing file, and the oldest intermediate one removed only after the newest is safe."""
+    """Writes the checkpoints or embeddings of one run to one folder. Never overwrites a file, and
+    deletes an old intermediate file only after the new one is on the disk."""
 
     def __init__(
         self, original: Original, output: OutputConfig, intermediate: Sequence[Path] = ()
     ) -> None:
-        """`intermediate`: what an earlier session of the run wrote, oldest first."""
+        """`intermediate`: files written before the run was resumed, oldest first."""
         self.original = original
         self.output = output
-        there = [path for path in intermediate if path.exists()]
+        existing = [path for path in intermediate if path.exists()]
         self._intermediate, self._best = (
-            [path for path in there if path.name.startswith(stem)]
+            [path for path in existing if path.name.startswith(stem)]
             for stem in (f"{output.name}-step", f"{output.name}-best-step")
         )
 
     def save_step(self, step: int, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-        """Write an intermediate file; the newest `output.keep` of them stay."""
+        """Write an intermediate file and delete all but the newest `output.keep`."""
         path = self._write(f"{self.output.name}-step{step:06d}", trained, metadata)
         self._intermediate.append(path)
         while len(self._intermediate) > self.output.keep:
@@ -61,7 +61,7 @@ class CheckpointWriter:
         return path
 
     def save_best(self, step: int, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-        """Write the best file so far; the one before it goes once it is safe."""
+        """Write the file of the best step so far, then delete the previous one."""
         stem = f"{self.output.name}-best-step{step:06d}"
         self._best.append(self._write(stem, trained, metadata))
         while len(self._best) > 1:
@@ -69,8 +69,8 @@ class CheckpointWriter:
         return self._best[0]
 
     def publish_best(self, step: int | None) -> Path | None:
-        """The best file, if it is of this step, under the name that it keeps, beside the result's.
-        Any other goes."""
+        """Rename the best step's file to its final name and return the path. Deletes any file of
+        another step. Returns None if there is no file of this step."""
         kept = None
         for path in self._best:
             if step is not None and f"-step{step:06d}" in path.name and path.exists():
@@ -81,17 +81,17 @@ class CheckpointWriter:
 
     @property
     def intermediate(self) -> dict[int, Path]:
-        """By step, the intermediate files that are still there. Of two of one step, the newer."""
-        behind = len(f"{self.output.name}-step")
-        there = [path for path in self._intermediate if path.exists()]
-        return {int(re.findall(r"\d+", path.name[behind:])[0]): path for path in there}
+        """The intermediate files that still exist, by step; the newer of two of the same step."""
+        prefix = len(f"{self.output.name}-step")
+        existing = [path for path in self._intermediate if path.exists()]
+        return {int(re.findall(r"\d+", path.name[prefix:])[0]): path for path in existing}
 
     def save_final(self, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-        """Write the result of the run."""
+        """Write the run's final checkpoint."""
         return self._write(self.output.name, trained, metadata)
 
     def to_file_dtype(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor as the file will hold it, on the CPU."""
+        """Return the tensor in the dtype of the file, on the CPU."""
         choice = self.output.dtype
         dtype = self.original.dtypes[name] if choice == "as input" else DTYPES[choice]
         return tensor.detach().to("cpu", dtype).contiguous()
@@ -113,29 +113,30 @@ class CheckpointWriter:
 def write_new(
     folder: Path, stem: str, tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> Path:
-    """The path of a new .safetensors file, `stem` or `stem_00001` and so on. It appears under its
-    name only once it is complete and on the disk; on any error nothing is left."""
-    with _workplace(folder, stem) as place:
-        part = place / "whole.safetensors"
+    """Write a new .safetensors file named `stem`, or `stem_00001` and so on if that exists, and
+    return its path. The file gets its name only when it is complete and on the disk. On an error
+    nothing is left behind."""
+    with _work_folder(folder, stem) as work:
+        part = work / "whole.safetensors"
         part.touch()
         mode = part.stat().st_mode
         _save(tensors, part, metadata)
-        part.chmod(mode)  # safetensors makes files that only their owner can read
+        part.chmod(mode)  # safetensors creates files that only their owner can read
         _flush(part)
         return _publish(part, folder, stem)
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder to write in, and remove what killed processes left there half done. OSError if
-    nothing can be written there."""
+    """Create the output folder if needed, and delete unfinished files of killed processes. Raises
+    OSError if the folder is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _workplace(folder, "trial"):
+        with _work_folder(folder, "trial"):
             pass
     except OSError as error:
         raise OSError(
-            f"Nothing can be written into '{folder}': {error}. Make that possible, or choose "
-            "another folder."
+            f"Cannot write to the folder '{folder}': {error}. Make it writable, or choose another "
+            "folder."
         ) from error
 
 
@@ -147,28 +148,33 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
         save_file(tensors, path, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
         raise OSError(
-            f"No checkpoint could be written into '{path.parent.parent}': {error}"
+            f"Could not write the checkpoint to '{path.parent.parent}': {error}"
         ) from error
 
 
 @contextmanager
-def _workplace(folder: Path, stem: str) -> Iterator[Path]:
-    """A hidden folder in `folder` for what is half done: safetensors too begins with a file of
-    another name. It goes in the end, and so do those of processes that were killed."""
-    for place in folder.glob(".*.part"):
-        if not (place / LOCK).is_file():
-            continue  # it is not ours
-        with suppress(RuntimeError):  # raised where somebody is at work
-            with locked(place):
-                pass
-            shutil.rmtree(place)
-    place = folder / f".{stem}.{os.getpid()}.part"
-    place.mkdir()
+def _work_folder(folder: Path, stem: str) -> Iterator[Path]:
+    """Create a hidden, locked subfolder for unfinished files, and delete it at the end. A folder is
+    needed because safetensors, too, writes to a temporary file first."""
+    _delete_abandoned(folder)
+    work = folder / f".{stem}.{os.getpid()}.part"
+    work.mkdir()
     try:
-        with locked(place):
-            yield place
+        with locked(work):
+            yield work
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(work)
+
+
+def _delete_abandoned(folder: Path) -> None:
+    """Delete the work folders of processes that were killed."""
+    for work in folder.glob(".*.part"):
+        if not (work / LOCK).is_file():
+            continue  # another program's
+        with suppress(RuntimeError):  # still in use
+            with locked(work):
+                pass
+            shutil.rmtree(work)
 
 
 def _flush(path: Path) -> None:
@@ -177,8 +183,8 @@ def _flush(path: Path) -> None:
 
 
 def _publish(part: Path, folder: Path, stem: str) -> Path:
-    """Give a complete file the first free name. A hard link fails where the name is taken, even if
-    another process took it this instant; a rename on POSIX would overwrite."""
+    """Move a complete file to the first free name and return the path. Uses a hard link, which
+    fails if another process has just taken the name; on POSIX a rename would overwrite its file."""
     counter = 0
     while True:
         path = folder / (f"{stem}_{counter:05d}.safetensors" if counter else f"{stem}.safetensors")
@@ -189,7 +195,7 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
             os.link(part, path)
         except FileExistsError:
             continue
-        except OSError:  # a filesystem without hard links
+        except OSError:  # the file system has no hard links
             os.rename(part, path)
         flush_folder(folder)
         return path
@@ -197,8 +203,8 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
 
 @torch.no_grad()
 def weight_change(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> tuple[float, float]:
-    """How far training moved these tensors as the file will hold them: the length of the change
-    over the length of the old weights, and the share of single weights that changed."""
+    """Return how much training changed these tensors, in the dtype of the file: the norm of the
+    change divided by the norm of the old weights, and the share of weights that changed."""
     change = length = 0.0
     num_changed = num_weights = 0
     for name, tensor in trained.items():

@@ -1,4 +1,4 @@
-"""The file out: what is in it, that nothing is ever half there, and what stays in the folder."""
+"""Written checkpoints: their content, atomic writes, and which files stay in the folder."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def test_only_the_trained_tensors_differ(tiny_checkpoint, tmp_path, changed):
         assert file.metadata() == {"format": "pt", "made": "here"}
 
 
-def test_trained_tensors_take_the_chosen_format(tiny_checkpoint, tmp_path, changed):
+def test_trained_tensors_get_the_chosen_dtype(tiny_checkpoint, tmp_path, changed):
     path = writer(tiny_checkpoint, tmp_path, dtype="bf16").save_final(changed, {})
     assert load_file(path)[NAME].dtype == torch.bfloat16
 
@@ -48,12 +48,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_only_the_best_stays_and_gets_its_name_in_the_end(tiny_checkpoint, tmp_path, changed):
+def test_only_the_best_file_is_kept_and_is_renamed_at_the_end(tiny_checkpoint, tmp_path, changed):
     kept = writer(tiny_checkpoint, tmp_path, name="dog")
     for step in (2, 4):
         kept.save_best(step, {NAME: changed[NAME] * step}, {})
     assert names(tmp_path) == ["dog-best-step000004.safetensors"]
-    # A later session of the run knows what an earlier one wrote.
+    # After a resume, the files written before are known.
     later = CheckpointWriter(kept.original, kept.output, list(tmp_path.iterdir()))
     path = later.publish_best(4)
     assert names(tmp_path) == [path.name] == ["dog-best.safetensors"]
@@ -62,7 +62,9 @@ def test_only_the_best_stays_and_gets_its_name_in_the_end(tiny_checkpoint, tmp_p
 
 
 @pytest.mark.parametrize("step", [None, 6])
-def test_what_is_not_the_best_in_the_end_goes(tiny_checkpoint, tmp_path, changed, step):
+def test_a_file_that_is_not_the_best_at_the_end_is_deleted(
+    tiny_checkpoint, tmp_path, changed, step
+):
     (tmp_path / "dog-best.safetensors").touch()  # another run's
     kept = writer(tiny_checkpoint, tmp_path, name="dog")
     kept.save_best(2, changed, {})
@@ -80,13 +82,13 @@ def test_an_existing_file_is_never_overwritten(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_checkpoint_can_be_read_by_whoever_reads_the_folder(tmp_path):
+def test_a_checkpoint_has_the_permissions_of_other_new_files(tmp_path):
     (tmp_path / "plain").touch()
     path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(TypeError):
         write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {"not": 5})
     assert list(tmp_path.iterdir()) == []
@@ -101,7 +103,7 @@ write_new(Path(sys.argv[1]), "dog", {"a": torch.zeros(3)}, {})
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+def test_only_the_work_folders_of_killed_processes_are_deleted(tmp_path):
     done = subprocess.run([sys.executable, "-c", WRITE_AND_DIE, str(tmp_path)], cwd=ROOT)
     assert done.returncode == 9
     (left,) = tmp_path.iterdir()
@@ -113,8 +115,8 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cat.1.part", "dog.safetensors"]
 
 
-def test_what_is_not_ours_stays(tmp_path):
-    """Other programs, too, name what they have not finished so."""
+def test_unfinished_files_of_other_programs_stay(tmp_path):
+    """Other programs also use names like .download.part."""
     (tmp_path / ".download.part").write_bytes(b"half")
     (tmp_path / ".other.1.part").mkdir()
     prepare_folder(tmp_path)
@@ -124,7 +126,7 @@ def test_what_is_not_ours_stays(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_folder_is_prepared_and_rid_of_what_killed_processes_left(tmp_path):
+def test_prepare_folder_creates_it_and_deletes_abandoned_work_folders(tmp_path):
     left = tmp_path / "new" / "out" / ".dog.1.part"
     left.mkdir(parents=True)
     (left / "lock").touch()
@@ -140,11 +142,11 @@ def test_a_read_only_folder_is_refused(small_disk):
     with pytest.raises(OSError) as caught:
         prepare_folder(disk)
     message = str(caught.value)
-    assert message.startswith(f"Nothing can be written into '{disk}': [Errno 30] Read-only file ")
-    assert message.endswith(". Make that possible, or choose another folder.")
+    assert message.startswith(f"Cannot write to the folder '{disk}': [Errno 30] Read-only file ")
+    assert message.endswith(". Make it writable, or choose another folder.")
 
 
-def test_nothing_stands_under_the_final_name_before_it_is_complete(tmp_path, monkeypatch):
+def test_no_file_has_the_final_name_before_it_is_complete(tmp_path, monkeypatch):
     import safetensors.torch
 
     seen = []
@@ -161,13 +163,13 @@ def test_nothing_stands_under_the_final_name_before_it_is_complete(tmp_path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["dog.safetensors"]
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, disk_events, safely_written):
+def test_a_checkpoint_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
     path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
     assert disk_events == safely_written(path)
 
 
-def test_without_hard_links_a_file_gets_a_new_name_too(tmp_path, monkeypatch):
-    """As on exFAT."""
+def test_existing_files_are_kept_on_file_systems_without_hard_links(tmp_path, monkeypatch):
+    """Such as exFAT."""
 
     def refuse(*_: object) -> None:
         raise OSError("Operation not supported")
@@ -179,7 +181,9 @@ def test_without_hard_links_a_file_gets_a_new_name_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["step", "best"])
-def test_the_file_before_stays_until_the_next_is_written(tiny_checkpoint, tmp_path, changed, kind):
+def test_the_previous_file_is_kept_until_the_next_is_written(
+    tiny_checkpoint, tmp_path, changed, kind
+):
     output = writer(tiny_checkpoint, tmp_path, name="dog", keep=1)
     save = output.save_step if kind == "step" else output.save_best
     kept = save(10, changed, {})
@@ -188,7 +192,7 @@ def test_the_file_before_stays_until_the_next_is_written(tiny_checkpoint, tmp_pa
     assert names(tmp_path) == [kept.name]
 
 
-def test_the_newest_intermediate_checkpoints_stay(tiny_checkpoint, tmp_path, changed):
+def test_only_the_newest_intermediate_checkpoints_are_kept(tiny_checkpoint, tmp_path, changed):
     output = writer(tiny_checkpoint, tmp_path, name="dog", keep=2)
     for step in (10, 20, 30):
         output.save_step(step, changed, {})
@@ -197,7 +201,7 @@ def test_the_newest_intermediate_checkpoints_stay(tiny_checkpoint, tmp_path, cha
     ]  # fmt: skip
 
 
-def test_movement_equals_the_formula(tiny_checkpoint, tmp_path, changed):
+def test_weight_change_equals_the_formula(tiny_checkpoint, tmp_path, changed):
     old = load_file(tiny_checkpoint)[NAME].double()
     new = changed[NAME].to(load_file(tiny_checkpoint)[NAME].dtype).double()
     distance, share = weight_change(writer(tiny_checkpoint, tmp_path), changed)
@@ -205,7 +209,7 @@ def test_movement_equals_the_formula(tiny_checkpoint, tmp_path, changed):
     assert share == 1
 
 
-def test_a_change_that_the_format_rounds_away_is_no_movement(tmp_path):
+def test_weight_change_ignores_what_the_dtype_rounds_away(tmp_path):
     base, old = tmp_path / "half.safetensors", torch.arange(1.0, 9.0)
     save_file({NAME: old.half()}, base)
     moved = [weight_change(writer(base, tmp_path), {NAME: old * (1 + x)}) for x in (1e-6, 0.25)]

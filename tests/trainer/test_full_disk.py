@@ -172,7 +172,7 @@ def test_a_result_that_finds_no_room_costs_no_step_and_leaves_nothing_half_writt
     with pytest.raises(OSError) as caught:
         run(config, tmp_path / "runs", Acting(step6=lambda: fill(disk, leaving=1 << 20)))
     assert str(caught.value) == (
-        f"No checkpoint could be written into '{disk / 'out'}': Error while serializing: I/O "
+        f"Could not write the checkpoint to '{disk / 'out'}': Error while serializing: I/O "
         "error: No space left on device (os error 28)"
     )
     assert list((disk / "out").iterdir()) == []

@@ -435,8 +435,8 @@ def test_an_output_folder_that_is_none_is_refused_before_the_first_step(config, 
     with pytest.raises(OSError) as caught:
         run(config, runs, watching)
     assert str(caught.value) == (
-        f"Nothing can be written into '{config.output.folder}': [Errno 17] File exists: "
-        f"'{config.output.folder}'. Make that possible, or choose another folder."
+        f"Cannot write to the folder '{config.output.folder}': [Errno 17] File exists: "
+        f"'{config.output.folder}'. Make it writable, or choose another folder."
     )
     assert not watching.began
 
