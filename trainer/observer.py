@@ -1,5 +1,5 @@
-"""What a run tells the outside, and knows no receiver of: each method does nothing until a subclass
-says otherwise. Raising from any of them stops the run, from then on within one step."""
+"""The interface through which a run reports what happens. Its methods do nothing; subclasses
+override those they need. An exception raised in any of them stops the run within one step."""
 
 from __future__ import annotations
 
@@ -13,74 +13,74 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """One optimizer step, just made."""
+    """A completed optimizer step."""
 
     step: int
     """Counted from 1."""
     total_steps: int
     loss: float
-    """instance_loss + prior weight x prior_loss."""
+    """instance_loss + prior.weight x prior_loss."""
     instance_loss: float
     prior_loss: float | None
-    """None without class images."""
+    """None: the run has no class images."""
     learning_rates: dict[str, float]
     """By part of the model."""
     grad_norm: float | None
-    """Before clipping. None for a step of an older version that fp16 had skipped."""
+    """Norm before clipping. None: a skipped fp16 step that an older version recorded."""
     steps_per_second: float
     seconds_left: float
     peak_megabytes: float
-    """The most memory taken so far: the device's, or the process's on the CPU."""
+    """Peak memory so far: of the device, or of the process on the CPU."""
     skipped_steps: int = 0
-    """Times so far that fp16 skipped a step because its gradients overflowed. They are not counted
-    among the steps."""
+    """How often fp16 has skipped a step so far because gradients overflowed. Skipped steps are not
+    counted in `step`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreReport:
-    """What a judge makes of the previews of one step: its cosines, and what they mean for the way
-    from the base model to the photos, as `best_step.py` explains. None for what cannot be told."""
+    """The scores of the previews of one step: cosine similarities from the image encoder, and what
+    they mean relative to the base model and the photos (see `best_step.py`). None: not scored."""
 
     step: int
-    """0 is the base model."""
+    """0: the base model."""
     subject: float
     prompt: float | None
     prior: float | None
     learned: float
-    """0 to 1, as all that follow."""
+    """0 to 1, like the fields that follow."""
     prompts_kept: float | None
     class_kept: float | None
     balance: float
 
 
 class Observer:
-    """Hears what happens during training, class image generation and sampling."""
+    """Receives the events of training, class image generation and sampling."""
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
-        """Part of a long piece of work other than steps is done: loading, caching, sampling."""
+        """Progress of a long activity other than training steps: loading, caching, sampling."""
 
     def on_load(self, path: Path) -> None:
-        """The run takes the model in this file into memory next. A run that was finished before
-        does not."""
+        """The run is about to load the model in this file. Not called if the run was already
+        finished."""
 
     def on_start(self, total_steps: int) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...
 
     def on_skipped_step(self, step: int) -> None:
-        """fp16 skipped this step because its gradients overflowed. It is made again, with the next
-        images and a lower scale of the loss."""
+        """fp16 skipped this step because gradients overflowed. It is repeated with the next batch
+        and a lower loss scale."""
 
     def wants_to_finish(self) -> bool:
-        """Asked after each step: True makes it the last one. What was learned so far is then the
+        """Called after each step. Return True to end training here, with the current weights as the
         run's result."""
         return False
 
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
-        """One image [H, W, 3] uint8 per preview prompt, in their order."""
+        """Previews were drawn: one uint8 image [H, W, 3] per preview prompt, in order."""
 
     def on_score(self, report: ScoreReport) -> None:
-        """The previews of a step were judged."""
+        """The previews of a step were scored."""
 
     def on_checkpoint(self, step: int, path: Path) -> None:
-        """A complete checkpoint file stands at `path`."""
+        """A checkpoint was written to `path`."""

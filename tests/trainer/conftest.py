@@ -1,4 +1,4 @@
-"""What reaches the disk, and when."""
+"""Fixtures that record the order of writes, syncs and renames."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 HAS_FLUSHED_FOLDERS = os.name == "posix"
-"""Windows brings names to the disk by itself."""
+"""Windows has no call for it: folder entries cannot be synced there."""
 
 
 @pytest.fixture
 def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on, in their order: "flushed" with the number of bytes of a file that was brought to
-    the disk, "named" with the name that a file got, and "flushed names" of a folder."""
+    """What happens from now on, in order: "flushed 12" when a file of 12 bytes is synced to disk,
+    "named x" when a file is renamed to x, and "flushed names" when a folder is synced."""
     events: list[str] = []
     fsync = os.fsync
 
@@ -27,7 +27,7 @@ def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         events.append("flushed names" if is_folder else f"flushed {found.st_size}")
 
     monkeypatch.setattr(os, "fsync", flush)
-    # Not os.replace: Python 3.10's Path keeps the function that it found at first.
+    # Not os.replace: in Python 3.10, Path stores a reference to it at import.
     for place, name in ((os, "link"), (os, "rename"), (Path, "replace")):
         monkeypatch.setattr(place, name, _naming(getattr(place, name), events))
     return events
@@ -44,7 +44,7 @@ def _naming(real: Callable[..., object], events: list[str]) -> Callable[..., obj
 
 @pytest.fixture
 def safely_written() -> Callable[[Path], list[str]]:
-    """The events of a file that no power cut can leave half written under its name."""
+    """Return the events that write a file safely: a power cut never leaves it half written."""
 
     def events(path: Path) -> list[str]:
         names = ["flushed names"] * HAS_FLUSHED_FOLDERS

@@ -1,1 +1,1 @@
-"""Every option of a run, what it decides, what is checked about it, and the presets."""
+"""The settings of a run, whether each affects the result, their checks, and the presets."""

@@ -1,4 +1,4 @@
-"""What settings must be, and what is said of others: each function raises ValueError."""
+"""Checks of settings. Each raises ValueError if the setting is invalid."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What each setting has to do with a run's result, written as the type of its field:
-`steps: Decides[int]`. A type on a field of nested settings covers all of them."""
+"""How each setting affects a run's result, declared by the type of its field, such as
+`steps: Decides[int]`. On a field with nested settings it applies to all of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 class Effect(Enum):
-    """By what a setting tells one run from another."""
+    """What about a setting decides the result. Runs with different results are different runs."""
 
-    VALUE = "by its value"
-    CONTENT = "by the content of the files it names"
-    PHOTOS_PER_STEP = "by its share in the number of photos per step"
-    ROUNDING = "not at all: it changes the result by rounding alone"
-    NONE = "not at all: it leaves the result as it is"
+    VALUE = "its value"
+    CONTENT = "the content of the files it names"
+    PHOTOS_PER_STEP = "the number of photos per step, which it contributes to"
+    ROUNDING = "nothing: it changes the result only by rounding"
+    NONE = "nothing: it does not change the result"
 
 
 Decides = Annotated[T, Effect.VALUE]
@@ -28,8 +28,9 @@ NoEffect = Annotated[T, Effect.NONE]
 
 
 def effects(settings: type, prefix: str = "", above: Effect | None = None) -> dict[str, Effect]:
-    """The effect of every setting of a dataclass by its dotted name after `prefix`; `above` is that
-    of the dataclass itself, if it has one. TypeError for a field whose type names no effect."""
+    """Return the effect of every setting of a dataclass by its dotted name, with `prefix` in front.
+    `above` applies to all its fields; None: each field declares its own. Raises TypeError for a
+    field that declares none."""
     found = {}
     hints = get_type_hints(settings, include_extras=True)
     for field in dataclasses.fields(settings):
@@ -42,14 +43,14 @@ def effects(settings: type, prefix: str = "", above: Effect | None = None) -> di
             found[name] = effect
         else:
             raise TypeError(
-                f"{settings.__name__}.{field.name} does not say whether it decides a run's result. "
-                "Write its type as one of trainer/settings/effects.py, such as Decides[int]."
+                f"{settings.__name__}.{field.name} does not declare whether it affects a run's "
+                "result. Use a type from trainer/settings/effects.py, such as Decides[int]."
             )
     return found
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A setting's default; `dataclasses.MISSING` where it has none."""
+    """Return the default of a setting; `dataclasses.MISSING` if it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

@@ -1,7 +1,7 @@
-"""Settings that go well together, by what is to be learned. "method" holds those of the method.
+"""Recommended settings for each kind of subject; "method" holds those of the training method.
 
-The first two are the article's for things and for people, at 512 pixels; the third is what it does
-after 2000 steps of textual inversion."""
+The first two are the article's settings for objects and faces at 512 pixels. The third is its
+DreamBooth stage after 2000 steps of textual inversion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 500,
         "optimizer": {"learning_rate": 1e-6},
     },
-    # The embedded model is thousands of times smaller, and takes rates as many times larger.
+    # The toy model is thousands of times smaller and needs a learning rate 100 times higher.
     "toy": {
         "batch_size": 4,
         "steps": 300,
@@ -42,7 +42,7 @@ INVERSION_PRESETS: dict[str, dict[str, Any]] = {
         "steps": 2000,
         "optimizer": {"learning_rate": 5e-4},
     },
-    # The embedded model knows few of the templates' words.
+    # The toy model knows few of the words in the templates.
     "toy": {
         "batch_size": 4,
         "steps": 300,
@@ -50,4 +50,4 @@ INVERSION_PRESETS: dict[str, dict[str, Any]] = {
         "method": {"templates": "captions"},
     },
 }
-"""Of textual inversion; the others are DreamBooth's."""
+"""Presets for textual inversion; `PRESETS` are for DreamBooth."""

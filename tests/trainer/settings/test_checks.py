@@ -1,11 +1,11 @@
-"""What is said of settings that cannot be; the settings themselves are tried in test_config.py."""
+"""The messages of checks. test_config.py tests the settings themselves."""
 
 import pytest
 
 from trainer.settings import checks
 
 
-def test_says_what_came_and_what_may_come():
+def test_messages_name_the_value_and_what_is_allowed():
     with pytest.raises(ValueError, match="steps") as caught:
         checks.at_least("steps", 0, 1)
     assert str(caught.value) == "steps must be 1 or more, got 0."
@@ -19,7 +19,7 @@ def test_says_what_came_and_what_may_come():
     )
 
 
-def test_what_can_be_passes():
+def test_valid_values_pass():
     checks.at_least("steps", 1, 1)
     checks.one_of("crop", "center", ("center", "random"))
     checks.is_text("prompt", "사진")

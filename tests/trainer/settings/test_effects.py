@@ -1,4 +1,4 @@
-"""Every setting says whether it decides a run's result."""
+"""Every setting declares whether it affects a run's result."""
 
 import dataclasses
 import importlib
@@ -26,15 +26,15 @@ def all_methods() -> list[type]:
 
 
 @pytest.mark.parametrize("settings", [TrainingConfig, *all_methods()])
-def test_every_setting_says_what_it_decides(settings):
-    assert effects(settings)  # it would raise for one that says nothing
+def test_every_setting_declares_its_effect(settings):
+    assert effects(settings)  # raises if a setting declares none
 
 
-def test_both_methods_are_looked_at():
+def test_both_methods_are_found():
     assert {method.__name__ for method in all_methods()} == {"FullFineTune", "TextualInversion"}
 
 
-def test_a_setting_that_says_nothing_is_named():
+def test_a_setting_without_an_effect_is_named():
     @dataclasses.dataclass(frozen=True)
     class Added(SamplingConfig):
         eta: float = 0.0
@@ -46,13 +46,13 @@ def test_a_setting_that_says_nothing_is_named():
     with pytest.raises(TypeError) as caught:
         effects(Around)
     assert str(caught.value) == (
-        "Added.eta does not say whether it decides a run's result. Write its type as one of "
+        "Added.eta does not declare whether it affects a run's result. Use a type from "
         "trainer/settings/effects.py, such as Decides[int]."
     )
 
 
-def test_what_nested_settings_say_covers_all_below():
-    """Even one that says nothing itself."""
+def test_the_effect_of_nested_settings_applies_to_all_of_them():
+    """Including those that declare none or another."""
 
     @dataclasses.dataclass
     class Inner:

@@ -1,4 +1,4 @@
-"""The presets' values, and that each makes a run."""
+"""The values of the presets, and that each gives valid settings."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from trainer.settings.presets import INVERSION_PRESETS, PRESETS
 
 
-def test_presets_hold_the_articles_values():
+def test_presets_have_the_values_of_the_article():
     assert PRESETS["object"] == {
         "batch_size": 4, "steps": 400, "optimizer": {"learning_rate": 2e-6},
     }  # fmt: skip
@@ -26,7 +26,7 @@ def test_presets_hold_the_articles_values():
 
 
 @pytest.mark.parametrize("presets", [PRESETS, INVERSION_PRESETS])
-def test_every_preset_makes_a_run(presets):
+def test_every_preset_gives_valid_settings(presets):
     plain = TrainingConfig(
         base=Path("base"),
         dataset=DatasetConfig(photos=(Path("dog"),), prompt="a photo of sks dog"),
