@@ -26,8 +26,8 @@ def check(precision: str, device: torch.device) -> None:
         )
     if precision == "fp16" and device.type == "mps":
         raise ValueError(
-            "precision is fp16, which needs gradient scaling, but Apple GPUs do not "
-            "support it. Choose precision fp32 or bf16."
+            "precision is fp16, which needs gradient scaling, but Apple GPUs do not support it. "
+            "Choose precision fp32 or bf16."
         )
 
 
