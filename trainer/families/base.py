@@ -44,9 +44,6 @@ class Conditioning:
     hidden: Tensor
     """Text encoder output [B, L, D]."""
 
-    def to(self, device: torch.device) -> Conditioning:
-        return Conditioning(self.hidden.to(device))
-
     @staticmethod
     def stack(parts: list[Conditioning]) -> Conditioning:
         return Conditioning(torch.cat([part.hidden for part in parts]))

@@ -48,10 +48,6 @@ class Embedding:
         vectors = {key if key in NAMES else NAMES[0]: _vectors(file, key) for key in keys}
         return cls(check_placeholder(placeholder), vectors)
 
-    @property
-    def num_vectors(self) -> int:
-        return len(next(iter(self.vectors.values())))
-
 
 def _vectors(file: CheckpointFile, key: str) -> Tensor:
     file.require(key)

@@ -219,9 +219,10 @@ def read_checkpoint(path: Path) -> None:
 
 def read_embedding(path: Path) -> None:
     embedding = Embedding.read(path)
-    assert embedding.num_vectors > 0
+    assert embedding.vectors
     for vectors in embedding.vectors.values():
         assert vectors.ndim == 2
+        assert len(vectors) > 0
         assert vectors.isfinite().all()
 
 

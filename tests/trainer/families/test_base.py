@@ -12,11 +12,6 @@ def test_conditioning_is_stacked_along_the_batch() -> None:
     assert torch.equal(stacked.hidden[:, 0, 0], torch.tensor([0.0, 1.0, 1.0]))
 
 
-def test_conditioning_moves_to_a_device() -> None:
-    moved = Conditioning(torch.zeros(1, 3, 2)).to(torch.device("meta"))
-    assert moved.hidden.device.type == "meta"
-
-
 def test_a_method_may_train_unet_and_text_encoder(tiny_model: ModelFamily) -> None:
     parts = tiny_model.parts()
     assert list(parts) == ["unet", "text_encoder"]
