@@ -1,19 +1,22 @@
-"""Weight names: diffusers' and transformers' modules to the single-file layout that ComfyUI reads.
+"""Weight names: from diffusers' and transformers' modules to the single-file layout that ComfyUI
+reads.
 
-Each function takes a module's own names and gives {its name: name in the file}, one to one; how
-many levels and layers there are, and where attention is, is read from the names themselves."""
+Each function maps all weight names of one module to their names in the file, one to one. The number
+of levels and layers, and where attention is, are read from the names themselves."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from itertools import accumulate
 
 from torch import Tensor
 
 from .layouts import UNET, VAE
 
-_UNET_ENDS = {
+Table = Mapping[str, str]
+"""Beginnings of names: the module's, and what the file has instead."""
+
+_UNET_BLOCKS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "conv_in": "input_blocks.0.0",
@@ -23,102 +26,66 @@ _UNET_ENDS = {
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
-_UNET_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
+"""All U-Net blocks but those of the levels."""
+_UNET_LAYERS = {
+    "resnets": {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
 }
-_VAE_ENDS = {
+"""By kind of block. The layers inside attention blocks have the same names in both."""
+_VAE_BLOCKS = {
     "conv_norm_out": "norm_out",
     "mid_block.resnets.0": "mid.block_1",
     "mid_block.attentions.0": "mid.attn_1",
     "mid_block.resnets.1": "mid.block_2",
 }
-_VAE_ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "proj_out",
+"""All blocks of the VAE's encoder or decoder but those of the levels."""
+_VAE_LAYERS = {
+    "resnets": {"conv_shortcut": "nin_shortcut"},
+    "attentions": {
+        "group_norm": "norm",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out.0": "proj_out",
+    },
 }
-
-_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)")
+"""By kind of block."""
 
 
 def unet_file_names(names: Collection[str]) -> dict[str, str]:
-    """Of a UNet2DConditionModel's names. The file counts blocks through all levels: input_blocks
-    hold what goes down, with each downsampling as a block of its own; output_blocks what goes up,
-    with each upsampling inside the block before it."""
-    down, up = _counts(names, "down"), _counts(names, "up")
-    first_down = list(accumulate((num_resnets + 1 for num_resnets in down), initial=1))
-    first_up = list(accumulate(up, initial=0))
-
-    def block_name(direction: str, level: int, kind: str, index: int) -> str:
-        if direction == "down":
-            block = f"input_blocks.{first_down[level] + index}"
-            if kind == "downsamplers":
-                return f"input_blocks.{first_down[level + 1] - 1}.0.op"
-        else:
-            block = f"output_blocks.{first_up[level] + index}"
-            if kind == "upsamplers":
-                has_attention = any(n.startswith(f"up_blocks.{level}.attentions.") for n in names)
-                return f"output_blocks.{first_up[level + 1] - 1}.{1 + has_attention}.conv"
-        return f"{block}.{'0' if kind == 'resnets' else '1'}"
-
-    def file_name(name: str) -> str:
-        if match := _BLOCK.fullmatch(name):
-            direction, level, kind, index, rest = match.groups()
-            block = block_name(direction, int(level), kind, int(index))
-            rest = rest.removeprefix("conv.") if kind.endswith("samplers") else rest
-            return f"{UNET}{block}.{_swap(rest, _UNET_RESNET) if kind == 'resnets' else rest}"
-        swapped = _swap(name, _UNET_ENDS)
-        block, _, rest = swapped.partition(".")
-        if block == "middle_block" and rest[0] in "02":
-            return f"{UNET}{block}.{rest[0]}.{_swap(rest[2:], _UNET_RESNET)}"
-        return f"{UNET}{swapped}"
-
-    return {name: file_name(name) for name in names}
+    """The file's names for the weights of a UNet2DConditionModel."""
+    blocks = {**_UNET_BLOCKS, **_unet_level_blocks(names)}
+    return {name: UNET + _file_name(name, blocks, _UNET_LAYERS) for name in names}
 
 
 def vae_file_names(names: Collection[str]) -> dict[str, str]:
-    """Of an AutoencoderKL's names. The file counts the decoder's levels as the encoder's: 0 is the
-    one at the pixels' own resolution, which the decoder reaches last."""
-    last_level = len(_counts(names, "up")) - 1
-
-    def file_name(name: str) -> str:
-        half, _, inner = name.partition(".")
-        if match := _BLOCK.fullmatch(inner):
-            direction, level, kind, index, rest = match.groups()
-            block = f"{direction}.{level if direction == 'down' else last_level - int(level)}"
-            if kind == "resnets":
-                rest = _swap(rest, {"conv_shortcut": "nin_shortcut"})
-                return f"{VAE}{half}.{block}.block.{index}.{rest}"
-            return f"{VAE}{half}.{block}.{kind.removesuffix('rs')}.{rest}"
-        swapped = _swap(inner, _VAE_ENDS)
-        if swapped.startswith("mid.attn_1."):
-            swapped = f"mid.attn_1.{_swap(swapped.removeprefix('mid.attn_1.'), _VAE_ATTENTION)}"
-        return f"{VAE}{half}.{swapped}"
-
-    return {name: file_name(name) for name in names}
+    """The file's names for the weights of an AutoencoderKL."""
+    blocks = _vae_level_blocks(names)
+    for half in ("encoder", "decoder"):
+        blocks |= {f"{half}.{ours}": f"{half}.{theirs}" for ours, theirs in _VAE_BLOCKS.items()}
+    return {name: VAE + _file_name(name, blocks, _VAE_LAYERS) for name in names}
 
 
 def text_encoder_file_names(names: Collection[str], prefix: str) -> dict[str, str]:
-    """Of a CLIPTextModel's names, which begin with `text_model.` up to transformers 4 and without
-    it from 5 on; `prefix` is what the file's begin with."""
+    """The file's names, which begin with `prefix`, for the weights of a CLIPTextModel. The module's
+    names begin with `text_model.` up to transformers 4, and without it since transformers 5."""
     return {name: prefix + name.removeprefix("text_model.") for name in names}
 
 
-def same_but_for_1x1(file_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a file's tensor fits a module's: the VAE's attention is made of 1x1 convolutions in
+def shapes_match(file_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a file's tensor fits a module's. The VAE's attention consists of 1x1 convolutions in
     the file and of linear layers in diffusers."""
     return file_shape == shape or (len(shape) == 2 and file_shape == (*shape, 1, 1))
 
 
-def in_file_layout(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """A module's tensors under their names in a new file, and in the shape they have there."""
+def in_file_layout(tensors: Mapping[str, Tensor], names: Table) -> dict[str, Tensor]:
+    """A module's tensors under their names and in their shapes in a new file."""
     return {names[name]: _in_file_shape(names[name], value) for name, value in tensors.items()}
 
 
@@ -127,17 +94,64 @@ def _in_file_shape(file_name: str, tensor: Tensor) -> Tensor:
     return tensor[:, :, None, None] if is_convolution else tensor
 
 
-def _counts(names: Collection[str], direction: str) -> list[int]:
-    """Residual blocks of each level, in the module's order."""
-    found = re.compile(rf"(?:.*\.)?{direction}_blocks\.(\d+)\.resnets\.(\d+)\.norm1\.weight")
-    matches = (match.groups() for match in map(found.fullmatch, names) if match)
-    blocks = [int(level) for level, _ in matches]
-    return [blocks.count(level) for level in range(max(blocks, default=-1) + 1)]
+def _unet_level_blocks(names: Collection[str]) -> dict[str, str]:
+    """The blocks of a U-Net's levels. The file counts them through all levels: a downsampling is a
+    block of its own in `input_blocks`, an upsampling the last part of a block in `output_blocks`.
+    """
+    blocks: dict[str, str] = {}
+    index = 1  # input_blocks.0 is conv_in
+    for level, num_resnets in enumerate(_resnets_per_level(names, "down_blocks")):
+        for number in range(num_resnets):
+            blocks[f"down_blocks.{level}.resnets.{number}"] = f"input_blocks.{index}.0"
+            blocks[f"down_blocks.{level}.attentions.{number}"] = f"input_blocks.{index}.1"
+            index += 1
+        blocks[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{index}.0.op"
+        index += 1
+    index = 0
+    for level, num_resnets in enumerate(_resnets_per_level(names, "up_blocks")):
+        for number in range(num_resnets):
+            blocks[f"up_blocks.{level}.resnets.{number}"] = f"output_blocks.{index}.0"
+            blocks[f"up_blocks.{level}.attentions.{number}"] = f"output_blocks.{index}.1"
+            index += 1
+        has_attention = any(name.startswith(f"up_blocks.{level}.attentions.") for name in names)
+        part = 2 if has_attention else 1
+        blocks[f"up_blocks.{level}.upsamplers.0"] = f"output_blocks.{index - 1}.{part}"
+    return blocks
 
 
-def _swap(name: str, table: Mapping[str, str]) -> str:
-    """The name with its beginning exchanged as the table says, if it says anything."""
-    for ours, theirs in table.items():
-        if name.startswith(f"{ours}."):
-            return theirs + name[len(ours) :]
-    return name
+def _vae_level_blocks(names: Collection[str]) -> dict[str, str]:
+    """The blocks of a VAE's levels. In the file, level 0 is the pixels' resolution in both halves;
+    the decoder reaches it last."""
+    blocks: dict[str, str] = {}
+    for level, num_resnets in enumerate(_resnets_per_level(names, "encoder.down_blocks")):
+        ours, theirs = f"encoder.down_blocks.{level}", f"encoder.down.{level}"
+        blocks |= {f"{ours}.resnets.{n}": f"{theirs}.block.{n}" for n in range(num_resnets)}
+        blocks[f"{ours}.downsamplers.0"] = f"{theirs}.downsample"
+    resnets = _resnets_per_level(names, "decoder.up_blocks")
+    for level, num_resnets in enumerate(resnets):
+        ours, theirs = f"decoder.up_blocks.{level}", f"decoder.up.{len(resnets) - 1 - level}"
+        blocks |= {f"{ours}.resnets.{n}": f"{theirs}.block.{n}" for n in range(num_resnets)}
+        blocks[f"{ours}.upsamplers.0"] = f"{theirs}.upsample"
+    return blocks
+
+
+def _resnets_per_level(names: Collection[str], levels: str) -> list[int]:
+    """The number of residual blocks in each of `levels`, in the module's order."""
+    pattern = re.compile(rf"{re.escape(levels)}\.(\d+)\.resnets\.\d+\.norm1\.weight")
+    found = [int(match[1]) for match in map(pattern.fullmatch, names) if match]
+    return [found.count(level) for level in range(max(found, default=-1) + 1)]
+
+
+def _file_name(name: str, blocks: Table, layers: Mapping[str, Table]) -> str:
+    """The file's name of a weight: its block's, then its layer's within a block of that kind."""
+    block = next((block for block in blocks if name.startswith(f"{block}.")), None)
+    if block is None:
+        return name
+    kind = next((kind for kind in layers if f"{kind}." in block), None)
+    rest = name.removeprefix(f"{block}.")
+    return f"{blocks[block]}.{_swap_layer(rest, layers[kind]) if kind else rest}"
+
+
+def _swap_layer(rest: str, layers: Table) -> str:
+    layer = next((layer for layer in layers if rest.startswith(f"{layer}.")), None)
+    return rest if layer is None else layers[layer] + rest.removeprefix(layer)

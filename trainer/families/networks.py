@@ -1,5 +1,5 @@
-"""The networks that diffusers and transformers supply, planned from a checkpoint's layout, checked
-against its tensors, and only then filled with them."""
+"""U-Net, VAE and text encoder from diffusers and transformers: built from a checkpoint's layout,
+checked against its tensors, then filled with them."""
 
 from __future__ import annotations
 
@@ -18,47 +18,49 @@ CLIP_VOCABULARY = 49408
 
 
 class Network:
-    """One of the three, first without memory (on torch's meta device), then with the file's."""
+    """A U-Net, VAE or text encoder, built on torch's meta device and filled with the file's tensors
+    later."""
 
     def __init__(
         self, build: Callable[[], nn.Module], name_all: Callable[[list[str]], dict[str, str]]
     ) -> None:
-        with torch.device("meta"):  # takes no memory, and draws nothing from torch's generator
+        with torch.device("meta"):  # uses no memory and no random numbers of torch's generator
             self.module: Any = build()
         self.file_names = name_all(list(self.module.state_dict()))
 
     def require_tensors(self, source: CheckpointFile) -> None:
-        """ValueError if the file lacks one, or has it in another shape."""
+        """Raises ValueError if a tensor is missing from the file or has another shape there."""
         for name, tensor in self.module.state_dict().items():
             key, shape = self.file_names[name], tuple(tensor.shape)
             source.require(key)
-            if not key_maps.same_but_for_1x1(source.shapes[key], shape):
+            if not key_maps.shapes_match(source.shapes[key], shape):
                 raise ValueError(
                     f"The weight '{key}' of '{source.path.name}' has the shape "
-                    f"{list(source.shapes[key])}, and its other weights call for {list(shape)}. "
+                    f"{list(source.shapes[key])}, but its other weights call for {list(shape)}. "
                     "The file is damaged: download it again, or choose another."
                 )
 
     def read_tensors(self, source: CheckpointFile, device: torch.device) -> None:
-        """ValueError for a weight that is not a number."""
+        """Fill the module with fp32 copies of the file's tensors, frozen and in eval mode. Raises
+        ValueError if a weight is NaN or infinite."""
         tensors = {}
         for name, tensor in self.module.state_dict().items():
             key = self.file_names[name]
-            # A copy in any case: the file's memory is the user's file.
+            # Always a copy: writing to a memory-mapped tensor could change the user's file.
             copy = source.tensor(key).to(device, torch.float32, copy=True)
             _refuse_not_finite(source, key, copy)
             tensors[name] = copy.view(tensor.shape)
         self.module.load_state_dict(tensors, assign=True)
         for module in self.module.modules():
             for name, buffer in module.named_buffers(recurse=False):
-                # The one buffer that no file fills: transformers counts the positions in it.
+                # transformers' position numbers, which no file has to hold.
                 assert name == "position_ids", name
                 module.position_ids = torch.arange(buffer.shape[-1], device=device)[None]
         self.module.requires_grad_(False).eval()
 
 
 def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None:
-    # Lowest and highest are not finite if any is not, and take no memory to find.
+    # The minimum or maximum is not finite if any value is not; finding them needs no extra memory.
     if torch.stack(weight.aminmax()).isfinite().all():
         return
     num_bad = weight.numel() - int(weight.isfinite().sum())
@@ -70,20 +72,17 @@ def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None
 
 
 def plan_unet(source: CheckpointFile, constants: Constants) -> Network:
+    """Raises ValueError if the layout cannot be read or the constants do not fit it."""
     # Imported here: ComfyUI's start-up should not pay for it.
     from diffusers import UNet2DConditionModel
 
     layout = UNetLayout.read(source)
-    heads, groups = constants.unet_heads, constants.unet_norm_groups
     for width in layout.widths:
-        _require_divisor(source, "U-Net", width, "unet_norm_groups", groups)
-        _require_divisor(source, "U-Net", width, "unet_heads", heads)
-    middles = {None: None, 0: "UNetMidBlock2D"}
-    depths = [depth or 1 for depth in layout.down_depths]
-    if layout.down_depths[-1] == 0:  # the middle's depth is diffusers' last one
-        depths[-1] = layout.middle_depth or 1
-    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in layout.down_depths]
-    up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(layout.up_depths)]
+        _require_divisor(source, "U-Net", width, "unet_norm_groups", constants.unet_norm_groups)
+        _require_divisor(source, "U-Net", width, "unet_heads", constants.unet_heads)
+    up_depths = layout.up_depths[
+        ::-1
+    ]  # diffusers lists the way up from the last level to the first
 
     def build() -> nn.Module:
         return UNet2DConditionModel(
@@ -91,17 +90,39 @@ def plan_unet(source: CheckpointFile, constants: Constants) -> Network:
             out_channels=layout.out_channels,
             block_out_channels=layout.widths,
             layers_per_block=layout.num_layers,
-            down_block_types=tuple(down),
-            mid_block_type=middles.get(layout.middle_depth, "UNetMidBlock2DCrossAttn"),
-            up_block_types=tuple(up),
-            transformer_layers_per_block=tuple(depths),
-            reverse_transformer_layers_per_block=tuple(d or 1 for d in reversed(layout.up_depths)),
+            down_block_types=tuple(map(_down_block, layout.down_depths)),
+            mid_block_type=_mid_block(layout.middle_depth),
+            up_block_types=tuple(map(_up_block, up_depths)),
+            transformer_layers_per_block=_depths_down(layout),
+            reverse_transformer_layers_per_block=tuple(depth or 1 for depth in up_depths),
             cross_attention_dim=layout.context_width,
-            attention_head_dim=heads,  # the number of heads: diffusers keeps this name for it
-            norm_num_groups=groups,
+            attention_head_dim=constants.unet_heads,  # diffusers' name for the number of heads
+            norm_num_groups=constants.unet_norm_groups,
         )
 
     return Network(build, key_maps.unet_file_names)
+
+
+def _down_block(depth: int) -> str:
+    return "CrossAttnDownBlock2D" if depth else "DownBlock2D"
+
+
+def _up_block(depth: int) -> str:
+    return "CrossAttnUpBlock2D" if depth else "UpBlock2D"
+
+
+def _mid_block(depth: int | None) -> str | None:
+    if depth is None:
+        return None
+    return "UNetMidBlock2DCrossAttn" if depth else "UNetMidBlock2D"
+
+
+def _depths_down(layout: UNetLayout) -> tuple[int, ...]:
+    """Transformer layers of each level on the way down. diffusers builds the middle as deep as the
+    last level, so a last level without attention stands in for the middle. It needs a positive
+    number for every level, though it ignores those of levels without attention."""
+    *others, last = layout.down_depths
+    return tuple(depth or 1 for depth in (*others, last or layout.middle_depth))
 
 
 def plan_vae(source: CheckpointFile, constants: Constants) -> Network:
@@ -128,15 +149,16 @@ def plan_vae(source: CheckpointFile, constants: Constants) -> Network:
 
 
 def plan_text_encoder(source: CheckpointFile, constants: Constants, prefix: str) -> Network:
-    """CLIP's text encoder; `prefix` is what its names in the file begin with."""
+    """CLIP's text encoder, whose names in the file begin with `prefix`."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     layout = TextLayout.read(source, prefix)
     _require_divisor(source, "text encoder", layout.width, "text_heads", constants.text_heads)
     if layout.vocabulary < CLIP_VOCABULARY:
         raise ValueError(
-            f"The text encoder of '{source.path.name}' knows {layout.vocabulary} tokens, and "
-            f"CLIP's vocabulary has {CLIP_VOCABULARY}. Choose one with CLIP's text encoder."
+            f"The text encoder of '{source.path.name}' knows {layout.vocabulary} tokens, but "
+            f"CLIP's vocabulary has {CLIP_VOCABULARY}. Choose a checkpoint with CLIP's text "
+            "encoder."
         )
     config = CLIPTextConfig(
         vocab_size=layout.vocabulary,
@@ -158,7 +180,7 @@ def _require_divisor(
 ) -> None:
     if width % divisor:
         raise ValueError(
-            f"The {network} of '{source.path.name}' has {width} channels, which {constant} = "
-            f"{divisor} does not divide. Choose another checkpoint, or set {constant} in the "
+            f"The {network} of '{source.path.name}' has {width} channels, which is not divisible "
+            f"by {constant} = {divisor}. Choose another checkpoint, or set {constant} in the "
             f"file's metadata under {CONSTANTS_KEY}."
         )

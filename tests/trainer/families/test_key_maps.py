@@ -1,5 +1,5 @@
-"""Against the names in the published Stable Diffusion 1.5 file, and against diffusers' own
-conversion of such files, which was written apart from this one."""
+"""Compared with the names in the published Stable Diffusion 1.5 file, and with diffusers' own
+independent conversion of such files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def networks(
             yield tiny_networks
 
 
-def test_the_published_files_names_come_out() -> None:
+def test_stable_diffusion_15_gets_its_published_names() -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -112,7 +112,7 @@ def test_the_published_files_names_come_out() -> None:
     assert sum(tensor.numel() for tensor in tensors.values()) == 1_066_235_307
 
 
-def test_every_name_has_a_name_of_its_own(networks: Networks) -> None:
+def test_no_two_weights_get_the_same_name(networks: Networks) -> None:
     unet, vae, text_encoder = networks
     for names in (
         key_maps.unet_file_names(unet.state_dict()),
@@ -158,9 +158,9 @@ def test_text_encoder_names_with_and_without_text_model(prefix: str) -> None:
     assert list(names.values()) == ["cond_stage_model.transformer.text_model.final_layer_norm.bias"]
 
 
-def test_only_1x1_convolutions_stand_for_linear_layers() -> None:
-    assert key_maps.same_but_for_1x1((8, 4), (8, 4))
-    assert key_maps.same_but_for_1x1((8, 4, 1, 1), (8, 4))
-    assert not key_maps.same_but_for_1x1((8, 4, 3, 3), (8, 4))
-    assert not key_maps.same_but_for_1x1((4, 8, 1, 1), (8, 4))
-    assert not key_maps.same_but_for_1x1((8, 4), (8, 4, 1, 1))
+def test_1x1_convolutions_match_linear_layers_and_nothing_else_does() -> None:
+    assert key_maps.shapes_match((8, 4), (8, 4))
+    assert key_maps.shapes_match((8, 4, 1, 1), (8, 4))
+    assert not key_maps.shapes_match((8, 4, 3, 3), (8, 4))
+    assert not key_maps.shapes_match((4, 8, 1, 1), (8, 4))
+    assert not key_maps.shapes_match((8, 4), (8, 4, 1, 1))

@@ -1,4 +1,4 @@
-"""What `plan_*` refuses; that the networks compute what they should is in `test_sd1.py`."""
+"""What `plan_*` refuses. `test_sd1.py` tests that the networks compute the right results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_weight_of_another_shape_is_named(
     wrong = {key: torch.zeros(32, 48, 3, 3)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(wrong))
     assert message == (
-        f"The weight '{key}' of 'model.safetensors' has the shape [32, 48, 3, 3], and its other "
+        f"The weight '{key}' of 'model.safetensors' has the shape [32, 48, 3, 3], but its other "
         "weights call for [32, 64, 3, 3]. The file is damaged: download it again, or choose "
         "another."
     )
@@ -93,8 +93,8 @@ def test_a_smaller_vocabulary_is_refused(tmp_path: Path, tiny_tensors: dict[str,
     smaller = {f"{TEXT}embeddings.token_embedding.weight": torch.zeros(675, 24)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(smaller))
     assert message == (
-        "The text encoder of 'model.safetensors' knows 675 tokens, and CLIP's vocabulary has "
-        "49408. Choose one with CLIP's text encoder."
+        "The text encoder of 'model.safetensors' knows 675 tokens, but CLIP's vocabulary has "
+        "49408. Choose a checkpoint with CLIP's text encoder."
     )
 
 
@@ -114,9 +114,9 @@ def test_constants_that_do_not_fit_the_widths_are_refused(
         tmp_path / "model.safetensors", tiny_tensors, lambda t: None, f'{{"{constant}": 5}}'
     )
     assert message == (
-        f"The {network} of 'model.safetensors' has {width} channels, which {constant} = 5 does not "
-        f"divide. Choose another checkpoint, or set {constant} in the file's metadata under "
-        "dreambooth.constants."
+        f"The {network} of 'model.safetensors' has {width} channels, which is not divisible by "
+        f"{constant} = 5. Choose another checkpoint, or set {constant} in the file's metadata "
+        "under dreambooth.constants."
     )
 
 
