@@ -1,1 +1,1 @@
-"""From a folder of photos to batches. Never learns what is trained."""
+"""From a folder of photos to batches. Does not know what is trained."""

@@ -1,9 +1,10 @@
 """The endless, seeded stream of batches that a run trains on.
 
-The loss is the sum over a step of `weights` times the squared errors: the mean over the photos plus
+The loss of a step is the sum of `weights` times the squared errors: the mean over the photos plus
 the prior weight times the mean over the class images, as in diffusers' DreamBooth script. kohya's
-sd-scripts average over photos and class images together, which with as many of each is half of it:
-a learning rate found there acts here as if doubled, where an optimizer heeds the loss's size.
+sd-scripts averages over photos and class images together, which is half as much with equally many
+of each. With optimizers that depend on the size of the loss, a learning rate tuned there acts as if
+it were doubled here.
 
 Shapes: B batch, C latent channels, h w latents."""
 
@@ -26,7 +27,7 @@ from .latents import CachedLatents
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Examples whose latents have one shape, and the random draws that go with each."""
+    """Examples whose latents have the same shape, with the random draws for each."""
 
     latents: Tensor
     """[B, C, h, w]."""
@@ -35,9 +36,9 @@ class Batch:
     timesteps: Tensor
     """[B] int64."""
     weights: Tensor
-    """[B], each example's share of the step's loss."""
+    """[B]: the factor of each example's squared error in the step's loss."""
     is_prior: Tensor
-    """[B] bool: class images rather than photos."""
+    """[B] bool: whether an example is a class image rather than a photo."""
     captions: list[str]
     framings: list[Framing]
 
@@ -54,13 +55,14 @@ class Batch:
 
 
 class BatchStream(Iterator[list[Batch]]):
-    """Endless micro steps: of each its batches, one per shape of latents, by the shapes' first
-    appearance.
+    """Yields micro steps without end. Each is a list of batches, one per shape of latents, in the
+    order in which the shapes were drawn.
 
-    A micro step holds `batch_size` photos. The class images of a whole step, `prior.ratio` per
-    photo and at least one, are spread over its micro steps as evenly as they go. Photos and class
-    images draw from separate generators and one example after the other, so that class images
-    change nothing about the photos, and four micro steps of one photo draw what one of four draws.
+    A micro step holds `batch_size` photos. The class images of an optimizer step, `prior.ratio` per
+    photo and at least one, are spread over its micro steps as evenly as possible. Photos and class
+    images use separate generators, so class images do not change what is drawn for the photos.
+    Examples are drawn one at a time, so four micro steps of one photo draw the same as one micro
+    step of four.
     """
 
     def __init__(
@@ -99,11 +101,11 @@ class BatchStream(Iterator[list[Batch]]):
 
     @property
     def captions(self) -> list[tuple[str, Framing]]:
-        """Every caption that batches may have, with the framing of its image."""
+        """Every caption that a batch can contain, with the framing of its image."""
         return [*self._instance.captions, *self._prior.captions]
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, in tensors and plain values."""
+        """The position of the stream, in tensors and plain values."""
         return {
             "micro_step": self._micro_step,
             "photos": self._instance.state(),
@@ -111,19 +113,21 @@ class BatchStream(Iterator[list[Batch]]):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on as the stream went on that gave this state. ValueError if it had other images."""
+        """Continue from where `state()` was called. Raises ValueError if the number of images has
+        changed since."""
         self._instance.load_state(state["photos"])
         self._prior.load_state(state["class_images"])
         self._micro_step = state["micro_step"]
 
     def _class_images_now(self) -> int:
-        share, parts = self._class_images_per_step, self._config.gradient_accumulation
-        return share * (self._micro_step + 1) // parts - share * self._micro_step // parts
+        """The number of class images in the next micro step."""
+        total, micro_steps = self._class_images_per_step, self._config.gradient_accumulation
+        before = total * self._micro_step // micro_steps
+        return total * (self._micro_step + 1) // micro_steps - before
 
 
 class _Pool:
-    """Draws of examples that come again and again, each time in a new order; an order is used up
-    before the next begins."""
+    """Draws examples in passes: every example once, in random order, then again in a new order."""
 
     def __init__(
         self,
@@ -151,7 +155,7 @@ class _Pool:
         ]
 
     def draw(self, weight: float) -> Batch:
-        """The next example, as a batch of one, with everything random about it."""
+        """The next example as a batch of one, with all its random draws."""
         example, generator = self._next_example(), self._generator
         cached = self._latents[example]
         latents = cached.draw(generator)
@@ -183,8 +187,8 @@ class _Pool:
     def load_state(self, state: Mapping[str, Any]) -> None:
         if state["count"] != len(self._examples):
             raise ValueError(
-                f"The run to go on with had {state['count']} {self._purpose}, now there are "
-                f"{len(self._examples)}. Bring the old ones back, or start a new run."
+                f"The run to resume had {state['count']} {self._purpose}, now there are "
+                f"{len(self._examples)}. Restore the original ones, or start a new run."
             )
         self._order, self._position = list(state["order"]), state["position"]
         self._generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""Which images there are to train on, and the caption of each. Opens no image."""
+"""Finds the images to train on and their captions. Does not open any image."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_NAMES = 5
-"""Files named in one line of the log; of more, only the number is told."""
+"""How many file names a log message lists before it only counts the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image on disk, as it is trained on. It is the key to its own latents."""
+    """One image to train on. Serves as the key of its latents."""
 
     path: Path
     captions: tuple[str, ...]
-    """Its caption, or those of which one is drawn at each use."""
+    """One caption, or several, one of which is drawn at each use."""
     is_prior: bool = False
-    """A class image rather than a photo of the subject."""
+    """Whether it is a class image rather than a photo of the subject."""
     mirrored: bool = False
 
 
 def find_examples(entries: Sequence[Path], prompt: str, *, is_prior: bool = False) -> list[Example]:
-    """The images in these folders and among these files: the entries in their order, a folder's
-    images by name, numbers by value. Captions come from the text file beside an image, or are the
-    prompt.
+    """The images of these folders and files, in the given order. A folder's images are sorted by
+    name, numbers by value. An image's caption is the text file beside it, or else the prompt.
 
-    FileNotFoundError for what does not exist; ValueError for a folder without images, a named file
-    that is none, an image named twice, and a caption that is not UTF-8.
+    Raises FileNotFoundError if an entry does not exist, and ValueError if a folder has no images, a
+    file does not have the extension of an image, an image is listed twice, or a caption is not
+    UTF-8.
     """
     paths: list[Path] = []
     for entry in entries:
@@ -47,12 +47,13 @@ def find_examples(entries: Sequence[Path], prompt: str, *, is_prior: bool = Fals
 
 
 def with_mirrors(examples: Sequence[Example]) -> list[Example]:
-    """Each example, followed by its mirror image."""
+    """Each example followed by its mirror image."""
     return [replace(e, mirrored=mirrored) for e in examples for mirrored in (False, True)]
 
 
 def warn_of_cut_captions(examples: Iterable[Example], cut_text: Callable[[str], str]) -> None:
-    """Log a warning for each different caption of which `cut_text` says that an end is not read."""
+    """Log a warning for each different caption that is too long. `cut_text` returns the end of a
+    caption that the text encoder does not read."""
     first_with: dict[str, Path] = {}
     for example in examples:
         for caption in example.captions:
@@ -67,7 +68,7 @@ def warn_of_cut_captions(examples: Iterable[Example], cut_text: Callable[[str], 
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The names in a row, or the first of them and how many more there are."""
+    """The names separated by commas: the first `MAX_NAMES`, then the number of the others."""
     more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
     return ", ".join([*names[:MAX_NAMES], *more])
 
@@ -81,7 +82,9 @@ def _images_in(folder: Path) -> list[Path]:
     skipped = [file.name for file in files if file not in expected]
     if skipped:
         names = shortened(skipped)
-        logger.info("Skipped %d in %s that are not images: %s.", len(skipped), folder, names)
+        logger.info(
+            "Skipped %d entries in %s that are not images: %s.", len(skipped), folder, names
+        )
     return images
 
 
@@ -90,19 +93,19 @@ def _named_image(path: Path) -> Path:
         raise FileNotFoundError(f"'{path}' does not exist. Name a folder of images, or images.")
     if path.suffix.lower() not in IMAGE_ENDINGS:
         raise ValueError(
-            f"'{path}' is not named like an image. Use {', '.join(IMAGE_ENDINGS)}, or a folder."
+            f"'{path}' is not a supported image. Use {', '.join(IMAGE_ENDINGS)}, or a folder."
         )
     return path
 
 
 def _is_image(path: Path) -> bool:
-    # A Mac leaves a hidden "._photo.jpg" that is no image beside each photo on foreign disks.
+    # On disks of other systems, macOS writes a hidden "._photo.jpg", not an image, for each photo.
     hidden = path.name.startswith(".")
     return not hidden and path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
 
 
 def _caption(path: Path) -> str:
-    """What the text file beside the image says; "" without one."""
+    """The text file beside the image; "" if it does not exist."""
     file = _caption_path(path)
     if not file.is_file():
         return ""
@@ -117,7 +120,8 @@ def _caption_path(path: Path) -> Path:
 
 
 def _natural_order(path: Path) -> tuple[list[tuple[str, int]], str]:
-    """Sorts "2.jpg" before "10.jpg", the same under every system's own order and spelling."""
+    """Sort key that puts "2.jpg" before "10.jpg". The order is the same on every operating system,
+    whatever order it lists files in and however it encodes accents."""
     name = unicodedata.normalize("NFC", path.name)
     parts = re.findall(r"([^0-9]*)([0-9]*)", name.casefold())
     return [(text, int(number or -1)) for text, number in parts], name

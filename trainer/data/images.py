@@ -15,37 +15,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageColor, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..families.base import Framing
 from ..storage.hashing import sha256_of
+from .buckets import Size
 
 logger = logging.getLogger(__name__)
 
 Color = tuple[int, int, int]
-Place = tuple[float, float]
-"""Where a crop lies in what there is to cut off: (0, 0) is left and top, (0.5, 0.5) the centre."""
+"""Red, green and blue, each from 0 to 255."""
+CropPosition = tuple[float, float]
+"""Shares, from 0 to 1, of the excess width and height that are cut off at the left and the top."""
 
-CENTER: Place = (0.5, 0.5)
-# Pillow knows more formats; some of them start other programs, and none is needed here.
+CENTER: CropPosition = (0.5, 0.5)
+# Pillow can read more formats, but some of them start other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-TO_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By EXIF orientation, what turns the stored picture upright."""
 WHITE_IS_ZERO = 0
 """The photometric interpretation of TIFF files that store negatives."""
 
 
 def parse_color(text: str) -> Color:
-    """Red, green and blue of a colour's name or #rrggbb."""
+    """The colour of a name such as white, or of #rrggbb. Raises ValueError for anything else."""
     try:
         red, green, blue, *alpha = ImageColor.getrgb(text)
     except ValueError:
@@ -58,24 +50,22 @@ def parse_color(text: str) -> Color:
 
 
 def read_image(path: Path, background: Color) -> Image.Image:
-    """The image upright, in sRGB, its transparent parts on the background; of several frames the
-    first, with a warning.
+    """The image in mode RGB: upright, in sRGB, transparent parts on the background. If it has
+    several frames, the first one, with a warning.
 
-    ValueError says why a file cannot be read, is too large, or is in a format whose brightness has
-    no fixed scale.
+    Raises ValueError if the file cannot be read, is too large, or stores brightness without a fixed
+    scale.
     """
-    image = _open(path)
-    picture = _to_srgb(_to_8_bits(image, path), image.info.get("icc_profile"), path)
-    if picture.mode == "RGBA":
-        opaque = Image.new("RGBA", picture.size, background)
-        picture = Image.alpha_composite(opaque, picture)
-    turn = TO_UPRIGHT.get(_orientation(image, path))
-    picture = picture.convert("RGB")
-    return picture if turn is None else picture.transpose(turn)
+    file = _open(path)
+    _turn_upright(file, path)
+    image = _to_srgb(_to_8_bits(file, path), file.info.get("icc_profile"), path)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert("RGB")
 
 
-def require_size(path: Path, image: Image.Image, size: tuple[int, int]) -> None:
-    """ValueError if the image would have to be enlarged to cover the size."""
+def require_size(path: Path, image: Image.Image, size: Size) -> None:
+    """Raises ValueError if the image would have to be enlarged to cover the size."""
     if is_smaller(image, size):
         wanted = f"resolution {size[0]}" if size[0] == size[1] else f"size {size[0]}x{size[1]}"
         raise ValueError(
@@ -84,33 +74,39 @@ def require_size(path: Path, image: Image.Image, size: tuple[int, int]) -> None:
         )
 
 
-def is_smaller(image: Image.Image, size: tuple[int, int]) -> bool:
+def is_smaller(image: Image.Image, size: Size) -> bool:
+    """Whether the image is narrower or lower than the size."""
     return image.width < size[0] or image.height < size[1]
 
 
-def draw_place(path: Path, seed: int) -> Place:
-    """A random place to crop at, decided by the seed and the file's content alone, so that it does
-    not depend on the other images, their order or their names."""
+def draw_crop_position(path: Path, seed: int) -> CropPosition:
+    """A random position that depends only on the seed and the file's content, not on its name or on
+    the other images."""
     content = sha256_of(path)
     rng = random.Random(f"{seed} {content}")
     return rng.random(), rng.random()
 
 
 def fit(
-    image: Image.Image, size: tuple[int, int], *, place: Place = CENTER, mirrored: bool = False
+    image: Image.Image,
+    size: Size,
+    *,
+    position: CropPosition = CENTER,
+    mirrored: bool = False,
 ) -> tuple[Tensor, Framing]:
-    """Pixels [3, H, W] in [-1, 1] of a width and height: the image scaled alike in both directions
-    until it covers them, and what is too much cut off."""
+    """Pixels [3, H, W] in [-1, 1] of this size: the image is scaled until it covers the size, by
+    the same factor in both directions, and the excess is cropped."""
     width, height = size
     scale = max(Fraction(width, image.width), Fraction(height, image.height))
-    spare = (math.floor(image.width * scale) - width, math.floor(image.height * scale) - height)
-    left, top = (int((room + 1) * share) for room, share in zip(spare, place, strict=True))
-    # Cut and scaled at once: scaling to whole pixels first would stretch by up to half a pixel.
+    excess = (math.floor(image.width * scale) - width, math.floor(image.height * scale) - height)
+    left, top = (int((pixels + 1) * share) for pixels, share in zip(excess, position, strict=True))
+    # Cropped and scaled in one step: scaling to whole pixels first would stretch by up to half a
+    # pixel. ImageOps.fit crops at fractions of a pixel, up to half a pixel beside `Framing.crop`.
     corner = float(left / scale), float(top / scale)
     end = float((left + width) / scale), float((top + height) / scale)
     scaled = image.resize(size, Image.Resampling.LANCZOS, (*corner, *end))
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float() / 127.5 - 1
-    crop = (spare[0] - left, top) if mirrored else (left, top)
+    crop = (excess[0] - left, top) if mirrored else (left, top)
     framing = Framing(original_size=image.size, crop=crop, size=size)
     return pixels.flip(2) if mirrored else pixels.contiguous(), framing
 
@@ -118,17 +114,17 @@ def fit(
 def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # Pillow warns of images above its limit, and refuses those above twice its limit.
+            # Pillow only warns about images up to twice its limit, and refuses larger ones.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                _warn_of_more_frames(image, path)
+                _warn_if_animated(image, path)
                 image.load()
                 return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"'{path.name}' is too large. {error} Make it smaller.") from error
     except FileNotFoundError:
         raise
-    # Decoders raise all sorts of exceptions at damaged data.
+    # Damaged data makes decoders raise all kinds of exceptions.
     except Exception as error:
         raise ValueError(
             f"'{path.name}' cannot be read as an image: {_reason(path, error)}. Replace it, or "
@@ -136,12 +132,12 @@ def _open(path: Path) -> Image.Image:
         ) from error
 
 
-def _warn_of_more_frames(image: Image.Image, path: Path) -> None:
-    # Telephones hide further pictures of the same moment in their JPEG files.
+def _warn_if_animated(image: Image.Image, path: Path) -> None:
+    # MPO: a JPEG in which a phone stores further images of the same moment, such as a depth map.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         logger.warning(
-            "'%s' holds several pictures. Only the first is used: save the others as files of "
-            "their own if they are wanted.", path.name,
+            "'%s' has several frames. Only the first is used. Save the others as separate files to "
+            "train on them too.", path.name,
         )  # fmt: skip
 
 
@@ -153,29 +149,28 @@ def _reason(path: Path, error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _orientation(image: Image.Image, path: Path) -> int:
-    """EXIF's number for how the camera was held; 1, upright, if the file does not say."""
+def _turn_upright(image: Image.Image, path: Path) -> None:
+    """Apply the orientation in the image's EXIF data, if there is one. In place, because a new
+    image would lose the file's format and tags. Pillow has turned TIFF files already."""
     try:
-        # Read only after loading: Pillow turns TIFF files itself then, and takes the number away.
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        ImageOps.exif_transpose(image, in_place=True)
+    # Raised while the EXIF data is read, or while Pillow writes it again after turning the image.
     except Exception as error:
         logger.warning(
-            "The EXIF data of '%s' cannot be read (%s). It is taken to be upright.",
-            path.name,
-            error,
-        )
-        return 1
+            "The EXIF data of '%s' is damaged (%s). If the photo is not upright, rotate it and "
+            "save it again.", path.name, error,
+        )  # fmt: skip
 
 
 def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
     """The image in mode L, RGB, RGBA or CMYK."""
-    is_16_bit_png = image.mode == "I" and image.format == "PNG"  # as older Pillow reads them
+    is_16_bit_png = image.mode == "I" and image.format == "PNG"  # older Pillow reads them so
     if image.mode.startswith("I;16") or is_16_bit_png:
         image = _grey_16_to_8_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"'{path.name}' holds numbers that have no fixed black and white (32 bits, floating or "
-            "signed). Save it with 8 or 16 bits per channel."
+            f"'{path.name}' stores 32-bit, floating-point or signed values, which have no fixed "
+            "black and white. Save it with 8 or 16 bits per channel."
         )
     if image.has_transparency_data:
         return image.convert("RGBA")
@@ -183,8 +178,8 @@ def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _grey_16_to_8_bits(image: Image.Image) -> Image.Image:
-    """Mode L, or LA where one level of grey stands for transparency. Pillow's own conversion cuts
-    everything above 255 instead of scaling it."""
+    """Mode L, or LA if one grey level stands for transparency. Pillow's own conversion clips values
+    at 255 instead of scaling them."""
     tags = getattr(image, "tag_v2", {})
     white = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
     levels = np.asarray(image).astype(np.uint32)
@@ -198,7 +193,7 @@ def _grey_16_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Image:
-    """The image with its colour profile applied, in mode RGB or RGBA; unchanged without one."""
+    """The image in mode RGB or RGBA, converted by its colour profile. Unchanged without one."""
     if not profile:
         return image
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
@@ -211,7 +206,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
         return ImageCms.profileToProfile(image, source, target, outputMode=mode) or image
     except (ImageCms.PyCMSError, OSError, ImportError) as error:
         logger.warning(
-            "The colour profile of '%s' cannot be used (%s). Its colours are taken to be sRGB.",
+            "The colour profile of '%s' cannot be used (%s). Its colours are treated as sRGB.",
             path.name, error,
         )  # fmt: skip
         return image

@@ -1,4 +1,4 @@
-"""The latents of every example, encoded once and kept under the example itself.
+"""The latents of every example, encoded once and cached by example.
 
 Shapes: C latent channels, H W pixels, h w latents."""
 
@@ -17,24 +17,32 @@ from ..observer import Observer
 from ..settings.config import DatasetConfig
 from .buckets import Size, bucket_step, choose_size
 from .examples import Example, shortened
-from .images import CENTER, draw_place, fit, is_smaller, parse_color, read_image, require_size
+from .images import (
+    CENTER,
+    draw_crop_position,
+    fit,
+    is_smaller,
+    parse_color,
+    read_image,
+    require_size,
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedLatents:
-    """What the VAE makes of one example: a normal distribution of latents, on the CPU in fp32."""
+    """The distribution of latents that the VAE returns for one example, in fp32 on the CPU."""
 
     mean: Tensor
-    """[C, h, w], already multiplied by the VAE's scaling factor, as is the deviation."""
-    deviation: Tensor
-    """[C, h, w]."""
+    """[C, h, w], multiplied by the VAE's scaling factor."""
+    std: Tensor
+    """Standard deviation [C, h, w], multiplied by the VAE's scaling factor."""
     framing: Framing
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """One sample [C, h, w]."""
-        return self.mean + self.deviation * torch.randn(self.mean.shape, generator=generator)
+        return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
 
 
 def encode_examples(
@@ -45,11 +53,11 @@ def encode_examples(
     *,
     seed: int,
 ) -> dict[Example, CachedLatents]:
-    """The latents of each example, in the examples' order. One image at a time, so that they do not
-    depend on which others there are; `seed` decides random crops.
+    """The latents of each example, in the examples' order. Images are encoded one at a time, so the
+    latents of one do not depend on the others. `seed` decides random crops.
 
-    ValueError for an image that cannot be read or is too small, and for a resolution that the model
-    cannot train at.
+    Raises ValueError if an image cannot be read or is too small, or if the model cannot train at
+    the resolution.
     """
     resolution = _resolution(dataset, model)
     step = bucket_step(model.native_resolution)
@@ -65,8 +73,9 @@ def encode_examples(
             require_size(example.path, image, size)
         elif is_smaller(image, size):
             enlarged[example.path] = None
-        place = draw_place(example.path, seed) if dataset.crop == "random" else CENTER
-        pixels, framing = fit(image, size, place=place, mirrored=example.mirrored)
+        is_random = dataset.crop == "random"
+        position = draw_crop_position(example.path, seed) if is_random else CENTER
+        pixels, framing = fit(image, size, position=position, mirrored=example.mirrored)
         latents[example] = _encode(pixels, framing, model)
         observer.on_progress("Encoding photos", done, len(examples))
     if enlarged:
@@ -93,5 +102,5 @@ def _resolution(dataset: DatasetConfig, model: ModelFamily) -> int:
 
 @torch.no_grad()
 def _encode(pixels: Tensor, framing: Framing, model: ModelFamily) -> CachedLatents:
-    mean, deviation = model.encode_pixels(pixels.unsqueeze(0).to(model.device))
-    return CachedLatents(mean[0].float().cpu(), deviation[0].float().cpu(), framing)
+    mean, std = model.encode_pixels(pixels.unsqueeze(0).to(model.device))
+    return CachedLatents(mean[0].float().cpu(), std[0].float().cpu(), framing)

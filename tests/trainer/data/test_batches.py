@@ -21,17 +21,17 @@ SQUARE, WIDE, TALL = (2, 3, 3), (2, 2, 4), (2, 4, 2)
 
 
 def cached(
-    count: int, shapes: list[tuple[int, int, int]], *, is_prior: bool = False, deviation: float = 0
+    count: int, shapes: list[tuple[int, int, int]], *, is_prior: bool = False, std: float = 0
 ) -> Latents:
-    """Examples told apart by caption, framing and the level of their latents, which is 100 and more
+    """Examples that differ in caption, framing and the value of their latents, which is 100 or more
     for class images."""
     first = 100 if is_prior else 0
     latents = {}
     for number in range(first, first + count):
         shape = shapes[number % len(shapes)]
         example = Example(Path(f"{number}.png"), (f"caption {number}",), is_prior)
-        mean, spread = torch.full(shape, float(number)), torch.full(shape, float(deviation))
-        latents[example] = CachedLatents(mean, spread, Framing((number, 1), (0, 0), (1, 1)))
+        means, stds = torch.full(shape, float(number)), torch.full(shape, float(std))
+        latents[example] = CachedLatents(means, stds, Framing((number, 1), (0, 0), (1, 1)))
     return latents
 
 
@@ -58,7 +58,7 @@ Row = tuple[str, Framing, bool, float, bytes, bytes, int]
 
 
 def rows(batches: list[Batch]) -> list[Row]:
-    """Everything about each example, to the bit."""
+    """Everything about each example, bit for bit."""
     return [
         (
             batch.captions[i],
@@ -82,7 +82,7 @@ def class_images_of(batches: list[Batch]) -> list[Row]:
     return [row for row in rows(batches) if row[2]]
 
 
-def test_caption_framing_and_latents_stay_together_through_every_shuffle() -> None:
+def test_shuffling_keeps_caption_framing_and_latents_together() -> None:
     instance = cached(7, [SQUARE, WIDE, TALL])
     prior = cached(5, [SQUARE, TALL], is_prior=True)
     stream = BatchStream(instance, prior, config(batch_size=3, weight=1.0))
@@ -95,7 +95,7 @@ def test_caption_framing_and_latents_stay_together_through_every_shuffle() -> No
             assert bool(batch.is_prior[i]) == (number >= 100)
 
 
-def test_each_pass_takes_every_example_once_in_an_order_of_its_own() -> None:
+def test_each_pass_uses_every_example_once_in_a_new_order() -> None:
     stream = BatchStream(cached(7, [SQUARE]), {}, config(batch_size=3))
 
     captions = [caption for batch in take(stream, 70) for caption in batch.captions]
@@ -105,7 +105,7 @@ def test_each_pass_takes_every_example_once_in_an_order_of_its_own() -> None:
     assert len(set(passes)) > 25
 
 
-def test_batches_have_one_shape_each_and_come_in_order_of_appearance() -> None:
+def test_each_batch_has_one_shape_and_batches_follow_the_order_of_draws() -> None:
     instance, prior = cached(6, [SQUARE, WIDE]), cached(2, [TALL], is_prior=True)
 
     (batches, again) = (
@@ -172,9 +172,9 @@ def test_without_prior_weight_there_are_only_photos() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 1.75])
-def test_four_micro_steps_of_one_draw_what_one_of_four_draws(ratio: float) -> None:
-    instance = cached(3, [SQUARE, WIDE], deviation=0.5)
-    prior = cached(5, [SQUARE, TALL], is_prior=True, deviation=0.5)
+def test_four_micro_steps_of_one_photo_draw_the_same_as_one_of_four(ratio: float) -> None:
+    instance = cached(3, [SQUARE, WIDE], std=0.5)
+    prior = cached(5, [SQUARE, TALL], is_prior=True, std=0.5)
     small = config(batch_size=1, accumulation=4, weight=0.7, ratio=ratio, noise_offset=0.1)
     large = config(batch_size=4, accumulation=1, weight=0.7, ratio=ratio, noise_offset=0.1)
     one_by_one, at_once = (BatchStream(instance, prior, c) for c in (small, large))
@@ -194,8 +194,8 @@ def test_class_images_spread_evenly_over_the_micro_steps() -> None:
     assert counts == [0, 1, 0, 1] * 2
 
 
-def test_class_images_change_nothing_about_the_photos() -> None:
-    instance = cached(5, [SQUARE], deviation=0.5)
+def test_class_images_do_not_change_the_photos_draws() -> None:
+    instance = cached(5, [SQUARE], std=0.5)
     prior = cached(4, [SQUARE], is_prior=True)
 
     alone = take(BatchStream(instance, {}, config(batch_size=2)), 20)
@@ -217,8 +217,8 @@ def test_photos_and_class_images_do_not_draw_the_same_noise() -> None:
 
 
 def test_the_seed_decides_every_draw() -> None:
-    instance = cached(5, [SQUARE], deviation=0.5)
-    prior = cached(4, [WIDE], is_prior=True, deviation=0.5)
+    instance = cached(5, [SQUARE], std=0.5)
+    prior = cached(4, [WIDE], is_prior=True, std=0.5)
 
     def drawn(seed: int) -> list[Row]:
         return rows(take(BatchStream(instance, prior, config(weight=1.0, seed=seed)), 20))
@@ -227,8 +227,8 @@ def test_the_seed_decides_every_draw() -> None:
     assert not {row[5] for row in drawn(3)} & {row[5] for row in drawn(4)}
 
 
-def test_each_visit_draws_new_latents_noise_and_timestep() -> None:
-    stream = BatchStream(cached(1, [SQUARE], deviation=0.5), {}, config())
+def test_every_draw_has_new_latents_noise_and_timestep() -> None:
+    stream = BatchStream(cached(1, [SQUARE], std=0.5), {}, config())
 
     drawn = rows(take(stream, 50))
 
@@ -236,7 +236,7 @@ def test_each_visit_draws_new_latents_noise_and_timestep() -> None:
     assert len({row[6] for row in drawn}) > 40
 
 
-def test_each_visit_draws_one_of_the_captions_alike() -> None:
+def test_each_caption_of_an_example_is_equally_likely() -> None:
     ((example, latents),) = cached(1, [SQUARE]).items()
     instance = {replace(example, captions=("a cup", "the cup", "my cup")): latents}
     stream = BatchStream(instance, {}, config(batch_size=50))
@@ -244,7 +244,7 @@ def test_each_visit_draws_one_of_the_captions_alike() -> None:
     captions = [caption for batch in take(stream, 18) for caption in batch.captions]
     counts = Counter(captions)
 
-    # 900 draws of 3: 300 each, give or take four standard deviations of 14
+    # 900 draws from 3 captions: 300 each, within four standard deviations of 14
     assert sorted(counts) == ["a cup", "my cup", "the cup"]
     assert all(abs(count - 300) < 57 for count in counts.values())
     again = take(BatchStream(instance, {}, config(batch_size=50)), 18)
@@ -256,7 +256,7 @@ def test_timesteps_are_uniform_over_the_schedule() -> None:
 
     counts = Counter(int(t) for batch in take(stream, 40) for t in batch.timesteps)
 
-    # 2000 draws of 5: 400 each, give or take four standard deviations of 18
+    # 2000 draws from 5 timesteps: 400 each, within four standard deviations of 18
     assert sorted(counts) == [0, 1, 2, 3, 4]
     assert all(abs(count - 400) < 72 for count in counts.values())
 
@@ -271,7 +271,7 @@ def test_the_noise_offset_shifts_whole_channels(offset: float, expected: float) 
     assert noise.mean((2, 3)).var().item() == pytest.approx(expected + 1 / 256, rel=0.15)
 
 
-def test_the_process_wide_generator_is_left_alone() -> None:
+def test_drawing_does_not_touch_the_global_generator() -> None:
     before = torch.get_rng_state()
 
     take(BatchStream(cached(5, [SQUARE]), {}, config(batch_size=2)), 10)
@@ -280,9 +280,9 @@ def test_the_process_wide_generator_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("micro_steps", [0, 1, 5, 14])
-def test_a_stream_goes_on_from_its_saved_state(micro_steps: int) -> None:
-    instance = cached(5, [SQUARE, WIDE], deviation=0.5)
-    prior = cached(3, [SQUARE], is_prior=True, deviation=0.5)
+def test_a_stream_continues_from_its_saved_state(micro_steps: int) -> None:
+    instance = cached(5, [SQUARE, WIDE], std=0.5)
+    prior = cached(3, [SQUARE], is_prior=True, std=0.5)
     settings = config(batch_size=2, accumulation=2, weight=1.0, ratio=0.75)
     stream = BatchStream(instance, prior, settings)
     take(stream, micro_steps)
@@ -297,14 +297,14 @@ def test_a_stream_goes_on_from_its_saved_state(micro_steps: int) -> None:
     assert rows(take(resumed, 20)) == expected
 
 
-def test_a_state_of_other_photos_is_refused() -> None:
+def test_a_state_with_another_number_of_photos_is_refused() -> None:
     state = BatchStream(cached(5, [SQUARE]), {}, config()).state()
 
-    with pytest.raises(ValueError, match="go on") as error:
+    with pytest.raises(ValueError, match="to resume") as error:
         BatchStream(cached(4, [SQUARE]), {}, config()).load_state(state)
 
     assert str(error.value) == (
-        "The run to go on with had 5 photos, now there are 4. Bring the old ones back, or start a "
+        "The run to resume had 5 photos, now there are 4. Restore the original ones, or start a "
         "new run."
     )
 
@@ -326,7 +326,7 @@ def test_no_photos_are_refused() -> None:
     assert str(error.value) == "There are no photos to train on. Name some in dataset.photos."
 
 
-def test_a_batch_moves_as_a_whole() -> None:
+def test_a_batch_moves_to_a_device_as_a_whole() -> None:
     (batch,) = next(BatchStream(cached(5, [SQUARE]), {}, config(batch_size=2)))
 
     moved = batch.to(torch.device("meta"))

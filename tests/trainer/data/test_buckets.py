@@ -13,7 +13,7 @@ scales = st.sampled_from([(512, 64), (768, 64), (256, 64), (64, 8), (96, 8), (12
 
 
 def allowed_sizes(resolution: int, step: int) -> set[tuple[int, int]]:
-    """By definition: at most 2:1, within the area, and one step more on either side is outside."""
+    """By definition: at most 2:1, within the area, and too large if either side grew by a step."""
     area, steps = resolution * resolution, range(step, 4 * resolution + 1, step)
     return {
         (w, h)
@@ -25,7 +25,7 @@ def allowed_sizes(resolution: int, step: int) -> set[tuple[int, int]]:
 
 @settings(deadline=None)
 @given(sides, sides, scales)
-def test_no_allowed_size_has_a_nearer_shape(
+def test_no_allowed_size_has_a_closer_aspect_ratio(
     width: int, height: int, scale: tuple[int, int]
 ) -> None:
     def distance(size: tuple[int, int]) -> float:
@@ -39,7 +39,7 @@ def test_no_allowed_size_has_a_nearer_shape(
 
 
 @given(sides, sides, scales)
-def test_a_turned_image_gets_the_turned_size(
+def test_swapping_width_and_height_swaps_the_size(
     width: int, height: int, scale: tuple[int, int]
 ) -> None:
     assert choose_size(height, width, *scale) == choose_size(width, height, *scale)[::-1]
@@ -65,5 +65,5 @@ def test_usual_photos_at_512(width: int, height: int, size: tuple[int, int]) -> 
     assert choose_size(width, height, 512, 64) == size
 
 
-def test_small_models_take_small_steps() -> None:
+def test_small_models_use_small_steps() -> None:
     assert [bucket_step(side) for side in (32, 64, 128, 256, 512, 768)] == [8, 8, 8, 64, 64, 64]

@@ -22,14 +22,14 @@ def names(examples: list[Example]) -> list[str]:
     return [example.path.name for example in examples]
 
 
-def test_every_ending_is_found_in_either_case(tmp_path: Path) -> None:
+def test_every_extension_is_found_in_upper_and_lower_case(tmp_path: Path) -> None:
     found = ["a.jpg", "b.JPEG", "c.Png", "d.webp", "e.BMP", "f.gif", "g.tif", "h.TIFF"]
     touch(tmp_path, *found)
 
     assert names(find_examples([tmp_path], "a cup")) == found
 
 
-def test_numbers_sort_by_value_in_whatever_order_the_system_lists(tmp_path: Path) -> None:
+def test_numbers_sort_by_value_whatever_order_the_system_lists(tmp_path: Path) -> None:
     ordered = ["1.png", "2.png", "02b.png", "10.png", "a1.png", "A2.png", "a10.png", "b.png"]
     ordered += ["é9.png", "é10.png"]
     shuffled = list(ordered)
@@ -45,7 +45,7 @@ def test_names_that_differ_only_in_case_or_zeros_have_one_order(tmp_path: Path) 
     assert names(find_examples([tmp_path], "")) == ["a01.png", "a1.png", "B.jpg", "b.png"]
 
 
-def test_whatever_is_no_image_is_skipped_and_counted_in_one_line(
+def test_entries_that_are_not_images_are_skipped_and_counted_in_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, "dog.jpg", "dog.txt", ".DS_Store", "._dog.jpg", "Thumbs.db", "notes.txt")
@@ -56,7 +56,7 @@ def test_whatever_is_no_image_is_skipped_and_counted_in_one_line(
 
     assert names(examples) == ["dog.jpg"]
     assert caplog.messages == [
-        f"Skipped 7 in {tmp_path} that are not images: ._dog.jpg, .DS_Store, folder.png, "
+        f"Skipped 7 entries in {tmp_path} that are not images: ._dog.jpg, .DS_Store, folder.png, "
         "manifest.jsonl, more, and 2 more."
     ]
 
@@ -79,7 +79,7 @@ def test_folders_and_files_come_in_the_order_given(tmp_path: Path) -> None:
     assert paths == ["z.jpg", "two/a.png", "one/a.png", "one/b.png"]
 
 
-def test_the_caption_is_the_text_beside_the_image_or_else_the_prompt(tmp_path: Path) -> None:
+def test_the_caption_is_the_text_file_beside_the_image_or_else_the_prompt(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf  sks caf\xc3\xa9 cup\r\n")
     (tmp_path / "b.txt").write_bytes(b" \n")
@@ -91,7 +91,7 @@ def test_the_caption_is_the_text_beside_the_image_or_else_the_prompt(tmp_path: P
     assert captions == expected
 
 
-def test_a_named_file_has_its_caption_too(tmp_path: Path) -> None:
+def test_a_listed_file_has_its_caption_too(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     (tmp_path / "a.txt").write_text("sks cup on a table", "utf-8")
 
@@ -100,7 +100,7 @@ def test_a_named_file_has_its_caption_too(tmp_path: Path) -> None:
     assert example == Example(tmp_path / "a.jpg", ("sks cup on a table",), is_prior=True)
 
 
-def test_mirror_twins_differ_only_in_being_mirrored(tmp_path: Path) -> None:
+def test_an_example_and_its_mirror_image_differ_only_in_mirrored(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg")
 
     twins = with_mirrors(find_examples([tmp_path], "a cup"))
@@ -111,7 +111,7 @@ def test_mirror_twins_differ_only_in_being_mirrored(tmp_path: Path) -> None:
     assert len(set(twins)) == 4
 
 
-def test_a_long_caption_warns_once_with_the_text_that_is_cut(
+def test_a_long_caption_warns_once_with_the_text_that_is_cut_off(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     long = " ".join(["dog"] * 75) + " in Paris at night"
@@ -148,18 +148,18 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"No images in {tmp_path}. Looked for {ENDINGS}."
 
 
-def test_a_named_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_listed_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "dog.heic")
 
-    with pytest.raises(ValueError, match="not named") as error:
+    with pytest.raises(ValueError, match="not a supported") as error:
         find_examples([tmp_path / "dog.heic"], "a cup")
 
     assert str(error.value) == (
-        f"'{tmp_path / 'dog.heic'}' is not named like an image. Use {ENDINGS}, or a folder."
+        f"'{tmp_path / 'dog.heic'}' is not a supported image. Use {ENDINGS}, or a folder."
     )
 
 
-def test_an_image_named_twice_is_refused(tmp_path: Path) -> None:
+def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg")
 
     with pytest.raises(ValueError, match="2 times") as error:

@@ -19,7 +19,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
 
-from trainer.data.images import draw_place, fit, is_smaller, parse_color, read_image, require_size
+from trainer.data.images import (
+    draw_crop_position,
+    fit,
+    is_smaller,
+    parse_color,
+    read_image,
+    require_size,
+)
 
 WHITE, TEAL = (255, 255, 255), (0, 128, 128)
 
@@ -37,7 +44,7 @@ def read(path: Path, background: tuple[int, int, int] = WHITE) -> np.ndarray:
 
 
 def tiff(path: Path, levels: list[int], *, bits: int, photometric: int = 1) -> None:
-    """A grey TIFF of one row, uncompressed; 12 bits are packed two in three bytes."""
+    """Write an uncompressed grey TIFF of one row. 12-bit values are packed, two in three bytes."""
     if bits == 16:
         data = struct.pack(f"<{len(levels)}H", *levels)
     else:
@@ -51,7 +58,7 @@ def tiff(path: Path, levels: list[int], *, bits: int, photometric: int = 1) -> N
 
 
 def png_file(*chunks: tuple[bytes, bytes]) -> bytes:
-    """Of these names and contents."""
+    """A PNG file of chunks with these names and contents."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
@@ -59,7 +66,7 @@ def png_file(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def png_header(width: int, height: int) -> tuple[bytes, bytes]:
-    """The chunk of a PNG in red, green and blue."""
+    """The header chunk of an RGB PNG."""
     return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
 
@@ -67,14 +74,14 @@ def png_header(width: int, height: int) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "tif", "webp"])
-def test_exact_formats_give_their_exact_pixels(tmp_path: Path, ending: str) -> None:
+def test_lossless_formats_keep_their_exact_pixels(tmp_path: Path, ending: str) -> None:
     pixels, path = colours(5, 7), tmp_path / f"a.{ending}"
     Image.fromarray(pixels).save(path, **({"lossless": True} if ending == "webp" else {}))
 
     np.testing.assert_array_equal(read(path), pixels)
 
 
-def test_a_jpeg_gives_its_pixels_nearly(tmp_path: Path) -> None:
+def test_a_jpeg_keeps_its_pixels_nearly(tmp_path: Path) -> None:
     Image.new("RGB", (16, 8), (200, 100, 50)).save(tmp_path / "a.jpg", quality=95)
 
     assert np.abs(read(tmp_path / "a.jpg").astype(int) - (200, 100, 50)).max() <= 2
@@ -87,7 +94,7 @@ def test_the_content_decides_the_format_not_the_ending(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png", "tif"])
-def test_of_an_animation_the_first_frame_counts_and_that_is_said(
+def test_an_animation_gives_its_first_frame_and_a_warning(
     tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     red, blue, green = (Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green"))
@@ -96,12 +103,12 @@ def test_of_an_animation_the_first_frame_counts_and_that_is_said(
 
     assert (np.abs(read(path).astype(int) - (255, 0, 0)) <= 2).all()
     assert caplog.messages == [
-        f"'a.{ending}' holds several pictures. Only the first is used: save the others as files of "
-        "their own if they are wanted."
+        f"'a.{ending}' has several frames. Only the first is used. Save the others as separate "
+        "files to train on them too."
     ]
 
 
-def test_what_a_telephone_hides_in_a_photo_is_passed_over(
+def test_extra_images_in_a_phones_photo_are_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     red, depth = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "grey")
@@ -140,7 +147,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
     assert read(tmp_path / f"a.{ending}")[0, :, 1].tolist() == [0, 1, 100, 128, 129, 255]
 
 
-def test_12_bit_and_negative_tiffs_reach_from_black_to_white(tmp_path: Path) -> None:
+def test_12_bit_and_negative_tiffs_range_from_black_to_white(tmp_path: Path) -> None:
     tiff(tmp_path / "12.tif", [0, 2048, 4095, 1024], bits=12)
     tiff(tmp_path / "negative.tif", [0, 65535, 257 * 55, 257], bits=16, photometric=0)
 
@@ -205,7 +212,7 @@ def test_a_palette_with_one_or_graded_transparency(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("RGBA", "png"), ("LA", "png"), ("RGBA", "tif")])
-def test_alpha_is_laid_over_the_background(tmp_path: Path, mode: str, ending: str) -> None:
+def test_alpha_is_composited_on_the_background(tmp_path: Path, mode: str, ending: str) -> None:
     colour = (200, 200, 200) if mode == "LA" else (200, 100, 50)
     alphas, path = (0, 64, 128, 255), tmp_path / f"a.{ending}"
     image = Image.new(mode, (4, 1))
@@ -222,7 +229,7 @@ def test_alpha_is_laid_over_the_background(tmp_path: Path, mode: str, ending: st
 
 
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
-def test_cmyk_inks_become_their_colours(tmp_path: Path, ending: str) -> None:
+def test_cmyk_inks_become_rgb_colours(tmp_path: Path, ending: str) -> None:
     inks = {(255, 0, 0, 0): (0, 255, 255), (0, 0, 255, 0): (255, 255, 0), (0, 0, 0, 255): (0, 0, 0)}
     for ink, colour in inks.items():
         Image.new("CMYK", (16, 16), ink).save(tmp_path / f"a.{ending}")
@@ -234,8 +241,8 @@ def test_cmyk_inks_become_their_colours(tmp_path: Path, ending: str) -> None:
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """How a camera stores a picture, by the EXIF standard's words for each number: what lies along
-    the first row and along the first column."""
+    """The image as a camera stores it. The EXIF standard defines each number by which sides of the
+    upright image are the first row and the first column."""
     turned = upright.swapaxes(0, 1)
     return {
         1: upright,  # row 0 is the top, column 0 the left
@@ -257,39 +264,56 @@ def test_each_exif_orientation_is_turned_upright(
     upright, path = colours(2, 3), tmp_path / f"a.{ending}"
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    picture = Image.fromarray(np.ascontiguousarray(stored(upright, orientation)))
-    picture.save(path, exif=exif, **({"lossless": True} if ending == "webp" else {}))
+    image = Image.fromarray(np.ascontiguousarray(stored(upright, orientation)))
+    image.save(path, exif=exif, **({"lossless": True} if ending == "webp" else {}))
 
     np.testing.assert_array_equal(read(path), upright)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_jpeg_is_turned_upright_too(tmp_path: Path, orientation: int) -> None:
+def test_each_exif_orientation_of_a_jpeg_is_turned_upright(
+    tmp_path: Path, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     quarters = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]]
     upright = np.array(quarters, np.uint8).repeat(16, axis=0).repeat(32, axis=1)
-    picture = Image.fromarray(np.ascontiguousarray(stored(upright, orientation)))
-    picture.save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
+    image = Image.fromarray(np.ascontiguousarray(stored(upright, orientation)))
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
 
     difference = np.abs(read(tmp_path / "a.jpg").astype(int) - upright)
 
     assert difference.max() <= 3
 
 
-def test_broken_exif_data_is_told_and_not_fatal(
+def test_damaged_exif_data_gives_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.webp", exif=b"Exif\0\0nonsense", quality=100)
 
     assert read(tmp_path / "a.webp").shape == (8, 8, 3)
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("The EXIF data of 'a.webp' cannot be read (")
-    assert caplog.messages[0].endswith("). It is taken to be upright.")
+    assert caplog.messages[0].startswith("The EXIF data of 'a.webp' is damaged (")
+    assert caplog.messages[0].endswith(
+        "). If the photo is not upright, rotate it and save it again."
+    )
+
+
+def test_an_image_is_turned_even_if_pillow_cannot_rewrite_its_exif_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    orientation = struct.pack("<HHII", ExifTags.Base.Orientation, 3, 1, 6)
+    width_as_text = struct.pack("<HHI4s", ExifTags.Base.ImageWidth, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + width_as_text + orientation + bytes(4)
+    image = Image.fromarray(np.ascontiguousarray(stored(colours(2, 3), 6)))
+    image.save(tmp_path / "a.png", exif=exif)
+
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), colours(2, 3))
+    assert [message[:32] for message in caplog.messages] == ["The EXIF data of 'a.png' is dama"]
 
 
 def profile(*, swapped: bool) -> bytes:
-    """sRGB's profile; or one under another name that takes red for blue and blue for red."""
+    """The sRGB profile; or one with another name that swaps red and blue."""
     data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     if swapped:
         data = data.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
@@ -312,10 +336,10 @@ def test_srgb_images_keep_their_exact_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "a.png"), colours(9, 9))
 
 
-def test_a_linear_profile_is_applied_whatever_it_is_called(tmp_path: Path) -> None:
-    """Half the light of white is level 188 in sRGB, by its own formula."""
+def test_a_linear_profile_is_applied_whatever_its_name(tmp_path: Path) -> None:
+    """Half the light of white is level 188 by the sRGB formula."""
     linear = profile(swapped=False).replace("sRGB".encode("utf-16-be"), "RGB ".encode("utf-16-be"))
-    start = linear.index(b"para", 300)  # its curve; that of a table of contents comes before
+    start = linear.index(b"para", 300)  # the curve itself, behind the table of contents
     linear = linear[:start] + b"para" + bytes(8) + struct.pack(">I", 1 << 16) + linear[start + 16 :]
     name = "built-in".encode("utf-16-be")
     assert name in linear
@@ -326,7 +350,7 @@ def test_a_linear_profile_is_applied_whatever_it_is_called(tmp_path: Path) -> No
     assert np.abs(read(tmp_path / "a.png").astype(int) - round(expected)).max() <= 1
 
 
-def test_a_colour_profile_on_a_grey_picture_is_told_and_not_fatal(
+def test_a_colour_profile_on_a_grey_image_gives_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.new("L", (2, 2), 77).save(tmp_path / "a.png", icc_profile=profile(swapped=True))
@@ -334,11 +358,11 @@ def test_a_colour_profile_on_a_grey_picture_is_told_and_not_fatal(
     assert (read(tmp_path / "a.png") == 77).all()
     assert caplog.messages == [
         "The colour profile of 'a.png' cannot be used (cannot build transform). Its colours are "
-        "taken to be sRGB."
+        "treated as sRGB."
     ]
 
 
-def test_a_broken_colour_profile_is_told_and_not_fatal(
+def test_a_damaged_colour_profile_gives_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.fromarray(colours(9, 9)).save(tmp_path / "a.png", icc_profile=b"nonsense")
@@ -346,7 +370,7 @@ def test_a_broken_colour_profile_is_told_and_not_fatal(
     np.testing.assert_array_equal(read(tmp_path / "a.png"), colours(9, 9))
     assert caplog.messages == [
         "The colour profile of 'a.png' cannot be used (cannot open profile from string). Its "
-        "colours are taken to be sRGB."
+        "colours are treated as sRGB."
     ]
 
 
@@ -400,7 +424,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, ending: str, size: int, rea
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tif", "webp"])
-def test_no_damage_escapes_as_another_exception(tmp_path: Path, ending: str) -> None:
+def test_all_damage_raises_value_error(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     Image.fromarray(colours(40, 40)).save(path)
     whole = path.read_bytes()
@@ -423,7 +447,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int, limit: int) 
     before = Image.MAX_IMAGE_PIXELS
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow only warns of images up to twice its limit
+        warnings.simplefilter("ignore")  # Pillow only warns about images up to twice its limit
         with pytest.raises(ValueError, match="too large") as error:
             read_image(tmp_path / "a.png", WHITE)
 
@@ -435,7 +459,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int, limit: int) 
 
 
 def claiming(ending: str, side: int) -> bytes:
-    """A small file whose header claims so many pixels on each side."""
+    """A small file whose header claims this many pixels on each side."""
     if ending == "png":
         return png_file(png_header(side, side), (b"IDAT", zlib.compress(bytes(200))))
     file = io.BytesIO()
@@ -476,7 +500,7 @@ for path in warm_up:
 
 
 def refusals_in_little_memory(folder: Path, files: dict[str, bytes]) -> list[str]:
-    """What is said of each, in a process that can take no more than 32 MB for them."""
+    """The error message for each file, in a process that may use 32 MB more to read them."""
     Image.new("RGB", (8, 8)).save(folder / "warm up.png")
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -511,7 +535,7 @@ def test_bombs_of_every_format_take_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.posix
-def test_a_profile_and_a_text_that_unfold_to_gigabytes_are_refused(tmp_path: Path) -> None:
+def test_a_profile_and_a_text_that_decompress_to_gigabytes_are_refused(tmp_path: Path) -> None:
     huge = zlib.compress(bytes(200_000_000))
     end = (b"IDAT", zlib.compress(bytes(4))), (b"IEND", b"")
     files = {
@@ -534,12 +558,12 @@ def test_numbers_without_a_fixed_white_are_refused(
 ) -> None:
     Image.fromarray(np.zeros((4, 4), dtype)).save(tmp_path / "a.tif")
 
-    with pytest.raises(ValueError, match="no fixed") as error:
+    with pytest.raises(ValueError, match="no fixed black") as error:
         read_image(tmp_path / "a.tif", WHITE)
 
     assert str(error.value) == (
-        "'a.tif' holds numbers that have no fixed black and white (32 bits, floating or signed). "
-        "Save it with 8 or 16 bits per channel."
+        "'a.tif' stores 32-bit, floating-point or signed values, which have no fixed black and "
+        "white. Save it with 8 or 16 bits per channel."
     )
 
 
@@ -599,15 +623,15 @@ def test_black_is_minus_one_and_white_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "left"), [((0.5, 0.5), 4), ((0.0, 0.9), 0), ((0.3, 0.0), 2), ((0.999, 0.5), 8)]
+    ("position", "left"), [((0.5, 0.5), 4), ((0.0, 0.9), 0), ((0.3, 0.0), 2), ((0.999, 0.5), 8)]
 )
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_the_crop_lies_at_its_place_and_is_mirrored_after(
-    place: tuple[float, float], left: int, mirrored: bool
+def test_the_crop_is_at_its_position_and_mirrored_afterwards(
+    position: tuple[float, float], left: int, mirrored: bool
 ) -> None:
     image = colours(4, 12)
 
-    pixels, framing = fit(Image.fromarray(image), (4, 4), place=place, mirrored=mirrored)
+    pixels, framing = fit(Image.fromarray(image), (4, 4), position=position, mirrored=mirrored)
 
     kept = image[:, left : left + 4]
     expected = np.ascontiguousarray(kept[:, ::-1] if mirrored else kept)
@@ -620,8 +644,8 @@ def test_the_crop_lies_at_its_place_and_is_mirrored_after(
 def test_a_mirrored_example_is_the_mirror_image_after_resizing() -> None:
     image = Image.fromarray(colours(60, 90)).resize((97, 61))
 
-    plain, _ = fit(image, (32, 24), place=(0.2, 0.8))
-    mirrored, _ = fit(image, (32, 24), place=(0.2, 0.8), mirrored=True)
+    plain, _ = fit(image, (32, 24), position=(0.2, 0.8))
+    mirrored, _ = fit(image, (32, 24), position=(0.2, 0.8), mirrored=True)
 
     assert torch.equal(mirrored, torch.from_numpy(plain.numpy()[:, :, ::-1].copy()))
 
@@ -635,16 +659,17 @@ targets = st.integers(2, 16).map(lambda units: 8 * units)
 def test_no_image_is_ever_stretched(
     width: int, height: int, across: int, down: int, x: float, y: float
 ) -> None:
-    """Red rises from left to right and green from top to bottom, so that each output pixel tells
-    which place of the image it shows, to 1.6 levels (the rounding of 8 bits, twice) or two thirds
-    of a pixel; with one scale for both directions that must be the place that the framing says."""
+    """Red rises from left to right and green from top to bottom, so the colour of an output pixel
+    tells which position of the image it shows, to 1.6 levels (8-bit rounding, twice) or two thirds
+    of a pixel. It must be the position that the framing gives with one scale for both directions.
+    """
     assume(max(across / width, down / height) <= 4)
     ramp = np.zeros((height, width, 3))
     ramp[:, :, 0] = 255 * (np.arange(width) + 0.5) / width
     ramp[:, :, 1] = 255 * ((np.arange(height) + 0.5) / height)[:, None]
 
     pixels, framing = fit(
-        Image.fromarray(np.rint(ramp).astype(np.uint8)), (across, down), place=(x, y)
+        Image.fromarray(np.rint(ramp).astype(np.uint8)), (across, down), position=(x, y)
     )
 
     levels = (pixels + 1) * 127.5
@@ -652,14 +677,14 @@ def test_no_image_is_ever_stretched(
     for channel, (side, length) in enumerate([(width, across), (height, down)]):
         profile = levels[channel].mean(dim=channel).numpy()
         shown = (framing.crop[channel] + np.arange(length) + 0.5) / scale
-        margin = 4 * max(1, 1 / scale)  # the filter has no neighbours beyond the image's edge
+        margin = 4 * max(1, 1 / scale)  # beyond the image's edge the filter has no neighbours
         inside = (shown > margin) & (shown < side - margin)
         assert np.abs(profile - 255 * shown / side)[inside].max(initial=0) < 1.6
         assert framing.crop[channel] + length <= side * scale + 1e-6
 
 
 def test_fine_detail_is_averaged_not_skipped() -> None:
-    """Every second column is white: grey when shrunk, while taking every fourth gives stripes."""
+    """Every second column is white. Averaging makes it grey; skipping columns would not."""
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, ::2] = 255
 
@@ -668,23 +693,24 @@ def test_fine_detail_is_averaged_not_skipped() -> None:
     assert pixels[:, :, 2:-2].abs().max() < 0.05
 
 
-def test_a_random_place_depends_on_seed_and_content_only(tmp_path: Path) -> None:
+def test_a_random_position_depends_only_on_seed_and_content(tmp_path: Path) -> None:
     contents = {"a/1.jpg": b"one", "b/1.jpg": b"two", "c/other.png": b"one"}
     for name, content in contents.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(content)
     one, two, copy = (tmp_path / name for name in contents)
 
-    assert draw_place(one, 3) == draw_place(copy, 3) == draw_place(one, 3)
-    assert len({draw_place(one, 3), draw_place(two, 3), draw_place(one, 4)}) == 3
+    first = draw_crop_position(one, 3)
+    assert first == draw_crop_position(copy, 3) == draw_crop_position(one, 3)
+    assert len({first, draw_crop_position(two, 3), draw_crop_position(one, 4)}) == 3
 
 
-def test_random_places_fill_the_whole_range(tmp_path: Path) -> None:
-    path, places = tmp_path / "a.png", []
+def test_random_positions_fill_the_whole_range(tmp_path: Path) -> None:
+    path, positions = tmp_path / "a.png", []
     for number in range(200):
         path.write_bytes(hashlib.sha256(bytes([number])).digest())
-        places.append(draw_place(path, 0))
-    across, down = np.array(places).T
+        positions.append(draw_crop_position(path, 0))
+    across, down = np.array(positions).T
 
     for shares in (across, down):
         assert shares.min() < 0.05
@@ -700,7 +726,7 @@ def test_a_small_image_is_enlarged_evenly() -> None:
     assert framing.crop == (0, 20)
 
 
-def test_a_single_pixel_fills_the_picture(tmp_path: Path) -> None:
+def test_a_single_pixel_fills_the_image(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (255, 0, 51)).save(tmp_path / "a.png")
 
     pixels, framing = fit(read_image(tmp_path / "a.png", WHITE), (24, 16))
@@ -712,7 +738,7 @@ def test_a_single_pixel_fills_the_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 1), (1, 20_000)])
 def test_a_single_line_of_pixels_keeps_its_shape(tmp_path: Path, width: int, height: int) -> None:
-    """Each of its pixels becomes a square of 64, and the middle shows half of two."""
+    """Each pixel becomes a 64x64 square, and the centre crop shows half of two of them."""
     line = (np.arange(20_000) % 251).astype(np.uint8)
     Image.fromarray(line.reshape(height, width)).save(tmp_path / "a.png")
 
@@ -724,7 +750,9 @@ def test_a_single_line_of_pixels_keeps_its_shape(tmp_path: Path, width: int, hei
     assert two.min() - 1 <= levels.min() <= levels.max() <= two.max() + 1
 
 
-def test_reading_needs_no_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_reading_a_good_image_logs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Image.fromarray(colours(9, 9)).save(tmp_path / "a.png")
 
     with caplog.at_level(logging.INFO, "trainer"):

@@ -45,12 +45,12 @@ def encode(
 
 def equal(one: CachedLatents, other: CachedLatents) -> bool:
     """Bit-identical, framing included."""
-    same = torch.equal(one.mean, other.mean) and torch.equal(one.deviation, other.deviation)
+    same = torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
     return same and one.framing == other.framing
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop": "random"}, {"buckets": True, "crop": "random"}])
-def test_each_examples_latents_are_those_it_has_alone_in_any_order(
+def test_an_examples_latents_do_not_depend_on_the_others_or_their_order(
     photos: list[Path], tiny_model: ModelFamily, changes: dict[str, object]
 ) -> None:
     examples = with_mirrors(find_examples(photos, "a sks cup"))
@@ -64,7 +64,9 @@ def test_each_examples_latents_are_those_it_has_alone_in_any_order(
         assert [e for e in examples if equal(latents[e], alone)] == [example]
 
 
-def test_the_latents_are_the_vaes_of_the_pixels(tmp_path: Path, tiny_model: ModelFamily) -> None:
+def test_the_latents_are_the_vaes_encoding_of_the_pixels(
+    tmp_path: Path, tiny_model: ModelFamily
+) -> None:
     path = save_noise(tmp_path / "a.png", (24, 16), 0)
     example, twin = with_mirrors([Example(path, ("a cup",))])
 
@@ -75,29 +77,29 @@ def test_the_latents_are_the_vaes_of_the_pixels(tmp_path: Path, tiny_model: Mode
     for shown, kept in [(example, centre), (twin, centre.flip(3))]:
         expected = tiny_model.vae.encode(kept).latent_dist
         torch.testing.assert_close(latents[shown].mean, expected.mean[0] * 0.18215)
-        torch.testing.assert_close(latents[shown].deviation, expected.std[0] * 0.18215)
+        torch.testing.assert_close(latents[shown].std, expected.std[0] * 0.18215)
         assert latents[shown].framing == Framing((24, 16), (4, 0), (16, 16))
 
 
-def test_the_cache_is_small_and_free_of_the_graph(
+def test_the_cache_is_small_and_holds_no_autograd_graph(
     photos: list[Path], tiny_model: ModelFamily
 ) -> None:
     tiny_model.vae.requires_grad_(True)
 
     for cached in encode(find_examples(photos, "a cup"), tiny_model).values():
-        for tensor in (cached.mean, cached.deviation):
+        for tensor in (cached.mean, cached.std):
             assert (tensor.shape, tensor.dtype) == ((4, 8, 8), torch.float32)
             assert tensor.device.type == "cpu"
             assert not tensor.requires_grad
             assert tensor.untyped_storage().nbytes() <= 2 * 4 * 4 * 8 * 8
 
 
-def test_buckets_keep_each_photos_shape(photos: list[Path], tiny_model: ModelFamily) -> None:
+def test_buckets_keep_the_shape_of_each_photo(photos: list[Path], tiny_model: ModelFamily) -> None:
     examples = find_examples(photos, "a cup")
 
     latents = encode(examples, tiny_model, buckets=True, resolution=32, allow_upscaling=True)
 
-    # 24x17 is nearest to 40x24, 16x40 and 33x16 are cut to what stays within 2:1
+    # 24x17 is closest to 40x24; 16x40 and 33x16 are longer than 2:1 and cropped
     sizes = [(32, 32), (40, 24), (24, 40), (40, 24), (32, 32)]
     assert [latents[example].framing.size for example in examples] == sizes
     assert [latents[e].mean.shape for e in examples] == [(4, h // 2, w // 2) for w, h in sizes]
@@ -113,7 +115,7 @@ def test_random_crops_follow_the_seed(tmp_path: Path, tiny_model: ModelFamily) -
     assert len({left(seed) for seed in range(8)}) > 4
 
 
-def test_transparent_pixels_take_the_background(tmp_path: Path, tiny_model: ModelFamily) -> None:
+def test_transparent_pixels_show_the_background(tmp_path: Path, tiny_model: ModelFamily) -> None:
     Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
     Image.new("RGB", (16, 16), "#008080").save(tmp_path / "teal.png")
     clear, teal = (Example(tmp_path / name, ("a cup",)) for name in ("clear.png", "teal.png"))
@@ -123,7 +125,7 @@ def test_transparent_pixels_take_the_background(tmp_path: Path, tiny_model: Mode
     assert equal(latents[clear], latents[teal])
 
 
-def test_progress_is_told_after_each_image(photos: list[Path], tiny_model: ModelFamily) -> None:
+def test_progress_is_reported_after_each_image(photos: list[Path], tiny_model: ModelFamily) -> None:
     heard: list[tuple[str, int, int]] = []
 
     class Listener(Observer):
@@ -136,10 +138,10 @@ def test_progress_is_told_after_each_image(photos: list[Path], tiny_model: Model
     assert heard == [("Encoding photos", done, 5) for done in range(1, 6)]
 
 
-def test_drawn_latents_have_the_mean_and_deviation_and_change_each_time() -> None:
+def test_drawn_latents_have_the_mean_and_std_and_differ_each_time() -> None:
     mean = torch.tensor([-3.0, 5.0]).view(2, 1, 1).expand(2, 50, 50)
-    deviation = torch.tensor([0.5, 0.1]).view(2, 1, 1).expand(2, 50, 50)
-    cached = CachedLatents(mean, deviation, Framing((8, 8), (0, 0), (8, 8)))
+    std = torch.tensor([0.5, 0.1]).view(2, 1, 1).expand(2, 50, 50)
+    cached = CachedLatents(mean, std, Framing((8, 8), (0, 0), (8, 8)))
     generator = torch.Generator().manual_seed(0)
 
     first, second = cached.draw(generator), cached.draw(generator)
@@ -150,7 +152,7 @@ def test_drawn_latents_have_the_mean_and_deviation_and_change_each_time() -> Non
     assert torch.equal(first, cached.draw(torch.Generator().manual_seed(0)))
 
 
-def test_drawing_and_encoding_leave_the_process_wide_generator_alone(
+def test_drawing_and_encoding_do_not_touch_the_global_generator(
     photos: list[Path], tiny_model: ModelFamily
 ) -> None:
     before = torch.get_rng_state()
@@ -192,7 +194,9 @@ def test_small_photos_are_enlarged_on_request_with_one_warning(
     ]
 
 
-def test_a_resolution_between_latents_is_refused(tiny_model: ModelFamily) -> None:
+def test_a_resolution_that_is_not_a_multiple_of_the_latent_factor_is_refused(
+    tiny_model: ModelFamily,
+) -> None:
     tiny_model.latent_factor = 16
 
     with pytest.raises(ValueError, match="multiple") as error:
@@ -205,7 +209,7 @@ def test_a_resolution_between_latents_is_refused(tiny_model: ModelFamily) -> Non
 
 
 @pytest.mark.parametrize(("resolution", "choices"), [(520, "512 or 576"), (40, "64")])
-def test_a_resolution_between_buckets_is_refused(
+def test_a_resolution_that_is_not_a_multiple_of_the_bucket_step_is_refused(
     tiny_model: ModelFamily, resolution: int, choices: str
 ) -> None:
     tiny_model.native_resolution = 512
@@ -231,22 +235,22 @@ def test_a_folder_of_mixed_photos_end_to_end(tmp_path: Path, tiny_model: ModelFa
     assert all(not torch.equal(one, other) for one, other in zip(means, means[1:], strict=False))
 
 
-class Seeing:
-    """A model, and the pixels that it was last given to encode."""
+class RecordingModel:
+    """A model, and the pixels that it encoded last."""
 
     def __init__(self, model: ModelFamily) -> None:
         self.model = model
         self._encode_pixels = model.encode_pixels
-        model.encode_pixels = self._see  # type: ignore[method-assign]
+        model.encode_pixels = self._record  # type: ignore[method-assign]
 
-    def _see(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.seen = pixels[0]
+    def _record(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.pixels = pixels[0]
         return self._encode_pixels(pixels)
 
 
 @pytest.fixture(scope="module")
-def seeing(tiny_checkpoint: Path) -> Seeing:
-    return Seeing(families.load(tiny_checkpoint, torch.device("cpu")))
+def recording(tiny_checkpoint: Path) -> RecordingModel:
+    return RecordingModel(families.load(tiny_checkpoint, torch.device("cpu")))
 
 
 sides = st.integers(8, 110)
@@ -255,7 +259,7 @@ sides = st.integers(8, 110)
 @settings(deadline=None, max_examples=150)
 @given(sides, sides, st.sampled_from(["center", "random"]), *[st.booleans()] * 2, st.integers(0, 9))
 def test_no_photo_is_ever_stretched(
-    seeing: Seeing,
+    recording: RecordingModel,
     tmp_path_factory: pytest.TempPathFactory,
     width: int,
     height: int,
@@ -264,8 +268,8 @@ def test_no_photo_is_ever_stretched(
     mirrored: bool,
     seed: int,
 ) -> None:
-    """Red rises from left to right and green from top to bottom by two levels per pixel, so that
-    each pixel that the model sees tells which place of the photo it shows, to a quarter pixel."""
+    """Red rises from left to right and green from top to bottom by two levels per pixel, so each
+    pixel that the model encodes tells which position of the photo it shows, to a quarter pixel."""
     across, down = np.meshgrid(np.arange(width), np.arange(height))
     ramps = np.stack([across, down, np.zeros_like(across)], axis=2) * 2 + 20
     path = tmp_path_factory.mktemp("photos") / "a.png"
@@ -273,17 +277,17 @@ def test_no_photo_is_ever_stretched(
     example = Example(path, "a sks cup", mirrored=mirrored)
 
     wanted = {"resolution": 32, "allow_upscaling": True, "crop": crop, "buckets": buckets}
-    framing = encode([example], seeing.model, seed=seed, **wanted)[example].framing
+    framing = encode([example], recording.model, seed=seed, **wanted)[example].framing
 
-    shown = ((seeing.seen + 1) * 127.5 - 20) / 2
+    shown = ((recording.pixels + 1) * 127.5 - 20) / 2
     assert tuple(shown.shape[1:]) == framing.size[::-1]
     scale = max(framing.size[0] / width, framing.size[1] / height)
     for channel, side in enumerate((width, height)):
         profile = shown[channel].mean(dim=channel).numpy()
         profile = profile[::-1] if mirrored and channel == 0 else profile
-        places = (np.arange(len(profile)) + 0.5) / scale
-        margin = 4 * max(1, 1 / scale)  # the filter has no neighbours beyond the photo's edge
-        offset = profile - places
+        positions = (np.arange(len(profile)) + 0.5) / scale
+        margin = 4 * max(1, 1 / scale)  # beyond the photo's edge the filter has no neighbours
+        offset = profile - positions
         inside = (profile > margin) & (profile < side - 1 - margin)
-        # All that is shown lies where it lay, but for the crop and at most a pixel.
+        # Everything is offset by the same crop, to within a pixel.
         assert not inside.any() or np.ptp(offset[inside]) <= 1

@@ -19,12 +19,12 @@ def test_a_method_may_train_unet_and_text_encoder(tiny_model: ModelFamily) -> No
     assert parts["text_encoder"] is tiny_model.text_encoders[0]
 
 
-def test_a_second_text_encoder_is_a_part_of_its_own(tiny_model: ModelFamily) -> None:
+def test_a_second_text_encoder_is_a_separate_part(tiny_model: ModelFamily) -> None:
     tiny_model.text_encoders.append(torch.nn.Linear(1, 1))
     assert list(tiny_model.parts()) == ["unet", "text_encoder", "text_encoder_2"]
 
 
-def test_device_and_latent_channels_are_the_unets(tiny_model: ModelFamily) -> None:
+def test_device_and_latent_channels_come_from_the_unet(tiny_model: ModelFamily) -> None:
     assert tiny_model.device == CPU
     assert tiny_model.latent_channels == 4
 
@@ -47,7 +47,9 @@ def gradients(model: ModelFamily) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("option", ["gradient_checkpointing", "channels_last"])
-def test_preparing_for_training_changes_no_gradient(tiny_model: ModelFamily, option: str) -> None:
+def test_preparing_for_training_does_not_change_gradients(
+    tiny_model: ModelFamily, option: str
+) -> None:
     plain = gradients(tiny_model)
     for part in tiny_model.parts().values():
         part.zero_grad()
@@ -80,7 +82,7 @@ def test_gradient_checkpointing_computes_activations_twice(tiny_model: ModelFami
     assert calls == {"unet": 3, "text_encoder": 3}
 
 
-def test_channels_last_leaves_the_file_as_it_was(tiny_model: ModelFamily) -> None:
+def test_channels_last_does_not_change_the_file_tensors(tiny_model: ModelFamily) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_model.file_tensors("unet").items()}
     tiny_model.prepare_for_training(
         gradient_checkpointing=False, channels_last=True, compiled=False
@@ -92,7 +94,7 @@ def test_channels_last_leaves_the_file_as_it_was(tiny_model: ModelFamily) -> Non
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_compiling_keeps_the_weights_names(tiny_model: ModelFamily) -> None:
+def test_compiling_keeps_the_weight_names(tiny_model: ModelFamily) -> None:
     before = list(tiny_model.file_tensors("unet"))
     # Where torch is told to compile with what does not exist, only what is compiled cannot run.
     with torch.compiler.set_stance(force_backend="none"):

@@ -18,7 +18,7 @@ def with_metadata(folder: Path, **metadata: str) -> CheckpointFile:
     return CheckpointFile(path)
 
 
-def test_stable_diffusion_1s_own_without_metadata(tmp_path: Path) -> None:
+def test_without_metadata_the_constants_are_stable_diffusion_1s(tmp_path: Path) -> None:
     constants = Constants.read(with_metadata(tmp_path))
     # The published v1-inference.yaml.
     assert constants == Constants(
@@ -34,7 +34,7 @@ def test_stable_diffusion_1s_own_without_metadata(tmp_path: Path) -> None:
     )
 
 
-def test_the_file_may_say_otherwise(tmp_path: Path) -> None:
+def test_the_files_metadata_overrides_the_constants(tmp_path: Path) -> None:
     text = '{"vae_norm_groups": 8, "latent_scale": 1, "is_v_prediction": true}'
     constants = Constants.read(with_metadata(tmp_path, constants=text))
     assert constants == Constants(vae_norm_groups=8, latent_scale=1, is_v_prediction=True)
@@ -48,7 +48,7 @@ def test_modelspecs_prediction_type_is_read(
     assert constants.is_v_prediction is expected
 
 
-def test_the_projects_own_key_goes_before_modelspecs(tmp_path: Path) -> None:
+def test_the_projects_key_overrides_modelspecs(tmp_path: Path) -> None:
     own = '{"is_v_prediction": false}'
     source = with_metadata(tmp_path, prediction="v", constants=own)
     assert Constants.read(source).is_v_prediction is False

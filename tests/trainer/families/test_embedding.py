@@ -26,7 +26,7 @@ def encode(model, caption):
     return model.encode_captions([caption], [FRAMING]).hidden[0]
 
 
-def test_a_file_of_ours_names_its_placeholder(tmp_path, vectors):
+def test_our_own_file_stores_its_placeholder(tmp_path, vectors):
     path = saved(tmp_path / "x.safetensors", {"clip_l": vectors}, **{PLACEHOLDER_KEY: "<dog>"})
     embedding = Embedding.read(path)
     assert embedding.placeholder == "<dog>"
@@ -34,7 +34,7 @@ def test_a_file_of_ours_names_its_placeholder(tmp_path, vectors):
     assert torch.equal(embedding.vectors["clip_l"], vectors)
 
 
-def test_files_of_others_stand_for_their_own_name(tmp_path, vectors):
+def test_other_trainers_files_use_the_file_name_as_placeholder(tmp_path, vectors):
     one = saved(tmp_path / "my-style.safetensors", {"emb_params": vectors.half()})
     torch.save({"string_to_param": {"*": vectors}, "name": "old"}, tmp_path / "my-dog.pt")
     diffusers = saved(tmp_path / "my-cat.safetensors", {"<cat>": vectors[0]})
@@ -46,7 +46,7 @@ def test_files_of_others_stand_for_their_own_name(tmp_path, vectors):
         torch.testing.assert_close(found, vectors[: len(found)], atol=1e-3, rtol=1e-3)
 
 
-def test_a_pair_of_tables_is_read_as_one(tmp_path, vectors):
+def test_vectors_for_two_text_encoders_are_read_as_one_embedding(tmp_path, vectors):
     pair = {"clip_l": vectors, "clip_g": torch.ones(2, 32)}
     found = Embedding.read(saved(tmp_path / "my-xl.safetensors", pair)).vectors
     assert {name: tuple(v.shape) for name, v in found.items()} == {
@@ -80,14 +80,14 @@ def test_a_pair_of_tables_is_read_as_one(tmp_path, vectors):
         ),
     ],
 )  # fmt: skip
-def test_refuses_what_is_no_embedding(tmp_path, name, tensors, message):
+def test_refuses_what_is_not_an_embedding(tmp_path, name, tensors, message):
     path = saved(tmp_path / f"{name}.safetensors", tensors)
     with pytest.raises(ValueError) as caught:
         Embedding.read(path)
     assert str(caught.value) == message
 
 
-def test_a_placeholder_stands_for_its_vectors_at_each_place(tiny_model, vectors):
+def test_a_placeholder_is_replaced_by_its_vectors_wherever_it_occurs(tiny_model, vectors):
     """Against transformers' own model over a table that really has the new rows."""
     words = tiny_model.word_tables()["clip_l"].weight
     tiny_model.add_embedding(Embedding("<tok>", {"clip_l": vectors}))
@@ -107,7 +107,7 @@ def test_a_placeholder_stands_for_its_vectors_at_each_place(tiny_model, vectors)
     torch.testing.assert_close(found, expected)
 
 
-def test_other_captions_and_the_files_tensors_stay_as_they_are(tiny_model, vectors):
+def test_other_captions_and_the_file_tensors_do_not_change(tiny_model, vectors):
     before = encode(tiny_model, "a photo of a dog")
     names = {part: set(tiny_model.file_tensors(part)) for part in tiny_model.parts()}
     tiny_model.add_embedding(Embedding("<tok>", {"clip_l": vectors}))
@@ -115,7 +115,7 @@ def test_other_captions_and_the_files_tensors_stay_as_they_are(tiny_model, vecto
     assert {part: set(tiny_model.file_tensors(part)) for part in tiny_model.parts()} == names
 
 
-def test_gradients_reach_the_new_vectors_alone(vectors):
+def test_only_the_new_vectors_get_gradients(vectors):
     table = WordTable(nn.Embedding(10, 24).requires_grad_(False))
     ids, parameter = table.add(vectors)
     assert ids == [10, 11]
@@ -125,7 +125,7 @@ def test_gradients_reach_the_new_vectors_alone(vectors):
     assert table.weight.grad is None
 
 
-def test_two_words_can_be_learned_and_none_twice(tiny_model, vectors):
+def test_two_placeholders_can_be_added_but_none_twice(tiny_model, vectors):
     tiny_model.add_embedding(Embedding("<one>", {"clip_l": vectors}))
     tiny_model.add_embedding(Embedding("<two>", {"clip_l": vectors[:1] * 2}))
     ids = tiny_model.tokenizer.encode(["<two> <one>"])[0].tolist()

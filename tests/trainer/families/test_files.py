@@ -51,7 +51,7 @@ def write(path: Path, content: bytes) -> Path:
 # ------------------------------------------------------------------ reading
 
 
-def test_a_safetensors_file_gives_its_tensors_and_metadata(safetensors: Path) -> None:
+def test_a_safetensors_file_returns_its_tensors_and_metadata(safetensors: Path) -> None:
     file = CheckpointFile(safetensors)
     assert_holds_tensors(file)
     assert file.metadata == {"modelspec.title": "a model"}
@@ -63,7 +63,7 @@ def test_a_file_without_metadata_has_an_empty_dictionary(tmp_path: Path) -> None
     assert CheckpointFile(tmp_path / "model.safetensors").metadata == {}
 
 
-def test_the_ending_may_be_in_capitals(safetensors: Path) -> None:
+def test_the_extension_may_be_upper_case(safetensors: Path) -> None:
     assert_holds_tensors(
         CheckpointFile(safetensors.rename(safetensors.with_suffix(".SAFETENSORS")))
     )
@@ -72,7 +72,7 @@ def test_the_ending_may_be_in_capitals(safetensors: Path) -> None:
 @pytest.mark.parametrize("ending", [".ckpt", ".pt"])
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("is_nested", [True, False])
-def test_a_pickled_file_gives_its_tensors(
+def test_a_pickled_file_returns_its_tensors(
     tmp_path: Path, ending: str, is_zip: bool, is_nested: bool
 ) -> None:
     path = tmp_path / f"model{ending}"
@@ -93,7 +93,7 @@ def test_tensors_of_a_pickled_file_share_no_memory(tmp_path: Path) -> None:
     assert torch.equal(a, torch.ones(4, 4))
 
 
-def test_the_callbacks_that_the_original_checkpoints_hold_are_passed_over(
+def test_callbacks_in_the_original_checkpoints_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
@@ -112,13 +112,13 @@ def test_the_callbacks_that_the_original_checkpoints_hold_are_passed_over(
         torch.load(tmp_path / "model.ckpt", weights_only=True)
 
 
-def test_sha256_is_that_of_all_bytes(tmp_path: Path) -> None:
+def test_sha256_covers_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.arange(700_000)}, path)
     assert CheckpointFile(path).sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_file_is_hashed_again_only_if_it_was_written_to(tmp_path: Path) -> None:
+def test_a_file_is_hashed_again_only_after_a_change(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
     first = CheckpointFile(path).sha256()
@@ -131,7 +131,7 @@ def test_a_file_is_hashed_again_only_if_it_was_written_to(tmp_path: Path) -> Non
     assert CheckpointFile(path).sha256() == hashlib.sha256(content).hexdigest()
 
 
-def test_a_hash_that_is_known_is_not_made(tmp_path: Path) -> None:
+def test_a_known_hash_is_not_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
     remember_sha256(path, "known")
@@ -156,7 +156,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_another_ending_is_refused(tmp_path: Path) -> None:
+def test_another_extension_is_refused(tmp_path: Path) -> None:
     assert refusal(write(tmp_path / "flux.gguf", b"GGUF")) == (
         "'flux.gguf' ends in '.gguf', and checkpoints end in .safetensors, .ckpt, .pt. "
         "Choose one of those."
@@ -196,7 +196,7 @@ def shape_refusal(file: CheckpointFile, key: str) -> str:
     return str(error.value)
 
 
-def test_a_weight_that_must_be_there_is_named(safetensors: Path) -> None:
+def test_a_missing_or_wrong_weight_is_named(safetensors: Path) -> None:
     file = CheckpointFile(safetensors)
     assert file.shape("fp32", 2) == (2, 3)
     assert shape_refusal(file, "conv.weight") == (

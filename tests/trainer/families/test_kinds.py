@@ -106,7 +106,7 @@ def write(path: Path, shapes: Shapes) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "shapes"), OTHER_FILES)
-def test_other_files_are_refused_as_what_they_seem_to_be(
+def test_other_kinds_of_files_are_named_and_refused(
     tmp_path: Path, kind: str, shapes: Shapes
 ) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
@@ -117,14 +117,14 @@ def test_other_files_are_refused_as_what_they_seem_to_be(
     )
 
 
-def test_an_embedding_of_the_older_kind_is_known(tmp_path: Path) -> None:
+def test_an_old_style_embedding_is_recognised(tmp_path: Path) -> None:
     embedding = {"string_to_param": {"*": torch.zeros(2, 768)}, "name": "cat-toy", "step": 500}
     torch.save(embedding, tmp_path / "cat-toy.pt")
     with pytest.raises(ValueError, match="^'cat-toy.pt' is a textual inversion embedding, not"):
         families.load(tmp_path / "cat-toy.pt", torch.device("cpu"))
 
 
-def test_a_stable_diffusion_1_file_is_known_by_its_names(tiny_checkpoint: Path) -> None:
+def test_a_stable_diffusion_1_file_is_recognised_by_its_names(tiny_checkpoint: Path) -> None:
     assert families.family_of(CheckpointFile(tiny_checkpoint)) is SD1
 
 

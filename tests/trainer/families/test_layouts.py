@@ -158,7 +158,7 @@ def test_a_weight_that_the_layout_needs_is_named(
         ("input_blocks.3.", "input_blocks.3.0.in_layers.0.weight"),
     ],
 )
-def test_a_level_without_blocks_is_missed_by_its_first_weight(
+def test_a_level_without_blocks_is_reported_by_its_first_weight(
     tmp_path: Path, tiny_tensors: dict[str, Tensor], cut_off: str, missed: str
 ) -> None:
     path, kept = tmp_path / "model.safetensors", f"{UNET}input_blocks.0.0.weight"

@@ -67,7 +67,7 @@ def test_a_weight_of_another_shape_is_named(
     )
 
 
-def test_a_quantised_weight_is_named(tmp_path: Path, tiny_tensors: dict[str, Tensor]) -> None:
+def test_a_quantized_weight_is_named(tmp_path: Path, tiny_tensors: dict[str, Tensor]) -> None:
     key = f"{UNET}time_embed.0.bias"
     wrong = {key: tiny_tensors[key].to(torch.int8)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(wrong))
@@ -77,9 +77,7 @@ def test_a_quantised_weight_is_named(tmp_path: Path, tiny_tensors: dict[str, Ten
     )
 
 
-def test_a_weight_that_the_unet_has_no_place_for_is_named(
-    tmp_path: Path, tiny_tensors: dict[str, Tensor]
-) -> None:
+def test_an_unknown_unet_weight_is_named(tmp_path: Path, tiny_tensors: dict[str, Tensor]) -> None:
     key = f"{UNET}middle_block.1.transformer_blocks.0.adapter.weight"
     extra = {key: torch.zeros(1)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(extra))
@@ -133,7 +131,7 @@ def test_constants_that_do_not_fit_the_widths_are_refused(
         f"{TEXT}final_layer_norm.bias",
     ],
 )
-def test_a_weight_that_is_no_number_is_named(
+def test_a_weight_with_nan_or_infinity_is_named(
     tmp_path: Path, tiny_tensors: dict[str, Tensor], key: str, dtype: torch.dtype, bad: float
 ) -> None:
     weight = tiny_tensors[key].to(dtype, copy=True)
@@ -148,7 +146,7 @@ def test_a_weight_that_is_no_number_is_named(
     )
 
 
-def test_what_is_not_a_number_and_not_used_is_left_alone(
+def test_nan_in_an_unused_tensor_is_ignored(
     tmp_path: Path, tiny_tensors: dict[str, Tensor]
 ) -> None:
     unused = {"model_ema.decay": torch.tensor(float("nan"))}
@@ -176,7 +174,7 @@ def test_what_is_not_a_number_and_not_used_is_left_alone(
         ),
     ],
 )
-def test_a_number_beyond_all_layers_is_not_believed(
+def test_a_layer_number_out_of_range_is_not_trusted(
     tmp_path: Path, tiny_tensors: dict[str, Tensor], key: str, number: str, missed: str
 ) -> None:
     other = re.sub(r"(blocks|layers|down)\.\d+\.", rf"\g<1>.{number}.", key, count=1)
@@ -209,7 +207,7 @@ def lie(rng: random.Random, tensors: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_lie_escapes_as_another_exception(
+def test_all_inconsistencies_raise_value_error(
     tmp_path: Path, tiny_tensors: dict[str, Tensor], seed: int
 ) -> None:
     rng, tensors = random.Random(seed), dict(tiny_tensors)

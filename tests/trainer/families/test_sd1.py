@@ -87,7 +87,7 @@ def assert_computes_the_same(model: SD1, networks: Networks, scale: float = 0.18
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_loaded_file_computes_what_its_networks_did(
+def test_a_loaded_file_computes_the_same_as_its_networks(
     tmp_path: Path, build_networks: Callable[..., Networks], four_levels: Options, variant: str
 ) -> None:
     options = {**four_levels, "unet": {**four_levels["unet"], **VARIANTS[variant]}}
@@ -105,7 +105,7 @@ def test_a_vae_without_attention_computes_the_same(
     assert_computes_the_same(load(save(tmp_path / "model.safetensors", networks)), networks)
 
 
-def test_the_toy_model_takes_the_same_path(tmp_path: Path) -> None:
+def test_the_toy_model_loads_the_same_way(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = recipe.build_unet(), recipe.build_vae(), recipe.build_text_encoder()
@@ -117,7 +117,7 @@ def test_the_toy_model_takes_the_same_path(tmp_path: Path) -> None:
     assert (model.latent_factor, model.native_resolution) == (4, 64)
 
 
-def test_diffusers_own_reader_gives_the_same_unet_and_vae(
+def test_diffusers_own_reader_loads_the_same_unet_and_vae(
     tmp_path: Path, tiny_networks: Networks, tiny_checkpoint: Path
 ) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -147,7 +147,7 @@ def test_diffusers_own_reader_gives_the_same_unet_and_vae(
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_every_tensor_goes_back_as_it_came(
+def test_every_tensor_survives_loading_unchanged(
     tmp_path: Path, tiny_networks: Networks, dtype: torch.dtype, ending: str
 ) -> None:
     tensors = {k: v.to(dtype) for k, v in checkpoint_tensors(*tiny_networks).items()}
@@ -177,7 +177,7 @@ def test_every_tensor_goes_back_as_it_came(
             assert torch.equal(trained[name].to(tensor.dtype), tensor), name
 
 
-def test_a_file_of_mixed_formats_goes_back_as_it_came(
+def test_a_file_of_mixed_number_formats_survives_loading_unchanged(
     tmp_path: Path, tiny_tensors: dict[str, Tensor]
 ) -> None:
     dtypes = [torch.float32, torch.float16, torch.bfloat16]
@@ -193,7 +193,7 @@ def test_a_file_of_mixed_formats_goes_back_as_it_came(
             assert torch.equal(tensor.to(model.source.dtypes[name]), mixed[name])
 
 
-def test_the_parts_files_names_are_all_of_the_unet_and_the_text_encoder(
+def test_file_tensors_cover_the_unet_and_the_text_encoder(
     tiny_model: SD1, tiny_tensors: dict[str, Tensor]
 ) -> None:
     for part, prefix in (("unet", UNET), ("text_encoder", CLIP)):
@@ -201,7 +201,7 @@ def test_the_parts_files_names_are_all_of_the_unet_and_the_text_encoder(
         assert set(tiny_model.file_tensors(part)) == expected
 
 
-def test_file_tensors_are_the_weights_as_they_are_now(tiny_model: SD1) -> None:
+def test_file_tensors_are_the_current_weights(tiny_model: SD1) -> None:
     with torch.no_grad():
         tiny_model.unet.conv_out.bias.fill_(7)
         tiny_model.unet.up_blocks[0].upsamplers[0].conv.bias.fill_(8)
@@ -223,7 +223,7 @@ def test_text_encoder_names_without_text_model_are_kept(
     assert f"{CLIP}final_layer_norm.bias" in names
 
 
-def test_linear_layers_in_the_vaes_attention_are_read_too(
+def test_linear_layers_in_the_vaes_attention_are_accepted(
     tmp_path: Path, tiny_networks: Networks, tiny_tensors: dict[str, Tensor]
 ) -> None:
     linear = {
@@ -260,13 +260,13 @@ def test_a_loaded_model_is_fp32_frozen_and_in_eval_mode(
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-def test_loading_leaves_torchs_generator_alone(tiny_checkpoint: Path) -> None:
+def test_loading_does_not_touch_torchs_generator(tiny_checkpoint: Path) -> None:
     before = torch.get_rng_state()
     load(tiny_checkpoint)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_training_a_loaded_model_leaves_the_file_alone(
+def test_changing_a_loaded_model_does_not_change_the_file(
     tiny_model: SD1, tiny_tensors: dict[str, Tensor]
 ) -> None:
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_the_files_metadata_changes_scale_prediction_and_resolution(
     assert model.native_resolution == 32
 
 
-def test_long_captions_are_cut_where_the_text_encoder_ends(tiny_model: SD1) -> None:
+def test_long_captions_are_cut_at_the_text_encoders_length(tiny_model: SD1) -> None:
     assert tiny_model.tokenizer.cut_text("dog " * 75) == ""
     assert tiny_model.tokenizer.cut_text("dog " * 75 + "and a cat") == "and a cat"
     kept = tiny_model.encode_captions(["dog " * 75], [])

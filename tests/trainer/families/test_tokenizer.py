@@ -59,7 +59,7 @@ def published_byte_letters() -> list[str]:
 
 
 @pytest.mark.parametrize("caption", CAPTIONS)
-def test_the_ids_are_those_of_transformers(transformers_tokenizer: Any, caption: str) -> None:
+def test_the_ids_equal_those_of_transformers(transformers_tokenizer: Any, caption: str) -> None:
     expected = transformers_tokenizer(
         [caption], padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids
@@ -95,7 +95,7 @@ def test_another_length_and_another_pad_token() -> None:
 
 
 @pytest.mark.parametrize("caption", CAPTIONS[:-2])
-def test_captions_that_fit_lose_nothing(transformers_tokenizer: Any, caption: str) -> None:
+def test_captions_that_fit_are_not_cut(transformers_tokenizer: Any, caption: str) -> None:
     assert len(transformers_tokenizer(caption).input_ids) <= 77
     assert ClipTokenizer().cut_text(caption) == ""
 
@@ -111,12 +111,12 @@ def test_captions_that_fit_lose_nothing(transformers_tokenizer: Any, caption: st
         ("cafe\u0301 " * 75 + "fish", "fish"),
     ],
 )
-def test_cut_text_is_what_does_not_fit(caption: str, cut: str) -> None:
+def test_cut_text_is_the_part_that_does_not_fit(caption: str, cut: str) -> None:
     assert ClipTokenizer().cut_text(caption) == cut
 
 
 @pytest.mark.parametrize("caption", ["a very long caption " * 40, "it's 1 café, o'clock! " * 30])
-def test_what_is_left_encodes_the_same(caption: str) -> None:
+def test_the_rest_of_a_cut_caption_encodes_the_same(caption: str) -> None:
     tokenizer = ClipTokenizer()
     cut = tokenizer.cut_text(caption)
     assert cut
@@ -126,7 +126,7 @@ def test_what_is_left_encodes_the_same(caption: str) -> None:
     assert torch.equal(tokenizer.encode([kept]), tokenizer.encode([caption]))
 
 
-def test_placeholders_are_words_of_their_own() -> None:
+def test_placeholders_match_only_whole_words() -> None:
     tokenizer = ClipTokenizer()
     tokenizer.add_placeholder("my-dog", [50000])
     tokenizer.add_placeholder("<dog>", [50001, 50002])
@@ -144,7 +144,7 @@ def test_placeholders_are_words_of_their_own() -> None:
     assert tokenizer.encode(["<dog>"])[0, 0] == start
 
 
-def test_text_around_a_placeholder_has_the_ids_it_has_alone() -> None:
+def test_a_placeholder_does_not_change_the_ids_of_the_text_around_it() -> None:
     tokenizer = ClipTokenizer()
     tokenizer.add_placeholder("<x>", [50000])
     before, after = "a photo of a", "with it's  two dogs"

@@ -219,7 +219,7 @@ def hold_another_shape(state: dict) -> str:
 def hold_other_images(state: dict) -> str:
     """Which comes to light when all but the reports are loaded."""
     state["batches"]["class_images"]["count"] = 9
-    return "ValueError('The run to go on with had 9 class images, now there are 2."
+    return "ValueError('The run to resume had 9 class images, now there are 2."
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_state_of_this_version_that_does_not_fit_is_an_error_and_stays(config,
     hold_other_images(state)
     path.unlink()
     path = states.save(path.parent, 2, state)
-    with pytest.raises(ValueError, match="^The run to go on with had 9 class images"):
+    with pytest.raises(ValueError, match="^The run to resume had 9 class images"):
         run(config, runs)
     assert path.exists()
 
