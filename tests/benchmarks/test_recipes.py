@@ -25,11 +25,11 @@ def test_textual_inversion_comes_before_the_other_steps(tmp_path: Path):
     recipe = replace(PLAIN, words=PLACEHOLDER, inversion_steps=60)
     model = workshop.model(recipe, seed=0)
     only_word = workshop.model(replace(recipe, steps=0), seed=0)
-    name = next(iter(model.learned[PLACEHOLDER]))
-    learned, same = (m.learned[PLACEHOLDER][name] for m in (model, only_word))
+    name = next(iter(model.learned_vectors[PLACEHOLDER]))
+    learned, same = (m.learned_vectors[PLACEHOLDER][name] for m in (model, only_word))
     later = workshop.model(replace(recipe, steps=0, inversion_steps=120), seed=0)
     assert torch.equal(learned, same)
-    assert not torch.equal(learned, later.learned[PLACEHOLDER][name])
+    assert not torch.equal(learned, later.learned_vectors[PLACEHOLDER][name])
     weights = [m.unet.conv_in.weight for m in (model, only_word)]
     assert not torch.equal(*weights)
 

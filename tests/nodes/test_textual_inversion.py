@@ -128,7 +128,7 @@ def encode(model, caption: str) -> torch.Tensor:
 def weighted(model, caption: str) -> torch.Tensor:
     """The learned word's rows are moved away from the empty prompt's."""
     hidden, empty = encode(model, caption), encode(model, "")
-    learned = model.tokenizer.encode([caption])[0] >= len(model.word_tables()["clip_l"].weight)
+    learned = model.tokenizer.encode([caption])[0] >= len(model.token_tables()["clip_l"].weight)
     hidden[learned] = empty[learned] + WEIGHT * (hidden - empty)[learned]
     return hidden
 

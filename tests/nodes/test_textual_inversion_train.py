@@ -166,8 +166,8 @@ def test_dreambooth_goes_on_with_the_word(comfyui, graph, then_dreambooth, new_s
         ),
         (
             {"placeholder": "cup"},
-            "The placeholder 'cup' is a word of CLIP's vocabulary already, and would change what "
-            "that word means in every prompt. Use one that is not, such as '<cup>'.",
+            "The placeholder 'cup' is already a word of CLIP's vocabulary, and would change that "
+            "word's meaning in every prompt. Use a new word, such as '<cup>'.",
         ),
         (
             {"initializer": "white cup", "num_vectors": 1},

@@ -65,7 +65,7 @@ def test_checkpoints_may_not(tiny_checkpoint: Path, tmp_path: Path):
     with pytest.raises(ValueError) as caught:
         CheckpointFile(path)
     assert str(caught.value) == (
-        f"The path {str(path)!r} is not valid Unicode, and checkpoints cannot be read from there. "
+        f"The path {str(path)!r} is not valid Unicode, so the checkpoint cannot be read. "
         "Rename the file or its folder."
     )
 

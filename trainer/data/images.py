@@ -75,13 +75,13 @@ def require_size(path: Path, image: Image.Image, size: Size) -> None:
 
 
 def is_smaller(image: Image.Image, size: Size) -> bool:
-    """Whether the image is narrower or lower than the size."""
+    """Whether the image is smaller than the size in width or height."""
     return image.width < size[0] or image.height < size[1]
 
 
 def draw_crop_position(path: Path, seed: int) -> CropPosition:
-    """A random position that depends only on the seed and the file's content, not on its name or on
-    the other images."""
+    """A random position that depends only on the seed and the file's content, not on the file's
+    name or the other images."""
     content = sha256_of(path)
     rng = random.Random(f"{seed} {content}")
     return rng.random(), rng.random()

@@ -1,5 +1,5 @@
-"""What is particular to one Stable Diffusion generation: look into a checkpoint, choose its family.
-Never learns which method trains it."""
+"""Everything specific to one Stable Diffusion generation: detects the family of a checkpoint and
+loads it. Does not know which method trains the model."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ FAMILIES: tuple[type[ModelFamily], ...] = (SD1,)
 
 
 def load(path: Path, device: torch.device, embedding: Path | None = None) -> ModelFamily:
-    """The model in fp32, frozen, on the device; `embedding` names the file of a textual inversion
-    whose placeholder captions may use. FileNotFoundError or ValueError for files that cannot be
-    used, before any weight is read."""
+    """Load a checkpoint in fp32, frozen, on the device. `embedding` is the file of a textual
+    inversion whose placeholder captions may then contain. Raises FileNotFoundError or ValueError if
+    a file cannot be used, before any weight is read."""
     source = CheckpointFile(path)
-    learned = Embedding.read(embedding) if embedding else None
+    textual_inversion = Embedding.read(embedding) if embedding else None
     model = family_of(source).load(source, device)
-    if learned:
-        model.add_embedding(learned)
+    if textual_inversion:
+        model.add_embedding(textual_inversion)
     return model
 
 
 def family_of(source: CheckpointFile) -> type[ModelFamily]:
-    """Told from the file's names and shapes; ValueError says what another file seems to be."""
+    """The family of a checkpoint, by the names and shapes of its tensors. For a file of another
+    kind, raises ValueError saying what it seems to be."""
     for family in FAMILIES:
         if family.matches(source.shapes):
             return family

@@ -1,4 +1,4 @@
-"""The contract between one Stable Diffusion generation and everything that trains or samples it.
+"""The interface of one Stable Diffusion generation to everything that trains or samples it.
 
 Shapes: B batch, C latent channels, H W pixels, h w latents, L tokens, D width."""
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import NoiseSchedule
-from .embedding import Embedding, WordTable
+from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
 from .tokenizer import ClipTokenizer
 
@@ -27,98 +27,104 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How a picture was brought to its training size; Stable Diffusion XL is told it."""
+    """How an image was resized and cropped: the size and crop conditioning of Stable Diffusion XL.
+    All in pixels."""
 
     original_size: tuple[int, int]
-    """Width and height of the file, in pixels."""
+    """Width and height of the image before resizing."""
     crop: tuple[int, int]
-    """Pixels cut off at the left and the top, after resizing."""
+    """Width cut off at the left and height cut off at the top, after resizing."""
     size: tuple[int, int]
-    """Width and height trained at, in pixels."""
+    """Width and height of the result, which is trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the U-Net is told besides noisy latents and timesteps."""
+    """The U-Net's inputs besides noisy latents and timesteps."""
 
     hidden: Tensor
     """Text encoder output [B, L, D]."""
 
     @staticmethod
     def stack(parts: list[Conditioning]) -> Conditioning:
+        """One batch of all parts."""
         return Conditioning(torch.cat([part.hidden for part in parts]))
 
 
 class ModelFamily(ABC):
-    """A loaded checkpoint that can encode, predict, and name its weights as its file does."""
+    """A loaded checkpoint. Encodes, predicts, and names its weights as the checkpoint file does."""
 
     name: ClassVar[str]
-    """For people: "Stable Diffusion 1"."""
+    """Shown to users: "Stable Diffusion 1"."""
     architecture: ClassVar[str]
-    """As ModelSpec calls it: "stable-diffusion-v1"."""
+    """The name in ModelSpec metadata: "stable-diffusion-v1"."""
     base_version: ClassVar[str]
-    """As `ss_base_model_version` has it: "sd_v1"."""
+    """The value of `ss_base_model_version` in metadata: "sd_v1"."""
     uses_framing: ClassVar[bool] = False
-    """Whether `encode_captions` gives something else for another framing."""
+    """Whether the result of `encode_captions` depends on the framings."""
     source: CheckpointFile
-    """The file it came from. What training leaves alone is copied from it, bit for bit."""
+    """The checkpoint file. Weights that are not trained are copied from it, bit for bit."""
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoders: nn.ModuleList
     tokenizer: ClipTokenizer
-    learned: dict[str, dict[str, nn.Parameter]]
-    """Vectors of learned words by text encoder, by placeholder. Frozen unless a method trains them.
+    learned_vectors: dict[str, dict[str, nn.Parameter]]
+    """The vectors [N, D] of each placeholder, by text encoder. Frozen unless a method trains them.
     """
     schedule: NoiseSchedule
     native_resolution: int
-    """Width and height it was made for, in pixels."""
+    """Width and height that the model was trained at, in pixels."""
     latent_factor: int
-    """Pixels per latent, along each side."""
+    """Pixels per latent along each side."""
 
     @classmethod
     @abstractmethod
     def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether a file with tensors of these names and shapes is of this family."""
+        """Whether a file with tensors of these names and shapes belongs to this family."""
 
     @classmethod
     @abstractmethod
     def load(cls, source: CheckpointFile, device: torch.device) -> Self:
-        """The model in fp32, frozen and in eval mode. ValueError names what the file lacks, before
-        any weight is read."""
+        """The model in fp32, frozen and in eval mode. Raises ValueError, before any weight is read,
+        if the file lacks something."""
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, C, h, w] of the scaled latents of pixels [B, 3, H, W]."""
+        """Mean and standard deviation [B, C, h, w] of the scaled latents of pixels [B, 3, H, W] in
+        [-1, 1]."""
 
     @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in about [-1, 1] of scaled latents [B, C, h, w]."""
+        """Pixels [B, 3, H, W], roughly in [-1, 1], from scaled latents [B, C, h, w]."""
 
     @abstractmethod
-    def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning: ...
+    def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning:
+        """The conditioning of B captions and framings."""
 
     @abstractmethod
-    def word_tables(self) -> dict[str, WordTable]:
-        """Each text encoder's token table, by its name in an embedding file."""
+    def token_tables(self) -> dict[str, TokenTable]:
+        """Each text encoder's token embeddings, by its name in an embedding file."""
 
     @abstractmethod
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
-        """The U-Net's prediction [B, C, h, w]."""
+    def predict(
+        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """The U-Net's prediction [B, C, h, w] for timesteps [B]."""
 
     @abstractmethod
     def file_tensors(self, part: str) -> dict[str, Tensor]:
-        """The parameters of one of `parts`, as they are now, under the names and in the shapes that
-        the checkpoint file gives them. Views, on the model's device."""
+        """The current parameters of one of `parts`, under their names and in their shapes in the
+        checkpoint file. Views, on the model's device."""
 
     def add_embedding(self, embedding: Embedding) -> dict[str, nn.Parameter]:
-        """Let a placeholder stand for its vectors in every caption from now on. Gives the vectors,
-        frozen, by text encoder. ValueError for vectors that were made for another family, and for a
-        placeholder that is taken."""
-        word, tables = embedding.placeholder, self.word_tables()
-        if word.lower() in map(str.lower, self.learned):
+        """Replace a placeholder by its vectors in all captions from now on. Returns the vectors,
+        frozen, by text encoder. Raises ValueError if the vectors do not fit this model or another
+        embedding has the same placeholder."""
+        placeholder, tables = embedding.placeholder, self.token_tables()
+        if placeholder.lower() in map(str.lower, self.learned_vectors):
             raise ValueError(
-                f"The placeholder {word!r} stands for another embedding already. Choose another "
-                "placeholder, or leave out the other embedding."
+                f"The placeholder {placeholder!r} already belongs to another embedding. Choose "
+                "another placeholder, or remove the other embedding."
             )
         for name, table in tables.items():
             _require_fit(embedding, name, table.weight.shape[1], self)
@@ -126,36 +132,37 @@ class ModelFamily(ABC):
         parameters = {}
         for name, table in tables.items():
             ids, parameters[name] = table.add(embedding.vectors[name])
-        self.tokenizer.add_placeholder(word, ids)
-        self.learned[word] = parameters
+        self.tokenizer.add_placeholder(placeholder, ids)
+        self.learned_vectors[placeholder] = parameters
         return parameters
 
     def parts(self) -> dict[str, nn.Module]:
-        """What a method may train: "unet", "text_encoder" and, with two, "text_encoder_2"."""
+        """The networks that a method may train: "unet", "text_encoder" and, if the model has two,
+        "text_encoder_2"."""
         named: dict[str, nn.Module] = {"unet": self.unet}
         for number, text_encoder in enumerate(self.text_encoders, start=1):
             named["text_encoder" if number == 1 else f"text_encoder_{number}"] = text_encoder
         return named
 
     def embeddings(self) -> list[Tensor]:
-        """The text encoders' embeddings, and the learned words. Of these, bitsandbytes advises to
-        keep an optimizer's states in 32 bits (arXiv 2110.02861; its StableEmbedding does)."""
-        kinds = (nn.Embedding, WordTable)
+        """The text encoders' embedding tables and the learned vectors. For these, bitsandbytes
+        recommends 32-bit optimizer states (arXiv 2110.02861; its StableEmbedding uses them)."""
+        kinds = (nn.Embedding, TokenTable)
         tables = [m.weight for m in self.text_encoders.modules() if isinstance(m, kinds)]
-        learned = [vectors for word in self.learned.values() for vectors in word.values()]
+        learned = [v for vectors in self.learned_vectors.values() for v in vectors.values()]
         return [*tables, *learned]
 
     def prepare_for_training(
         self, *, gradient_checkpointing: bool, channels_last: bool, compiled: bool
     ) -> None:
-        """Trade memory and waiting for speed; what is computed stays the same."""
+        """Switch on options that trade memory or start-up time for speed. Results stay the same."""
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
-            # transformers keeps checkpointing to training mode, which changes nothing else here:
-            # these networks drop nothing out.
+            # transformers only checkpoints in training mode. That changes nothing else, because
+            # these networks have no dropout.
             self.unet.train().enable_gradient_checkpointing()
-            encoder: Any  # transformers' class; nn.ModuleList forgets it
+            encoder: Any  # nn.ModuleList does not know transformers' class
             for encoder in self.text_encoders:
                 encoder.train()
                 if hasattr(encoder, "activation_checkpointing_enable"):  # transformers 5's name
@@ -167,13 +174,13 @@ class ModelFamily(ABC):
 
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:
-        """Inside, one of the model's modules is on its device; afterwards it is where it was."""
-        home = next(module.parameters()).device
+        """Move one of the model's modules to the model's device, and back afterwards."""
+        previous = next(module.parameters()).device
         try:
             module.to(self.device)
             yield
         finally:
-            module.to(home)
+            module.to(previous)
 
     @property
     def path(self) -> Path:
@@ -181,7 +188,7 @@ class ModelFamily(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net is. The VAE and the text encoders may wait on the CPU."""
+        """The U-Net's device. The VAE and the text encoders may be on the CPU meanwhile."""
         device: torch.device = next(self.unet.parameters()).device
         return device
 
@@ -193,14 +200,14 @@ class ModelFamily(ABC):
 def _require_fit(embedding: Embedding, name: str, width: int, model: ModelFamily) -> None:
     if name not in embedding.vectors:
         raise ValueError(
-            f"The embedding of {embedding.placeholder!r} is for the text encoders "
-            f"{', '.join(embedding.vectors)}, and {model.name} needs one for {name}. Choose an "
+            f"The embedding of {embedding.placeholder!r} has vectors for "
+            f"{', '.join(embedding.vectors)}, but {model.name} needs vectors for {name}. Choose an "
             f"embedding for {model.name}."
         )
     found = embedding.vectors[name].shape[1]
     if found != width:
         raise ValueError(
-            f"The vectors of {embedding.placeholder!r} have {found} numbers, and the text encoder "
-            f"of '{model.path.name}' takes {width}. Choose an embedding that was trained for this "
-            "kind of model."
+            f"The vectors of {embedding.placeholder!r} have {found} dimensions, but the text "
+            f"encoder of '{model.path.name}' needs {width}. Choose an embedding that was trained "
+            "for this kind of model."
         )

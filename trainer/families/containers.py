@@ -1,7 +1,6 @@
-"""The two kinds of files that hold checkpoints, from the inside: .safetensors, and the pickles of
-.ckpt and .pt. Both are told apart from damaged and malicious ones before a tensor is read.
-
-What is said of a file that is neither lives in `files.py`."""
+"""Reads the two kinds of checkpoint files, .safetensors and the pickles in .ckpt and .pt. Refuses
+damaged and malicious files before any tensor is read. Files of other kinds are refused in
+`files.py`."""
 
 from __future__ import annotations
 
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 
 MAX_HEADER = 10_000_000
-"""Bytes of a .safetensors header. The format allows ten times as many, which could keep a computer
-busy for minutes; Stable Diffusion's take less than a fiftieth."""
+"""Bytes of a .safetensors header. The format allows ten times as many, which could take minutes to
+read. Stable Diffusion's headers have less than a fiftieth."""
 MAX_REASON = 200
-"""Characters of a library's own reason that are passed on: it quotes what the file says."""
+"""Characters of a library's error message that are shown. It may quote the file at any length."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -62,7 +61,7 @@ def _unreadable(path: Path, reason: object) -> ValueError:
 
 
 def _reason(error: Exception) -> str:
-    """A library's reason in one short line."""
+    """A library's error message as one short line."""
     return " ".join(str(error).split("\n")[0][:MAX_REASON].split()) or type(error).__name__
 
 
@@ -85,7 +84,8 @@ def open_safetensors(path: Path) -> Contents:
 
 
 def _refuse_damaged_header(path: Path) -> None:
-    """The format: 8 bytes of header length, the header in JSON, then the tensors' bytes."""
+    """Raises ValueError if the file is damaged. Its format is: the header's length in 8 bytes, the
+    header in JSON, then the tensors' bytes."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         header_end = 8 + int.from_bytes(file.read(8), "little")
@@ -112,7 +112,7 @@ def _refuse_damaged_header(path: Path) -> None:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it is such as {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}."""
+    """Whether it looks like {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}."""
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("dtype"), str)
@@ -129,7 +129,7 @@ def _are_lengths(values: Any) -> bool:
 def _dtype(path: Path, key: str, name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(
-            f"The weight '{key}' of '{path.name}' has the number format {name}, and "
+            f"The weight '{key}' of '{path.name}' has the number format {name}, but only "
             f"{', '.join(_DTYPES)} can be read. Choose the fp32, fp16 or bf16 version of this "
             "checkpoint."
         )
@@ -140,14 +140,14 @@ def _dtype(path: Path, key: str, name: str) -> torch.dtype:
 
 
 class _Inert:
-    """Stands for whatever old checkpoints hold beside their tensors, and does nothing."""
+    """Replaces the objects that old checkpoints contain besides tensors. Does nothing."""
 
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, _: object) -> None: ...
 
 
-# The original Stable Diffusion 1 files name these; without stand-ins, none of them would open.
+# The original Stable Diffusion 1 files contain these, and would not open without the stand-ins.
 _STAND_INS: list[Any] = [
     type(name, (_Inert,), {"__module__": module})
     for module, name in (
@@ -162,7 +162,7 @@ _STAND_INS: list[Any] = [
 
 
 _WOULD_RUN_CODE = ("GLOBAL", "call reduce", "create new object", "only build")
-"""In torch's words, why a pickle was refused that names more than tensors are made of."""
+"""Parts of torch's messages when it refuses a pickle that contains more than tensors."""
 
 
 def open_pickle(path: Path) -> Contents:
@@ -171,7 +171,7 @@ def open_pickle(path: Path) -> Contents:
         shapes={key: tuple(tensor.shape) for key, tensor in tensors.items()},
         dtypes={key: tensor.dtype for key, tensor in tensors.items()},
         metadata={},
-        # Tensors of a pickle may share memory, be expanded or carry gradients; a copy does not.
+        # A copy, because tensors of a pickle may share memory, be expanded or require gradients.
         read=lambda key: tensors[key].detach().clone(memory_format=torch.contiguous_format),
     )
 
@@ -191,32 +191,32 @@ def _load_pickle(path: Path) -> Any:
         if not any(words in str(error) for words in _WOULD_RUN_CODE):
             raise _unreadable(path, "its contents are damaged or of an unknown kind") from error
         raise ValueError(
-            f"'{path.name}' holds more than numbers: opening it would run code that it brings "
-            "along, which could do anything on this computer. Choose the .safetensors version of "
-            "this checkpoint."
+            f"'{path.name}' holds more than numbers: opening it would run code from the file, "
+            "which could do anything on this computer. Choose the .safetensors version of this "
+            "checkpoint."
         ) from error
-    # Damaged contents raise all sorts of exceptions.
+    # Damaged contents raise all kinds of exceptions.
     except Exception as error:
         raise _unreadable(path, _reason(error)) from error
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether it is a zip archive that is whole. ValueError for a compressed one."""
+    """Whether the file is a complete zip archive. Raises ValueError if it is compressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             is_compressed = any(entry.compress_type for entry in archive.infolist())
-    # Damaged ones raise all sorts of exceptions.
+    # Damaged archives raise all kinds of exceptions.
     except Exception:
         return False
     if is_compressed:
-        # torch compresses nothing, and would take compressed bytes for numbers.
-        raise _unreadable(path, "it was compressed afterwards")
+        # torch writes uncompressed archives, and would read compressed bytes as numbers.
+        raise _unreadable(path, "it has been compressed")
     return True
 
 
 def _tensors_in(path: Path, contents: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, which trainers wrap as "state_dict" and textual inversion as
-    "string_to_param"."""
+    """The tensors of a state dict, which trainers nest under "state_dict", and textual inversion
+    under "string_to_param"."""
     for wrapper in ("state_dict", "string_to_param"):
         if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
             contents = contents[wrapper]
@@ -230,8 +230,8 @@ def _tensors_in(path: Path, contents: Any) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if not _is_plain(tensor):
             raise ValueError(
-                f"The weight '{key}' of '{path.name}' is sparse, quantized, nested or without "
-                "numbers. Choose the fp32, fp16 or bf16 version of this checkpoint."
+                f"The weight '{key}' of '{path.name}' is sparse, quantized, nested or has no "
+                "data. Choose the fp32, fp16 or bf16 version of this checkpoint."
             )
     return tensors
 

@@ -1,4 +1,4 @@
-"""Learned words: the file of a textual inversion, and the text encoder's table with rows added.
+"""Textual inversion embeddings: their files, and a token table that has room for their vectors.
 
 Shapes: N vectors, B batch, L tokens, D width."""
 
@@ -15,37 +15,40 @@ from .files import CheckpointFile
 from .tokenizer import check_placeholder
 
 PLACEHOLDER_KEY = "dreambooth.placeholder"
-"""Where the file's metadata says which word its vectors were learned for."""
-NAMES = ("clip_l", "clip_g", "clip_h")
-"""What ComfyUI's text encoders call their vectors in a file (`SDTokenizer.embedding_key`)."""
+"""The metadata key of the placeholder that the vectors were trained for."""
+ENCODER_NAMES = ("clip_l", "clip_g", "clip_h")
+"""The names of text encoders in an embedding file, as ComfyUI reads them
+(`SDTokenizer.embedding_key`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """A placeholder, and the vectors it stands for."""
+    """A placeholder and the vectors that replace it."""
 
     placeholder: str
     vectors: dict[str, Tensor]
-    """[N, D] fp32, by the text encoder's name in `NAMES`: Stable Diffusion 1 has "clip_l", XL
-    "clip_l" and "clip_g"."""
+    """[N, D] fp32, by text encoder: "clip_l" for Stable Diffusion 1, "clip_l" and "clip_g" for XL.
+    """
 
     @classmethod
     def read(cls, path: Path) -> Embedding:
-        """From a file of ours, or one of other trainers for a single text encoder, which then gets
-        the name "clip_l" and the file's own name for a placeholder. FileNotFoundError if there is
-        no such file, ValueError if it holds no vectors or its placeholder cannot be one."""
+        """Read a file of this trainer, or another trainer's file for a single text encoder, which
+        is assumed to be "clip_l". Without a placeholder in the metadata, the file's name is the
+        placeholder. Raises FileNotFoundError if the file does not exist, and ValueError if it holds
+        no vectors or its placeholder is not allowed."""
         file = CheckpointFile(path)
-        keys = [key for key in NAMES if key in file.shapes]
+        keys = [key for key in ENCODER_NAMES if key in file.shapes]
         if not keys and len(file.shapes) == 1:
             keys = list(file.shapes)
         if not keys:
             raise ValueError(
                 f"'{path.name}' holds {len(file.shapes)} tensors, none of them named "
-                f"{', '.join(NAMES)}, so it is no textual inversion. Choose a file that Textual "
-                "Inversion Train wrote, or another embedding."
+                f"{', '.join(ENCODER_NAMES)}, so it is not a textual inversion embedding. Choose a "
+                "file that Textual Inversion Train wrote, or another embedding."
             )
         placeholder = file.metadata.get(PLACEHOLDER_KEY, path.stem)
-        vectors = {key if key in NAMES else NAMES[0]: _vectors(file, key) for key in keys}
+        names = [key if key in ENCODER_NAMES else ENCODER_NAMES[0] for key in keys]
+        vectors = {name: _vectors(file, key) for name, key in zip(names, keys, strict=True)}
         return cls(check_placeholder(placeholder), vectors)
 
 
@@ -56,31 +59,32 @@ def _vectors(file: CheckpointFile, key: str) -> Tensor:
         vectors = vectors.unsqueeze(0)
     if vectors.ndim != 2 or len(vectors) == 0 or not vectors.isfinite().all():
         raise ValueError(
-            f"'{key}' of '{file.path.name}' has the shape {list(vectors.shape)} or holds NaN, and "
-            "a textual inversion is one finite vector per token. Choose another file."
+            f"'{key}' of '{file.path.name}' has the shape {list(vectors.shape)}, or holds NaN or "
+            "infinite numbers. An embedding must be one finite vector per token. Choose another "
+            "file."
         )
     return vectors.clone()
 
 
-class WordTable(nn.Module):
-    """The text encoder's token table, and behind its last id the vectors of learned words. Those
-    are not among its parameters and not in its state dict: a checkpoint's table keeps its length,
-    which ComfyUI insists on."""
+class TokenTable(nn.Module):
+    """A text encoder's token embeddings, followed by the vectors of placeholders. These vectors are
+    neither parameters of this module nor in its state dict, so the table in a checkpoint keeps the
+    length that ComfyUI requires."""
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.weight = table.weight
-        self._learned: list[nn.Parameter] = []  # a list, which nn.Module does not look into
+        self._learned: list[nn.Parameter] = []  # a plain list, which nn.Module does not register
 
     def add(self, vectors: Tensor) -> tuple[list[int], nn.Parameter]:
-        """The ids of new vectors [N, D], and the parameter, frozen, that holds them from now on."""
+        """Add vectors [N, D]. Returns their ids, and the frozen parameter that holds them."""
         parameter = nn.Parameter(vectors.to(self.weight.device, torch.float32, copy=True), False)
         first = len(self.weight) + sum(map(len, self._learned))
         self._learned.append(parameter)
         return list(range(first, first + len(vectors))), parameter
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[B, L] ids to vectors [B, L, D]."""
+        """The vectors [B, L, D] of ids [B, L]."""
         last = len(self.weight) - 1
         hidden = nn.functional.embedding(ids.clamp(max=last), self.weight)
         if not self._learned:

@@ -1,6 +1,5 @@
-"""A checkpoint file of the user's, opened but not read: its names, shapes and number formats at
-once, each tensor when it is asked for. What the names mean lives in `key_maps.py`; files are
-written by `trainer/checkpoint.py`."""
+"""A user's checkpoint file: names, shapes and number formats are read when it is opened, tensors on
+demand. `key_maps.py` knows what the names mean; `trainer/checkpoint.py` writes files."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ ENDINGS = (".safetensors", ".ckpt", ".pt")
 
 
 class CheckpointFile:
-    """A .safetensors, .ckpt or .pt file. Opening one reads no more than its table of contents, and
-    never runs code that the file brings along."""
+    """A .safetensors, .ckpt or .pt file. Opening it only reads its table of contents. Code in the
+    file is never run."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
@@ -27,11 +26,11 @@ class CheckpointFile:
     dtypes: dict[str, torch.dtype]
     """By tensor name."""
     metadata: dict[str, str]
-    """Of a .safetensors header; empty for the other endings."""
+    """From the header of a .safetensors file; empty for other files."""
 
     def __init__(self, path: Path) -> None:
-        """FileNotFoundError if there is no such file, ValueError if it is no checkpoint."""
-        _refuse_what_is_no_checkpoint(path)
+        """Raises FileNotFoundError if the file does not exist, or ValueError if it is unusable."""
+        _require_checkpoint(path)
         self.path = path
         is_safetensors = path.suffix.lower() == ".safetensors"
         contents = open_safetensors(path) if is_safetensors else open_pickle(path)
@@ -43,12 +42,12 @@ class CheckpointFile:
         self.metadata, self._read = contents.metadata, contents.read
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor as it stands in the file, on the CPU. Not to be changed in place.
+        """One tensor on the CPU, in the file's number format. Do not change it in place.
 
-        ValueError for one that would take more memory than the file has bytes.
+        Raises ValueError if the tensor is larger than the whole file.
         """
         shape = self.shapes[key]
-        # A shape with a 0 in it takes nothing, and its other numbers could be anything.
+        # max: a tensor with a 0 in its shape needs no memory, but may claim any other sides.
         num_bytes = math.prod(max(side, 1) for side in shape) * self.dtypes[key].itemsize
         if num_bytes > self.path.stat().st_size:
             raise ValueError(
@@ -59,20 +58,20 @@ class CheckpointFile:
         return self._read(key)
 
     def shape(self, key: str, num_dimensions: int) -> tuple[int, ...]:
-        """The shape of a weight that must be there; ValueError if it is not, is empty or has
+        """The shape of a weight. Raises ValueError if the weight is missing, has no elements or has
         another number of dimensions."""
         self.require(key)
         shape = self.shapes[key]
         if len(shape) != num_dimensions or 0 in shape:
             raise ValueError(
-                f"The weight '{key}' of '{self.path.name}' has the shape {list(shape)}, and one "
-                f"with {num_dimensions} dimensions above 0 belongs there. The file is damaged: "
-                "download it again, or choose another."
+                f"The weight '{key}' of '{self.path.name}' has the shape {list(shape)}, but must "
+                f"have {num_dimensions} dimensions, all above 0. The file is damaged: download it "
+                "again, or choose another."
             )
         return shape
 
     def require(self, key: str) -> None:
-        """ValueError if there is no such weight, or it holds no floating-point numbers."""
+        """Raises ValueError if the weight is missing or does not hold floating-point numbers."""
         if key not in self.shapes:
             raise ValueError(
                 f"'{self.path.name}' lacks the weight '{key}', which its other weights call for. "
@@ -80,13 +79,13 @@ class CheckpointFile:
             )
         if not self.dtypes[key].is_floating_point:
             raise ValueError(
-                f"The weight '{key}' of '{self.path.name}' holds {_words(self.dtypes[key])} "
-                "numbers, and only floating-point ones can be trained. Choose the fp32, fp16 or "
+                f"The weight '{key}' of '{self.path.name}' holds {_name(self.dtypes[key])} "
+                "numbers, but only floating-point numbers can be trained. Choose the fp32, fp16 or "
                 "bf16 version of this checkpoint."
             )
 
     def sha256(self) -> str:
-        """Of the whole file, in hexadecimal. It is read once, unless it is written to."""
+        """The hash of the whole file, in hexadecimal. Cached until the file changes."""
         stamp = _stamp(self.path)
         if stamp not in _HASHES:
             _HASHES[stamp] = sha256_of(self.path)
@@ -94,13 +93,13 @@ class CheckpointFile:
 
 
 def remember_sha256(path: Path, sha256: str) -> None:
-    """Spare a file of several GB the reading: its hash is known, and it was not written to."""
+    """Cache a hash that is already known, so that a file of several GB need not be read for it."""
     _HASHES[_stamp(path)] = sha256
 
 
 _Stamp = tuple[Path, int, int]
 _HASHES: dict[_Stamp, str] = {}
-"""By path, size and time of the last change."""
+"""Keys: path, size and time of the last change."""
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -108,7 +107,7 @@ def _stamp(path: Path) -> _Stamp:
     return path.resolve(), stat.st_size, stat.st_mtime_ns
 
 
-def _refuse_what_is_no_checkpoint(path: Path) -> None:
+def _require_checkpoint(path: Path) -> None:
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder, not a checkpoint. Choose a single .safetensors or .ckpt file."
@@ -119,13 +118,13 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
         )
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(
-            f"'{path.name}' ends in '{path.suffix}', and checkpoints end in "
+            f"'{path.name}' ends in '{path.suffix}', but checkpoints end in "
             f"{', '.join(ENDINGS)}. Choose one of those."
         )
     if not is_text(str(path)):
         raise ValueError(
-            f"The path {str(path)!r} is not valid Unicode, and checkpoints cannot be read from "
-            "there. Rename the file or its folder."
+            f"The path {str(path)!r} is not valid Unicode, so the checkpoint cannot be read. "
+            "Rename the file or its folder."
         )
     with open(path, "rb") as file:
         start = file.read(512).lstrip().lower()
@@ -141,5 +140,5 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
         )
 
 
-def _words(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -26,7 +26,7 @@ _UNET_BLOCKS = {
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
-"""All U-Net blocks but those of the levels."""
+"""All U-Net blocks except those of the levels."""
 _UNET_LAYERS = {
     "resnets": {
         "norm1": "in_layers.0",
@@ -37,14 +37,14 @@ _UNET_LAYERS = {
         "conv_shortcut": "skip_connection",
     }
 }
-"""By kind of block. The layers inside attention blocks have the same names in both."""
+"""The layers inside a block, by kind of block. Those of attention blocks have the same names."""
 _VAE_BLOCKS = {
     "conv_norm_out": "norm_out",
     "mid_block.resnets.0": "mid.block_1",
     "mid_block.attentions.0": "mid.attn_1",
     "mid_block.resnets.1": "mid.block_2",
 }
-"""All blocks of the VAE's encoder or decoder but those of the levels."""
+"""All blocks of the VAE's encoder or decoder except those of the levels."""
 _VAE_LAYERS = {
     "resnets": {"conv_shortcut": "nin_shortcut"},
     "attentions": {
@@ -55,7 +55,7 @@ _VAE_LAYERS = {
         "to_out.0": "proj_out",
     },
 }
-"""By kind of block."""
+"""The layers inside a block, by kind of block."""
 
 
 def unet_file_names(names: Collection[str]) -> dict[str, str]:
@@ -95,8 +95,8 @@ def _in_file_shape(file_name: str, tensor: Tensor) -> Tensor:
 
 
 def _unet_level_blocks(names: Collection[str]) -> dict[str, str]:
-    """The blocks of a U-Net's levels. The file counts them through all levels: a downsampling is a
-    block of its own in `input_blocks`, an upsampling the last part of a block in `output_blocks`.
+    """The blocks of a U-Net's levels. The file numbers them across all levels. A downsampling is a
+    separate block of `input_blocks`; an upsampling is the last part of a block of `output_blocks`.
     """
     blocks: dict[str, str] = {}
     index = 1  # input_blocks.0 is conv_in
@@ -143,7 +143,7 @@ def _resnets_per_level(names: Collection[str], levels: str) -> list[int]:
 
 
 def _file_name(name: str, blocks: Table, layers: Mapping[str, Table]) -> str:
-    """The file's name of a weight: its block's, then its layer's within a block of that kind."""
+    """The file's name of a weight: swaps the block's name, then the layer's inside that block."""
     block = next((block for block in blocks if name.startswith(f"{block}.")), None)
     if block is None:
         return name

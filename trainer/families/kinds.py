@@ -1,4 +1,4 @@
-"""What a file of another kind seems to be, told from its tensors' names and shapes."""
+"""Guesses what kind of file an unsuitable one is, from its tensors' names and shapes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _PARTS_OF_NAMES: dict[str, tuple[str, ...]] = {
     "a Stable Diffusion XL model": ("conditioner.embedders.", f"{UNET}label_emb."),
     "a U-Net alone, in the layout of diffusers": ("down_blocks.0.resnets.0.time_emb_proj.",),
 }
-"""Asked in this order: a checkpoint of Flux also holds text encoders, one of XL also a VAE."""
+"""Parts of names by kind of file, checked in this order: a Flux checkpoint also contains text
+encoders, and an XL checkpoint also contains a VAE."""
 
-_PARTS_OF_PARTS: dict[str, tuple[str, ...]] = {
+_PARTS_OF_SINGLE_NETWORKS: dict[str, tuple[str, ...]] = {
     "a VAE alone": ("decoder.mid.block_1.", "decoder.mid_block.", "taesd_decoder."),
     "a text encoder alone": (
         "encoder.layers.0.self_attn.",
@@ -37,16 +38,16 @@ _PARTS_OF_PARTS: dict[str, tuple[str, ...]] = {
         "encoder.block.0.layer.0.SelfAttention.",
     ),
 }
-"""Asked of files without a U-Net."""
+"""The same, only for files without a U-Net."""
 
 
 def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Such as "a LoRA"; "a file of unknown contents" if nothing fits."""
+    """The kind of a file, such as "a LoRA", or "a file of unknown contents"."""
     if kind := _find(shapes, _PARTS_OF_NAMES):
         return kind
     if conv_in := shapes.get(f"{UNET}input_blocks.0.0.weight"):
         return _describe_unet(shapes, conv_in)
-    if kind := _find(shapes, _PARTS_OF_PARTS):
+    if kind := _find(shapes, _PARTS_OF_SINGLE_NETWORKS):
         return kind
     if len(shapes) <= 4 and all(1 <= len(shape) <= 2 for shape in shapes.values()):
         return "a textual inversion embedding"
@@ -64,17 +65,17 @@ def _describe_unet(shapes: Mapping[str, tuple[int, ...]], conv_in: tuple[int, ..
     if has_linear_projections(shapes):
         return "a Stable Diffusion 2 model"
     if conv_in[1:2] == (9,):
-        return "a Stable Diffusion 1 inpainting model (its U-Net takes 9 channels)"
+        return "a Stable Diffusion 1 inpainting model (its U-Net has 9 input channels)"
     if conv_in[1:2] == (8,):
-        return "a Stable Diffusion 1 editing model (its U-Net takes 8 channels)"
+        return "a Stable Diffusion 1 editing model (its U-Net has 8 input channels)"
     if not any(key.startswith((VAE, "cond_stage_model.")) for key in shapes):
         return "a U-Net alone"
     return "a file of unknown contents"
 
 
 def has_linear_projections(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether attention is entered through linear layers, as from Stable Diffusion 2 on, and not
-    through 1x1 convolutions."""
+    """Whether attention blocks begin with linear layers, as in Stable Diffusion 2 and later, rather
+    than 1x1 convolutions."""
     return any(
         len(shape) == 2
         for key, shape in shapes.items()

@@ -1,7 +1,8 @@
-"""How a checkpoint's networks are built, read from the shapes of its tensors: widths, levels,
-layers, where attention is. What shapes cannot tell is the family's to say.
+"""The architecture of a checkpoint's networks, read from the shapes of its tensors: widths, levels,
+layers, and where attention is. Everything else about them is in `constants.py`.
 
-A level works at one resolution; depth counts the transformer layers of one attention block."""
+A level is the part of a network that works at one resolution. Depth is the number of transformer
+layers in one attention block."""
 
 from __future__ import annotations
 
@@ -16,29 +17,32 @@ VAE = "first_stage_model."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UNetLayout:
-    """All tuples go from the first level, at the latents' own resolution, to the last."""
+    """Tuples have one entry per level. The first level works at the latents' resolution."""
 
     in_channels: int
     out_channels: int
     widths: tuple[int, ...]
     """Channels of each level."""
     num_layers: tuple[int, ...]
-    """Residual blocks of each level on the way down; there is one more on the way up."""
+    """Residual blocks on the way down; there is one more on the way up."""
     down_depths: tuple[int, ...]
-    """Of the attention after each residual block; 0 is none."""
+    """Depth of the attention blocks on the way down. 0: no attention."""
     up_depths: tuple[int, ...]
+    """Depth of the attention blocks on the way up. 0: no attention."""
     middle_depth: int | None
-    """0 is a residual block alone, None no middle at all."""
+    """Depth of the middle's attention block. 0: no attention. None: no middle block at all."""
     context_width: int
-    """Of the text encoder's output."""
+    """Width of the text encoder's output."""
 
     @classmethod
     def read(cls, source: CheckpointFile) -> UNetLayout:
-        """ValueError names a weight without which the layout cannot be told."""
+        """Raises ValueError naming the weight if one that decides the layout is missing."""
         keys = source.shapes.keys()
         levels = _input_levels(source)
         num_layers = tuple(len(level) for level in levels)
         down_depths = tuple(_depth(keys, f"{level[0]}.1.") for level in levels)
+        # The output blocks begin with the last level. Each level has one more than it has
+        # input blocks.
         starts = [sum(n + 1 for n in num_layers[i + 1 :]) for i in range(len(levels))]
         up_depths = tuple(_depth(keys, f"{UNET}output_blocks.{start}.1.") for start in starts)
         middle = _depth(keys, f"{UNET}middle_block.1.")
@@ -59,18 +63,17 @@ class UNetLayout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VaeLayout:
-    """Tuples go from the level at the pixels' own resolution to the last."""
-
     latent_channels: int
     widths: tuple[int, ...]
+    """Channels of each level. The first level works at the pixels' resolution."""
     num_layers: int
-    """Residual blocks of each level of the encoder; the decoder has one more."""
+    """Residual blocks in each level of the encoder; the decoder has one more."""
     has_attention: bool
-    """In the middle."""
+    """Whether the middle of encoder and decoder has attention."""
 
     @classmethod
     def read(cls, source: CheckpointFile) -> VaeLayout:
-        """ValueError names a weight without which the layout cannot be told."""
+        """Raises ValueError naming the weight if one that decides the layout is missing."""
         keys, down = source.shapes.keys(), f"{VAE}encoder.down."
         widths = [
             source.shape(f"{down}{level}.block.0.conv1.weight", 4)[0]
@@ -87,18 +90,18 @@ class VaeLayout:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextLayout:
     vocabulary: int
-    """Number of tokens."""
+    """Number of tokens in the vocabulary."""
     positions: int
-    """The longest text in tokens, start and end included."""
+    """Maximum number of tokens in a text, including start and end."""
     width: int
     inner_width: int
-    """Of the feed-forward layers."""
+    """Width of the feed-forward layers."""
     num_layers: int
 
     @classmethod
     def read(cls, source: CheckpointFile, prefix: str) -> TextLayout:
-        """Of a CLIP text encoder whose names begin with the prefix. ValueError names a weight
-        without which the layout cannot be told."""
+        """The layout of a CLIP text encoder whose weight names begin with `prefix`. Raises
+        ValueError naming the weight if one that decides the layout is missing."""
         vocabulary, width = source.shape(f"{prefix}embeddings.token_embedding.weight", 2)
         layers = f"{prefix}encoder.layers."
         return cls(
@@ -111,7 +114,7 @@ class TextLayout:
 
 
 def _input_levels(source: CheckpointFile) -> list[list[str]]:
-    """The names' beginnings of each level's blocks, without the downsampling between levels."""
+    """The name prefixes of each level's input blocks, without the downsampling between levels."""
     blocks = f"{UNET}input_blocks."
     levels: list[list[str]] = [[]]
     end = max(count(source.shapes, blocks), 2)
@@ -136,11 +139,11 @@ def _context_width(source: CheckpointFile) -> int:
     return source.shape(first, 2)[1]
 
 
-def count(keys: Collection[str], beginning: str) -> int:
-    """How many numbers follow `beginning`, which should be 0, 1, 2 and so on; 0 if none does. A gap
-    counts as one: the weight that is missing there is then missed by its name, not taken for the
-    end."""
-    found = {key[len(beginning) :].split(".")[0] for key in keys if key.startswith(beginning)}
+def count(keys: Collection[str], prefix: str) -> int:
+    """How many different numbers follow `prefix` in the keys. They should be 0, 1, 2 and so on. If
+    there is a gap, it counts as one more, so that loading fails with the name of a missing weight
+    instead of ignoring the rest."""
+    found = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
     numbers = {text for text in found if text.isascii() and text.isdecimal()}
     has_gap = any(str(number) not in numbers for number in range(len(numbers)))
     return len(numbers) + has_gap

@@ -1,5 +1,8 @@
 """U-Net, VAE and text encoder from diffusers and transformers: built from a checkpoint's layout,
-checked against its tensors, then filled with them."""
+checked against its tensors, then filled with them.
+
+The `plan_*` functions raise ValueError if the layout cannot be read or the constants do not fit it.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +56,14 @@ class Network:
         self.module.load_state_dict(tensors, assign=True)
         for module in self.module.modules():
             for name, buffer in module.named_buffers(recurse=False):
-                # transformers' position numbers, which no file has to hold.
+                # The only buffer, which transformers fills with position numbers.
                 assert name == "position_ids", name
                 module.position_ids = torch.arange(buffer.shape[-1], device=device)[None]
         self.module.requires_grad_(False).eval()
 
 
 def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None:
-    # The minimum or maximum is not finite if any value is not; finding them needs no extra memory.
+    # If any value is not finite, the minimum or maximum is not. Finding them needs no extra memory.
     if torch.stack(weight.aminmax()).isfinite().all():
         return
     num_bad = weight.numel() - int(weight.isfinite().sum())
@@ -72,7 +75,6 @@ def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None
 
 
 def plan_unet(source: CheckpointFile, constants: Constants) -> Network:
-    """Raises ValueError if the layout cannot be read or the constants do not fit it."""
     # Imported here: ComfyUI's start-up should not pay for it.
     from diffusers import UNet2DConditionModel
 
@@ -80,9 +82,7 @@ def plan_unet(source: CheckpointFile, constants: Constants) -> Network:
     for width in layout.widths:
         _require_divisor(source, "U-Net", width, "unet_norm_groups", constants.unet_norm_groups)
         _require_divisor(source, "U-Net", width, "unet_heads", constants.unet_heads)
-    up_depths = layout.up_depths[
-        ::-1
-    ]  # diffusers lists the way up from the last level to the first
+    up_depths = layout.up_depths[::-1]  # diffusers begins with the last level
 
     def build() -> nn.Module:
         return UNet2DConditionModel(
@@ -118,9 +118,9 @@ def _mid_block(depth: int | None) -> str | None:
 
 
 def _depths_down(layout: UNetLayout) -> tuple[int, ...]:
-    """Transformer layers of each level on the way down. diffusers builds the middle as deep as the
-    last level, so a last level without attention stands in for the middle. It needs a positive
-    number for every level, though it ignores those of levels without attention."""
+    """The transformer layers of each level. diffusers uses the last number for the middle too, so
+    for a last level without attention it is the middle's depth. Levels without attention need a
+    positive number that is not used."""
     *others, last = layout.down_depths
     return tuple(depth or 1 for depth in (*others, last or layout.middle_depth))
 

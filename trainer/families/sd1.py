@@ -1,5 +1,5 @@
-"""Stable Diffusion 1.x: the networks' shapes come from the file, what shapes cannot tell from
-`constants.py`.
+"""Stable Diffusion 1.x. `layouts.py` reads the networks' architecture from the file, `constants.py`
+holds what the file does not say.
 
 Shapes: B batch, C latent channels, H W pixels, h w latents, L tokens, D width."""
 
@@ -15,7 +15,7 @@ from ..noise import NoiseSchedule
 from . import key_maps
 from .base import Conditioning, Framing, ModelFamily
 from .constants import Constants
-from .embedding import WordTable
+from .embedding import TokenTable
 from .files import CheckpointFile
 from .kinds import has_linear_projections
 from .layouts import UNET, VAE
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 TEXT = "cond_stage_model.transformer.text_model."
 TEXT_WITHOUT_MODEL = "cond_stage_model.transformer."
-"""Some trainers leave out `text_model.`; ComfyUI reads both."""
+"""Some trainers leave out `text_model.`; ComfyUI accepts both."""
 
 
 class SD1(ModelFamily):
-    """Stable Diffusion 1.x and whatever has its layout, however wide or deep."""
+    """Stable Diffusion 1.x, and models with the same layout but other widths and depths."""
 
     name = "Stable Diffusion 1"
     architecture = "stable-diffusion-v1"
@@ -50,9 +50,9 @@ class SD1(ModelFamily):
         self.latent_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._text_encoder: Any = networks["text_encoder"].module
         self.text_encoders = nn.ModuleList([self._text_encoder])
-        self._words = WordTable(self._text_encoder.get_input_embeddings())
-        self._text_encoder.set_input_embeddings(self._words)
-        self.learned = {}
+        self._token_table = TokenTable(self._text_encoder.get_input_embeddings())
+        self._text_encoder.set_input_embeddings(self._token_table)
+        self.learned_vectors = {}
         self.tokenizer = ClipTokenizer(self._text_encoder.config.max_position_embeddings)
         self._file_names = {part: network.file_names for part, network in networks.items()}
 
@@ -60,13 +60,14 @@ class SD1(ModelFamily):
     def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         conv_in = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
         conv_out = shapes.get(f"{UNET}out.2.weight", conv_in[1:2])
-        is_foreign = any(
+        is_other_generation = has_linear_projections(shapes) or any(
             key.startswith(("cond_stage_model.model.", "conditioner.", f"{UNET}label_emb."))
             for key in shapes
         )
-        has_more = any(key.startswith((VAE, "cond_stage_model.")) for key in shapes)
-        is_plain = len(conv_in) == 4 and conv_out[:1] == conv_in[1:2]
-        return is_plain and has_more and not is_foreign and not has_linear_projections(shapes)
+        has_more_than_unet = any(key.startswith((VAE, "cond_stage_model.")) for key in shapes)
+        # Inpainting and editing models have more input channels than output channels.
+        has_equal_channels = len(conv_in) == 4 and conv_out[:1] == conv_in[1:2]
+        return has_equal_channels and has_more_than_unet and not is_other_generation
 
     @classmethod
     def load(cls, source: CheckpointFile, device: torch.device) -> Self:
@@ -97,11 +98,13 @@ class SD1(ModelFamily):
         ids = self.tokenizer.encode(captions).to(self.device)
         return Conditioning(self._text_encoder(ids).last_hidden_state)
 
-    def word_tables(self) -> dict[str, WordTable]:
-        return {"clip_l": self._words}
+    def token_tables(self) -> dict[str, TokenTable]:
+        return {"clip_l": self._token_table}
 
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, given: Conditioning) -> Tensor:
-        prediction: Tensor = self.unet(noisy_latents, timesteps, given.hidden).sample
+    def predict(
+        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        prediction: Tensor = self.unet(noisy_latents, timesteps, conditioning.hidden).sample
         return prediction
 
     def file_tensors(self, part: str) -> dict[str, Tensor]:
@@ -115,7 +118,7 @@ class SD1(ModelFamily):
 def checkpoint_tensors(
     unet: nn.Module, vae: nn.Module, text_encoder: nn.Module
 ) -> dict[str, Tensor]:
-    """The tensors of a new checkpoint file made of these modules, as `SD1.load` reads it."""
+    """The tensors of a new checkpoint file with these modules, which `SD1.load` can read."""
     states = [module.state_dict() for module in (unet, vae, text_encoder)]
     names = [
         key_maps.unet_file_names(states[0]),
@@ -132,7 +135,7 @@ def _require_all_parts(source: CheckpointFile) -> None:
     for part, prefix in (("VAE", VAE), ("text encoder", TEXT_WITHOUT_MODEL)):
         if not any(key.startswith(prefix) for key in source.shapes):
             raise ValueError(
-                f"'{source.path.name}' has no {part}, and U-Net, VAE and text encoder are all "
+                f"'{source.path.name}' has no {part}, but U-Net, VAE and text encoder are all "
                 "needed. Choose a complete Stable Diffusion 1 checkpoint."
             )
 
@@ -143,5 +146,5 @@ def _refuse_unknown_unet_weights(source: CheckpointFile, unet: Network) -> None:
         if key.startswith(UNET) and key not in known:
             raise ValueError(
                 f"'{source.path.name}' has the weight '{key}', which a Stable Diffusion 1 U-Net "
-                "has no place for. Choose a checkpoint without additions to the U-Net."
+                "does not have. Choose a checkpoint without additions to the U-Net."
             )

@@ -1,6 +1,6 @@
-"""Captions to CLIP's token ids, from the vocabulary that ships in `assets/`; no network, no files
-of the user's. Built on the `tokenizers` library itself, whose interface stays while transformers'
-tokenizer classes change between releases."""
+"""Turns captions into CLIP's token ids. The vocabulary is in `assets/`, so nothing is downloaded.
+Uses the `tokenizers` library directly: its interface is stable, while transformers' tokenizer
+classes change between releases."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 class ClipTokenizer:
-    """CLIP's byte-pair encoding, as in OpenAI's `clip/simple_tokenizer.py`: lower case, words ended
-    by `</w>`, 49408 entries."""
+    """CLIP's byte-pair encoding, as in OpenAI's `clip/simple_tokenizer.py`: lower case, words that
+    end with `</w>`, 49408 entries."""
 
     def __init__(self, max_length: int = 77, pad_token: str = END) -> None:
-        """`max_length` counts the start and end tokens. Stable Diffusion 1 pads with the end token,
-        2 and the second encoder of XL with `!`."""
+        """`max_length` includes the start and end tokens. Stable Diffusion 1 pads with the end
+        token, Stable Diffusion 2 and the second text encoder of XL with `!`."""
         self.max_length = max_length
         self._tokenizer = _byte_pair_encoding()
         self.pad_id = self.token_id(pad_token)
         self._placeholders: dict[str, list[int]] = {}
 
     def token_id(self, token: str) -> int | None:
-        """The id of one vocabulary entry, such as `cup</w>`; None if there is no such entry."""
+        """The id of a vocabulary entry such as `cup</w>`. None: not in the vocabulary."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
     def word_ids(self, words: str) -> list[int]:
-        """The id of each word, separated by spaces. ValueError for a word that is not one token by
-        itself."""
+        """The ids of words separated by spaces. Raises ValueError if one is not a single token."""
         ids = []
         for word in words.split():
             found = self._tokenizer.encode(word, add_special_tokens=False)
@@ -52,36 +51,41 @@ class ClipTokenizer:
         return ids
 
     def add_placeholder(self, word: str, ids: list[int]) -> None:
-        """Let a word stand for these ids wherever a caption has it as a word of its own, in
-        capitals or not. ValueError for a word that has a meaning already."""
+        """Encode `word` as these ids wherever it is a separate word in a caption, ignoring case.
+        Raises ValueError if it cannot be a placeholder."""
         self._placeholders[check_placeholder(word).lower()] = ids
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Ids [B, L] with start and end token, cut and padded to `max_length`."""
+        """Ids [B, L] with start and end tokens, truncated and padded to `max_length`."""
         start, end = self.token_id(START), self.token_id(END)
         rows = []
         for caption in captions:
-            ids = [start, *(token for token, _ in self._tokens(caption)[: self.num_words]), end]
+            tokens = self._tokens(caption)[: self.max_caption_tokens]
+            ids = [start, *(token_id for token_id, _ in tokens), end]
             rows.append(ids + [self.pad_id] * (self.max_length - len(ids)))
         return torch.tensor(rows, dtype=torch.long)
 
     def cut_text(self, caption: str) -> str:
-        """The end of the caption that does not fit and is never read; "" if all of it fits."""
+        """The end of the caption that does not fit and is cut off, or "" if all of it fits."""
         tokens = self._tokens(caption)
-        return caption[tokens[self.num_words][1] :] if len(tokens) > self.num_words else ""
+        if len(tokens) <= self.max_caption_tokens:
+            return ""
+        _, first_cut = tokens[self.max_caption_tokens]
+        return caption[first_cut:]
 
     @property
-    def num_words(self) -> int:
-        """Tokens that a caption has room for."""
+    def max_caption_tokens(self) -> int:
+        """`max_length` without the start and end tokens."""
         return self.max_length - 2
 
     def _tokens(self, caption: str) -> list[tuple[int, int]]:
-        """Each token's id, and where in the caption it begins. What stands between placeholders is
-        encoded by itself, as ComfyUI's `SDTokenizer` does around `embedding:name`."""
+        """Each token's id and its start in the caption. Text between placeholders is encoded
+        separately, as ComfyUI's `SDTokenizer` does around `embedding:name`."""
         tokens, start = [], 0
         for found in self._find_placeholders(caption):
             tokens += self._text_tokens(caption, start, found.start())
-            tokens += [(i, found.start()) for i in self._placeholders[found[0].lower()]]
+            ids = self._placeholders[found[0].lower()]
+            tokens += [(token_id, found.start()) for token_id in ids]
             start = found.end()
         return tokens + self._text_tokens(caption, start, len(caption))
 
@@ -97,7 +101,7 @@ class ClipTokenizer:
 
 
 def check_placeholder(word: str) -> str:
-    """The word, if it can stand for something new: ValueError if it has spaces in it or is one
+    """The word itself, if it can be a placeholder. Raises ValueError if it contains spaces or is a
     token of CLIP's vocabulary."""
     if not word or word.split() != [word]:
         raise ValueError(
@@ -107,21 +111,21 @@ def check_placeholder(word: str) -> str:
     if len(_byte_pair_encoding().encode(word, add_special_tokens=False).ids) < 2:
         other = word.strip("<>")
         raise ValueError(
-            f"The placeholder {word!r} is a word of CLIP's vocabulary already, and would change "
-            f"what that word means in every prompt. Use one that is not, such as '<{other}>'."
+            f"The placeholder {word!r} is already a word of CLIP's vocabulary, and would change "
+            f"that word's meaning in every prompt. Use a new word, such as '<{other}>'."
         )
     return word
 
 
 def has_placeholder(caption: str, word: str) -> bool:
-    """Whether the caption has the placeholder as a word of its own."""
+    """Whether the placeholder is a separate word in the caption."""
     return _pattern([word]).search(caption) is not None
 
 
 def _pattern(words: list[str]) -> re.Pattern[str]:
-    """Finds these words, but not inside of longer ones; the longest where several fit."""
+    """Matches these words, but not inside longer ones. Prefers the longest match."""
     longest_first = sorted(words, key=len, reverse=True)
-    # A bracket ends a word by itself; a letter does only where no other follows.
+    # A word that begins or ends with a letter or digit must not touch another one there.
     bounded = [
         (r"(?<!\w)" if word[0].isalnum() else "")
         + re.escape(word)
@@ -167,8 +171,8 @@ def _byte_pair_encoding() -> Tokenizer:
 
 
 def _byte_letters() -> list[str]:
-    """The 256 bytes as printable letters, in the vocabulary's order: the printable ones of Latin-1
-    stand for themselves, the others move beyond U+0100."""
+    """A printable character for each of the 256 bytes, in the vocabulary's order: first the
+    printable characters of Latin-1, then characters from U+0100 on for the other bytes."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

@@ -60,7 +60,7 @@ class FullFineTune:
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
     ) -> Trainable:
-        for word in model.learned:
+        for word in model.learned_vectors:
             _require_use(word, model, photos)
         return _FullTrainable(self, model, config)
 
@@ -100,7 +100,7 @@ class _FullTrainable(Trainable):
         ]
         self._words = {}
         if options.train_embedding:
-            for placeholder in model.learned:
+            for placeholder in model.learned_vectors:
                 word = LearnedWord(model, placeholder, config, name_suffix="-embedding")
                 self._words[word.part.name] = word
                 self.parts.append(word.part)

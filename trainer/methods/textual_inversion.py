@@ -157,14 +157,14 @@ class TextualInversion:
                 f"The initializer {self.initializer!r} has {len(ids)} words, and num_vectors is "
                 f"{num_vectors}. Set num_vectors to {len(ids)} or more, or leave out words."
             )
-        if num_vectors > model.tokenizer.num_words:
+        if num_vectors > model.tokenizer.max_caption_tokens:
             raise ValueError(
                 f"num_vectors is {num_vectors}, and a prompt has room for "
-                f"{model.tokenizer.num_words}. Set it to 8 or less: prompts need room too."
+                f"{model.tokenizer.max_caption_tokens}. Set it to 8 or less: prompts need room too."
             )
         generator = torch.Generator().manual_seed(seed)
         starts = {}
-        for name, table in model.word_tables().items():
+        for name, table in model.token_tables().items():
             words = table.weight[[ids[i % len(ids)] for i in range(num_vectors)]].detach().cpu()
             words = words.float()
             noise = torch.nn.functional.normalize(torch.randn(words.shape, generator=generator))
@@ -182,7 +182,7 @@ class TextualInversion:
 
     def _require_room(self, model: ModelFamily, photo: Example, caption: str) -> None:
         if has_placeholder(model.tokenizer.cut_text(caption), self.placeholder):
-            num_vectors = len(next(iter(model.learned[self.placeholder].values())))
+            num_vectors = len(next(iter(model.learned_vectors[self.placeholder].values())))
             raise ValueError(
                 f"The caption of '{photo.path.name}' has no room for all {num_vectors} vectors of "
                 f"{self.placeholder!r}: {caption!r}. Shorten it, or set num_vectors lower."
@@ -195,10 +195,10 @@ class LearnedWord:
     def __init__(
         self, model: ModelFamily, placeholder: str, config: TrainingConfig, *, name_suffix: str = ""
     ) -> None:
-        self._vectors = model.learned[placeholder]
+        self._vectors = model.learned_vectors[placeholder]
         for vectors in self._vectors.values():
             vectors.requires_grad_(True)
-        self._lengths = {name: _lengths(t.weight) for name, t in model.word_tables().items()}
+        self._lengths = {name: _lengths(t.weight) for name, t in model.token_tables().items()}
         rate, output = config.optimizer.learning_rate, config.output
         self.part = Part("embedding", list(self._vectors.values()), rate, decays=False)
         self.file = OutputFile(

@@ -54,7 +54,7 @@ def _encode(
 
 
 def _refuse_subject_in_class(prompt: str, model: ModelFamily) -> None:
-    for word in model.learned:
+    for word in model.learned_vectors:
         if has_placeholder(prompt, word):
             raise ValueError(
                 f"prior.prompt is {prompt!r}, with the placeholder {word!r}, which means the "

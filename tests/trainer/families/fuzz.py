@@ -1,9 +1,9 @@
-"""Damaged checkpoints by the thousand, each decided by its number, opened in a process of their
-own: `PYTHONPATH=. python tests/trainer/families/fuzz.py KIND 10000`, with KIND one of
-`KINDS`.
+"""Opens thousands of damaged files in a separate process:
+`PYTHONPATH=. python tests/trainer/families/fuzz.py KIND 10000`, with KIND one of `KINDS`. The
+number of a file decides its damage.
 
-Each opens and is read to its end, or gives ValueError. Any other exception, a file that takes
-more than a second of the processor, and memory that the file does not hold end the process."""
+Each file must be read completely or raise ValueError. The process ends at any other exception, at a
+file that takes more than a second of CPU time, and if it uses more memory than the files hold."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ OTHERS = [None, True, [], [[]], [0, 4], [2**62, 0], [2**62, 2**62, 0], {}, {"a":
 TOKENS = ["{", "}", "[", "]", ",", ":", '"', "\\", "\0", "1e999", "-", " " * 99, "9" * 5000,
           '{"a":' * 999, "[" * 4999]  # fmt: skip
 SPARE_MEMORY = 64 * 2**20
-"""Bytes that a process may grow by for reasons of its own."""
+"""Bytes that the process may grow by for other reasons."""
 
 
 # -------------------------------------------------------------- .safetensors
 
 
 class Pairs(list[tuple[str, Any]]):
-    """A JSON object that may repeat a name."""
+    """A JSON object that may contain a name several times."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A file that opens."""
+    """An undamaged file."""
 
     content: bytes
 
@@ -177,7 +177,7 @@ def saved(contents: object) -> bytes:
 
 
 def saved_as_before(contents: object) -> bytes:
-    """In the form that torch had until 1.6."""
+    """In torch's format before 1.6."""
     file = io.BytesIO()
     torch.save(contents, file, _use_new_zipfile_serialization=False)
     return file.getvalue()
@@ -194,7 +194,7 @@ def damaged_pickle(rng: random.Random, content: bytes) -> bytes:
 
 
 def _with_other_pickle(rng: random.Random, content: bytes) -> bytes:
-    """An archive that is whole and holds a damaged pickle."""
+    """An undamaged archive that contains a damaged pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
         for name in old.namelist():
@@ -227,23 +227,23 @@ def read_embedding(path: Path) -> None:
 
 
 def opens(path: Path, read: Callable[[Path], None]) -> bool:
-    """Whether it does, and can be read to its end."""
+    """Whether the file can be opened and read completely."""
     try:
         read(path)
     except ValueError as error:
-        _require_ours(str(error), path)
+        _require_our_message(str(error), path)
         return False
     return True
 
 
-def _require_ours(message: str, path: Path) -> None:
-    """Not one that some library happens to give, which tells no way out."""
+def _require_our_message(message: str, path: Path) -> None:
+    """Assert that the message is not a library's own, which would not say what to do."""
     assert re.search(r"(Choose|choose|Download|download|Use) ", message), message
     assert "placeholder" in message or f"'{path.name}'" in message, message
 
 
 def limit_memory() -> None:
-    """From here on the process gets little more memory than it has."""
+    """Limit the process to little more memory than it uses now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + SPARE_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -265,7 +265,7 @@ KINDS: dict[str, Kind] = {
     ),
     "embedding.pt": (".pt", saved(LEARNED), damaged_pickle, read_embedding),
 }  # fmt: skip
-"""Ending, a whole file's content, what damages it, what reads it."""
+"""Extension, content of an undamaged file, function that damages it, function that reads it."""
 
 
 def main(kind: str, count: int, first: int = 0) -> None:
@@ -275,7 +275,7 @@ def main(kind: str, count: int, first: int = 0) -> None:
         path = Path(folder) / f"a-file{ending}"
         path.write_bytes(whole)
         assert opens(path, read)
-        if ending == ".safetensors":  # torch asks for what a pickle claims, and does not touch it
+        if ending == ".safetensors":  # torch allocates what a pickle claims, without using it
             limit_memory()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         outcomes = {True: 0, False: 0}

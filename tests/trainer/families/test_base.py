@@ -30,7 +30,7 @@ def test_device_and_latent_channels_come_from_the_unet(tiny_model: ModelFamily) 
 
 
 def gradients(model: ModelFamily) -> dict[str, torch.Tensor]:
-    """Of a U-Net's and a text encoder's weights, for one fixed batch."""
+    """The gradients of the U-Net's and the text encoder's weights for one fixed batch."""
     generator = torch.Generator().manual_seed(0)
     noisy_latents = torch.randn(2, 4, 8, 8, generator=generator)
     for part in model.parts().values():
@@ -64,7 +64,7 @@ def test_preparing_for_training_does_not_change_gradients(
 
 def test_gradient_checkpointing_computes_activations_twice(tiny_model: ModelFamily) -> None:
     calls = {"unet": 0, "text_encoder": 0}
-    # Layers inside what is checkpointed: a residual block's convolution and a feed-forward layer.
+    # Layers inside checkpointed blocks: a residual block's convolution and a feed-forward layer.
     layers = {"unet": "down_blocks.0.resnets.0.conv1", "text_encoder": "encoder.layers.0.mlp.fc1"}
     for part, module in tiny_model.parts().items():
         named = {name.removeprefix("text_model."): layer for name, layer in module.named_modules()}
@@ -96,7 +96,7 @@ def test_channels_last_does_not_change_the_file_tensors(tiny_model: ModelFamily)
 
 def test_compiling_keeps_the_weight_names(tiny_model: ModelFamily) -> None:
     before = list(tiny_model.file_tensors("unet"))
-    # Where torch is told to compile with what does not exist, only what is compiled cannot run.
+    # With a backend that does not exist, exactly the compiled code fails.
     with torch.compiler.set_stance(force_backend="none"):
         gradients(tiny_model)
         tiny_model.prepare_for_training(

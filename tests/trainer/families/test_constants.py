@@ -66,7 +66,7 @@ NAMES = (
         ("{", "'{' for dreambooth.constants", "a JSON object"),
         ("[1]", "'[1]' for dreambooth.constants", "a JSON object"),
         ("[" * 99_999, f"'{'[' * 99_999}' for dreambooth.constants", "a JSON object"),
-        ('{"heads": 8}', "'heads' for dreambooth.constants", NAMES),
+        ('{"heads": 8}', "'heads' for dreambooth.constants", f"one of {NAMES}"),
         *(
             (f'{{"{name}": {value}}}', f"'{value}' for {name} in dreambooth.constants", allowed)
             for name, value, allowed in [
@@ -88,7 +88,7 @@ def test_wrong_constants_are_refused(tmp_path: Path, text: str, given: str, allo
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         Constants.read(with_metadata(tmp_path, constants=text))
     assert str(error.value) == (
-        f"The metadata of 'model.safetensors' gives {given}, and {allowed} can stand there. "
+        f"The metadata of 'model.safetensors' gives {given}, which must be {allowed}. "
         "Correct the metadata, or choose another checkpoint."
     )
 
@@ -97,6 +97,6 @@ def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         Constants.read(with_metadata(tmp_path, prediction="sample"))
     assert str(error.value) == (
-        "The metadata of 'model.safetensors' gives 'sample' for modelspec.prediction_type, and "
-        "epsilon or v can stand there. Correct the metadata, or choose another checkpoint."
+        "The metadata of 'model.safetensors' gives 'sample' for modelspec.prediction_type, which "
+        "must be epsilon or v. Correct the metadata, or choose another checkpoint."
     )

@@ -1,5 +1,5 @@
-"""Damaged, lying and malicious files: each is refused with a reason, and none runs or takes
-anything."""
+"""Damaged, inconsistent and malicious files. Each is refused with a reason, runs no code and uses
+no memory."""
 
 import importlib
 import json
@@ -34,7 +34,7 @@ def safetensors(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path, key: str = "") -> str:
-    """Of the file, or only of this tensor of it."""
+    """The error message from opening the file, or from reading this tensor of it."""
     file = CheckpointFile(path) if key else None
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         file.tensor(key) if file else CheckpointFile(path)
@@ -150,7 +150,7 @@ def test_a_damaged_header_is_refused(tmp_path: Path, content: bytes) -> None:
 )  # fmt: skip
 def test_an_inconsistent_header_is_refused(tmp_path: Path, header: object) -> None:
     message = refusal(write(tmp_path / "model.safetensors", with_header(header, bytes(16))))
-    # What is between is the safetensors library's own reason, which changes between its releases.
+    # In between is the safetensors library's own message, which changes between its releases.
     assert message.startswith("'model.safetensors' is not a readable .safetensors file (")
     assert message.endswith("). Download it again, or choose another.")
 
@@ -167,9 +167,9 @@ def test_an_empty_tensor_with_a_huge_shape_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_number_format_is_refused(tmp_path: Path) -> None:
     header = {"a": entry("U64", [1], 0, 8)}
     assert refusal(write(tmp_path / "model.safetensors", with_header(header, bytes(8)))) == (
-        "The weight 'a' of 'model.safetensors' has the number format U64, and F64, F32, F16, BF16, "
-        "F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL can be read. Choose the fp32, fp16 or bf16 "
-        "version of this checkpoint."
+        "The weight 'a' of 'model.safetensors' has the number format U64, but only F64, F32, F16, "
+        "BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL can be read. Choose the fp32, fp16 or "
+        "bf16 version of this checkpoint."
     )
 
 
@@ -177,7 +177,7 @@ def test_an_unknown_number_format_is_refused(tmp_path: Path) -> None:
 
 
 class Calls:
-    """Pickled as a call that opening the pickle would make."""
+    """Pickles as a function call that runs when the pickle is opened."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = function, arguments
@@ -185,11 +185,11 @@ class Calls:
     def __reduce__(self) -> tuple[object, ...]:
         return self.call
 
-    def __call__(self) -> None: ...  # pickle asks that what is to be called can be
+    def __call__(self) -> None: ...  # pickle requires that it is callable
 
 
 class Sets:
-    """Pickled as an object of an allowed kind whose state is a call."""
+    """Pickles as an object of an allowed type whose state is a call."""
 
     def __init__(self, state: Calls) -> None:
         self.state = state
@@ -227,9 +227,8 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
     contents = {"state_dict": contents} if is_nested else contents
     torch.save(contents, path, _use_new_zipfile_serialization=is_zip)
     assert refusal(path) == (
-        f"'{path.name}' holds more than numbers: opening it would run code that it brings along, "
-        "which could do anything on this computer. Choose the .safetensors version of this "
-        "checkpoint."
+        f"'{path.name}' holds more than numbers: opening it would run code from the file, which "
+        "could do anything on this computer. Choose the .safetensors version of this checkpoint."
     )
     assert not trace.exists()
 
@@ -247,10 +246,10 @@ def test_a_bare_malicious_pickle_is_refused_and_runs_nothing(
     )
     assert not trace.exists()
     pickle.loads(payload)
-    assert trace.exists()  # what pickle itself would have done
+    assert trace.exists()  # pickle itself does run it
 
 
-# -------------------------------------------------- damaged and lying pickles
+# ------------------------------------------- damaged and inconsistent pickles
 
 
 @pytest.mark.parametrize("size", [2**power for power in range(18)])
@@ -280,8 +279,8 @@ def test_a_compressed_ckpt_is_refused_without_decompressing_it(tmp_path: Path) -
             archive.writestr(name, content + bytes(50_000_000) * name.endswith("data.pkl"))
     assert (tmp_path / "bomb.ckpt").stat().st_size < 60_000
     assert refusal(tmp_path / "bomb.ckpt") == (
-        "'bomb.ckpt' is not a readable .ckpt file (it was compressed afterwards). Download it "
-        "again, or choose another."
+        "'bomb.ckpt' is not a readable .ckpt file (it has been compressed). Download it again, or "
+        "choose another."
     )
 
 
@@ -309,8 +308,8 @@ def test_a_tensor_expanded_beyond_the_file_size_is_refused(tmp_path: Path) -> No
 def test_a_sparse_or_meta_tensor_is_named(tmp_path: Path, tensor: torch.Tensor) -> None:
     saved(tmp_path / "model.ckpt", {"a": tensor})
     assert refusal(tmp_path / "model.ckpt") == (
-        "The weight 'a' of 'model.ckpt' is sparse, quantized, nested or without numbers. Choose "
-        "the fp32, fp16 or bf16 version of this checkpoint."
+        "The weight 'a' of 'model.ckpt' is sparse, quantized, nested or has no data. Choose the "
+        "fp32, fp16 or bf16 version of this checkpoint."
     )
 
 
@@ -336,7 +335,7 @@ def test_garbage_named_ckpt_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_thousands_of_damaged_files_open_or_are_refused(kind: str, count: int) -> None:
-    """In a second of the processor each, and without memory that the files do not hold."""
+    """Each in at most a second of CPU time, and in about as much memory as the file has bytes."""
     here = Path(__file__)
     environment = {**os.environ, "PYTHONPATH": str(here.parents[3]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Learned words: their files, of ours and of others, and the table they are added to."""
+"""Embedding files of this and other trainers, and the token table that their vectors extend."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer import families
 from trainer.families.base import Framing
-from trainer.families.embedding import PLACEHOLDER_KEY, Embedding, WordTable
+from trainer.families.embedding import PLACEHOLDER_KEY, Embedding, TokenTable
 
 FRAMING = Framing((16, 16), (0, 0), (16, 16))
 
@@ -60,23 +60,23 @@ def test_vectors_for_two_text_encoders_are_read_as_one_embedding(tmp_path, vecto
         (
             "my-x", {"a": torch.zeros(1, 24), "b": torch.zeros(1, 24)},
             "'my-x.safetensors' holds 2 tensors, none of them named clip_l, clip_g, clip_h, so it "
-            "is no textual inversion. Choose a file that Textual Inversion Train wrote, or another "
-            "embedding.",
+            "is not a textual inversion embedding. Choose a file that Textual Inversion Train "
+            "wrote, or another embedding.",
         ),
         (
             "my-x", {"clip_l": torch.zeros(1, 2, 24)},
-            "'clip_l' of 'my-x.safetensors' has the shape [1, 2, 24] or holds NaN, and a textual "
-            "inversion is one finite vector per token. Choose another file.",
+            "'clip_l' of 'my-x.safetensors' has the shape [1, 2, 24], or holds NaN or infinite "
+            "numbers. An embedding must be one finite vector per token. Choose another file.",
         ),
         (
             "my-x", {"clip_l": torch.tensor([[float("nan")]])},
-            "'clip_l' of 'my-x.safetensors' has the shape [1, 1] or holds NaN, and a textual "
-            "inversion is one finite vector per token. Choose another file.",
+            "'clip_l' of 'my-x.safetensors' has the shape [1, 1], or holds NaN or infinite "
+            "numbers. An embedding must be one finite vector per token. Choose another file.",
         ),
         (
             "dog", {"clip_l": torch.zeros(1, 24)},
-            "The placeholder 'dog' is a word of CLIP's vocabulary already, and would change what "
-            "that word means in every prompt. Use one that is not, such as '<dog>'.",
+            "The placeholder 'dog' is already a word of CLIP's vocabulary, and would change that "
+            "word's meaning in every prompt. Use a new word, such as '<dog>'.",
         ),
     ],
 )  # fmt: skip
@@ -88,8 +88,8 @@ def test_refuses_what_is_not_an_embedding(tmp_path, name, tensors, message):
 
 
 def test_a_placeholder_is_replaced_by_its_vectors_wherever_it_occurs(tiny_model, vectors):
-    """Against transformers' own model over a table that really has the new rows."""
-    words = tiny_model.word_tables()["clip_l"].weight
+    """Compared with transformers' own model on a table that contains the new rows."""
+    words = tiny_model.token_tables()["clip_l"].weight
     tiny_model.add_embedding(Embedding("<tok>", {"clip_l": vectors}))
     table = nn.Embedding.from_pretrained(torch.cat([words.detach(), vectors]))
 
@@ -116,7 +116,7 @@ def test_other_captions_and_the_file_tensors_do_not_change(tiny_model, vectors):
 
 
 def test_only_the_new_vectors_get_gradients(vectors):
-    table = WordTable(nn.Embedding(10, 24).requires_grad_(False))
+    table = TokenTable(nn.Embedding(10, 24).requires_grad_(False))
     ids, parameter = table.add(vectors)
     assert ids == [10, 11]
     parameter.requires_grad_(True)
@@ -133,8 +133,8 @@ def test_two_placeholders_can_be_added_but_none_twice(tiny_model, vectors):
     with pytest.raises(ValueError) as caught:
         tiny_model.add_embedding(Embedding("<ONE>", {"clip_l": vectors}))
     assert str(caught.value) == (
-        "The placeholder '<ONE>' stands for another embedding already. Choose another placeholder, "
-        "or leave out the other embedding."
+        "The placeholder '<ONE>' already belongs to another embedding. Choose another placeholder, "
+        "or remove the other embedding."
     )
 
 
@@ -144,13 +144,14 @@ def test_refuses_vectors_of_another_family(tiny_checkpoint, tmp_path, vectors):
     for path, message in (
         (
             wide,
-            "The vectors of 'my-wide' have 32 numbers, and the text encoder of 'tiny.safetensors' "
-            "takes 24. Choose an embedding that was trained for this kind of model.",
+            "The vectors of 'my-wide' have 32 dimensions, but the text encoder of "
+            "'tiny.safetensors' needs 24. Choose an embedding that was trained for this kind of "
+            "model.",
         ),
         (
             other,
-            "The embedding of 'my-sd2' is for the text encoders clip_h, and Stable Diffusion 1 "
-            "needs one for clip_l. Choose an embedding for Stable Diffusion 1.",
+            "The embedding of 'my-sd2' has vectors for clip_h, but Stable Diffusion 1 needs "
+            "vectors for clip_l. Choose an embedding for Stable Diffusion 1.",
         ),
     ):
         with pytest.raises(ValueError) as caught:

@@ -107,7 +107,7 @@ def test_callbacks_in_the_original_checkpoints_are_ignored(
     }
     torch.save(contents, tmp_path / "model.ckpt")
     assert_holds_tensors(CheckpointFile(tmp_path / "model.ckpt"))
-    # What was let through for this file is let through for no one else.
+    # The stand-ins for this file do not make torch.load accept it elsewhere.
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "model.ckpt", weights_only=True)
 
@@ -126,7 +126,7 @@ def test_a_file_is_hashed_again_only_after_a_change(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert CheckpointFile(path).sha256() == first  # it was not read
+    assert CheckpointFile(path).sha256() == first  # from the cache
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert CheckpointFile(path).sha256() == hashlib.sha256(content).hexdigest()
 
@@ -158,7 +158,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_another_extension_is_refused(tmp_path: Path) -> None:
     assert refusal(write(tmp_path / "flux.gguf", b"GGUF")) == (
-        "'flux.gguf' ends in '.gguf', and checkpoints end in .safetensors, .ckpt, .pt. "
+        "'flux.gguf' ends in '.gguf', but checkpoints end in .safetensors, .ckpt, .pt. "
         "Choose one of those."
     )
 
@@ -187,7 +187,7 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, contents: object) -> 
     )
 
 
-# ---------------------------------------------------------- asked-for weights
+# ------------------------------------------------------------------- weights
 
 
 def shape_refusal(file: CheckpointFile, key: str) -> str:
@@ -204,10 +204,10 @@ def test_a_missing_or_wrong_weight_is_named(safetensors: Path) -> None:
         "The file is incomplete: download it again, or choose another."
     )
     assert shape_refusal(file, "fp32") == (
-        "The weight 'fp32' of 'model.safetensors' has the shape [2, 3], and one with 4 dimensions "
-        "above 0 belongs there. The file is damaged: download it again, or choose another."
+        "The weight 'fp32' of 'model.safetensors' has the shape [2, 3], but must have 4 "
+        "dimensions, all above 0. The file is damaged: download it again, or choose another."
     )
     assert shape_refusal(file, "int64") == (
-        "The weight 'int64' of 'model.safetensors' holds int64 numbers, and only floating-point "
-        "ones can be trained. Choose the fp32, fp16 or bf16 version of this checkpoint."
+        "The weight 'int64' of 'model.safetensors' holds int64 numbers, but only floating-point "
+        "numbers can be trained. Choose the fp32, fp16 or bf16 version of this checkpoint."
     )

@@ -1,4 +1,4 @@
-"""Files of other kinds, by names that published files of each kind hold, are refused by name."""
+"""Files of other kinds, with tensor names from published files of each kind."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ OTHER_FILES: list[tuple[str, Shapes]] = [
     ),
     ("a Stable Diffusion XL model", {**SD2_UNET, f"{UNET}label_emb.0.0.weight": (1280, 2816)}),
     (
-        "a Stable Diffusion 1 inpainting model (its U-Net takes 9 channels)",
+        "a Stable Diffusion 1 inpainting model (its U-Net has 9 input channels)",
         {**SD1_UNET, **VAE_PART, **CLIP_PART, f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)},
     ),
     (
-        "a Stable Diffusion 1 editing model (its U-Net takes 8 channels)",
+        "a Stable Diffusion 1 editing model (its U-Net has 8 input channels)",
         {**SD1_UNET, **VAE_PART, **CLIP_PART, f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)},
     ),
     ("a U-Net alone", SD1_UNET),
@@ -99,7 +99,7 @@ OTHER_FILES: list[tuple[str, Shapes]] = [
 
 
 def write(path: Path, shapes: Shapes) -> Path:
-    """A .ckpt whose tensors have these shapes and take one element each."""
+    """Write a .ckpt of tensors with these shapes that stores only one element of each."""
     tensors = {name: torch.zeros(()).half().expand(shape) for name, shape in shapes.items()}
     torch.save({"state_dict": tensors}, path)
     return path
@@ -139,6 +139,6 @@ def test_a_missing_part_is_named(
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         families.load(path, torch.device("cpu"))
     assert str(error.value) == (
-        f"'model.safetensors' has no {part}, and U-Net, VAE and text encoder are all needed. "
+        f"'model.safetensors' has no {part}, but U-Net, VAE and text encoder are all needed. "
         "Choose a complete Stable Diffusion 1 checkpoint."
     )

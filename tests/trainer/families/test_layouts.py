@@ -18,14 +18,14 @@ UNET = "model.diffusion_model."
 
 
 def shapes_only(path: Path, tensors: dict[str, Tensor]) -> CheckpointFile:
-    """A file of tensors of the same shapes that take one element each."""
+    """A file of tensors with these shapes that stores only one element of each."""
     empty = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in tensors.items()}
     torch.save(empty, path)
     return CheckpointFile(path)
 
 
 def unet_on_meta(**options: Any) -> dict[str, Tensor]:
-    """In the file's layout, and without memory."""
+    """A U-Net's tensors in the file's layout, on the meta device."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -34,7 +34,7 @@ def unet_on_meta(**options: Any) -> dict[str, Tensor]:
 
 
 def stable_diffusion_15() -> dict[str, Tensor]:
-    """All tensors, in the file's layout, and without memory."""
+    """All tensors in the file's layout, on the meta device."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -152,21 +152,21 @@ def test_a_weight_that_the_layout_needs_is_named(
 
 
 @pytest.mark.parametrize(
-    ("cut_off", "missed"),
+    ("removed", "missing"),
     [
         ("input_blocks.", "input_blocks.1.0.out_layers.3.weight"),
         ("input_blocks.3.", "input_blocks.3.0.in_layers.0.weight"),
     ],
 )
 def test_a_level_without_blocks_is_reported_by_its_first_weight(
-    tmp_path: Path, tiny_tensors: dict[str, Tensor], cut_off: str, missed: str
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], removed: str, missing: str
 ) -> None:
     path, kept = tmp_path / "model.safetensors", f"{UNET}input_blocks.0.0.weight"
     tensors = {
         name: tensor
         for name, tensor in tiny_tensors.items()
-        if name == kept or not name.startswith(UNET + cut_off)
+        if name == kept or not name.startswith(UNET + removed)
     }
     save_file(tensors, path)
-    with pytest.raises(ValueError, match=f"lacks the weight '{UNET}{missed}'"):
+    with pytest.raises(ValueError, match=f"lacks the weight '{UNET}{missing}'"):
         UNetLayout.read(CheckpointFile(path))

@@ -72,8 +72,8 @@ def test_a_quantized_weight_is_named(tmp_path: Path, tiny_tensors: dict[str, Ten
     wrong = {key: tiny_tensors[key].to(torch.int8)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(wrong))
     assert message == (
-        f"The weight '{key}' of 'model.safetensors' holds int8 numbers, and only floating-point "
-        "ones can be trained. Choose the fp32, fp16 or bf16 version of this checkpoint."
+        f"The weight '{key}' of 'model.safetensors' holds int8 numbers, but only floating-point "
+        "numbers can be trained. Choose the fp32, fp16 or bf16 version of this checkpoint."
     )
 
 
@@ -82,8 +82,8 @@ def test_an_unknown_unet_weight_is_named(tmp_path: Path, tiny_tensors: dict[str,
     extra = {key: torch.zeros(1)}
     message = refusal(tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update(extra))
     assert message == (
-        f"'model.safetensors' has the weight '{key}', which a Stable Diffusion 1 U-Net has no "
-        "place for. Choose a checkpoint without additions to the U-Net."
+        f"'model.safetensors' has the weight '{key}', which a Stable Diffusion 1 U-Net does not "
+        "have. Choose a checkpoint without additions to the U-Net."
     )
 
 
@@ -118,7 +118,7 @@ def test_constants_that_do_not_fit_the_widths_are_refused(
     )
 
 
-# ----------------------------------------------------- numbers that are none
+# ------------------------------------------------------------ NaN and infinity
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -154,11 +154,11 @@ def test_nan_in_an_unused_tensor_is_ignored(
     families.load(tmp_path / "model.safetensors", torch.device("cpu"))
 
 
-# ------------------------------------------------------- names and shapes that lie
+# ------------------------------------------------- inconsistent names and shapes
 
 
 @pytest.mark.parametrize(
-    ("key", "number", "missed"),
+    ("key", "number", "missing"),
     [
         (f"{UNET}input_blocks.3.0.in_layers.0.weight", "9" * 5000, "input_blocks.5.0.out_layers.3"),
         (
@@ -175,17 +175,17 @@ def test_nan_in_an_unused_tensor_is_ignored(
     ],
 )
 def test_a_layer_number_out_of_range_is_not_trusted(
-    tmp_path: Path, tiny_tensors: dict[str, Tensor], key: str, number: str, missed: str
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], key: str, number: str, missing: str
 ) -> None:
     other = re.sub(r"(blocks|layers|down)\.\d+\.", rf"\g<1>.{number}.", key, count=1)
     message = refusal(
         tmp_path / "model.safetensors", tiny_tensors, lambda t: t.update({other: t.pop(key)})
     )
     assert "lacks the weight" in message
-    assert missed in message
+    assert missing in message
 
 
-def lie(rng: random.Random, tensors: dict[str, Tensor]) -> None:
+def corrupt(rng: random.Random, tensors: dict[str, Tensor]) -> None:
     """Rename, reshape, empty, retype or drop a weight."""
     key = rng.choice(sorted(tensors))
     weight = tensors[key]
@@ -211,7 +211,7 @@ def test_all_inconsistencies_raise_value_error(
     tmp_path: Path, tiny_tensors: dict[str, Tensor], seed: int
 ) -> None:
     rng, tensors = random.Random(seed), dict(tiny_tensors)
-    lie(rng, tensors)
+    corrupt(rng, tensors)
     save_file(
         {key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "a.safetensors"
     )

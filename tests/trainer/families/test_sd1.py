@@ -1,4 +1,4 @@
-"""Against modules built from explicit options, and diffusers' own reader of single files."""
+"""Compared with modules built from explicit options, and with diffusers' own single-file reader."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def assert_computes_the_same(model: SD1, networks: Networks, scale: float = 0.18
         hidden = text_encoder(ids).last_hidden_state
         given = model.encode_captions(captions, [])
         prediction = model.predict(noisy_latents, timesteps, given)
-        mean, deviation = model.encode_pixels(pixels)
+        mean, std = model.encode_pixels(pixels)
         moments = vae.encode(pixels).latent_dist
         latents = scale * moments.mean
         for ours, theirs in [
             (given.hidden, hidden),
             (prediction, unet(noisy_latents, timesteps, hidden).sample),
             (mean, latents),
-            (deviation, scale * moments.std),
+            (std, scale * moments.std),
             (model.decode_latents(latents), vae.decode(latents / scale).sample),
         ]:
-            assert theirs.std() > 1e-3  # else any two would be equal
+            assert theirs.std() > 1e-3  # otherwise the comparison proves nothing
             assert (ours - theirs).abs().max() <= 1e-5
 
 

@@ -1,5 +1,4 @@
-"""Against transformers' own CLIP tokenizer over the same merges, and against token numbers that are
-published."""
+"""Compared with transformers' CLIP tokenizer on the same merges, and with published token ids."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ def transformers_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @cache
 def published_byte_letters() -> list[str]:
-    """GPT-2's byte alphabet, as its paper's code orders it."""
+    """GPT-2's byte alphabet, in the order of its published code."""
     printable = [b for b in range(256) if chr(b).isprintable() and b not in (32, 0xA0, 0xAD)]
     others = [b for b in range(256) if b not in printable]
     letters = {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}

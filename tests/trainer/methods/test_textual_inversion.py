@@ -62,7 +62,7 @@ def attach(model, config, *, photos=(), **options):
 
 
 def row(model, word: str) -> torch.Tensor:
-    return model.word_tables()["clip_l"].weight[model.tokenizer.token_id(f"{word}</w>")]
+    return model.token_tables()["clip_l"].weight[model.tokenizer.token_id(f"{word}</w>")]
 
 
 def test_each_word_of_the_initializer_gives_a_vector(tiny_model, config):
@@ -143,7 +143,7 @@ def test_embeddings_go_into_a_folder_of_their_own_under_new_names(config, tmp_pa
 def test_vectors_keep_to_the_lengths_of_words(tiny_model, config):
     _, trainable = attach(tiny_model, config, num_vectors=3)
     (vectors,) = trainable.parts[0].parameters
-    lengths = tiny_model.word_tables()["clip_l"].weight.norm(dim=1).numpy()
+    lengths = tiny_model.token_tables()["clip_l"].weight.norm(dim=1).numpy()
     shortest, longest = (np.quantile(lengths, share) for share in (0.01, 0.99))
     with torch.no_grad():
         vectors[0] *= 1e-3
@@ -210,8 +210,8 @@ def test_the_embedding_changes_what_dreambooth_learns(config):
     [
         (
             {"placeholder": "dog"},
-            "The placeholder 'dog' is a word of CLIP's vocabulary already, and would change what "
-            "that word means in every prompt. Use one that is not, such as '<dog>'.",
+            "The placeholder 'dog' is already a word of CLIP's vocabulary, and would change that "
+            "word's meaning in every prompt. Use a new word, such as '<dog>'.",
         ),
         (
             {"placeholder": "my dog"},

@@ -224,7 +224,7 @@ def test_embeddings_keep_32_bit_states_under_8_bit_adamw(tiny_model):
     session = begin(tiny_model, method, optimizer={"name": "AdamW8bit"})
     session.step()
     states = session.optimizer.state
-    (table,) = tiny_model.word_tables().values()
+    (table,) = tiny_model.token_tables().values()
     assert states[table.weight]["state1"].dtype == torch.float32
     assert states[tiny_model.unet.mid_block.resnets[0].conv1.weight]["state1"].dtype == torch.uint8
 
@@ -282,11 +282,11 @@ def test_a_learned_word_and_its_average_keep_to_the_lengths_of_words(tiny_model,
     """At a rate whose every step takes the vectors far beyond the longest word."""
     if isinstance(method, FullFineTune):
         tiny_model.add_embedding(Embedding("<tok>", {"clip_l": torch.zeros(1, 24)}))
-    lengths = tiny_model.word_tables()["clip_l"].weight.norm(dim=1).numpy()
+    lengths = tiny_model.token_tables()["clip_l"].weight.norm(dim=1).numpy()
     session = begin(
         tiny_model, method, caption="a photo of <tok>", ema=True, optimizer={"learning_rate": 10.0}
     )
-    (vectors,) = tiny_model.learned["<tok>"].values()
+    (vectors,) = tiny_model.learned_vectors["<tok>"].values()
     longest = torch.full((len(vectors),), float(np.quantile(lengths, 0.99)))
     session.step()
     torch.testing.assert_close(vectors.detach().norm(dim=1), longest)
@@ -312,7 +312,7 @@ def test_weight_decay_pulls_at_weights_but_not_at_learned_words(tiny_model, name
     # Prodigy finds its rate by the slope, and has none yet.
     shrunk = before * (1 if name == "Prodigy" else 1 - 0.1 * 0.5)
     torch.testing.assert_close(kernel.detach(), shrunk)
-    (vectors,) = tiny_model.learned["<tok>"].values()
+    (vectors,) = tiny_model.learned_vectors["<tok>"].values()
     assert torch.equal(vectors.detach(), torch.ones(1, 24))
 
 
@@ -387,7 +387,7 @@ def test_a_text_encoder_in_training_reads_anew_at_every_step(tiny_model):
     assert before.requires_grad
     with torch.no_grad():
         # Unlike for each number of a vector: LayerNorm takes out what they share.
-        tiny_model.word_tables()["clip_l"].weight.add_(torch.linspace(-1, 1, 24))
+        tiny_model.token_tables()["clip_l"].weight.add_(torch.linspace(-1, 1, 24))
     after = encoder.encode(["a dog"], [FRAMING]).hidden
     assert (after - before).norm() > 0.1 * before.norm()
 
