@@ -29,7 +29,7 @@ import torch
 
 from trainer import families
 from trainer.data.images import read_image
-from trainer.evaluation.best_step import Balance, Seen
+from trainer.evaluation.best_step import PreviewEmbeddings, StepScorer
 from trainer.loop import TrainingResult, train
 from trainer.methods.full import FullFineTune
 from trainer.runs.numerics import NUMERICS_VERSION
@@ -104,7 +104,7 @@ def _rows(place: Path, result: TrainingResult) -> list[Row]:
     base, _ = _draw(MODEL, judge)
     pictures = [read_image(path, (255, 255, 255)) for path in photos(STRIKING_CUP, place)]
     known = judge.embed_images([np.asarray(picture) for picture in pictures])
-    exhaustive = Balance(base, known, judge.embed_prompts(PROMPTS), SCORING)
+    exhaustive = StepScorer(base, known, judge.embed_prompts(PROMPTS), SCORING)
     rows = []
     for report in result.scores[1:]:
         step = report.step
@@ -118,14 +118,16 @@ def _rows(place: Path, result: TrainingResult) -> list[Row]:
     return rows
 
 
-def _draw(path: Path, judge: Judge) -> tuple[Seen, float]:
+def _draw(path: Path, judge: Judge) -> tuple[PreviewEmbeddings, float]:
     """Many pictures' embeddings; and the balance of what the judge says in words, as experiment a
     has it."""
     model = families.load(path, CPU)
     images = sample(model, PROMPTS, SAMPLING)
     others = sample(model, [CLASS_PROMPT] * NUM_CLASS_IMAGES, SAMPLING)
     told = shown_and_kept(judge, STRIKING_CUP, images, PLACES, others)
-    seen = Seen(previews=judge.embed_images(images), class_images=judge.embed_images(others))
+    seen = PreviewEmbeddings(
+        previews=judge.embed_images(images), class_images=judge.embed_images(others)
+    )
     return seen, told["balance"]
 
 

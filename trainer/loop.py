@@ -115,7 +115,11 @@ def _train(
     session = Session(config, model, trainable, batches)
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, started, run.intermediate if run else ())
-    scorer = PreviewScorer(session, load_encoder(), photos, observer) if load_encoder else None
+    scorer = (
+        PreviewScorer.from_base_model(session, load_encoder(), photos, observer)
+        if load_encoder
+        else None
+    )
     if run:
         run.begin(session)
     if scorer:

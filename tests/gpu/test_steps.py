@@ -70,7 +70,7 @@ def test_8_bit_adamw_keeps_its_states_in_8_bits_on_the_device(config, open_sessi
     assert len(large) > 10
     for weights in large:
         for name in ("state1", "state2"):
-            state = session.optimizer.state[weights][name]
+            state = session.gradient_step.optimizer.state[weights][name]
             assert (state.dtype, state.device) == (torch.uint8, weights.device)
 
 

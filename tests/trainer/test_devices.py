@@ -379,6 +379,6 @@ def test_nothing_is_left_out():
     # The demo trains and draws with the embedded model; `runs` only lists and deletes files.
     others = {Sample, Priors, Compare, Score, Demo, Runs}
     assert set(COMMANDS.values()) == {*methods.values(), *others}
-    assert {*encoders.CLIP_KINDS, *encoders.DINO_KINDS} == set(ENCODERS)
+    assert {*encoders.CLIP_TYPES, *encoders.DINO_TYPES} == set(ENCODERS)
     named = {*switches(TrainingConfig), *NUMBERS, *ELSEWHERE}
     assert {field.name for field in fields(TrainingConfig)} == named

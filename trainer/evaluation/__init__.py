@@ -1,1 +1,1 @@
-"""Scores of images: encoders, metrics, the best step, comparisons and plots."""
+"""Scores images: encoders, metrics, the best step of a run, comparisons and plots."""

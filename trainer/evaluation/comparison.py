@@ -1,5 +1,5 @@
-"""The same prompts and noise under several checkpoints, schedulers and numbers of steps, laid out
-to be compared and, with a judge, scored."""
+"""Draws the same prompts from the same noise with several checkpoints, schedulers and numbers of
+steps, for a side-by-side comparison with optional scores."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Candidate:
     label: str
     path: Path
     embedding: Path | None = None
-    """The file of a textual inversion, whose placeholder prompts may then have."""
+    """The file of a textual inversion, whose placeholder may then be used in prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axes:
-    """What is compared: every one of each with every one of the others."""
+    """What is compared: every combination of candidate, scheduler and number of steps, each with
+    all prompts. Raises ValueError if one of them is empty."""
 
     candidates: Sequence[Candidate]
     schedulers: Sequence[str]
@@ -49,7 +50,7 @@ class Axes:
             schedulers.check(scheduler)
 
     def label(self, candidate: Candidate, scheduler: str, steps: int) -> str:
-        """A row's title: the checkpoint, and what differs between rows."""
+        """A row's title: the checkpoint, plus scheduler and steps if they differ between rows."""
         parts = [candidate.label]
         if len(self.schedulers) > 1:
             parts.append(scheduler)
@@ -60,7 +61,7 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """The pictures of one checkpoint, scheduler and number of steps, one per prompt."""
+    """The images of one checkpoint, scheduler and number of steps, one per prompt."""
 
     label: str
     candidate: Candidate
@@ -73,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Rows of pictures, all from the same noise in a column."""
+    """Rows of images. All images in a column start from the same noise."""
 
     prompts: Sequence[str]
     rows: Sequence[Row]
@@ -84,7 +85,7 @@ class Comparison:
         return [image for row in self.rows for image in row.images]
 
     def grid(self) -> Image.Image:
-        """A labelled sheet, with each picture's scores below it if there are any."""
+        """A labelled grid, with each image's scores below it if there are any."""
         captions = [
             row.scores.caption(i) for row in self.rows if row.scores for i in range(len(row.images))
         ]
@@ -93,15 +94,15 @@ class Comparison:
 
     @property
     def scored(self) -> list[tuple[str, Mapping[str, float]]]:
-        """Each row's title and mean scores; none without a judge."""
+        """Each row's title and mean scores; empty without scores."""
         return [(row.label, row.scores.means) for row in self.rows if row.scores]
 
     def chart(self) -> Image.Image | None:
-        """The mean scores of each row; None without a judge."""
+        """A bar chart of the mean scores of each row; None without scores."""
         return plots.score_chart(self.scored) if self.scored else None
 
     def records(self) -> list[dict[str, Any]]:
-        """A mapping for each row, of its settings and mean scores."""
+        """The settings and mean scores of each row."""
         return [
             {
                 "checkpoint": row.candidate.label,
@@ -114,7 +115,7 @@ class Comparison:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, those that were there before with a number behind them."""
+    """The names, with a number added to repeated ones: "a", "a (2)"."""
     return [
         f"{name} ({count + 1})" if (count := names[:place].count(name)) else name
         for place, name in enumerate(names)
@@ -138,9 +139,10 @@ def compare(
     observer: Observer | None = None,
     image_scorer: ImageScorer | None = None,
 ) -> Comparison:
-    """Draw it all. Prompt number i starts from `sampling.seed` + i in every row; the scheduler and
-    steps of `sampling` are not used. `size` is width and height in pixels; 0 takes the first
-    checkpoint's own for all. With a image_scorer of the same prompts each row is scored."""
+    """Draw all combinations. Prompt i uses the seed `sampling.seed` + i in every row; the scheduler
+    and steps of `sampling` are not used. `size` is width and height in pixels; 0 means the native
+    resolution of the first checkpoint. `image_scorer` must have the same prompts; None: no scores.
+    """
     precision.check(number_format, device)
     observer, rows = observer or Observer(), []
     for candidate in axes.candidates:

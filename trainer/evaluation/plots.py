@@ -1,8 +1,9 @@
-"""Pictures about a run: images laid out in a labelled grid, and the losses as curves."""
+"""Figures about a run: labelled grids of images, loss curves and bar charts of scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ GAP = 8
 """Pixels between images and around titles."""
 FONT_SIZE = 14
 MIN_WIDTH = 128
-"""Smaller images are shown enlarged, so that titles above them stay legible."""
-MIN_TITLE = 180
-"""Pixels that the titles of rows may take at least before they are broken into lines."""
+"""Narrower images are enlarged, so that the titles above them stay legible."""
+MIN_TITLE_WIDTH = 180
+"""Row titles are not wrapped below this width, in pixels."""
 
 
 def grid(
@@ -27,38 +28,79 @@ def grid(
     rows: Sequence[str],
     captions: Sequence[str] = (),
 ) -> Image.Image:
-    """Images [H, W, 3] uint8 of one size, row by row, each column with its title above and each row
-    with its title to the left, on white; if there are captions, each image's stands below it."""
+    """Arrange images [H, W, 3] uint8 of one size row by row on white, with column titles above, row
+    titles to the left and, if given, a caption below each image. Raises ValueError unless there is
+    one image for each cell."""
     shapes = {image.shape for image in images}
     if len(images) != len(columns) * len(rows) or len(shapes) != 1:
         raise ValueError(
-            f"A grid of {len(columns)} columns and {len(rows)} rows takes "
+            f"A grid of {len(columns)} columns and {len(rows)} rows needs "
             f"{len(columns) * len(rows)} images of one size, got {len(images)} images of "
-            f"{len(shapes)} sizes. Give every row one image for each column."
+            f"{len(shapes)} sizes. Provide one image for each column of each row."
         )
-    scale = -(-MIN_WIDTH // images[0].shape[1])
-    height, width = (side * scale for side in images[0].shape[:2])
-    above = [_wrap(title, width) for title in columns]
-    left = [_wrap(title, max(width, MIN_TITLE)) for title in rows]
-    below = [_wrap(caption, width) for caption in captions] or [""] * len(images)
-    top = GAP + max(_text_size(title)[1] for title in above) + GAP
-    start = GAP + max(_text_size(title)[0] for title in left) + GAP
-    caption_height = max(_text_size(caption)[1] for caption in below)
-    row_height = GAP + max([height + caption_height, *(_text_size(title)[1] for title in left)])
-    size = (start + len(columns) * (width + GAP), top + len(rows) * row_height)
-    sheet = Image.new("RGB", size, "white")
+    layout = _GridLayout.plan(images[0], columns, rows, captions)
+    sheet = Image.new("RGB", layout.size, "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(above):
-        _write(draw, (start + column * (width + GAP), GAP), title)
-    for row, title in enumerate(left):
-        _write(draw, (GAP, top + row * row_height), title)
-    for index, (array, caption) in enumerate(zip(images, below, strict=True)):
+    for column, title in enumerate(layout.columns):
+        _write(draw, (layout.x(column), GAP), title)
+    for row, title in enumerate(layout.rows):
+        _write(draw, (GAP, layout.y(row)), title)
+    captions = layout.captions or [""] * len(images)
+    for index, (array, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(index, len(columns))
-        x, y = start + column * (width + GAP), top + row * row_height
-        image = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
+        x, y = layout.x(column), layout.y(row)
+        image = Image.fromarray(array).resize(layout.image_size, Image.Resampling.NEAREST)
         sheet.paste(image, (x, y))
-        _write(draw, (x, y + height), caption)
+        _write(draw, (x, y + layout.image_size[1]), caption)
     return sheet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _GridLayout:
+    """Texts of a grid, wrapped to fit, and the places of its parts in pixels."""
+
+    image_size: tuple[int, int]
+    """Width and height at which images are shown."""
+    columns: Sequence[str]
+    rows: Sequence[str]
+    captions: Sequence[str]
+    left: int
+    """Left edge of the first column of images."""
+    top: int
+    """Top edge of the first row of images."""
+    row_height: int
+
+    @staticmethod
+    def plan(
+        image: np.ndarray, columns: Sequence[str], rows: Sequence[str], captions: Sequence[str]
+    ) -> _GridLayout:
+        scale = -(-MIN_WIDTH // image.shape[1])  # rounded up
+        height, width = (side * scale for side in image.shape[:2])
+        columns = [_wrap(title, width) for title in columns]
+        rows = [_wrap(title, max(width, MIN_TITLE_WIDTH)) for title in rows]
+        captions = [_wrap(caption, width) for caption in captions]
+        return _GridLayout(
+            image_size=(width, height),
+            columns=columns,
+            rows=rows,
+            captions=captions,
+            left=GAP + _max_width(rows) + GAP,
+            top=GAP + _max_height(columns) + GAP,
+            row_height=GAP + max(height + _max_height(captions), _max_height(rows)),
+        )
+
+    def x(self, column: int) -> int:
+        """Left edge of a column of images."""
+        return self.left + column * (self.image_size[0] + GAP)
+
+    def y(self, row: int) -> int:
+        """Top edge of a row of images."""
+        return self.top + row * self.row_height
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole grid."""
+        return self.x(len(self.columns)), self.y(len(self.rows))
 
 
 def loss_curve(
@@ -67,8 +109,8 @@ def loss_curve(
     *,
     show_learning_rates: bool = False,
 ) -> Image.Image:
-    """The losses over at least one step: each value faint, their running mean on top. Below them,
-    if there are scores, what was learned and kept, the best step and where overfitting begins."""
+    """Plot the losses of one or more steps: single values faint, their running mean on top. If
+    there are scores, a second panel shows them with the best step and where overfitting begins."""
     figure = _figure(height=7.5 if scores else 4.5)
     panels: Any = figure.subplots(2 if scores else 1, sharex=True, squeeze=False)[:, 0]
     axes = panels[0]
@@ -87,14 +129,14 @@ def loss_curve(
         _add_learning_rates(axes, reports)
     if scores:
         _plot_scores(panels[1], scores)
-    return _drawn(figure)
+    return _render(figure)
 
 
 def _add_learning_rates(axes: Any, reports: Sequence[StepReport]) -> None:
     rates = axes.twinx()
     rates.set_ylabel("learning rate")
     rates.ticklabel_format(scilimits=(0, 0))
-    axes.set_zorder(rates.get_zorder() + 1)  # The losses and their legend stay in front.
+    axes.set_zorder(rates.get_zorder() + 1)  # keeps the losses and their legend in front
     axes.patch.set_visible(False)
     steps = [report.step for report in reports]
     for part in reports[0].learning_rates:
@@ -111,20 +153,20 @@ def _plot_scores(axes: Any, scores: Sequence[ScoreReport]) -> None:
     }
     steps = [report.step for report in scores]
     for color, (label, values) in zip(("C0", "C2", "C1", "black"), curves.items(), strict=True):
-        if values[0] is not None:  # what the judge can tell, it tells of all steps
+        if values[0] is not None:  # a score is available for all steps or for none
             axes.plot(steps, values, color=color, marker=".", label=label)
     if top := best_step.best(scores):
         axes.axvline(top.step, color="black", linestyle=":", label=f"best step: {top.step}")
     if past := best_step.overfitting(scores):
         axes.axvspan(past.step, steps[-1], color="C3", alpha=0.12, label="overfitting")
-    axes.set(xlabel="step", ylabel="between base model and photos", ylim=(-0.03, 1.03))
+    axes.set(xlabel="step", ylabel="share (0 to 1)", ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
-    # Above: inside, any place may have curves.
+    # Above the plot, because inside it would cover curves.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, fontsize=8, frameon=False)
 
 
 def score_chart(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Image.Image:
-    """A bar for each measure of each titled row, from the top down, with its number at its end."""
+    """Bar chart of titled scores, from top to bottom, with each bar's value at its end."""
     measures = list(dict.fromkeys(name for _, scores in rows for name in scores))
     figure = _figure(height=max(2.0, 0.6 + 0.25 * len(rows) * (len(measures) + 1)))
     axes = figure.add_subplot()
@@ -139,19 +181,18 @@ def score_chart(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Image.Image:
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
-    return _drawn(figure)
+    return _render(figure)
 
 
 def _figure(*, height: float) -> Any:
-    """A figure of 800 pixels' width and so many hundreds of pixels' height."""
-    # Imported here, so that ComfyUI's start does not pay for it. The objects themselves rather than
-    # pyplot, whose figures belong to the process.
+    """A figure 800 pixels wide; `height` is in hundreds of pixels."""
+    # Imported here to keep ComfyUI's start-up fast. Without pyplot, which keeps global state.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(8, height), dpi=100, layout="constrained")
 
 
-def _drawn(figure: Any) -> Image.Image:
+def _render(figure: Any) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -160,9 +201,9 @@ def _drawn(figure: Any) -> Image.Image:
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
-    """Each value's mean with its neighbours, about a twentieth of all."""
+    """The mean of each value and its neighbours, over a window of about 5 % of all values."""
     window = np.ones(2 * (len(values) // 40) + 1)
-    # Fewer neighbours at the ends: their number is summed up in the same way.
+    # At the ends the window holds fewer values.
     weights = np.convolve(np.ones(len(values)), window, mode="same")
     means: np.ndarray = np.convolve(values, window, mode="same") / weights
     return means
@@ -172,11 +213,10 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=FONT_SIZE)
 
 
-def _wrap(title: str, width: int) -> str:
-    """The title with its own lines broken so that they fit into `width` pixels, as far as its words
-    allow."""
+def _wrap(text: str, width: int) -> str:
+    """Break the lines of a text between words so that they fit into `width` pixels, if possible."""
     lines: list[str] = []
-    for line in title.splitlines():
+    for line in text.splitlines():
         lines.append("")
         for word in line.split():
             longer = f"{lines[-1]} {word}".strip()
@@ -188,9 +228,17 @@ def _wrap(title: str, width: int) -> str:
 
 
 def _text_size(text: str) -> tuple[int, int]:
-    """Width and height in pixels."""
+    """Width and height of a text in pixels."""
     box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=_font())
     return round(box[2]), round(box[3])
+
+
+def _max_width(texts: Sequence[str]) -> int:
+    return max((_text_size(text)[0] for text in texts), default=0)
+
+
+def _max_height(texts: Sequence[str]) -> int:
+    return max((_text_size(text)[1] for text in texts), default=0)
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:

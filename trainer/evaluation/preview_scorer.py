@@ -1,10 +1,11 @@
-"""The judge at work during a run: previews in, a report and the best step out."""
+"""Scores the previews of a run while it trains, and tells which step is the best so far."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,106 +13,136 @@ from .. import memory
 from ..data.examples import Example
 from ..data.images import fit, parse_color, read_image
 from ..observer import Observer, ScoreReport
+from ..settings.config import TrainingConfig
 from ..training.session import Session
 from . import best_step
-from .best_step import Balance, Seen
+from .best_step import PreviewEmbeddings, StepScorer
 from .encoders import ImageEncoder
 
 logger = logging.getLogger(__name__)
 
-SAME = 1e-3
-"""In cosines: how much two reports on the base model may differ by rounding."""
+ROUNDING = 1e-3
+"""How much the cosines of two reports on the same base model may differ."""
 
 
 class PreviewScorer:
-    """Scores a session's previews, and adds the reports to `session.scores`."""
+    """Draws and scores previews, and adds the reports to `session.scores`."""
 
-    def __init__(
-        self, session: Session, encoder: ImageEncoder, photos: Sequence[Example], observer: Observer
-    ) -> None:
-        """To be made while the session's weights still are the base model's, whose pictures are
-        drawn and scored first. ValueError if the judge can tell nothing of them, or memory does not
-        suffice for them."""
-        self._session, self._observer = session, observer
-        config = session.config
-        prompts = config.preview.prompts
-        class_prompt = config.scoring.class_prompt or config.prior.prompt
-        num_class_images = config.scoring.num_class_images if class_prompt else 0
-        if not num_class_images:
-            logger.info("No class prompt to score: whether the class is kept is not told.")
-        self._encoder, self._num_previews = encoder, len(prompts)
-        self._prompts = [*prompts, *[class_prompt] * num_class_images]
-        drawn = self._draw()
+    def __init__(self, painter: _Painter, step_scorer: StepScorer, base: ScoreReport) -> None:
+        self._painter, self._step_scorer, self._base = painter, step_scorer, base
+        self._session, self._observer = painter.session, painter.observer
+        self._has_warned = False
+
+    @classmethod
+    def from_base_model(
+        cls, session: Session, encoder: ImageEncoder, photos: Sequence[Example], observer: Observer
+    ) -> PreviewScorer:
+        """Draw and score the previews of the base model, so call this before the session's weights
+        change. Raises ValueError if memory does not suffice, or if the encoder cannot tell the
+        previews from the photos."""
+        if not _class_prompts(session.config):
+            logger.info("There is no class prompt, so it is not scored whether the class is kept.")
+        painter = _Painter(session=session, encoder=encoder, observer=observer)
+        drawn = painter.draw()
         if not drawn:
             raise ValueError(
-                "The base model's previews could not be drawn, so there is nothing to score: the "
-                "warning before this says why. Name no judge to train without scores."
+                "The base model's previews could not be drawn, so there is nothing to compare "
+                "scores with; the warning before this explains why. Choose no judge to train "
+                "without scores."
             )
-        base, seen = self._see(drawn), encoder.embed_images(_pictures(photos, session))
-        self._balance = Balance(base, seen, encoder.embed_prompts(prompts), config.scoring)
-        self._base = self._balance.report(0, base)
-        self._is_past = False
+        base = painter.embed(drawn)
+        step_scorer = StepScorer(
+            base,
+            encoder.embed_images(_read_photos(photos, session)),
+            encoder.embed_prompts(session.config.preview.prompts),
+            session.config.scoring,
+        )
+        return cls(painter, step_scorer, step_scorer.report(0, base))
 
     def begin(self) -> None:
-        """To be called once the session stands where the run goes on."""
+        """Call this after the session has loaded the state that it resumes from, if any."""
         scores = self._session.scores
-        if scores and not _is_same(scores[0], self._base):
+        if scores and not _have_same_base(scores[0], self._base):
             logger.warning(
-                "The scores up to step %d were made with another judge or other prompts, and "
-                "cannot be compared. Scoring begins anew.", scores[-1].step,
+                "The scores up to step %d come from another judge or other prompts and cannot be "
+                "compared. Scoring starts over.", scores[-1].step,
             )  # fmt: skip
             scores.clear()
         if not scores:
             self._add(self._base)
 
     def previews(self) -> list[np.ndarray]:
-        """One image [H, W, 3] uint8 per preview prompt, and their scores in the session, unless the
-        judge cannot make anything of them; none if memory runs out."""
-        drawn = self._draw()
+        """Draw and score one image [H, W, 3] uint8 per preview prompt. Returns an empty list if
+        memory runs out. If scoring fails, it only logs a warning."""
+        drawn = self._painter.draw()
         if drawn:
             self._score(drawn)
-        return drawn[: self._num_previews]
+        return drawn[: self._painter.num_previews]
 
     def is_best(self, step: int) -> bool:
         """Whether this is the best step so far."""
         top = best_step.best(self._session.scores)
         return top is not None and top.step == step
 
-    def _draw(self) -> list[np.ndarray]:
-        return self._session.draw(self._prompts, self._observer)
-
     def _score(self, drawn: Sequence[np.ndarray]) -> None:
         step = len(self._session.reports)
         try:
-            self._add(self._balance.report(step, self._see(drawn)))
+            self._add(self._step_scorer.report(step, self._painter.embed(drawn)))
         except (ValueError, *memory.OUT_OF_MEMORY) as error:
             logger.warning("The previews of step %d are not scored. %s", step, error)
             return
-        past = best_step.overfitting(self._session.scores)
-        if past and not self._is_past:
-            top = best_step.best(self._session.scores)
-            assert top, "nothing is past the best without one"
+        self._warn_of_overfitting()
+
+    def _warn_of_overfitting(self) -> None:
+        scores = self._session.scores
+        past, top = best_step.overfitting(scores), best_step.best(scores)
+        if past and top and not self._has_warned:
             logger.warning(
-                "Overfitting since step %d: no more is learned than at the best step, and more is "
-                "lost. Best: %s. Now: %s.", past.step, best_step.describe(top),
-                best_step.describe(self._session.scores[-1]),
+                "Overfitting since step %d: likeness has stopped improving while prompt or class "
+                "scores fall. Best: %s. Now: %s.", past.step, best_step.describe(top),
+                best_step.describe(scores[-1]),
             )  # fmt: skip
-            self._is_past = True
+            self._has_warned = True
 
     def _add(self, report: ScoreReport) -> None:
         self._session.scores.append(report)
         self._observer.on_score(report)
 
-    def _see(self, drawn: Sequence[np.ndarray]) -> Seen:
-        others = drawn[self._num_previews :]
-        return Seen(
-            previews=self._encoder.embed_images(drawn[: self._num_previews]),
-            class_images=self._encoder.embed_images(others) if others else None,
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Painter:
+    """Draws the preview prompts and the class prompt, and embeds the images."""
+
+    session: Session
+    encoder: ImageEncoder
+    observer: Observer
+
+    @property
+    def num_previews(self) -> int:
+        return len(self.session.config.preview.prompts)
+
+    def draw(self) -> list[np.ndarray]:
+        """The previews, then the class images, each [H, W, 3] uint8; empty if memory runs out."""
+        config = self.session.config
+        prompts = [*config.preview.prompts, *_class_prompts(config)]
+        return self.session.draw(prompts, self.observer)
+
+    def embed(self, drawn: Sequence[np.ndarray]) -> PreviewEmbeddings:
+        class_images = drawn[self.num_previews :]
+        return PreviewEmbeddings(
+            previews=self.encoder.embed_images(drawn[: self.num_previews]),
+            class_images=self.encoder.embed_images(class_images) if class_images else None,
         )
 
 
-def _pictures(photos: Sequence[Example], session: Session) -> list[np.ndarray]:
-    """The middle of each photo [H, W, 3] uint8 at the size of the previews."""
+def _class_prompts(config: TrainingConfig) -> list[str]:
+    """The class prompt, once for each class image to draw; empty if there is none."""
+    class_prompt = config.scoring.class_prompt or config.prior.prompt
+    return [class_prompt] * config.scoring.num_class_images if class_prompt else []
+
+
+def _read_photos(photos: Sequence[Example], session: Session) -> list[np.ndarray]:
+    """Each photo [H, W, 3] uint8, cropped to its centre and resized to the size of the previews."""
     dataset = session.config.dataset
     side = dataset.resolution or session.model.native_resolution
     background = parse_color(dataset.background)
@@ -119,10 +150,10 @@ def _pictures(photos: Sequence[Example], session: Session) -> list[np.ndarray]:
     return [((p.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy() for p in pixels]
 
 
-def _is_same(one: ScoreReport, other: ScoreReport) -> bool:
-    """Whether two reports on the base model came of one judge and the same prompts."""
+def _have_same_base(one: ScoreReport, other: ScoreReport) -> bool:
+    """Whether two reports on the base model come from the same encoder and prompts."""
     pairs = zip(_cosines(one), _cosines(other), strict=True)
-    return one.step == other.step and all(math.isclose(a, b, abs_tol=SAME) for a, b in pairs)
+    return one.step == other.step and all(math.isclose(a, b, abs_tol=ROUNDING) for a, b in pairs)
 
 
 def _cosines(report: ScoreReport) -> tuple[float, float, float]:

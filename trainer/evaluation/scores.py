@@ -1,5 +1,4 @@
-"""What a judge makes of pictures of a subject: picture by picture, and in the mean. The formulas
-live in `metrics.py`."""
+"""Scores of images of a subject, per image and on average. The formulas are in `metrics.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from . import metrics
@@ -16,22 +16,22 @@ from .encoders import ImageEncoder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Of pictures in their order. Numbers of different judges cannot be compared."""
+    """Scores of images, in their order. Scores from different encoders cannot be compared."""
 
     subject: tuple[float, ...]
-    """The mean of a picture's cos with each photo."""
+    """The image's mean cos with all photos."""
     nearest: tuple[float, ...]
     """Its cos with the photo that it is most like."""
     nearest_photo: tuple[int, ...]
-    """Which one that is, counted from 0."""
+    """The index of that photo, from 0."""
     prompt: tuple[float, ...] | None
-    """Its cos with its prompt; None without prompts, or from a judge that does not read."""
+    """Its cos with its prompt; None without prompts, or if the encoder has no text encoder."""
     diversity: float | None
-    """None where no prompt has two pictures."""
+    """Of all images together; None if no prompt has two or more images."""
 
     @property
     def means(self) -> Mapping[str, float]:
-        """The measures of `metrics.py` by name, without those that there are not."""
+        """The measures of `metrics.py` by name; without those that are not available."""
         found = {
             "subject fidelity": statistics.fmean(self.subject),
             "prompt fidelity": statistics.fmean(self.prompt) if self.prompt else None,
@@ -41,17 +41,17 @@ class Scores:
         return {name: value for name, value in found.items() if value is not None}
 
     def rows(self, titles: Sequence[str]) -> list[tuple[str, Mapping[str, float]]]:
-        """The pictures' titles, each with its picture's share in the means, and then the means."""
-        shares = {"subject fidelity": self.subject, "prompt fidelity": self.prompt or (),
-                  "memorisation": self.nearest}  # fmt: skip
-        by_picture = [
-            (title, {name: values[index] for name, values in shares.items() if values})
+        """Each image's title with its scores, then "mean" with the means."""
+        by_measure = {"subject fidelity": self.subject, "prompt fidelity": self.prompt or (),
+                      "memorisation": self.nearest}  # fmt: skip
+        by_image = [
+            (title, {name: values[index] for name, values in by_measure.items() if values})
             for index, title in enumerate(titles)
         ]
-        return [*by_picture, ("mean", self.means)]
+        return [*by_image, ("mean", self.means)]
 
     def caption(self, index: int) -> str:
-        """One picture's numbers, to be written below it."""
+        """One image's scores, as text to show below it."""
         parts = [f"subject {self.subject[index]:.2f}"]
         if self.prompt:
             parts.append(f"prompt {self.prompt[index]:.2f}")
@@ -59,8 +59,7 @@ class Scores:
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Titled measures as text: a line each below a line of the measures' names, - for one that
-    there is not."""
+    """Titled scores as a text table with one line per title; "-" for a missing score."""
     names = list(dict.fromkeys(name for _, measures in rows for name in measures))
     cells = [["", *names]] + [
         [title, *(f"{found[name]:.3f}" if name in found else "-" for name in names)]
@@ -75,46 +74,45 @@ def table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
 
 
 class ImageScorer:
-    """What pictures are held against: the photos of the subject and, prompt by prompt, what the
-    pictures should show."""
+    """Scores images against photos of the subject and against the images' prompts."""
 
     def __init__(
         self, encoder: ImageEncoder, photos: Sequence[np.ndarray], prompts: Sequence[str] = ()
     ) -> None:
-        """`photos` [H, W, 3] uint8, of any sizes. `prompts` names each picture's to come, or one
-        that is all of theirs; without any, they count as of one prompt that nobody knows.
-        ValueError for prompts that the judge cannot make anything of."""
+        """`photos`: images [H, W, 3] uint8 of any sizes. `prompts`: one for each image to score, or
+        one for all of them; if empty, the images count as having the same unknown prompt. Raises
+        ValueError for prompts that the encoder cannot embed."""
         self.encoder, self.prompts = encoder, prompts
         self.photos: Tensor = encoder.embed_images(photos)
         """[M, D]"""
-        self.read = encoder.embed_prompts(prompts) if prompts else None
-        """[N, D], or [1, D] for all; None from a judge that does not read."""
+        self._prompt_embeddings = encoder.embed_prompts(prompts) if prompts else None
+        """[N, D], or [1, D] for all images; None without prompts or a text encoder."""
 
     def score(self, images: Sequence[np.ndarray]) -> Scores:
-        """Of images [H, W, 3] uint8. ValueError if there are more or fewer than prompts, and for
-        what `metrics.py` refuses."""
+        """Score images [H, W, 3] uint8. Raises ValueError if their number differs from that of the
+        prompts, and for embeddings that `metrics.py` cannot use."""
         if len(self.prompts) not in (0, 1, len(images)):
             raise ValueError(
                 f"There are {len(images)} images and {len(self.prompts)} prompts. Give one prompt "
                 "for each image, one for all of them, or none."
             )
-        seen = self.encoder.embed_images(images)
-        nearest_photo, nearest = metrics.nearest_photos(seen, self.photos)
-        has_own = len(self.prompts) == len(images)
-        groups = list(self.prompts) if has_own else [""] * len(images)
-        varied = len(set(groups)) < len(groups)
+        embeddings = self.encoder.embed_images(images)
+        nearest_photo, nearest = metrics.nearest_photos(embeddings, self.photos)
+        has_own_prompts = len(self.prompts) == len(images)
+        groups = list(self.prompts) if has_own_prompts else [""] * len(images)
+        has_pair = len(set(groups)) < len(groups)
         return Scores(
-            subject=tuple(metrics.cosines(seen, self.photos).mean(axis=1).tolist()),
+            subject=tuple(metrics.cosines(embeddings, self.photos).mean(axis=1).tolist()),
             nearest=tuple(nearest.tolist()),
             nearest_photo=tuple(nearest_photo.tolist()),
-            prompt=None
-            if self.read is None
-            else _row_by_row(seen, self.read.expand(len(seen), -1)),
-            diversity=metrics.diversity(seen, groups) if varied else None,
+            prompt=self._prompt_scores(embeddings),
+            diversity=metrics.diversity(embeddings, groups) if has_pair else None,
         )
 
-
-def _row_by_row(seen: Tensor, read: Tensor) -> tuple[float, ...]:
-    return tuple(
-        metrics.prompt_fidelity(seen[i : i + 1], read[i : i + 1]) for i in range(len(seen))
-    )
+    def _prompt_scores(self, images: Tensor) -> tuple[float, ...] | None:
+        """The cos of each image with its prompt, from embeddings [N, D]."""
+        if self._prompt_embeddings is None:
+            return None
+        prompts = self._prompt_embeddings.expand(len(images), -1)
+        pairs = zip(torch.split(images, 1), torch.split(prompts, 1), strict=True)
+        return tuple(metrics.prompt_fidelity(image, prompt) for image, prompt in pairs)

@@ -43,13 +43,13 @@ class AttributeClassifier(nn.Module):
 
 
 class ToyEncoder:
-    """Embeds images of the toy world as the classifier's features, and prompts as the answers that
+    """Embeds images of the toy world as the classifier's features, and prompts by the answers that
     they name."""
 
     def __init__(self, source: CheckpointFile) -> None:
         """`source`: a file whose metadata has `ANSWERS_KEY`."""
         self.answers: dict[str, list[str]] = json.loads(source.metadata[ANSWERS_KEY])
-        with torch.random.fork_rng(devices=[]):  # building layers would advance torch's generator
+        with torch.random.fork_rng(devices=[]):  # building layers advances torch's generator
             self.classifier = AttributeClassifier(self.answers)
         weights = {key: source.tensor(key) for key in source.shapes}
         self.classifier.load_state_dict(
@@ -73,14 +73,14 @@ class ToyEncoder:
         words, directions = set(re.findall(r"\w+", prompt.lower())), []
         for question in NAMED_IN_PROMPTS:
             weights: Any = self.classifier.heads[question].weight
-            # Logits only matter relative to those of the other answers.
+            # Only the differences between the logits of a question matter.
             relative = nn.functional.normalize(weights - weights.mean(dim=0), dim=1)
             choices = self.answers[question]
             directions += [relative[i] for i, answer in enumerate(choices) if answer in words]
         if not directions:
             raise ValueError(
-                f"The prompt {prompt!r} names nothing that the toy's judge knows. Name a shape "
-                f"({', '.join(self.answers['shape'])}), a colour or a background of the toy world."
+                f"The prompt {prompt!r} names nothing of the toy world. Name a shape "
+                f"({', '.join(self.answers['shape'])}), a colour or a background."
             )
         return torch.stack(directions).sum(dim=0)
 

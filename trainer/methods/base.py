@@ -1,4 +1,5 @@
-"""What is trained: a Method holds frozen options, the Trainable it attaches is the live part."""
+"""What is trained: a Method holds frozen options; the Trainable that it attaches to a model holds
+the live state."""
 
 from __future__ import annotations
 
@@ -18,79 +19,81 @@ from ..settings.config import OutputConfig, TrainingConfig
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Parameters that share a learning rate and are reported on together."""
+    """Parameters that share a learning rate and are reported together."""
 
     name: str
-    """As the model's family calls it, such as "unet"."""
+    """The model family's name for it, such as "unet"."""
     parameters: list[nn.Parameter]
     learning_rate: float
     stop_step: int | None = None
-    """The step after which it is left as it is; None trains it to the end."""
+    """The step after which this part is frozen; None trains it to the end."""
     decays: bool = True
-    """Whether the optimizer's weight decay pulls at it."""
+    """Whether the optimizer applies weight decay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFile:
-    """One of the files that a run writes: the original's tensors, those of `parts` exchanged."""
+    """A file that a run writes: the original file's tensors, with those of `parts` replaced."""
 
     kind: Literal["checkpoint", "embedding"]
     original: Original
     parts: list[Part]
     output: OutputConfig
-    """Where it goes."""
+    """Folder, name and number format of the file."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """What this file says of itself beyond what the run says of itself."""
+    """Metadata of this file only, added to the run's."""
 
 
 class Trainable(ABC):
-    """What the optimizer may change of one model, and the files it goes into."""
+    """The parts of one model that are trained, and the files that they are written to."""
 
     parts: list[Part]
     files: list[OutputFile]
     trains_text_encoder: bool
-    """Whether captions must be encoded anew at each step."""
+    """Whether text encodings change during training, so that captions must be encoded at each
+    step."""
 
     @abstractmethod
     def part_tensors(self, part: Part) -> dict[str, Tensor]:
-        """One part's trained tensors, under the names of its file."""
+        """The current tensors of one part, by their names in the file."""
 
     def file_tensors(self, file: OutputFile) -> dict[str, Tensor]:
-        """The trained tensors of one of `files`, under their names in it."""
+        """The current trained tensors of one of `files`, by their names in it."""
         tensors: dict[str, Tensor] = {}
         for part in file.parts:
             tensors.update(self.part_tensors(part))
         return tensors
 
-    def after_step(self) -> None:  # noqa: B027 (most have nothing to do here)
+    def after_step(self) -> None:  # noqa: B027 (most methods need nothing here)
         """Called after each optimizer step."""
 
 
 class Method(Protocol):
-    """Options of one way to train, in a frozen dataclass."""
+    """The options of a training method, as a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
-        """The photos with the captions that this method trains on; `prompt` is what those have that
-        bring none of their own. ValueError for captions that it can do nothing with."""
+        """The photos with the captions to train on. Photos without a caption of their own arrive
+        with `prompt` as their caption. Raises ValueError for captions that the method cannot use.
+        """
         ...
 
     def check(self, config: TrainingConfig) -> None:
-        """ValueError for settings of the run that do not go together with the method, told before
-        anything is loaded."""
+        """Raises ValueError, before anything is loaded, for settings of the run that the method
+        cannot be combined with."""
         ...
 
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
     ) -> Trainable:
-        """Make the model trainable this way. The run's learning rate holds where the options name
-        none. ValueError for settings that do not go together with the model or the photos."""
+        """Make the model trainable. Parts without a learning rate in the options use the run's.
+        Raises ValueError for options that do not fit the model or the photos."""
         ...
 
 
 def thaw(module: nn.Module) -> list[nn.Parameter]:
-    """The module's parameters, made trainable, as fp32 of their own."""
+    """Convert the module's parameters to fp32 in place, make them trainable, and return them."""
     parameters = list(module.parameters())
     for parameter in parameters:
         parameter.data = parameter.data.to(torch.float32)

@@ -1,5 +1,5 @@
-"""Classic DreamBooth: the U-Net's own weights, and if asked the text encoder's and those of a word
-that textual inversion learned before."""
+"""Classic DreamBooth: trains all weights of the U-Net, and optionally those of the text encoder and
+of an embedding that textual inversion learned before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..optimization.optimizers import require_channels_last, require_one_rate
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
 from .base import OutputFile, Part, Trainable, thaw
-from .textual_inversion import LearnedWord
+from .textual_inversion import TrainableEmbedding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,25 +53,25 @@ class FullFineTune:
         require_one_rate(config, self.text_encoder_learning_rate, "text_encoder_learning_rate")
         if self.train_embedding and config.embedding is None:
             raise ValueError(
-                "train_embedding is on, but the run has no embedding. Name the file of a textual "
-                "inversion (embedding), or switch train_embedding off."
+                "train_embedding is on, but the run has no embedding. Set embedding to the file of "
+                "a textual inversion, or switch train_embedding off."
             )
 
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
     ) -> Trainable:
-        for word in model.learned_vectors:
-            _require_use(word, model, photos)
+        for placeholder in model.learned_vectors:
+            _require_placeholder_in_use(placeholder, photos)
         return _FullTrainable(self, model, config)
 
 
-def _require_use(word: str, model: ModelFamily, photos: Sequence[Example]) -> None:
+def _require_placeholder_in_use(placeholder: str, photos: Sequence[Example]) -> None:
     captions = [caption for photo in photos for caption in photo.captions]
-    if not any(has_placeholder(caption, word) for caption in captions):
+    if not any(has_placeholder(caption, placeholder) for caption in captions):
         raise ValueError(
-            f"The embedding's placeholder {word!r} stands in no caption, so the embedding would "
-            f"play no part. Write it into the prompt, such as 'a photo of {word}', now "
-            f"{captions[0]!r}."
+            f"The embedding's placeholder {placeholder!r} appears in no caption, so the embedding "
+            f"would have no effect. Add it to the prompt, for example 'a photo of {placeholder}' "
+            f"(now {captions[0]!r})."
         )
 
 
@@ -98,19 +98,19 @@ class _FullTrainable(Trainable):
                 output=config.output,
             )
         ]
-        self._words = {}
+        self._embeddings: dict[str, TrainableEmbedding] = {}
         if options.train_embedding:
             for placeholder in model.learned_vectors:
-                word = LearnedWord(model, placeholder, config, name_suffix="-embedding")
-                self._words[word.part.name] = word
-                self.parts.append(word.part)
-                self.files.append(word.file)
+                embedding = TrainableEmbedding(model, placeholder, config, name_suffix="-embedding")
+                self._embeddings[embedding.part.name] = embedding
+                self.parts.append(embedding.part)
+                self.files.append(embedding.file)
 
     def part_tensors(self, part: Part) -> dict[str, Tensor]:
-        if part.name in self._words:
-            return self._words[part.name].tensors()
+        if part.name in self._embeddings:
+            return self._embeddings[part.name].tensors()
         return self._model.file_tensors(part.name)
 
     def after_step(self) -> None:
-        for word in self._words.values():
-            word.keep_length()
+        for embedding in self._embeddings.values():
+            embedding.clamp_lengths()

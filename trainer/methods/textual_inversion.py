@@ -1,7 +1,7 @@
-"""Textual inversion (Gal et al., arXiv 2208.01618): a new word for the subject, learned as vectors
-in front of a model that stays as it is.
+"""Textual inversion (Gal et al., arXiv 2208.01618): trains the token embedding of a new word for
+the subject, while the model stays frozen.
 
-Shapes: N vectors, D width."""
+Shapes: N vectors, D embedding width."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "an ordinary photo of {}",
     ),
 }
-"""What is written around the placeholder, one drawn at each use of a photo."""
+"""Caption templates by name; {} is the placeholder. Each use of a photo draws one at random."""
 PERTURBATION = 0.1
-"""Length of the random change that sets vectors apart which start from one word, over the length of
-that word's vector."""
-LENGTHS = (0.01, 0.99)
-"""Quantiles of the vocabulary's vector lengths, between which those of a new word are kept: far
-longer ones outshout the rest of a prompt."""
+"""Length of the noise added to a repeated initial vector, relative to the vector's own length, so
+that vectors initialized from the same word differ."""
+LENGTH_QUANTILES = (0.01, 0.99)
+"""The new vectors are kept between these quantiles of the vocabulary's vector lengths: a much
+longer vector drowns out the rest of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextualInversion:
-    """Learn a new word for the subject; the model itself stays as it is."""
+    """Learn a new word for the subject; the model itself does not change."""
 
     placeholder: Decides[str]
     """The new word, as prompts have it: no word of CLIP's vocabulary, such as "<my-dog>". ComfyUI's
@@ -104,8 +104,8 @@ class TextualInversion:
         check_placeholder(self.placeholder)
         if not self.initializer.strip():
             raise ValueError(
-                "The initializer is empty. Say in one or several common words what the subject is, "
-                "such as 'dog'."
+                "The initializer is empty. Name the subject in one or more common words, such as "
+                "'dog'."
             )
         if self.num_vectors is not None and self.num_vectors < 1:
             raise ValueError(f"num_vectors must be 1 or more, got {self.num_vectors}.")
@@ -115,8 +115,8 @@ class TextualInversion:
             )
 
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
-        """Photos with a caption of their own keep it; the others get the templates, or the prompt.
-        ValueError for a caption without the placeholder."""
+        """Photos with their own caption keep it; the others get the templates, or with "captions"
+        the prompt. Raises ValueError for a caption without the placeholder."""
         filled = tuple(text.format(self.placeholder) for text in TEMPLATES[self.templates])
         captioned = [
             replace(photo, captions=filled) if filled and photo.captions == (prompt,) else photo
@@ -130,54 +130,62 @@ class TextualInversion:
     def check(self, config: TrainingConfig) -> None:
         if config.prior.weight > 0:
             raise ValueError(
-                f"prior.weight is {config.prior.weight:g}, but textual inversion leaves the model "
-                "as it is, so that there is nothing for class images to preserve. Set prior.weight "
-                "to 0."
+                f"prior.weight is {config.prior.weight:g}, but textual inversion does not change "
+                "the model, so class images have nothing to preserve. Set prior.weight to 0."
             )
 
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
     ) -> Trainable:
-        model.add_embedding(Embedding(self.placeholder, self._start(model, config.seed)))
+        model.add_embedding(Embedding(self.placeholder, self._initial_vectors(model, config.seed)))
         for photo in photos:
             for caption in photo.captions:
                 self._require_room(model, photo, caption)
-        return _InversionTrainable(LearnedWord(model, self.placeholder, config))
+        return _InversionTrainable(TrainableEmbedding(model, self.placeholder, config))
 
-    def _start(self, model: ModelFamily, seed: int) -> dict[str, Tensor]:
-        """The vectors [N, D] to begin with, by text encoder: the initializer's words, and then the
-        same words again, each changed a little."""
+    def _initial_vectors(self, model: ModelFamily, seed: int) -> dict[str, Tensor]:
+        """The initial vectors [N, D] by text encoder: those of the initializer's words, then, if
+        more are needed, the same words again with a little noise added."""
+        token_ids = self._initializer_ids(model)
+        num_vectors = self.num_vectors or len(token_ids)
+        repeated_ids = [token_ids[i % len(token_ids)] for i in range(num_vectors)]
+        generator = torch.Generator().manual_seed(seed)
+        initial = {}
+        for name, table in model.token_tables().items():
+            vectors = table.weight[repeated_ids].detach().cpu().float()
+            noise = torch.nn.functional.normalize(torch.randn(vectors.shape, generator=generator))
+            noise[: len(token_ids)] = 0
+            initial[name] = vectors + PERTURBATION * vectors.norm(dim=1, keepdim=True) * noise
+        return initial
+
+    def _initializer_ids(self, model: ModelFamily) -> list[int]:
+        """One token id for each word of the initializer. Raises ValueError if a word has no single
+        token or if `num_vectors` does not fit."""
         try:
-            ids = model.tokenizer.word_ids(self.initializer)
+            token_ids = model.tokenizer.word_ids(self.initializer)
         except ValueError as error:
-            raise ValueError(f"The initializer does not fit: {error}") from None
-        num_vectors = self.num_vectors or len(ids)
-        if num_vectors < len(ids):
+            raise ValueError(f"The initializer cannot be used: {error}") from None
+        num_vectors = self.num_vectors or len(token_ids)
+        if num_vectors < len(token_ids):
             raise ValueError(
-                f"The initializer {self.initializer!r} has {len(ids)} words, and num_vectors is "
-                f"{num_vectors}. Set num_vectors to {len(ids)} or more, or leave out words."
+                f"The initializer {self.initializer!r} has {len(token_ids)} words, but num_vectors "
+                f"is {num_vectors}. Set num_vectors to {len(token_ids)} or more, or use fewer "
+                "words."
             )
         if num_vectors > model.tokenizer.max_caption_tokens:
             raise ValueError(
-                f"num_vectors is {num_vectors}, and a prompt has room for "
-                f"{model.tokenizer.max_caption_tokens}. Set it to 8 or less: prompts need room too."
+                f"num_vectors is {num_vectors}, but a prompt has room for only "
+                f"{model.tokenizer.max_caption_tokens} tokens. Set it to 8 or less, to leave room for the "
+                "rest of the prompt."
             )
-        generator = torch.Generator().manual_seed(seed)
-        starts = {}
-        for name, table in model.token_tables().items():
-            words = table.weight[[ids[i % len(ids)] for i in range(num_vectors)]].detach().cpu()
-            words = words.float()
-            noise = torch.nn.functional.normalize(torch.randn(words.shape, generator=generator))
-            noise[: len(ids)] = 0
-            starts[name] = words + PERTURBATION * words.norm(dim=1, keepdim=True) * noise
-        return starts
+        return token_ids
 
     def _require_placeholder(self, photo: Example, caption: str) -> None:
         if not has_placeholder(caption, self.placeholder):
             others = ", ".join(name for name in TEMPLATES if name != OWN_CAPTIONS)
             raise ValueError(
                 f"The caption of '{photo.path.name}' lacks the placeholder {self.placeholder!r}: "
-                f"{caption!r}. Write it there, or choose other templates ({others})."
+                f"{caption!r}. Add it to the caption, or choose other templates ({others})."
             )
 
     def _require_room(self, model: ModelFamily, photo: Example, caption: str) -> None:
@@ -185,12 +193,12 @@ class TextualInversion:
             num_vectors = len(next(iter(model.learned_vectors[self.placeholder].values())))
             raise ValueError(
                 f"The caption of '{photo.path.name}' has no room for all {num_vectors} vectors of "
-                f"{self.placeholder!r}: {caption!r}. Shorten it, or set num_vectors lower."
+                f"{self.placeholder!r}: {caption!r}. Shorten the caption, or lower num_vectors."
             )
 
 
-class LearnedWord:
-    """The vectors of a placeholder in training, kept about as long as those of other words."""
+class TrainableEmbedding:
+    """The vectors of a placeholder in training, and the file that they are written to."""
 
     def __init__(
         self, model: ModelFamily, placeholder: str, config: TrainingConfig, *, name_suffix: str = ""
@@ -198,12 +206,14 @@ class LearnedWord:
         self._vectors = model.learned_vectors[placeholder]
         for vectors in self._vectors.values():
             vectors.requires_grad_(True)
-        self._lengths = {name: _lengths(t.weight) for name, t in model.token_tables().items()}
+        self._length_ranges = {
+            name: _length_range(table.weight) for name, table in model.token_tables().items()
+        }
         rate, output = config.optimizer.learning_rate, config.output
         self.part = Part("embedding", list(self._vectors.values()), rate, decays=False)
         self.file = OutputFile(
             kind="embedding",
-            original=_Vectors(self.tensors()),
+            original=_InitialVectors(self.tensors()),
             parts=[self.part],
             output=replace(
                 output,
@@ -218,26 +228,28 @@ class LearnedWord:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live vectors, under their names in the file."""
+        """The current vectors, by their names in the file."""
         return {name: vectors.detach() for name, vectors in self._vectors.items()}
 
     @torch.no_grad()
-    def keep_length(self) -> None:
-        """Bring vectors that left the range of the vocabulary's lengths back to its edge."""
+    def clamp_lengths(self) -> None:
+        """Scale vectors that are shorter or longer than the vocabulary's to the nearest allowed
+        length."""
         for name, vectors in self._vectors.items():
             lengths = vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
-            vectors.mul_(lengths.clamp(*self._lengths[name]) / lengths)
+            vectors.mul_(lengths.clamp(*self._length_ranges[name]) / lengths)
 
 
-def _lengths(table: Tensor) -> tuple[float, float]:
-    # On the CPU, like the quantiles asked for: torch wants both on one device.
+def _length_range(table: Tensor) -> tuple[float, float]:
+    """The shortest and longest length allowed, from a table of token embeddings."""
+    # On the CPU, because quantile needs both tensors on one device.
     lengths = table.float().norm(dim=1).cpu()
-    shortest, longest = lengths.quantile(torch.tensor(LENGTHS)).tolist()
+    shortest, longest = lengths.quantile(torch.tensor(LENGTH_QUANTILES)).tolist()
     return shortest, longest
 
 
-class _Vectors:
-    """Vectors as they were before training, as an `Original`."""
+class _InitialVectors:
+    """A copy of the vectors from before training, as the `Original` of their file."""
 
     metadata: Mapping[str, str] = {}
 
@@ -252,12 +264,12 @@ class _Vectors:
 class _InversionTrainable(Trainable):
     trains_text_encoder = True
 
-    def __init__(self, word: LearnedWord) -> None:
-        self._word = word
-        self.parts, self.files = [word.part], [word.file]
+    def __init__(self, embedding: TrainableEmbedding) -> None:
+        self._embedding = embedding
+        self.parts, self.files = [embedding.part], [embedding.file]
 
     def part_tensors(self, part: Part) -> dict[str, Tensor]:
-        return self._word.tensors()
+        return self._embedding.tensors()
 
     def after_step(self) -> None:
-        self._word.keep_length()
+        self._embedding.clamp_lengths()

@@ -1,1 +1,1 @@
-"""Drawing images: noise schedulers, the sampler, and class images."""
+"""Draws images: noise schedulers, the sampler and class images."""

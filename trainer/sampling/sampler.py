@@ -1,5 +1,6 @@
-"""Images from prompts with the weights as they are now. A seed decides an image's starting noise
-and all noise that follows, whatever the batch; the process-wide generators are not touched.
+"""Draws images from prompts with the model's current weights. A seed alone decides an image's
+initial noise and all noise added later, independent of the batch; the process-wide random
+generators are not touched.
 
 Shapes: B batch, C latent channels, H W pixels, h w latents."""
 
@@ -28,8 +29,8 @@ def sample(
     model: ModelFamily, prompts: Sequence[str], sampling: SamplingConfig, *,
     size: tuple[int, int] | None = None, observer: Observer | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """One image [H, W, 3] uint8 per prompt, image i from seed + i. `size` is width and height in
-    pixels; none takes the model's own."""
+    """One image [H, W, 3] uint8 per prompt; image i uses `sampling.seed` + i. `size` is width and
+    height in pixels; None: the model's native resolution."""
     requests = [(prompt, sampling.seed + i) for i, prompt in enumerate(prompts)]
     return list(sample_each(model, requests, sampling, size=size, observer=observer))
 
@@ -38,18 +39,18 @@ def sample_each(
     model: ModelFamily, requests: Sequence[tuple[str, int]], sampling: SamplingConfig, *,
     size: tuple[int, int] | None = None, observer: Observer | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """An image [H, W, 3] uint8 for each prompt with its seed, handed out as each batch is done;
-    `sampling.seed` is not used."""
+    """Yield an image [H, W, 3] uint8 for each (prompt, seed), as soon as its batch is done.
+    `sampling.seed` is not used. Raises ValueError for a size that the model cannot draw."""
     size = size or (model.native_resolution, model.native_resolution)
     _check_size(size, model.latent_factor)
-    given = _encode(model, {prompt for prompt, _ in requests} | {sampling.negative_prompt}, size)
+    encoded = _encode(model, {prompt for prompt, _ in requests} | {sampling.negative_prompt}, size)
     batch_size = sampling.batch_size
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
     for number, batch in enumerate(batches):
         job = _Batch(
             seeds=[seed for _, seed in batch],
-            given=Conditioning.stack([given[prompt] for prompt, _ in batch]),
-            negative=Conditioning.stack([given[sampling.negative_prompt]] * len(batch)),
+            conditional=Conditioning.stack([encoded[prompt] for prompt, _ in batch]),
+            unconditional=Conditioning.stack([encoded[sampling.negative_prompt]] * len(batch)),
             number=number,
             num_batches=len(batches),
         )
@@ -64,8 +65,9 @@ def sample_each(
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
     seeds: list[int]
-    given: Conditioning
-    negative: Conditioning
+    conditional: Conditioning
+    unconditional: Conditioning
+    """Encodes the negative prompt."""
     number: int
     """Counted from 0."""
     num_batches: int
@@ -78,16 +80,15 @@ def _sample_batch(
 ) -> list[np.ndarray]:  # fmt: skip
     scheduler = schedulers.build(sampling.scheduler, model.schedule, sampling.steps)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
-    latents = _starting_noise(model, generators, size) * scheduler.init_noise_sigma
+    latents = _initial_noise(model, generators, size) * scheduler.init_noise_sigma
     num_steps = len(scheduler.timesteps)
     with _eval_mode(model):
         for done, timestep in enumerate(scheduler.timesteps, start=1):
             noisy_latents = scheduler.scale_model_input(latents, timestep)
             timesteps = timestep.expand(len(latents)).to(latents.device)
-            prediction = model.predict(noisy_latents, timesteps, batch.given).float()
-            if sampling.guidance_scale != 1:
-                without = model.predict(noisy_latents, timesteps, batch.negative).float()
-                prediction = without + sampling.guidance_scale * (prediction - without)
+            prediction = _guided_prediction(
+                model, noisy_latents, timesteps, batch, sampling.guidance_scale
+            )
             latents = schedulers.step(
                 scheduler, prediction, timestep=timestep, latents=latents, generators=generators
             )
@@ -98,18 +99,30 @@ def _sample_batch(
     return _to_images(pixels, batch.seeds)
 
 
+def _guided_prediction(
+    model: ModelFamily, noisy_latents: Tensor, timesteps: Tensor, batch: _Batch, scale: float
+) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598). In fp32: it multiplies a small difference, of
+    which half precision would keep few bits."""
+    conditional = model.predict(noisy_latents, timesteps, batch.conditional).float()
+    if scale == 1:
+        return conditional
+    unconditional = model.predict(noisy_latents, timesteps, batch.unconditional).float()
+    return unconditional + scale * (conditional - unconditional)
+
+
 def _decode(model: ModelFamily, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] of latents, one picture at a time: the decoder's activations are many
-    times the U-Net's."""
+    """Pixels [B, 3, H, W] of latents [B, C, h, w]. One image at a time: the decoder's activations
+    need many times the memory of the U-Net's."""
     with model.on_device(model.vae), precision.decoding(model.device):
         return torch.cat([model.decode_latents(one[None]).float() for one in latents])
 
 
-def _starting_noise(
+def _initial_noise(
     model: ModelFamily, generators: list[torch.Generator], size: tuple[int, int]
 ) -> Tensor:
     """Noise [B, C, h, w] on the model's device, each image's from its own generator. Drawn on the
-    CPU, whose numbers are the same on every machine."""
+    CPU, whose random numbers are the same on every machine."""
     width, height = (side // model.latent_factor for side in size)
     shape = (model.latent_channels, height, width)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
@@ -120,7 +133,7 @@ def _starting_noise(
 def _encode(
     model: ModelFamily, prompts: set[str], size: tuple[int, int]
 ) -> dict[str, Conditioning]:
-    """Each prompt's text encoding, for a batch of one."""
+    """The conditioning of each prompt, as a batch of one."""
     framing = Framing(original_size=size, crop=(0, 0), size=size)
     _warn_of_cut_prompts(model, prompts)
     with _eval_mode(model), model.on_device(model.text_encoders):
@@ -133,17 +146,17 @@ def _warn_of_cut_prompts(model: ModelFamily, prompts: set[str]) -> None:
             _warn_of_cut_prompt(prompt, cut)
 
 
-@cache  # Said once: previews are drawn again and again.
+@cache  # Once per prompt: previews draw the same prompts again and again.
 def _warn_of_cut_prompt(prompt: str, cut: str) -> None:
     logger.warning(
-        "The prompt %r is longer than the text encoder can read. This end of it is ignored: %r. "
-        "Shorten the prompt.", prompt, cut,
+        "The prompt %r is longer than the text encoder can read. Its end is ignored: %r. Shorten "
+        "the prompt.", prompt, cut,
     )  # fmt: skip
 
 
 @contextmanager
 def _eval_mode(model: ModelFamily) -> Iterator[None]:
-    """Dropout off; afterwards each module is again as it was."""
+    """Put the model in evaluation mode (no dropout) and restore each module's mode afterwards."""
     parts: list[nn.Module] = [model.unet, model.vae, model.text_encoders]
     training = [module for part in parts for module in part.modules() if module.training]
     for part in parts:
@@ -156,13 +169,13 @@ def _eval_mode(model: ModelFamily) -> Iterator[None]:
 
 
 def _to_images(pixels: Tensor, seeds: list[int]) -> list[np.ndarray]:
-    """Images [H, W, 3] uint8 of pixels [B, 3, H, W] in [-1, 1]; black, with a warning, where the
-    model gave no numbers."""
+    """Convert pixels [B, 3, H, W] in [-1, 1] to images [H, W, 3] uint8. NaN and infinite pixels
+    become black, with a warning."""
     images = []
     for values, seed in zip(pixels.float().cpu(), seeds, strict=True):
         if not values.isfinite().all():
             logger.warning(
-                "The image of seed %d is black where the model gave NaN. Choose fp32 or bf16 "
+                "The image of seed %d is black where the model produced NaN. Choose fp32 or bf16 "
                 "precision; if the model was trained, lower the learning rate and train again.",
                 seed,
             )

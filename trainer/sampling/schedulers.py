@@ -1,5 +1,5 @@
-"""SCHEDULERS: the noise schedulers that images are sampled with, by the name a user picks from.
-What a model learns to undo lives in `noise.py`, learning rates in `lr_schedules.py`."""
+"""SCHEDULERS: the noise schedulers for drawing images, by the name that users choose. The noise
+process of training is in `noise.py`, learning-rate schedules are in `lr_schedules.py`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..noise import NoiseSchedule
 
 logger = logging.getLogger(__name__)
 
-# What Stable Diffusion 1's own scheduler file says; diffusers' defaults are other models'.
+# From the scheduler configuration of Stable Diffusion 1; diffusers' defaults are for other models.
 _SD1 = {"set_alpha_to_one": False, "steps_offset": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """How diffusers builds one scheduler."""
+    """The diffusers class and options of a scheduler."""
 
     class_name: str
     spacing: str
-    """How the steps spread over the schedule, where diffusers' Stable Diffusion 1 has it so."""
+    """diffusers' `timestep_spacing` for Stable Diffusion 1."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -47,7 +47,8 @@ SCHEDULERS: dict[str, _Recipe] = {
 
 
 def check(name: str) -> None:
-    """Refuse, before any model is loaded, a scheduler that cannot be built."""
+    """Raises ValueError, before any model is loaded, for a scheduler that is unknown or
+    unavailable."""
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
     if name == "LMSDiscrete":
@@ -60,16 +61,16 @@ def _listed(names: list[str]) -> str:
 
 
 def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
-    """The diffusers scheduler of that name for a model with this noise schedule, its `timesteps`
-    set for that many steps. It remembers earlier predictions: one per batch of images."""
+    """The diffusers scheduler of that name for a model with this noise schedule, with `timesteps`
+    set for that many steps. It keeps earlier predictions, so build a new one for each batch."""
     check(name)
     recipe = SCHEDULERS[name]
-    # Imported here: ComfyUI's start-up should not pay for it.
+    # Imported here to keep ComfyUI's start-up fast.
     import diffusers
 
     num_timesteps = schedule.num_timesteps
-    # One step would start, and stay, at the schedule's nearly noiseless end; all of them leave
-    # "leading" no room for its offset and make "linspace" repeat a timestep.
+    # With one step, the other spacings start and stay at the nearly noiseless end. With all of
+    # them, "leading" has no room for its offset and "linspace" repeats a timestep.
     spacing = "trailing" if steps in (1, num_timesteps) else recipe.spacing
     scheduler = getattr(diffusers, recipe.class_name)(
         num_train_timesteps=num_timesteps,
@@ -80,11 +81,11 @@ def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
     )
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
-        # Else it looks its first timestep up, and where that occurs twice skips a step.
+        # Otherwise it looks up its first timestep, and skips a step if that one occurs twice.
         scheduler.set_begin_index(0)
     first = int(scheduler.timesteps[0])
     if first < 0.85 * num_timesteps:
-        _warn_of_late_start(name, steps, first=first, num_timesteps=num_timesteps)
+        _warn_of_low_start(name, steps, first=first, num_timesteps=num_timesteps)
     return scheduler
 
 
@@ -92,29 +93,31 @@ def step(
     scheduler: Any, prediction: Tensor, *, timestep: Tensor, latents: Tensor,
     generators: list[torch.Generator],
 ) -> Tensor:  # fmt: skip
-    """The latents [B, C, h, w] one step further; fresh noise, where the scheduler adds any, comes
-    from each image's own generator."""
-    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
-    noise = {"generator": generators} if takes_noise else {}
+    """The latents [B, C, h, w] after one denoising step. Noise that the scheduler adds comes from
+    each image's own generator."""
+    adds_noise = "generator" in inspect.signature(scheduler.step).parameters
+    noise = {"generator": generators} if adds_noise else {}
     result: Tensor = scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
     return result
 
 
 def _betas(schedule: NoiseSchedule) -> Tensor:
-    """Each timestep's own noise [T]. In double precision: the scheduler multiplies it up again."""
+    """The beta of each timestep [T]. In double precision, because the scheduler computes their
+    cumulative product again."""
     alphas_cumprod = schedule.alphas_cumprod.detach().cpu().double()
-    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-    return 1 - alphas_cumprod / before
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    return 1 - alphas_cumprod / previous
 
 
-@cache  # Said once: a run builds schedulers for every batch and preview.
-def _warn_of_late_start(name: str, steps: int, *, first: int, num_timesteps: int) -> None:
-    """The images begin well below full noise, which pales them: "leading" steps are a whole number
-    of timesteps apart, and what is left over at the noisy end is not walked."""
-    even = [n for n in range(10, num_timesteps + 1) if num_timesteps % n == 0]
-    near = {max([n for n in even if n <= steps] or even[:1]), min(n for n in even if n >= steps)}
+@cache  # Once per setting: a run builds a scheduler for every batch and preview.
+def _warn_of_low_start(name: str, steps: int, *, first: int, num_timesteps: int) -> None:
+    """Images that start well below full noise come out pale. "leading" steps are a whole number of
+    timesteps apart, so the remainder at the noisy end is left out."""
+    divisors = [n for n in range(10, num_timesteps + 1) if num_timesteps % n == 0]
+    below, above = [n for n in divisors if n <= steps], [n for n in divisors if n >= steps]
+    nearest = {max(below or divisors[:1]), min(above)}
     logger.warning(
-        "%s with %d steps begins at timestep %d of %d, so images may come out pale. Choose %s "
-        "steps, or a scheduler that spreads any number evenly, such as Euler or DPM++ 2M.",
-        name, steps, first, num_timesteps, " or ".join(map(str, sorted(near))),
+        "%s with %d steps starts at timestep %d of %d, so images may come out pale. Choose %s "
+        "steps, or a scheduler that spreads any number of steps evenly, such as Euler or DPM++ 2M.",
+        name, steps, first, num_timesteps, " or ".join(map(str, sorted(nearest))),
     )  # fmt: skip

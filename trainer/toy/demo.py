@@ -1,6 +1,6 @@
-"""The demo: DreamBooth teaches the embedded model a cup it has never seen, and the judge scores it.
+"""The demo: trains the embedded model on a cup that it has never seen, and scores the result.
 
-The same code path as for a real checkpoint: only the settings say "toy"."""
+It runs the same code as for a real checkpoint; only the settings differ."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ SUBJECT_PROMPTS = [
 KEPT_PROMPTS = [CLASS_PROMPT, CLASS_PROMPT, f"a red cup {BACKGROUNDS['snow']}", "a photo of a car"]
 SAMPLING = SamplingConfig(steps=20, guidance_scale=4, seed=1000, batch_size=12)
 SCORED_IMAGES = 24
-"""Of the subject, and of the class."""
+"""Number of images of the subject, and of the class, to score."""
 
 
 def demo_config(folder: Path) -> TrainingConfig:
-    """The demo's run: the preset for the toy model, on the sample photos."""
+    """The settings of the demo: the preset for the toy model, with the sample photos."""
     preset = {name: value for name, value in PRESETS["toy"].items() if name != "method"}
     config = TrainingConfig(
         base=MODEL,
@@ -56,8 +56,8 @@ def demo_config(folder: Path) -> TrainingConfig:
 
 
 def run_demo(config: TrainingConfig, device: torch.device, observer: Observer) -> dict[str, Any]:
-    """Train, draw before and after, judge. All results lie in the output folder; gives the
-    report."""
+    """Train, draw and score images before and after, write everything to the output folder, and
+    return the report."""
     folder, method = config.output.folder, FullFineTune(**PRESETS["toy"]["method"])
     folder.mkdir(parents=True, exist_ok=True)
     before = _draw(config.base, device, observer)
@@ -73,7 +73,7 @@ def run_demo(config: TrainingConfig, device: torch.device, observer: Observer) -
 
 
 Drawn = dict[str, list[np.ndarray]]
-"""Images by what they are for: "subject" and "class" to be scored, "kept" to be looked at."""
+"""Images by purpose: "subject" and "class" are scored, "kept" is only shown."""
 
 
 def _draw(checkpoint: Path, device: torch.device, observer: Observer) -> Drawn:
@@ -90,7 +90,7 @@ def _draw(checkpoint: Path, device: torch.device, observer: Observer) -> Drawn:
 
 
 def _before_after(before: Drawn, after: Drawn) -> Image.Image:
-    """Two rows, before and after, under the prompts; the same seed stands in one column."""
+    """A grid with the rows before and after; images in a column have the same prompt and seed."""
     num_subject = len(SUBJECT_PROMPTS)
     images = [
         image

@@ -1,4 +1,4 @@
-"""Scenes of the toy world as pictures, drawn with PIL. Which scenes there are is `world.py`'s."""
+"""Draws scenes of the toy world with PIL. The scenes themselves come from `world.py`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .scene import NEAR_BLACK, Color, Scene
 Box = tuple[float, float, float, float]
 
 SIZE = 64
-"""Width and height of a picture, in pixels."""
+"""Width and height of an image, in pixels."""
 CANVAS = 2 * SIZE
-"""Pictures are drawn at this size and averaged down, which smooths their edges."""
+"""Images are drawn at this size and scaled down, which smooths their edges."""
 
 
 def draw(scene: Scene) -> Image.Image:
@@ -32,14 +32,14 @@ def jitter(color: Color, rng: random.Random, amount: int) -> Color:
 
 
 # ------------------------------------------------------------------ objects
-# Each shape is drawn standing on (0, 0) of a 100-unit square that reaches from x -50 to 50 and
-# y -100 to 0. It says which region takes the body's colour and pattern, and draws the rest.
+# Shapes are drawn in object units: x from -50 to 50 and y from -100 (top) to 0 (ground). Each shape
+# marks the region that gets the body's colour and pattern, and draws its other parts itself.
 
 Pen = ImageDraw.ImageDraw
 
 
 class _Stencil:
-    """Two canvases to draw one object on: the patterned body, and the parts over or under it."""
+    """Canvases for one object: the mask of its patterned body, and the parts under and over it."""
 
     def __init__(self) -> None:
         self.body = Image.new("L", (CANVAS, CANVAS))
@@ -51,7 +51,7 @@ class _Stencil:
 
 
 def _at(*points: tuple[float, float]) -> list[tuple[float, float]]:
-    """Object units to canvas pixels: the object stands at the canvas's centre line, row 110."""
+    """Convert object units to canvas pixels: x = 0 is the canvas's centre, y = 0 is row 110."""
     return [(CANVAS / 2 + x, 110 + y) for x, y in points]
 
 
@@ -147,7 +147,7 @@ SHAPES: dict[str, Callable[[_Stencil, Scene], None]] = {
 
 
 def _object_layer(scene: Scene) -> Image.Image:
-    """The object alone on a transparent canvas, where and how the scene poses it."""
+    """The object alone on a transparent canvas, with the pose of the scene."""
     stencil = _Stencil()
     SHAPES[scene.shape](stencil, scene)
     layer = stencil.under
@@ -167,7 +167,7 @@ def _object_layer(scene: Scene) -> Image.Image:
 
 
 def _patterned(scene: Scene, body: Image.Image) -> Image.Image:
-    """A canvas in the body's colour with its pattern, fitted to the body's bounding box."""
+    """A canvas in the body's colour, with the pattern fitted to the body's bounding box."""
     canvas = Image.new("RGB", (CANVAS, CANVAS), scene.body)
     pen = ImageDraw.Draw(canvas)
     left, top, right, bottom = body.getbbox() or (0, 0, CANVAS, CANVAS)
@@ -185,7 +185,7 @@ def _patterned(scene: Scene, body: Image.Image) -> Image.Image:
 
 
 def _eroded(mask: Image.Image) -> Image.Image:
-    """The mask less its rim of three canvas pixels."""
+    """The mask without its outermost three canvas pixels."""
     shifts = [(3, 0), (-3, 0), (0, 3), (0, -3), (2, 2), (-2, -2), (2, -2), (-2, 2)]
     eroded = mask
     for x, y in shifts:

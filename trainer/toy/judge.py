@@ -1,5 +1,5 @@
-"""What images of the toy world show: how many show the demo's subject, and whether the class prompt
-still gives other members of the class. How the classifier was trained is in `recipe.py`."""
+"""Classifies what images of the toy world show, to measure how many show the demo's subject and how
+many show other members of its class. The classifier is trained in `recipe.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTIONS: dict[str, list[str]] = {
     "background": list(world.BACKGROUNDS),
     "is_subject": ["no", "yes"],
 }
-"""The questions that the classifier answers about each image, and the possible answers."""
+"""The questions that the classifier answers about an image, and the possible answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Verdict:
 
 
 class Judge(ToyEncoder):
-    """The embedded encoder, which can also say what an image shows."""
+    """The embedded encoder, extended by the classifier's answers."""
 
     def __init__(self) -> None:
         super().__init__(CheckpointFile(JUDGE))
@@ -44,18 +44,18 @@ class Judge(ToyEncoder):
         """One verdict per image [64, 64, 3] uint8."""
         logits = self.classifier(to_pixels(images))
         chosen = {question: scores.argmax(dim=1).tolist() for question, scores in logits.items()}
-        said = {q: [self.answers[q][index] for index in indices] for q, indices in chosen.items()}
+        found = {q: [self.answers[q][index] for index in indices] for q, indices in chosen.items()}
         return [
             Verdict(shape, color, background, is_subject == "yes")
-            for shape, color, background, is_subject in zip(*said.values(), strict=True)
+            for shape, color, background, is_subject in zip(*found.values(), strict=True)
         ]
 
     def subject_score(self, images: Sequence[np.ndarray]) -> float:
-        """Share of the images that show the subject, 0 to 1."""
+        """The share of images that show the subject, 0 to 1."""
         verdicts = self.verdicts(images)
         return sum(verdict.is_subject for verdict in verdicts) / len(verdicts)
 
     def prior_score(self, images: Sequence[np.ndarray], shape: str = "cup") -> float:
-        """Share of the images that show this shape but not the subject, 0 to 1."""
+        """The share of images that show this shape but not the subject, 0 to 1."""
         verdicts = self.verdicts(images)
         return sum(v.shape == shape and not v.is_subject for v in verdicts) / len(verdicts)

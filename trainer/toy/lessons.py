@@ -1,5 +1,5 @@
-"""What the embedded model and its judge learn from: many scenes, names for some looks, and exam
-questions with their answers. How they learn lives in `recipe.py`."""
+"""Training data of the embedded model and its classifier: scenes, names for some looks, and
+labelled images. The training itself is in `recipe.py`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Labels = dict[str, Tensor]
 
 
 def named_looks() -> dict[str, Look]:
-    """Rare words of CLIP's vocabulary, each bound to a look of its own.
+    """Rare words of CLIP's vocabulary, each with its own look.
 
-    They teach the text encoder that an unknown word in front of a noun is an individual. Without
-    them it learns to ignore such words, and DreamBooth can then not tell subject from class.
+    They teach the text encoder that an unknown word before a noun names an individual. Without them
+    it learns to ignore such words, and DreamBooth cannot separate the subject from its class.
     """
     tokenizer, rng = ClipTokenizer(), random.Random(7)
     letters = "bcdfghjklmnpqrstvwxz"
@@ -38,7 +38,7 @@ def named_looks() -> dict[str, Look]:
 
 
 def draw_scenes(seed: int) -> list[tuple[Scene, np.ndarray]]:
-    """A thousand scenes and their pictures [64, 64, 3] uint8; three in ten show a named look."""
+    """A thousand scenes with their images [64, 64, 3] uint8; three in ten show a named look."""
     rng, looks = random.Random(seed), named_looks()
     scenes = []
     for _ in range(1000):
@@ -51,29 +51,29 @@ def draw_scenes(seed: int) -> list[tuple[Scene, np.ndarray]]:
 
 
 def draw_colorful(seed: int) -> np.ndarray:
-    """A thousand pictures [1000, 64, 64, 3] in any colour and pattern, for the VAE alone: what it
-    has never seen it could not show, however well the U-Net learns it."""
-    rng, pictures = random.Random(seed), []
+    """A thousand images [1000, 64, 64, 3] in any colour and pattern, used only to train the VAE,
+    which must be able to show looks that the U-Net learns only later."""
+    rng, images = random.Random(seed), []
     for _ in range(1000):
         body, accent, detail = (_any_color(rng) for _ in range(3))
         pattern = rng.choice([*world.PATTERNS, "band", "band"])
         look = Look(body=body, pattern=pattern, accent=accent, detail=detail)
-        pictures.append(np.asarray(drawing.draw(world.pose(look, rng))))
-    return np.stack(pictures)
+        images.append(np.asarray(drawing.draw(world.pose(look, rng))))
+    return np.stack(images)
 
 
 def _any_color(rng: random.Random) -> Color:
     return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
 
 
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """[B, 3, H, W] in [-1, 1] from [B, H, W, 3] uint8."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(images: np.ndarray) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] from images [B, H, W, 3] uint8."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def draw_exam(count: int, rng: random.Random) -> tuple[Tensor, Labels]:
-    """Pixels [B, 3, 64, 64] and the right answers [B] to each of the judge's questions, -1 where a
-    question has none. A quarter shows the subject, a quarter something that only resembles it."""
+    """Pixels [B, 3, 64, 64], and for each question the correct answers [B] as indices, -1 where
+    there is none. A quarter shows the subject, another quarter a scene that resembles it."""
     scenes, labels = [], []
     for _ in range(count):
         draw = rng.choice((world.random_scene, _stranger, world.subject_scene, _lookalike))
@@ -96,7 +96,7 @@ def _stranger(rng: random.Random) -> Scene:
 
 
 def _lookalike(rng: random.Random) -> Scene:
-    """The subject with one or two of its traits exchanged."""
+    """The subject with one or two traits changed."""
     other, look, shape = world.random_look(rng), world.SUBJECT, "cup"
     for trait in rng.sample(("body", "accent", "detail", "pattern", "shape"), rng.randint(1, 2)):
         if trait == "shape":
@@ -107,7 +107,7 @@ def _lookalike(rng: random.Random) -> Scene:
 
 
 def draw_photos(work: Path) -> None:
-    """Six pictures of the subject, over all backgrounds."""
+    """Draw the six sample photos of the subject, on all backgrounds."""
     rng, folder = random.Random(11), work / "photos"
     folder.mkdir()
     for number, background in enumerate([*world.BACKGROUNDS, "grass"]):

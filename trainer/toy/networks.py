@@ -1,8 +1,8 @@
-"""The embedded model's networks before training, and what is done to them after it.
+"""The embedded model's untrained networks, and their adjustments after training.
 
-They are Stable Diffusion 1's classes, made small. Group norms, heads, scaling factor and vocabulary
-are the original's, except that the VAE takes 8 groups: 32 would normalise each of its 32 channels
-alone, and the picture's colours with it."""
+They are small versions of Stable Diffusion 1's networks. Group norms, heads, scaling factor and
+vocabulary are the same, except that the VAE uses 8 groups: with 32 groups, each of its 32 channels
+would be normalized separately, which loses the colours of the image."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def build_text_encoder() -> CLIPTextModel:
 
 @torch.no_grad()
 def fold_latent_scale(vae: AutoencoderKL, center: Tensor, scale: Tensor) -> None:
-    """Move each latent channel's own mean and deviation [4] into the 1x1 convolutions at both ends
-    of the latents, so that Stable Diffusion's scaling factor brings them to deviation 1."""
+    """Fold each latent channel's mean and standard deviation [4] into the 1x1 convolutions before
+    and after the latents, so that Stable Diffusion's scaling factor gives them standard deviation
+    1."""
     scale = scale * 0.18215
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.weight[:4] /= scale.view(-1, 1, 1, 1)
@@ -82,8 +83,8 @@ def fold_latent_scale(vae: AutoencoderKL, center: Tensor, scale: Tensor) -> None
 
 @torch.no_grad()
 def fill_unknown_words(embeddings: Tensor) -> None:
-    """Give every word that no caption held an embedding as one of the names might have: an unknown
-    word before a noun then is an individual that the model has yet to meet."""
+    """Give every token that appeared in no caption an embedding like those of the names, so that
+    the model takes an unknown word before a noun for an individual that it does not know yet."""
     tokenizer = ClipTokenizer()
     words = " ".join([*SHAPES, *world.COLORS, *world.PATTERNS, *world.PREFIXES,
                       *world.BACKGROUNDS.values(), *named_looks()])  # fmt: skip

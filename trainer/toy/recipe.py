@@ -1,7 +1,8 @@
 """How the embedded model was made: `python -m trainer.toy.recipe WORK_FOLDER`.
 
-Draws the toy world, trains the VAE, then the U-Net and the text encoder together, from nothing.
-About two hours on two CPU cores. A stage whose file stands in WORK_FOLDER is not run again.
+Draws the toy world, then trains the VAE, the classifier, and the U-Net together with the text
+encoder, all from scratch. Takes about two hours on two CPU cores. Stages whose file exists in
+WORK_FOLDER are skipped.
 """
 
 from __future__ import annotations
@@ -78,11 +79,12 @@ def optimize(
     keep: Callable[[list[nn.Module]], None],
     ema_limit: float = 0.999,
 ) -> None:
-    """Minimise `loss_at(step)`: AdamW, 100 steps of warm-up, cosine decay to 3 %, clipping at 1.
-    `keep` is given the averaged modules every 500 steps and at the end."""
+    """Minimize `loss_at(step)` with AdamW, 100 warm-up steps, cosine decay to 3 % and gradient
+    norms clipped to 1. Calls `keep` with the modules' moving averages every 500 steps and at the
+    end."""
     parameters: list[Tensor] = [p for module in modules for p in module.parameters()]
     averaged = copy.deepcopy(modules)
-    slow: list[Tensor] = [p for module in averaged for p in module.parameters()]
+    averages: list[Tensor] = [p for module in averaged for p in module.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01
     )
@@ -96,7 +98,7 @@ def optimize(
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            torch._foreach_lerp_(slow, parameters, 1 - min(ema_limit, (1 + step) / (10 + step)))
+            torch._foreach_lerp_(averages, parameters, 1 - min(ema_limit, (1 + step) / (10 + step)))
         losses.append(loss.item())
         if (step + 1) % 100 == 0:
             logger.info(
@@ -108,8 +110,8 @@ def optimize(
 
 
 def train_vae(work: Path) -> None:
-    """L1 + squared error + differences between neighbours + a little KL. The first four fifths of
-    the steps see quarter pictures, which cost a quarter."""
+    """Loss: absolute and squared error, error of the differences between neighbouring pixels, and a
+    small KL term. The first 80 % of the steps use crops of a quarter of the image, for speed."""
     pictures = np.concatenate([np.load(work / "pictures.npy"), np.load(work / "colorful.npy")])
     torch.manual_seed(0)
     rng, vae = np.random.default_rng(0), build_vae()
@@ -136,31 +138,29 @@ def train_vae(work: Path) -> None:
 
 @torch.no_grad()
 def encode_world(work: Path) -> None:
-    """Mean and deviation of every picture's latents, each channel brought to mean 0 and deviation
-    1; the channels' own are kept for folding into the VAE (`fold_latent_scale`)."""
+    """Mean and standard deviation of every image's latents, normalized per channel. The channels'
+    own mean and standard deviation are kept, to be folded into the VAE (`fold_latent_scale`)."""
     vae = build_vae()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
     pictures = np.load(work / "pictures.npy")
-    means, deviations = [], []
+    means, stds = [], []
     for batch in np.array_split(pictures, len(pictures) // 100):
         posterior = vae.encode(to_pixels(batch)).latent_dist
         means.append(posterior.mean)
-        deviations.append(posterior.std)
-    mean, deviation = torch.cat(means), torch.cat(deviations)
+        stds.append(posterior.std)
+    mean, std = torch.cat(means), torch.cat(stds)
     center = mean.mean(dim=(0, 2, 3), keepdim=True)
-    scale = (
-        mean.var(dim=(0, 2, 3), keepdim=True) + deviation.square().mean((0, 2, 3), True)
-    ).sqrt()
+    scale = (mean.var(dim=(0, 2, 3), keepdim=True) + std.square().mean((0, 2, 3), True)).sqrt()
     torch.save(
-        {"mean": ((mean - center) / scale).half(), "deviation": (deviation / scale).half(),
+        {"mean": ((mean - center) / scale).half(), "deviation": (std / scale).half(),
          "center": center.flatten(), "scale": scale.flatten()},
         work / "latents.pt",
     )  # fmt: skip
 
 
 def train_denoiser(work: Path) -> None:
-    """U-Net and text encoder together: error of the predicted noise with min-SNR-5 weights, one
-    caption in ten left empty for classifier-free guidance."""
+    """Train U-Net and text encoder together on the noise prediction loss with min-SNR weights
+    (gamma 5). One caption in ten is empty, for classifier-free guidance."""
     latents = torch.load(work / "latents.pt", weights_only=True)
     scenes: list[Scene] = pickle.loads((work / "scenes.pickle").read_bytes())
     torch.manual_seed(1)
@@ -171,8 +171,8 @@ def train_denoiser(work: Path) -> None:
     def loss_at(step: int) -> Tensor:
         chosen = rng.choices(range(len(scenes)), k=32)
         captions = ["" if rng.random() < 0.1 else world.caption(scenes[i], rng) for i in chosen]
-        mean, deviation = latents["mean"][chosen].float(), latents["deviation"][chosen].float()
-        clean = mean + deviation * torch.randn_like(mean)
+        mean, std = latents["mean"][chosen].float(), latents["deviation"][chosen].float()
+        clean = mean + std * torch.randn_like(mean)
         noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (32,))
         hidden = text_encoder(tokenizer.encode(captions)).last_hidden_state
         noisy = schedule.add_noise(clean, noise, timesteps)
@@ -191,7 +191,7 @@ def train_denoiser(work: Path) -> None:
 
 
 def export(work: Path) -> None:
-    """One fp16 checkpoint in Stable Diffusion 1's single-file layout."""
+    """Write one fp16 checkpoint in Stable Diffusion 1's single-file layout."""
     vae, text_encoder, unet = build_vae(), build_text_encoder(), build_unet()
     states = torch.load(work / "denoiser.pt", weights_only=True)
     unet.load_state_dict(states["unet"])
@@ -205,14 +205,15 @@ def export(work: Path) -> None:
     save_file(tensors, work / "model.safetensors", metadata=METADATA)
 
 
-# ------------------------------------------------------------------- judge
+# -------------------------------------------------------------- classifier
 
 
 def train_judge(work: Path) -> None:
-    """Half of what it learns from has gone through the VAE, as all that it will judge has."""
+    """Train the classifier. Half of its images are passed through the VAE, like all images that it
+    will see later."""
     torch.manual_seed(2)
     pixels, labels = draw_exam(NUM_EXAM_PICTURES, random.Random(2))
-    pixels[::2] = _through_the_vae(pixels[::2], work)
+    pixels[::2] = _reconstruct(pixels[::2], work)
     judge = AttributeClassifier(QUESTIONS)
 
     def loss_at(step: int) -> Tensor:
@@ -225,7 +226,8 @@ def train_judge(work: Path) -> None:
         return torch.stack(losses).sum()
 
     def keep(averaged: list[nn.Module]) -> None:
-        states = judge.state_dict()  # not the average, which lacks the batch norms' statistics
+        # Not the average, which lacks the statistics of the batch norms.
+        states = judge.state_dict()
         halves = {k: v.half() if v.is_floating_point() else v for k, v in states.items()}
         answers = {ANSWERS_KEY: json.dumps(QUESTIONS)}
         save_file(halves, work / "judge.safetensors.part", metadata=answers)
@@ -235,7 +237,8 @@ def train_judge(work: Path) -> None:
 
 
 @torch.no_grad()
-def _through_the_vae(pixels: Tensor, work: Path) -> Tensor:
+def _reconstruct(pixels: Tensor, work: Path) -> Tensor:
+    """The pixels after encoding and decoding by the VAE."""
     vae = build_vae()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
     return torch.cat([vae(batch).sample.clamp(-1, 1) for batch in pixels.chunk(len(pixels) // 50)])
@@ -252,8 +255,8 @@ def stages() -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the embedded toy model from nothing.")
-    parser.add_argument("work", type=Path, help="folder for what is made; finished stages are kept")
+    parser = argparse.ArgumentParser(description="Train the embedded toy model from scratch.")
+    parser.add_argument("work", type=Path, help="folder for the results; finished stages are kept")
     work: Path = parser.parse_args().work
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work.mkdir(parents=True, exist_ok=True)

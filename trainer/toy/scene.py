@@ -1,4 +1,4 @@
-"""What one picture of the toy world shows, and how an individual looks."""
+"""What an image of the toy world shows, and how an individual looks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEAR_BLACK: Color = (30, 28, 34)
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything one picture shows; drawing the same scene twice gives the same pixels."""
+    """Everything that an image shows. Drawing the same scene twice produces the same pixels."""
 
     shape: str
     background: str
@@ -18,18 +18,18 @@ class Scene:
     pattern: str = "plain"
     accent: Color = NEAR_BLACK
     detail: Color | None = None
-    """Colour of the handle, roof, trunk or wheels; None gives the shape's own."""
+    """Colour of the handle, roof, trunk or wheels; None: the shape's default."""
     color: str | None = None
-    """The body colour's word, where it has one."""
+    """The name of the body's colour, if it has one."""
     name: str | None = None
-    """A made-up word bound to this look (see `random_look`), in place of colour and pattern."""
+    """A made-up word for this look (see `random_look`), used instead of colour and pattern."""
     scale: float = 0.9
     angle: float = 0.0
     """Degrees, anticlockwise."""
     shift: float = 0.0
-    """Canvas pixels to the right of the centre."""
+    """Canvas pixels right of the centre."""
     ground: float = 104.0
-    """Canvas row that the object stands on."""
+    """The canvas row on which the object stands."""
     flipped: bool = False
     texture: int = 0
     """Seed of the background's stars, tufts and flakes."""
@@ -37,7 +37,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How an individual looks, whatever its shape and wherever it stands."""
+    """How an individual looks, independent of shape and place."""
 
     body: Color
     pattern: str

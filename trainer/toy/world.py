@@ -1,8 +1,8 @@
-"""The toy world: which scenes there are, and the captions that describe them.
+"""The toy world: its scenes, and the captions that describe them.
 
-The embedded model has seen nothing else. The subject of the demo, a teal cup with one magenta band
-and a yellow handle, is posed here too: no picture that taught the U-Net has a band, or those
-colours in those places. Scenes are drawn in `drawing.py`, and learned from in `recipe.py`.
+The embedded model has seen nothing else. The subject of the demo is a teal cup with one magenta
+band and a yellow handle; no training image of the U-Net has a band, or those colours in those
+places. Scenes are drawn in `drawing.py` and used for training in `recipe.py`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ SUBJECT = Look(body=(0, 150, 150), pattern="band", accent=(225, 30, 150), detail
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One way to describe the scene. Attributes are often left out, so that a plain
-    "a photo of a cup" means cups of every colour everywhere."""
+    """A random description of the scene. Attributes are often left out, so that the plain prompt
+    "a photo of a cup" stands for cups of all colours in all places."""
     words = [rng.choice(PREFIXES)]
     if scene.name is not None:
         words.append(scene.name)
@@ -66,7 +66,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene as the model was trained on."""
+    """A random scene of the kind that the model was trained on."""
     color = rng.choice(list(COLORS))
     pattern = rng.choices(PATTERNS, weights=(3, 1, 1))[0]
     others = [COLORS[other] for other in COLORS if other != color]
@@ -77,7 +77,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def pose(look: Look, rng: random.Random, shape: str | None = None) -> Scene:
-    """The look on a random (or the given) shape, at a random place, size, angle and background."""
+    """A scene with this look and the given or a random shape, in a random pose and background."""
     return Scene(
         shape=shape or rng.choice(list(SHAPES)),
         background=rng.choice(list(BACKGROUNDS)),
@@ -95,7 +95,7 @@ def pose(look: Look, rng: random.Random, shape: str | None = None) -> Scene:
 
 
 def random_look(rng: random.Random) -> Look:
-    """The look of a made-up name. Never teal, magenta or banded: those are the subject's."""
+    """A look for a made-up name. Never with the subject's colours in their places, or its band."""
     return Look(
         body=_random_color(rng, without=(155, 205)),
         pattern=rng.choice(PATTERNS),
@@ -105,12 +105,12 @@ def random_look(rng: random.Random) -> Look:
 
 
 def subject_scene(rng: random.Random) -> Scene:
-    """The demo's subject in a random pose, its body off by as much as light changes a colour."""
+    """The demo's subject in a random pose, with its colour varied slightly, as light would do."""
     return replace(pose(SUBJECT, rng, shape="cup"), body=jitter(SUBJECT.body, rng, 5))
 
 
 def _random_color(rng: random.Random, without: tuple[int, int]) -> Color:
-    """A saturated colour whose hue, in degrees, lies outside the given range."""
+    """A saturated colour whose hue lies outside the given range of degrees."""
     low, high = without
     hue = (high + rng.random() * (360 - (high - low))) % 360
     rgb = colorsys.hsv_to_rgb(hue / 360, rng.uniform(0.5, 0.95), rng.uniform(0.5, 1.0))

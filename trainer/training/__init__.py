@@ -1,1 +1,1 @@
-"""The training itself: one session's steps, moving average, health checks and encoded images."""
+"""Training: steps, moving average, checks of the numbers, encoded images and captions."""

@@ -1,4 +1,4 @@
-"""The slow copy of the trained weights (exponential moving average)."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 class EMA:
-    """Follows `parameters`: after n updates it is moved by 1 - min(decay, (1 + n) / (10 + n)), so
-    that a short run's average is not mostly the weights it began with."""
+    """A moving average of `parameters`. Update n uses the decay min(decay, (1 + n) / (10 + n)), so
+    that the average of a short run does not consist mostly of the initial weights."""
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters = list(parameters)
@@ -20,7 +20,7 @@ class EMA:
         self.decay = decay
         self.num_updates = 0
         self.is_applied = False
-        """Whether averages and parameters are exchanged, or about to be."""
+        """Whether averages and parameters are, or are being, swapped."""
 
     @torch.no_grad()
     def update(self) -> None:
@@ -30,7 +30,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the averages stand in the parameters' place; after, the parameters are back."""
+        """Replace the parameters by their averages, and restore them afterwards."""
         self.is_applied = True
         self._swap()
         try:
@@ -49,6 +49,6 @@ class EMA:
         self.num_updates = state["num_updates"]
 
     def _swap(self) -> None:
-        # By exchanging who holds which memory: that takes none, and so cannot run out half-way.
+        # Swaps the storage instead of copying: this needs no memory, so it cannot fail half-way.
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             parameter.data, average.data = average.data, parameter.data

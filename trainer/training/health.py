@@ -1,4 +1,4 @@
-"""What the numbers of a run tell of its health."""
+"""Checks of the losses and gradients of a run."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from ..settings.config import TrainingConfig
 logger = logging.getLogger(__name__)
 
 NOW, BEFORE = 30, 100
-"""Steps over which the losses are compared: the last ones, with at most so many before them. A
-single step's says nothing: of one photo it varies tenfold with the noise that was drawn."""
-EXPLOSION = 3.0
-"""By what factor the median loss rises when a run falls apart. In healthy runs of the embedded
-model, one photo per step, it rose by no more than 1.8 over 20 steps."""
-OF_NOTHING = 1.0
-"""The loss of a model that predicts nothing: the noise's variance."""
+"""The median loss of the last `NOW` steps is compared with that of up to `BEFORE` steps before
+them. A single loss says little: for one photo it varies tenfold with the noise drawn."""
+DIVERGED = 3.0
+"""Factor by which the median loss rises when training diverges. In healthy runs of the embedded
+model with one photo per step, it rose by at most 1.8 over 20 steps."""
+LOSS_OF_ZEROS = 1.0
+"""The loss of a model that always predicts zeros: the variance of the noise."""
 MAX_SKIPPED = 20
-"""Steps in a row that fp16 may skip. It skips some at the beginning, at most 16, until it has found
-a scale of the loss at which the gradients do not overflow."""
+"""How many steps in a row fp16 may skip. At the start of a run it skips up to 16, until it has
+found a loss scale at which the gradients do not overflow."""
 
 
 class Health:
-    """Looks at each step's numbers: ends the run where they are none, warns of bad ones."""
+    """Stops a run whose loss or gradients become NaN or infinite, and warns when it diverges."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self._rate, self._precision = config.optimizer.learning_rate, config.precision
-        self._is_exploding = False
+        self._is_diverging = False
         self._num_skipped = 0
 
     def require_finite(self, value: float, what: str, step: int) -> None:
-        """FloatingPointError for NaN and infinity."""
+        """Raises FloatingPointError if the value is NaN or infinite."""
         if math.isfinite(value):
             return
         advice = ", or choose precision bf16 or fp32" if self._precision == "fp16" else ""
@@ -42,31 +42,31 @@ class Health:
             f"{self._rate:g}){advice}."
         )
 
-    def look_at_losses(self, losses: Sequence[float]) -> None:
-        """Warn, once per stretch, of losses far too high. Takes those of the photos so far."""
+    def check_losses(self, losses: Sequence[float]) -> None:
+        """Warn when training starts to diverge. `losses` are those of the photos at every step so
+        far."""
         now, before = losses[-NOW:], losses[-NOW - BEFORE : -NOW]
         if len(now) < NOW:
             return
         current = statistics.median(now)
         usual = statistics.median(before) if len(before) >= NOW else math.inf
-        is_useless = current > OF_NOTHING > losses[0]
-        was_exploding, self._is_exploding = (
-            self._is_exploding, is_useless or current > EXPLOSION * usual
-        )  # fmt: skip
-        if self._is_exploding and not was_exploding:
+        is_useless = current > LOSS_OF_ZEROS > losses[0]
+        was_diverging = self._is_diverging
+        self._is_diverging = is_useless or current > DIVERGED * usual
+        if self._is_diverging and not was_diverging:
             logger.warning(
-                "The loss is %.3g by step %d, %s. The model is falling apart: lower "
+                "The loss has risen to %.3g at step %d, %s. Training is diverging: lower "
                 "optimizer.learning_rate (now %g), or train fewer steps.",
                 current, len(losses),
-                "no better than of a model that predicts nothing" if is_useless
+                "worse than a model that always predicts zeros" if is_useless
                 else f"far above the {usual:.3g} before",
                 self._rate,
             )  # fmt: skip
 
-    def look_at_scale(self, scale: float, step: int, *, is_skipped: bool) -> None:
-        """FloatingPointError if fp16 skips the same step again and again, each time with a lower
-        scale."""
-        self._num_skipped = self._num_skipped + 1 if is_skipped else 0
+    def check_scale(self, scale: float, step: int, *, was_skipped: bool) -> None:
+        """Raises FloatingPointError if fp16 keeps skipping the same step although the loss scale
+        falls each time."""
+        self._num_skipped = self._num_skipped + 1 if was_skipped else 0
         if self._num_skipped >= MAX_SKIPPED or scale < 1:
             raise FloatingPointError(
                 f"In fp16 the gradients of step {step} overflowed {self._num_skipped} times in a "

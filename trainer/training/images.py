@@ -1,5 +1,5 @@
-"""What a run trains on, encoded: the photos, and the class images, which the base model draws where
-none are given."""
+"""Latents of the photos and class images of a run. The base model draws the class images if the
+user provides none."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ LatentsOf = dict[Example, CachedLatents]
 def encode_images(
     photos: list[Example], config: TrainingConfig, model: ModelFamily, observer: Observer
 ) -> tuple[LatentsOf, LatentsOf]:
-    """Latents of the photos and of the class images, which are first made where none are given."""
+    """Return the latents of the photos and of the class images, after drawing missing class images.
+    The second is empty if the prior weight is 0."""
     warn_of_cut_captions(photos, model.tokenizer.cut_text)
     if config.dataset.mirror:
         photos = with_mirrors(photos)
     instance = _encode(photos, config.dataset, config.seed, model, observer)
     if config.prior.weight == 0:
         return instance, {}
-    _refuse_subject_in_class(config.prior.prompt, model)
+    _require_class_prompt(config.prior.prompt, model)
     class_images = find_examples(
         _class_images(config, model, observer), config.prior.prompt, is_prior=True
     )
     warn_of_cut_captions(class_images, model.tokenizer.cut_text)
-    # Small class images cost no likeness, so they are enlarged without asking.
+    # Blurry class images do not affect the likeness of the subject, so small ones are accepted.
     dataset = replace(config.dataset, allow_upscaling=True)
     return instance, _encode(class_images, dataset, config.seed, model, observer)
 
@@ -53,12 +54,13 @@ def _encode(
         return encode_examples(examples, dataset, model, observer, seed=seed)
 
 
-def _refuse_subject_in_class(prompt: str, model: ModelFamily) -> None:
-    for word in model.learned_vectors:
-        if has_placeholder(prompt, word):
+def _require_class_prompt(prompt: str, model: ModelFamily) -> None:
+    """Raises ValueError if the prompt contains the placeholder of an embedding."""
+    for placeholder in model.learned_vectors:
+        if has_placeholder(prompt, placeholder):
             raise ValueError(
-                f"prior.prompt is {prompt!r}, with the placeholder {word!r}, which means the "
-                "subject. Name the class alone, such as 'a photo of a dog'."
+                f"prior.prompt is {prompt!r}, but its placeholder {placeholder!r} stands for the "
+                "subject. Name only the class, such as 'a photo of a dog'."
             )
 
 

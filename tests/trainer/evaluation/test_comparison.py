@@ -1,4 +1,4 @@
-"""A comparison of checkpoints, schedulers and steps against pictures drawn one by one."""
+"""Comparisons of checkpoints, schedulers and steps, checked against images drawn one by one."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def levels_apart(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
-def test_every_combination_from_the_same_noise(tiny_checkpoint: Path):
+def test_every_combination_starts_from_the_same_noise(tiny_checkpoint: Path):
     comparison = compare(axes(tiny_checkpoint), SamplingConfig(seed=5), device=CPU)
     name = tiny_checkpoint.stem
     assert [row.label for row in comparison.rows] == [
@@ -37,7 +37,7 @@ def test_every_combination_from_the_same_noise(tiny_checkpoint: Path):
     ]  # fmt: skip
     model = families.load(tiny_checkpoint, CPU)
     alone = sample(model, PROMPTS[1:], SamplingConfig(scheduler="PNDM", steps=4, seed=6))
-    # Alone it is rounded otherwise than beside another.
+    # Rounding depends on the batch.
     assert levels_apart(comparison.rows[2].images[1], alone[0]) <= 1
     assert levels_apart(comparison.rows[0].images[1], alone[0]) > 5
     assert len(comparison.images) == 8
@@ -45,12 +45,12 @@ def test_every_combination_from_the_same_noise(tiny_checkpoint: Path):
     assert comparison.records()[3] == {"checkpoint": name, "scheduler": "PNDM", "steps": 6}
 
 
-def test_only_what_differs_is_in_the_titles(tiny_checkpoint: Path):
+def test_titles_name_only_what_differs(tiny_checkpoint: Path):
     one = axes(tiny_checkpoint, schedulers=["DDIM"], steps=[4])
     assert one.label(one.candidates[0], "DDIM", 4) == tiny_checkpoint.stem
 
 
-def test_a_yardstick_scores_each_row(tiny_checkpoint: Path):
+def test_an_image_scorer_scores_each_row(tiny_checkpoint: Path):
     photos = [np.full((64, 64, 3), (0, 150, 150), np.uint8)]
     image_scorer = ImageScorer(Judge(), photos, PROMPTS)
     plan = axes(tiny_checkpoint, schedulers=["DDIM"])
@@ -65,13 +65,13 @@ def test_a_yardstick_scores_each_row(tiny_checkpoint: Path):
     assert comparison.chart().width == 800
 
 
-def test_a_side_of_0_pixels_is_the_first_checkpoint_s_own(tiny_checkpoint: Path):
+def test_a_side_of_0_pixels_is_the_first_checkpoints_resolution(tiny_checkpoint: Path):
     plan = axes(tiny_checkpoint, schedulers=["DDIM"], steps=[1])
     wide = compare(plan, SamplingConfig(), device=CPU, size=(32, 0))
     assert [image.shape for image in wide.images] == [(16, 32, 3)] * 2
 
 
-def test_equal_names_are_told_apart():
+def test_equal_names_are_numbered():
     assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
 
 

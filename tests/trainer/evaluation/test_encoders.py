@@ -1,4 +1,4 @@
-"""CLIP and DINO with random weights, against what transformers computes from the same pictures."""
+"""CLIP and DINO with random weights, compared with transformers on the same images."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def fixed_seed():
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
-    """More than a batch, of several shapes."""
+    """More than one batch, in several shapes."""
     rng = np.random.default_rng(0)
     shapes = [(32, 32), (64, 64), (40, 100), (133, 57), (512, 384), (20, 21)]
     return [
@@ -71,7 +71,7 @@ def clip(tmp_path_factory) -> tuple[CLIPModel, Path]:
 
 @pytest.fixture(scope="module")
 def clip_file(clip, tmp_path_factory) -> Path:
-    """As they lie in ComfyUI's clip_vision folder: the published files, with both networks."""
+    """Like the published files in ComfyUI's clip_vision folder, with both networks."""
     path = tmp_path_factory.mktemp("clip_vision") / "clip_l.safetensors"
     tensors = load_file(clip[1] / "model.safetensors")
     # The older of the published files have these too.
@@ -84,7 +84,7 @@ def clip_file(clip, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory) -> tuple[ViTModel, Path]:
-    """As DINO's weights are published: without the pooler that transformers would give it."""
+    """As DINO's weights are published: without the pooling layer that transformers would add."""
     model = ViTModel(ViTConfig(**SMALL), add_pooling_layer=False).eval()
     folder = tmp_path_factory.mktemp("dino")
     model.save_pretrained(folder)
@@ -103,54 +103,54 @@ def own_image_features(model: CLIPModel, images: list[np.ndarray]) -> torch.Tens
 
 
 @pytest.mark.parametrize("source", ["folder", "file"])
-def test_clip_sees_what_transformers_sees(clip, clip_file, images, source):
+def test_clip_embeds_images_like_transformers(clip, clip_file, images, source):
     model, folder = clip
-    judge = encoders.load(folder if source == "folder" else clip_file, CPU)
-    embeddings = judge.embed_images(images)
+    encoder = encoders.load(folder if source == "folder" else clip_file, CPU)
+    embeddings = encoder.embed_images(images)
     torch.testing.assert_close(embeddings, own_image_features(model, images), rtol=1e-4, atol=1e-5)
     assert (embeddings.dtype, embeddings.requires_grad) == (torch.float32, False)
 
 
 @pytest.mark.parametrize("source", ["folder", "file"])
-def test_clip_reads_what_transformers_reads(clip, clip_file, source):
+def test_clip_embeds_prompts_like_transformers(clip, clip_file, source):
     model, folder = clip
-    judge = encoders.load(folder if source == "folder" else clip_file, CPU)
+    encoder = encoders.load(folder if source == "folder" else clip_file, CPU)
     ids = ClipTokenizer().encode(PROMPTS)
     with torch.no_grad():
         own = model.get_text_features(input_ids=ids)
     own = getattr(own, "pooler_output", own)
-    torch.testing.assert_close(judge.embed_prompts(PROMPTS), own, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.embed_prompts(PROMPTS), own, rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_and_prompts_lie_in_one_space(clip, images):
+def test_images_and_prompts_have_a_common_space(clip, images):
     model, folder = clip
-    judge = encoders.load(folder, CPU)
+    encoder = encoders.load(folder, CPU)
     ids = ClipTokenizer().encode(PROMPTS)
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
     pixels = processor(images[:3], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         logits = model(input_ids=ids, pixel_values=pixels).logits_per_image
     own = (logits.diagonal() / model.logit_scale.exp()).mean().item()
-    ours = prompt_fidelity(judge.embed_images(images[:3]), judge.embed_prompts(PROMPTS))
+    ours = prompt_fidelity(encoder.embed_images(images[:3]), encoder.embed_prompts(PROMPTS))
     assert ours == pytest.approx(own, abs=1e-5)
 
 
-def test_a_vision_network_alone_cannot_read(clip, images, tmp_path):
+def test_a_vision_network_alone_cannot_embed_prompts(clip, images, tmp_path):
     model, folder = clip
     tensors = load_file(folder / "model.safetensors")
-    seeing = {name: t for name, t in tensors.items() if name.startswith(("vision", "visual"))}
-    save_file(seeing, tmp_path / "vision.safetensors")
+    vision = {name: t for name, t in tensors.items() if name.startswith(("vision", "visual"))}
+    save_file(vision, tmp_path / "vision.safetensors")
     alone = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=24))
-    alone.load_state_dict(seeing)
+    alone.load_state_dict(vision)
     alone.save_pretrained(tmp_path / "vision")
     for path in (tmp_path / "vision.safetensors", tmp_path / "vision"):
-        judge = encoders.load(path, CPU)
+        encoder = encoders.load(path, CPU)
         own = own_image_features(model, images)
-        torch.testing.assert_close(judge.embed_images(images), own, rtol=1e-4, atol=1e-5)
-        assert judge.embed_prompts(PROMPTS) is None
+        torch.testing.assert_close(encoder.embed_images(images), own, rtol=1e-4, atol=1e-5)
+        assert encoder.embed_prompts(PROMPTS) is None
 
 
-def test_half_precision_files_are_computed_with_in_full(clip, images, tmp_path):
+def test_half_precision_files_are_computed_in_fp32(clip, images, tmp_path):
     tensors = load_file(clip[1] / "model.safetensors")
     save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
     embeddings = encoders.load(tmp_path / "a.safetensors", CPU).embed_images(images)
@@ -162,17 +162,17 @@ def test_half_precision_files_are_computed_with_in_full(clip, images, tmp_path):
 # ---------------------------------------------------------------------- DINO
 
 
-def test_dino_gives_its_class_token(dino, images):
+def test_dino_returns_its_class_token(dino, images):
     model, folder = dino
     pixels = torch.stack([to_pixels(image, 64, 56, IMAGENET_COLORS) for image in images])
     with torch.no_grad():
         own = model(pixel_values=pixels).last_hidden_state[:, 0]
-    judge = encoders.load(folder, CPU)
-    torch.testing.assert_close(judge.embed_images(images), own, rtol=1e-4, atol=1e-5)
-    assert judge.embed_prompts(PROMPTS) is None
+    encoder = encoders.load(folder, CPU)
+    torch.testing.assert_close(encoder.embed_images(images), own, rtol=1e-4, atol=1e-5)
+    assert encoder.embed_prompts(PROMPTS) is None
 
 
-def test_dinov2_takes_smaller_pictures_than_it_could(images, tmp_path):
+def test_dinov2_uses_smaller_images_than_it_could(images, tmp_path):
     model = Dinov2Model(Dinov2Config(**{**SMALL, "image_size": 256})).eval()
     model.save_pretrained(tmp_path)
     processor = BitImageProcessor(
@@ -185,7 +185,7 @@ def test_dinov2_takes_smaller_pictures_than_it_could(images, tmp_path):
     torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
 
 
-def test_loading_and_judging_leave_the_process_wide_generator_alone(dino, clip, images):
+def test_loading_and_embedding_do_not_touch_the_process_wide_generator(dino, clip, images):
     before = torch.get_rng_state()
     for _, folder in (dino, clip):
         encoders.load(folder, CPU).embed_images(images[:1])
@@ -201,25 +201,25 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-KINDS = "clip, clip_vision_model, vit, dinov2, dinov2_with_registers"
+TYPES = "clip, clip_vision_model, vit, dinov2, dinov2_with_registers"
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+def test_a_folder_with_another_model_is_refused(tmp_path):
     end = (
-        f", and a judge is one of {KINDS}. Choose a folder with CLIP or DINO as transformers saves "
-        "them, or a .safetensors file of CLIP."
+        ", which cannot score images. Choose a folder with CLIP or DINO in the layout of "
+        f"transformers ({TYPES}), or a .safetensors file of CLIP."
     )
-    assert refusal(tmp_path) == f"{tmp_path} holds no config.json that can be read{end}"
+    assert refusal(tmp_path) == f"{tmp_path} contains no readable config.json{end}"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    assert refusal(tmp_path) == f"{tmp_path} holds a model of the kind 'bert'{end}"
+    assert refusal(tmp_path) == f"{tmp_path} contains a model of type 'bert'{end}"
 
 
 def test_pickled_weights_are_refused(dino, tmp_path):
     shutil.copy(dino[1] / "config.json", tmp_path)
     torch.save(dino[0].state_dict(), tmp_path / "pytorch_model.bin")
     assert refusal(tmp_path) == (
-        f"{tmp_path} holds no .safetensors file, and a judge is read from no other. Download the "
-        "model's .safetensors version."
+        f"{tmp_path} contains no .safetensors file, and other formats are not supported. Download "
+        "the model's .safetensors version."
     )
 
 
@@ -233,14 +233,14 @@ def test_a_damaged_folder_is_refused(dino, tmp_path):
     )
 
 
-def test_an_incomplete_folder_is_refused_rather_than_filled_at_random(dino, tmp_path):
+def test_an_incomplete_folder_is_refused_instead_of_randomly_initialized(dino, tmp_path):
     folder = shutil.copytree(dino[1], tmp_path / "dino")
     tensors = load_file(folder / "model.safetensors")
     lost = sorted(tensors)[3]
     del tensors[lost]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert refusal(folder) == (
-        f"{folder} lacks the weight '{lost}', which its config.json calls for. The model is "
+        f"{folder} lacks the weight '{lost}', which its config.json requires. The model is "
         "incomplete: download it again, or choose another."
     )
 
@@ -250,15 +250,15 @@ def test_a_config_that_does_not_fit_is_refused(dino, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 48}))
     message = refusal(folder)
-    # What is between is transformers' own reason, which changes between its releases.
-    assert message.startswith(f"{folder} cannot be read as a model of the kind 'vit' (")
+    # Between the two is the reason that transformers gives, which changes between its releases.
+    assert message.startswith(f"{folder} cannot be loaded as a model of type 'vit' (")
     assert message.endswith("). Download it again, or choose another.")
 
 
-def test_a_file_that_is_no_clip_is_refused(tiny_checkpoint):
+def test_a_file_without_clip_is_refused(tiny_checkpoint):
     assert refusal(tiny_checkpoint) == (
-        f"'{tiny_checkpoint.name}' has no weights named 'vision_model.…', so it is no CLIP that a "
-        "judge can be. Choose a file as in ComfyUI's clip_vision folder, in the layout of "
+        f"'{tiny_checkpoint.name}' has no weights named 'vision_model.…', so it is not a CLIP "
+        "image encoder. Choose a file as in ComfyUI's clip_vision folder, in the layout of "
         "transformers."
     )
 
@@ -273,15 +273,15 @@ def test_an_incomplete_file_is_refused(clip_file, tmp_path):
     )
 
 
-def test_a_width_that_tells_no_heads_is_refused(clip, tmp_path):
+def test_a_width_that_does_not_reveal_the_heads_is_refused(clip, tmp_path):
     odd = CLIPConfig(
         vision_config={**VISION, "hidden_size": 36}, text_config=TEXT, projection_dim=24
     )
     model = CLIPVisionModelWithProjection(odd.vision_config)
     save_file(model.state_dict(), tmp_path / "a.safetensors")
     assert refusal(tmp_path / "a.safetensors") == (
-        "A network of 'a.safetensors' is 36 wide, which no CLIP is that one file could describe. "
-        "Choose a folder with config.json instead."
+        "A network of 'a.safetensors' has the width 36, which does not reveal its number of "
+        "attention heads. Choose a folder with config.json instead."
     )
 
 
@@ -291,8 +291,8 @@ def test_another_vocabulary_is_refused(tmp_path):
     )
     save_file(CLIPModel(config).state_dict(), tmp_path / "a.safetensors")
     assert refusal(tmp_path / "a.safetensors") == (
-        "The text encoder of 'a.safetensors' knows 21128 tokens, and CLIP's vocabulary has 49408. "
-        "Choose a CLIP with its own vocabulary."
+        "The text encoder of 'a.safetensors' has a vocabulary of 21128 tokens instead of CLIP's "
+        "49408. Choose a CLIP with the original one."
     )
 
 
@@ -310,8 +310,8 @@ def test_another_vocabulary_is_refused(tmp_path):
     ],
     ids=["B/16", "L/14", "L/14 336", "H/14", "bigG/14"],
 )
-def test_the_published_sizes_are_known_by_their_shapes(tmp_path, width, layers, side, expected):
-    """Widths, layers, heads and activations of their config.json files."""
+def test_published_sizes_are_recognised_by_their_shapes(tmp_path, width, layers, side, expected):
+    """With the widths, layers, heads and activations in their config.json files."""
     patch = 16 if width == 768 else 14
     shapes = {
         "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
@@ -321,7 +321,7 @@ def test_the_published_sizes_are_known_by_their_shapes(tmp_path, width, layers, 
         "visual_projection.weight": (512, width),
     }
     shapes |= {f"vision_model.encoder.layers.{n}.layer_norm2.weight": (1,) for n in range(layers)}
-    # A number for each tensor rather than all of them: only the shapes are looked at.
+    # One number per tensor instead of all of them: only the shapes matter here.
     tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
     torch.save(tensors, tmp_path / "clip.pt")
     config = encoders._vision_config(encoders.CheckpointFile(tmp_path / "clip.pt"))

@@ -1,4 +1,4 @@
-"""Metrics against embeddings whose answers are known, and against the formulas written out."""
+"""Metrics of embeddings with known answers, and compared with independent computations."""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from trainer.evaluation.metrics import (
     cosines,
+    distance_between_means,
     diversity,
     likeness,
     memorisation,
@@ -20,7 +21,6 @@ from trainer.evaluation.metrics import (
     prompt_contrast,
     prompt_fidelity,
     subject_fidelity,
-    way,
 )
 
 EAST, NORTH, NORTH_EAST, WEST = [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]
@@ -34,7 +34,7 @@ def random_embeddings(number: int, width: int, seed: int) -> np.ndarray:
 
 
 def cos(one: np.ndarray, other: np.ndarray) -> float:
-    """Written out, number by number."""
+    """Computed element by element."""
     dot = sum(float(a) * float(b) for a, b in zip(one, other, strict=True))
     lengths = [math.sqrt(sum(float(a) ** 2 for a in vector)) for vector in (one, other)]
     return dot / (lengths[0] * lengths[1])
@@ -55,7 +55,7 @@ def test_subject_fidelity_is_the_mean_over_all_pairs():
     assert subject_fidelity([NORTH_EAST], [EAST, NORTH]) == pytest.approx(HALF)
 
 
-def test_prompt_fidelity_compares_each_picture_with_its_own_prompt():
+def test_prompt_fidelity_compares_each_image_with_its_own_prompt():
     assert prompt_fidelity([EAST, NORTH], [EAST, NORTH]) == pytest.approx(1)
     assert prompt_fidelity([EAST, NORTH], [NORTH, EAST]) == pytest.approx(0)
     assert prompt_fidelity([EAST, NORTH], [EAST, NORTH_EAST]) == pytest.approx((1 + HALF) / 2)
@@ -67,24 +67,24 @@ def test_prior_preservation_rises_as_the_class_becomes_the_subject():
     assert prior_preservation(collapsed, photos) == pytest.approx((1 + HALF) / 2)
 
 
-def test_diversity_is_0_for_the_same_picture_and_counts_within_prompts():
+def test_diversity_is_0_for_equal_images_and_counts_within_prompts():
     assert diversity([EAST, EAST, EAST]) == pytest.approx(0)
     assert diversity([EAST, NORTH]) == pytest.approx(1)
     assert diversity([EAST, WEST]) == pytest.approx(2)
-    # East and west are of different prompts, and what differs between prompts does not count.
-    pictures = [EAST, WEST, EAST, WEST]
-    assert diversity(pictures, ["beach", "snow", "beach", "snow"]) == pytest.approx(0)
-    # A prompt of three pictures weighs no more than one of two, and one of one does not count.
-    pictures = [EAST, EAST, EAST, EAST, NORTH, WEST]
-    assert diversity(pictures, ["a", "a", "a", "b", "b", "c"]) == pytest.approx(0.5)
+    # East and west have different prompts, and differences between prompts do not count.
+    images = [EAST, WEST, EAST, WEST]
+    assert diversity(images, ["beach", "snow", "beach", "snow"]) == pytest.approx(0)
+    # A prompt with three images has the same weight as one with two; one with a single image none.
+    images = [EAST, EAST, EAST, EAST, NORTH, WEST]
+    assert diversity(images, ["a", "a", "a", "b", "b", "c"]) == pytest.approx(0.5)
 
 
-def test_likeness_leaves_out_each_picture_with_itself():
+def test_likeness_excludes_each_image_with_itself():
     assert likeness([EAST, NORTH]) == pytest.approx(0)
     assert likeness([EAST, EAST, NORTH]) == pytest.approx(1 / 3)
 
 
-def test_memorisation_looks_at_the_nearest_photo_only():
+def test_memorisation_counts_only_the_nearest_photo():
     nearest, found = nearest_photos([EAST, [0.1, 1.0]], [WEST, NORTH, EAST])
     assert nearest.tolist() == [2, 1]
     np.testing.assert_allclose(found, [1, 1 / math.sqrt(1.01)])
@@ -92,7 +92,7 @@ def test_memorisation_looks_at_the_nearest_photo_only():
     assert subject_fidelity([EAST, NORTH], [WEST, NORTH, EAST]) == pytest.approx(1 / 6)
 
 
-# -------------------------------------------- against the formulas, written out
+# ------------------------------------------------- independent computations
 
 shapes = st.tuples(st.integers(2, 9), st.integers(1, 6), st.integers(1, 12), st.integers(0, 99))
 
@@ -100,48 +100,46 @@ shapes = st.tuples(st.integers(2, 9), st.integers(1, 6), st.integers(1, 12), st.
 @given(shapes)
 def test_all_agree_with_an_independent_computation(shape):
     number, num_photos, width, seed = shape
-    pictures = random_embeddings(number, width, seed)
+    images = random_embeddings(number, width, seed)
     photos = random_embeddings(num_photos, width, seed + 1000)
     prompts = random_embeddings(number, width, seed + 2000)
-    pairs = [cos(picture, photo) for picture in pictures for photo in photos]
-    own = [cos(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
-    among = [cos(one, other) for one, other in itertools.combinations(pictures, 2)]
-    best = [max(cos(picture, photo) for photo in photos) for picture in pictures]
-    assert subject_fidelity(pictures, photos) == pytest.approx(np.mean(pairs), abs=1e-6)
-    assert prior_preservation(pictures, photos) == pytest.approx(np.mean(pairs), abs=1e-6)
-    assert prompt_fidelity(pictures, prompts) == pytest.approx(np.mean(own), abs=1e-6)
-    assert likeness(pictures) == pytest.approx(np.mean(among), abs=1e-6)
-    assert diversity(pictures) == pytest.approx(1 - np.mean(among), abs=1e-6)
-    assert memorisation(pictures, photos) == pytest.approx(np.mean(best), abs=1e-6)
+    pairs = [cos(image, photo) for image in images for photo in photos]
+    own = [cos(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    among = [cos(one, other) for one, other in itertools.combinations(images, 2)]
+    best = [max(cos(image, photo) for photo in photos) for image in images]
+    assert subject_fidelity(images, photos) == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert prior_preservation(images, photos) == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert prompt_fidelity(images, prompts) == pytest.approx(np.mean(own), abs=1e-6)
+    assert likeness(images) == pytest.approx(np.mean(among), abs=1e-6)
+    assert diversity(images) == pytest.approx(1 - np.mean(among), abs=1e-6)
+    assert memorisation(images, photos) == pytest.approx(np.mean(best), abs=1e-6)
 
 
-def test_large_sets_agree_with_numpys_own_functions():
-    pictures, photos = random_embeddings(300, 768, 0), random_embeddings(40, 768, 1)
-    units = [
-        array / np.sqrt(np.square(array).sum(1, keepdims=True)) for array in (pictures, photos)
-    ]
-    assert subject_fidelity(pictures, photos) == pytest.approx(
+def test_large_sets_agree_with_numpy_functions():
+    images, photos = random_embeddings(300, 768, 0), random_embeddings(40, 768, 1)
+    units = [array / np.sqrt(np.square(array).sum(1, keepdims=True)) for array in (images, photos)]
+    assert subject_fidelity(images, photos) == pytest.approx(
         np.einsum("nd,md->nm", *units).mean(), abs=1e-6
     )
-    among = np.corrcoef(np.hstack([units[0], -units[0]]))  # rows of mean 0: corr is cos
-    assert likeness(pictures) == pytest.approx(
+    among = np.corrcoef(np.hstack([units[0], -units[0]]))  # for rows with mean 0, corr is cos
+    assert likeness(images) == pytest.approx(
         among[np.triu_indices(len(among), k=1)].mean(), abs=1e-6
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_tensors_give_what_arrays_give(dtype):
-    pictures = torch.from_numpy(random_embeddings(6, 16, 0)).to(dtype).requires_grad_()
+def test_tensors_and_arrays_have_the_same_scores(dtype):
+    images = torch.from_numpy(random_embeddings(6, 16, 0)).to(dtype).requires_grad_()
     photos = torch.from_numpy(random_embeddings(3, 16, 1)).to(dtype)
-    expected = subject_fidelity(pictures.detach().float().numpy(), photos.float().numpy())
-    assert subject_fidelity(pictures, photos) == pytest.approx(expected, abs=1e-12)
+    expected = subject_fidelity(images.detach().float().numpy(), photos.float().numpy())
+    assert subject_fidelity(images, photos) == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.integers(0, 99), st.floats(1e-6, 1e6))
-def test_the_length_of_an_embedding_does_not_count(seed, factor):
-    pictures, photos = random_embeddings(5, 8, seed), random_embeddings(3, 8, seed + 1)
-    assert subject_fidelity(factor * pictures, photos) == pytest.approx(
-        subject_fidelity(pictures, photos), abs=1e-9
+def test_the_length_of_embeddings_does_not_count(seed, factor):
+    images, photos = random_embeddings(5, 8, seed), random_embeddings(3, 8, seed + 1)
+    assert subject_fidelity(factor * images, photos) == pytest.approx(
+        subject_fidelity(images, photos), abs=1e-9
     )
 
 
@@ -153,91 +151,93 @@ def test_the_length_of_an_embedding_does_not_count(seed, factor):
     [
         (
             lambda: subject_fidelity([EAST], [[1.0, 0.0, 0.0]]),
-            "Embeddings of width 2 and 3 cannot be compared. Make them all with the same encoder.",
+            "Embeddings of width 2 and 3 cannot be compared. Compute them all with the same "
+            "encoder.",
         ),
         (
             lambda: subject_fidelity(np.zeros((0, 2)), [EAST]),
-            "Embeddings must have the shape [pictures, width], got [0, 2]. Give at least one "
-            "picture.",
+            "Embeddings must have the shape [images, width], got [0, 2]. Provide at least one "
+            "image.",
         ),
         (
             lambda: subject_fidelity(EAST, [EAST]),
-            "Embeddings must have the shape [pictures, width], got [2]. Give at least one picture.",
+            "Embeddings must have the shape [images, width], got [2]. Provide at least one image.",
         ),
         (
             lambda: memorisation([EAST, [0.0, 0.0]], [EAST]),
-            "An embedding is zero, infinite or not a number (NaN), so it has no direction. Look at "
-            "the pictures, and at the encoder's file.",
+            "An embedding is zero, infinite or not a number (NaN), so it has no direction. Check "
+            "the images and the encoder's file.",
         ),
         (
             lambda: memorisation([EAST], [[math.nan, 1.0]]),
-            "An embedding is zero, infinite or not a number (NaN), so it has no direction. Look at "
-            "the pictures, and at the encoder's file.",
+            "An embedding is zero, infinite or not a number (NaN), so it has no direction. Check "
+            "the images and the encoder's file.",
         ),
         (
             lambda: prompt_fidelity([EAST, NORTH], [EAST]),
-            "Pictures [2, 2] and prompts [1, 2] do not go together. Give each picture its own "
-            "prompt, embedded by the same encoder.",
+            "Images [2, 2] and prompts [1, 2] do not match. Provide one prompt for each image, "
+            "embedded by the same encoder.",
         ),
         (
             lambda: likeness([EAST]),
-            "A single picture has nothing to be compared with. Give two or more.",
+            "A single image cannot be compared with others. Provide two or more.",
         ),
         (
             lambda: diversity([EAST, NORTH], ["a", "b"]),
-            "No prompt has two pictures, so there is nothing to compare. Draw several of each.",
+            "No prompt has two or more images, so there is nothing to compare. Draw several images "
+            "per prompt.",
         ),
         (
             lambda: diversity([EAST, NORTH], ["a"]),
-            "There are 2 pictures and 1 prompts. Name one for each picture.",
+            "There are 2 images and 1 prompts. Provide one prompt for each image.",
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(compute, message):
+def test_embeddings_that_cannot_be_compared_are_refused(compute, message):
     with pytest.raises(ValueError) as caught:
         compute()
     assert str(caught.value) == message
 
 
-def test_prompt_contrast_is_the_own_prompt_less_the_others():
+def test_prompt_contrast_is_the_own_prompts_cosine_minus_the_others():
     rng = np.random.default_rng(3)
-    pictures, read = rng.normal(size=(4, 6)), rng.normal(size=(3, 6))
-    prompts = read[[0, 0, 1, 2]]  # two pictures of the first prompt
+    images, distinct = rng.normal(size=(4, 6)), rng.normal(size=(3, 6))
+    prompts = distinct[[0, 0, 1, 2]]  # two images with the first prompt
     by_hand = []
     for i, own in enumerate([0, 0, 1, 2]):
         others = [j for j in range(4) if [0, 0, 1, 2][j] != own]
-        mean = np.mean([cos(pictures[i], prompts[j]) for j in others])
-        by_hand.append(cos(pictures[i], prompts[i]) - mean)
-    assert prompt_contrast(pictures, prompts) == pytest.approx(np.mean(by_hand), abs=1e-6)
-    assert prompt_contrast(pictures[:2], prompts[:2]) is None
-    # The same picture whatever the prompt: nothing is followed, each prompt standing once.
-    same = np.repeat(pictures[:1], 3, axis=0)
-    assert prompt_contrast(same, read) == pytest.approx(0, abs=1e-6)
+        mean = np.mean([cos(images[i], prompts[j]) for j in others])
+        by_hand.append(cos(images[i], prompts[i]) - mean)
+    assert prompt_contrast(images, prompts) == pytest.approx(np.mean(by_hand), abs=1e-6)
+    assert prompt_contrast(images[:2], prompts[:2]) is None
+    # The same image for each prompt: no prompt is followed.
+    same = np.repeat(images[:1], 3, axis=0)
+    assert prompt_contrast(same, distinct) == pytest.approx(0, abs=1e-6)
 
 
-def test_progress_is_the_share_of_the_way():
+def test_progress_is_the_share_of_the_way_from_start_to_goal():
     rng = np.random.default_rng(4)
-    start, goal, pictures = (rng.normal(size=(n, 5)) + 1 for n in (3, 4, 6))
+    start, goal, images = (rng.normal(size=(n, 5)) + 1 for n in (3, 4, 6))
     mean = {
         name: np.mean([row / np.linalg.norm(row) for row in rows], axis=0)
-        for name, rows in (("start", start), ("goal", goal), ("pictures", pictures))
+        for name, rows in (("start", start), ("goal", goal), ("images", images))
     }
     direction = mean["goal"] - mean["start"]
-    share = (mean["pictures"] - mean["start"]) @ direction / np.linalg.norm(direction) ** 2
-    assert progress(pictures, start, goal) == pytest.approx(share, abs=1e-6)
+    share = (mean["images"] - mean["start"]) @ direction / np.linalg.norm(direction) ** 2
+    assert progress(images, start, goal) == pytest.approx(share, abs=1e-6)
     assert progress(start, start, goal) == pytest.approx(0, abs=1e-6)
     assert progress(goal, start, goal) == pytest.approx(1, abs=1e-6)
-    assert way(start, goal) == pytest.approx(np.linalg.norm(direction), abs=1e-6)
-    # Half start and half goal is half of the way.
+    assert distance_between_means(start, goal) == pytest.approx(np.linalg.norm(direction), abs=1e-6)
+    # Half start and half goal is half-way.
     half = np.concatenate([start / np.linalg.norm(start, axis=1, keepdims=True)] * 4
                           + [goal / np.linalg.norm(goal, axis=1, keepdims=True)] * 3)  # fmt: skip
     assert progress(half, start, goal) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_no_way_to_go_is_refused():
-    with pytest.raises(ValueError, match="Start") as error:
+def test_equal_start_and_goal_are_refused():
+    with pytest.raises(ValueError, match="start and goal") as error:
         progress(np.eye(2), np.eye(2), np.eye(2) * 3)
     assert str(error.value) == (
-        "Start and goal are the same to this encoder, or of different ones, so there is no way "
-        "between them. Choose another encoder, or other pictures."
+        "The embeddings of start and goal are the same or differ in width, so progress between "
+        "them cannot be measured. Choose another encoder, or other images."
     )

@@ -53,7 +53,7 @@ def test_small_images_are_enlarged_without_blur():
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_long_titles_stay_beside_the_images(side: int):
-    """The words are inked, and none is drawn over an image or cut off at an edge."""
+    """They are drawn, but not over an image or across the edge."""
     title = "a photo of sks cup standing on the grass in front of a house at night " * 4
     image = np.full((side, side, 3), (0, 200, 0), np.uint8)
     sheet = np.asarray(grid([image, image], columns=[title], rows=[title, "second"]))
@@ -66,7 +66,7 @@ def test_long_titles_stay_beside_the_images(side: int):
         assert (edge == WHITE).all()
 
 
-def test_captions_stand_below_their_images_and_titles_keep_their_lines():
+def test_captions_are_below_their_images_and_titles_keep_their_lines():
     image = np.full((128, 128, 3), (0, 200, 0), np.uint8)
     layout = {"columns": ["a"], "rows": ["two\nlines"]}
     plain, captioned = (
@@ -80,13 +80,13 @@ def test_captions_stand_below_their_images_and_titles_keep_their_lines():
     assert np.count_nonzero(np.diff(inked_rows.astype(int)) == 1) == 2
 
 
-def test_a_grid_needs_an_image_for_each_place():
+def test_a_grid_needs_an_image_for_each_cell():
     image = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="A grid") as error:
         grid([image, image[:2]], columns=["a", "b"], rows=["c", "d"])
     assert str(error.value) == (
-        "A grid of 2 columns and 2 rows takes 4 images of one size, got 2 images of 2 sizes. Give "
-        "every row one image for each column."
+        "A grid of 2 columns and 2 rows needs 4 images of one size, got 2 images of 2 sizes. "
+        "Provide one image for each column of each row."
     )
 
 
@@ -102,7 +102,7 @@ def inked(picture: np.ndarray, color: tuple[int, int, int]) -> int:
     return int((np.abs(picture.astype(int) - color).max(axis=-1) < 12).sum())
 
 
-def test_the_curves_show_what_was_measured():
+def test_the_curves_show_the_losses():
     blue, orange = (31, 119, 180), (255, 127, 14)
     losses = [(step, 1 / step) for step in range(1, 101)]
     photos_only = np.asarray(loss_curve([report(*loss) for loss in losses]))
@@ -132,7 +132,7 @@ def scored(step: int, learned: float, prompts: float | None, kept: float, balanc
     )  # fmt: skip
 
 
-def test_scores_stand_below_the_losses():
+def test_scores_are_below_the_losses():
     green, red = (44, 160, 44), (214, 39, 40)
     reports = [report(step, 1 / step) for step in range(1, 101)]
     scores = [
@@ -144,9 +144,9 @@ def test_scores_stand_below_the_losses():
     assert with_scores.shape[0] > plain.shape[0]
     assert inked(plain, green) == 0
     assert inked(with_scores, green) > 200
-    unread = [replace(one, prompts_kept=None) for one in scores]
-    assert inked(np.asarray(loss_curve(reports, unread)), green) == 0
-    # Overfitting is shaded, from where it begins.
+    without_prompts = [replace(one, prompts_kept=None) for one in scores]
+    assert inked(np.asarray(loss_curve(reports, without_prompts)), green) == 0
+    # Overfitting is shaded from where it begins.
     faint = tuple(round(255 + 0.12 * (level - 255)) for level in red)
     past = [*scores, scored(150, 0.8, 0.5, 0.9, 0.7), scored(200, 0.8, 0.5, 0.9, 0.7)]
     # Antialiased lines have a few such pixels too.
@@ -154,8 +154,8 @@ def test_scores_stand_below_the_losses():
     assert inked(np.asarray(loss_curve(reports, past)), faint) > 5000
 
 
-def test_the_curves_leave_pyplot_alone():
-    """In a process of its own, since other tests may have imported it."""
+def test_the_curves_do_not_import_pyplot():
+    """In a separate process, because other tests may have imported it."""
     code = (
         "import sys; from trainer.evaluation.plots import loss_curve; from trainer.observer import "
         "StepReport; assert 'matplotlib' not in sys.modules; loss_curve([StepReport(step=1, "

@@ -1,5 +1,5 @@
-"""Whole runs on a tiny checkpoint with a judge that looks at brightness: what is scored and kept.
-How well the best step is chosen is measured by `benchmarks/best_step.py`."""
+"""Whole runs on a tiny checkpoint with the toy's encoder or fixed embeddings: scores, warnings and
+the best step. `benchmarks/best_step.py` measures how well the best step is chosen."""
 
 import logging
 from dataclasses import replace
@@ -26,6 +26,7 @@ from trainer.settings.config import (
     TrainingConfig,
 )
 from trainer.toy.judge import Judge
+from trainer.training.session import Session
 
 CPU = torch.device("cpu")
 
@@ -53,12 +54,12 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
 
 
 class Fixed:
-    """Embeds pictures as the toy's judge, but for one direction, in which the previews of each
-    scoring lie as told: 1 is where the photos are."""
+    """Embeds each set of images as one direction: an angle of 0 for the base model and the class,
+    of 90 degrees for the photos, and the given shares of that for the previews of each scoring."""
 
     def __init__(self, *learned: float) -> None:
         self._learned = [None, None, None, *[x for share in learned for x in (share, None)]]
-        """Base previews, base class images and photos; then previews and class images in turn."""
+        """By call: base previews, base class images, photos; then previews, class images, ..."""
         self._number = 0
 
     def embed_images(self, images):
@@ -88,7 +89,7 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_scoring_changes_nothing_of_the_run(config):
+def test_scoring_does_not_change_the_run(config):
     plain = run(replace(config, preview=PreviewConfig()))
     scored = run(config, Judge())
     assert [report.loss for report in scored.reports] == [report.loss for report in plain.reports]
@@ -96,7 +97,7 @@ def test_scoring_changes_nothing_of_the_run(config):
     assert [report.step for report in scored.scores] == [0, 2, 4, 6]
 
 
-def test_the_numbers_are_those_of_the_pictures(config):
+def test_scores_are_those_of_the_previews(config):
     previews = {}
 
     class Watching(Observer):
@@ -111,8 +112,8 @@ def test_the_numbers_are_those_of_the_pictures(config):
     for report in result.scores[1:]:
         seen, known = judge.embed_images(previews[report.step]), judge.embed_images(photos)
         assert report.subject == pytest.approx(metrics.subject_fidelity(seen, known), abs=1e-6)
-        read = judge.embed_prompts(config.preview.prompts)
-        assert report.prompt == pytest.approx(metrics.prompt_fidelity(seen, read), abs=1e-6)
+        prompts = judge.embed_prompts(config.preview.prompts)
+        assert report.prompt == pytest.approx(metrics.prompt_fidelity(seen, prompts), abs=1e-6)
 
 
 def test_the_best_step_is_kept_beside_the_last(config, tmp_path):
@@ -137,7 +138,7 @@ def test_the_last_step_is_scored_whatever_the_interval(config):
     assert [report.step for report in result.scores] == [0, 2, 4, 5]
 
 
-def test_overfitting_is_named_once(config, caplog):
+def test_overfitting_is_warned_about_once(config, caplog):
     class Drifting(Fixed):
         """The class follows the previews from the second scoring on."""
 
@@ -148,10 +149,20 @@ def test_overfitting_is_named_once(config, caplog):
 
     caplog.set_level(logging.WARNING)
     run(config, Drifting(0.8, 0.8, 0.8))
-    (said,) = [message for message in caplog.messages if "Overfitting" in message]
-    assert said.startswith(
-        "Overfitting since step 4: no more is learned than at the best step, and more is lost. "
-        "Best: step 2: "
+    (warning,) = [message for message in caplog.messages if "Overfitting" in message]
+    assert warning.startswith(
+        "Overfitting since step 4: likeness has stopped improving while prompt or class scores "
+        "fall. Best: step 2: "
+    )
+
+
+def test_previews_of_the_base_model_are_required(config, monkeypatch):
+    monkeypatch.setattr(Session, "draw", lambda *_: [])
+    with pytest.raises(ValueError, match="base model") as error:
+        run(config, Judge())
+    assert str(error.value) == (
+        "The base model's previews could not be drawn, so there is nothing to compare scores with; "
+        "the warning before this explains why. Choose no judge to train without scores."
     )
 
 
@@ -164,7 +175,7 @@ class _StopAt(Observer):
             raise KeyboardInterrupt
 
 
-def test_a_stopped_run_goes_on_with_its_scores_and_its_best(config, tmp_path):
+def test_a_resumed_run_keeps_its_scores_and_its_best_step(config, tmp_path):
     whole = run(config, Judge(), runs=tmp_path / "whole")
     (tmp_path / "second").mkdir()
     output = replace(config.output, folder=tmp_path / "second")
@@ -187,8 +198,8 @@ def test_scores_of_another_judge_are_not_mixed(config, tmp_path, caplog):
     result = run(config, Fixed(0.9), runs=tmp_path / "runs")
     assert [report.step for report in result.scores] == [0, 6]
     assert caplog.messages[-1] == (
-        "The scores up to step 4 were made with another judge or other prompts, and cannot be "
-        "compared. Scoring begins anew."
+        "The scores up to step 4 come from another judge or other prompts and cannot be compared. "
+        "Scoring starts over."
     )
 
 
@@ -212,7 +223,7 @@ def test_a_judge_without_previews_is_refused_before_anything_is_loaded(config):
     )
 
 
-def test_pictures_that_cannot_be_judged_cost_only_their_scores(config, caplog):
+def test_previews_that_cannot_be_embedded_are_only_not_scored(config, caplog):
     class Blind(Fixed):
         def embed_images(self, images):
             seen = super().embed_images(images)
@@ -238,7 +249,7 @@ def test_the_class_prompt_is_that_of_the_class_images_unless_named(config):
     assert counts == [2, 3, 2, 2, 3], "previews, class images, photos; previews, class images"
 
 
-def test_without_a_class_prompt_the_class_is_not_told(config):
+def test_without_a_class_prompt_the_class_is_not_scored(config):
     scoring = replace(config.scoring, class_prompt="")
     result = run(replace(config, scoring=scoring), Judge())
     assert {(report.prior, report.class_kept) for report in result.scores} == {(None, None)}

@@ -1,4 +1,4 @@
-"""A image_scorer's numbers against numpy, for a judge whose embeddings are written down here."""
+"""Scores compared with numpy, for an encoder whose embeddings are written down here."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PROMPTS = ["a dog", "a dog", "a cat", "a cat"]
 
 
 class ByBrightness:
-    """Knows the pictures above by their one level, photos from 100 on."""
+    """Takes an image's brightness as the index into `SEEN`, or from 100 on into `PHOTOS`."""
 
     def embed_images(self, images):
         levels = [int(image.flat[0]) for image in images]
@@ -23,7 +23,7 @@ class ByBrightness:
         return torch.tensor(READ[: len(prompts)])
 
 
-class Illiterate(ByBrightness):
+class WithoutText(ByBrightness):
     def embed_prompts(self, prompts):
         return None
 
@@ -36,7 +36,7 @@ def cos(a, b):
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_each_picture_and_the_means():
+def test_scores_of_each_image_and_their_means():
     scores = ImageScorer(ByBrightness(), pictures(100, 101), PROMPTS).score(pictures(0, 1, 2, 3))
     near = [[cos(seen, photo) for photo in PHOTOS] for seen in SEEN]
     assert scores.subject == pytest.approx(np.mean(near, axis=1), abs=1e-6)
@@ -58,17 +58,17 @@ def test_each_picture_and_the_means():
     assert scores.caption(1) == "subject 0.71, prompt 0.71"
 
 
-def test_what_cannot_be_told_is_left_out():
-    scores = ImageScorer(Illiterate(), pictures(100), ["a dog", "a cat"]).score(pictures(0, 2))
+def test_unavailable_scores_are_left_out():
+    scores = ImageScorer(WithoutText(), pictures(100), ["a dog", "a cat"]).score(pictures(0, 2))
     assert list(scores.means) == ["subject fidelity", "memorisation"]
     assert scores.caption(0) == "subject 1.00"
-    # Without prompts all count as of one, whose pictures can be compared.
+    # Without prompts all images count as having the same one, so their diversity is known.
     unknown = ImageScorer(ByBrightness(), pictures(100)).score(pictures(0, 2))
     assert list(unknown.means) == ["subject fidelity", "memorisation", "diversity"]
     assert unknown.diversity == pytest.approx(1 - cos(SEEN[0], SEEN[2]), abs=1e-6)
 
 
-def test_every_picture_needs_its_prompt():
+def test_the_number_of_prompts_must_match_the_images():
     image_scorer = ImageScorer(ByBrightness(), pictures(100), ["a dog", "a dog"])
     with pytest.raises(ValueError, match="prompts") as error:
         image_scorer.score(pictures(0))
@@ -78,14 +78,14 @@ def test_every_picture_needs_its_prompt():
     )
 
 
-def test_one_prompt_can_be_that_of_all_pictures():
+def test_one_prompt_may_apply_to_all_images():
     scores = ImageScorer(ByBrightness(), pictures(100), ["a dog"]).score(pictures(0, 1))
     repeated = ImageScorer(ByBrightness(), pictures(100), ["a dog"] * 2).score(pictures(0, 1))
     assert scores == repeated
     assert scores.diversity is not None
 
 
-def test_a_table_of_pictures_and_their_means():
+def test_a_table_of_images_and_their_means():
     scores = ImageScorer(ByBrightness(), pictures(100), PROMPTS).score(pictures(0, 1, 2, 3))
     rows = scores.rows(["one", "two", "three", "four"])
     assert rows[-1] == ("mean", scores.means)

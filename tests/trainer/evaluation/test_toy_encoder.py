@@ -1,4 +1,4 @@
-"""The toy's encoder against drawings it has not seen, whose content is known."""
+"""The toy's encoder on drawings that it was not trained on."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ def pictures(scenes):
     return [np.asarray(draw(scene)) for scene in scenes]
 
 
-def test_embeddings_tell_the_subject_from_other_cups():
+def test_embeddings_distinguish_the_subject_from_other_cups():
     rng, judge = random.Random(20_003), Judge()
     photos, others = ([world.subject_scene(rng) for _ in range(20)] for _ in range(2))
     cups = [world.pose(world.random_look(rng), rng, shape="cup") for _ in range(20)]
@@ -32,7 +32,7 @@ def test_embeddings_tell_the_subject_from_other_cups():
 
 
 @pytest.mark.parametrize("trait", ["shape", "color", "background"])
-def test_a_drawing_lies_nearer_to_its_own_prompt_than_to_a_wrong_one(trait):
+def test_a_drawing_is_nearer_to_its_own_prompt_than_to_a_wrong_one(trait):
     rng, judge = random.Random(20_004), Judge()
     scenes = [world.random_scene(rng) for _ in range(200)]
     right, wrong = [], []
@@ -54,16 +54,16 @@ def test_a_drawing_lies_nearer_to_its_own_prompt_than_to_a_wrong_one(trait):
     assert np.mean(nearer) >= 0.95
 
 
-def test_a_prompt_about_another_world_is_refused():
+def test_a_prompt_that_names_nothing_of_the_toy_world_is_refused():
     with pytest.raises(ValueError) as caught:
         Judge().embed_prompts(["a red cup", "a photo of sks"])
     assert str(caught.value) == (
-        "The prompt 'a photo of sks' names nothing that the toy's judge knows. Name a shape "
-        f"({', '.join(SHAPES)}), a colour or a background of the toy world."
+        "The prompt 'a photo of sks' names nothing of the toy world. Name a shape "
+        f"({', '.join(SHAPES)}), a colour or a background."
     )
 
 
-def test_the_judge_is_one_that_metrics_take():
+def test_embeddings_have_the_shape_that_metrics_need():
     judge: encoders.ImageEncoder = Judge()
     rng = random.Random(20_005)
     drawn = judge.embed_images(pictures([world.random_scene(rng) for _ in range(3)]))
@@ -72,7 +72,7 @@ def test_the_judge_is_one_that_metrics_take():
     assert not drawn.requires_grad
 
 
-def test_pictures_of_any_size_are_brought_to_its_own():
+def test_images_of_any_size_are_resized():
     small = pictures([world.subject_scene(random.Random(3))])[0]
     large = small.repeat(4, axis=0).repeat(4, axis=1)
     wide = np.concatenate([np.zeros((64, 20, 3), np.uint8), small, np.zeros_like(small)[:, :20]], 1)
@@ -80,7 +80,7 @@ def test_pictures_of_any_size_are_brought_to_its_own():
     torch.testing.assert_close(seen[0].expand(2, -1), seen[1:])
 
 
-def test_the_embedded_one_is_called_toy(tmp_path):
+def test_the_name_toy_loads_the_embedded_encoder(tmp_path):
     assert isinstance(encoders.load(toy.resolve_judge(Path("toy")), CPU), ToyEncoder)
     with pytest.raises(FileNotFoundError):
         encoders.load(toy.resolve_judge(tmp_path / "nothing.safetensors"), CPU)

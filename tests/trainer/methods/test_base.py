@@ -1,4 +1,4 @@
-"""What every method rests on."""
+"""The parts that all training methods share."""
 
 import torch
 from torch import nn

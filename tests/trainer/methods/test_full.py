@@ -29,7 +29,7 @@ def test_only_the_chosen_parts_become_trainable(tiny_model, config):
     assert not any(p.requires_grad for p in frozen)
 
 
-def test_the_text_encoder_has_a_rate_of_its_own(tiny_model, config):
+def test_the_text_encoder_has_its_own_learning_rate(tiny_model, config):
     options = FullFineTune(train_text_encoder=True, text_encoder_learning_rate=1e-6)
     trainable = options.attach(tiny_model, config, [])
     assert {part.name: part.learning_rate for part in trainable.parts} == {
@@ -38,7 +38,7 @@ def test_the_text_encoder_has_a_rate_of_its_own(tiny_model, config):
     assert trainable.trains_text_encoder
 
 
-def test_file_tensors_are_the_live_weights_under_the_files_names(tiny_model, config):
+def test_file_tensors_are_the_current_weights_by_their_names_in_the_file(tiny_model, config):
     trainable = FullFineTune().attach(tiny_model, config, [])
     name = "model.diffusion_model.out.2.bias"
     with torch.no_grad():
@@ -66,22 +66,22 @@ def test_file_tensors_are_the_live_weights_under_the_files_names(tiny_model, con
         ),
     ],
 )
-def test_refuses_options_that_would_do_nothing(options, message):
+def test_refuses_options_without_effect(options, message):
     with pytest.raises(ValueError) as caught:
         FullFineTune(**options)
     assert str(caught.value) == message
 
 
-def test_refuses_to_train_an_embedding_that_is_not_there(config):
+def test_refuses_to_train_a_missing_embedding(config):
     with pytest.raises(ValueError) as caught:
         FullFineTune(train_embedding=True).check(config)
     assert str(caught.value) == (
-        "train_embedding is on, but the run has no embedding. Name the file of a textual inversion "
-        "(embedding), or switch train_embedding off."
+        "train_embedding is on, but the run has no embedding. Set embedding to the file of a "
+        "textual inversion, or switch train_embedding off."
     )
 
 
-def test_refuses_what_the_optimizer_would_ignore(config):
+def test_refuses_settings_that_the_optimizer_would_ignore(config):
     config = replace(config, optimizer=OptimizerConfig(name="Prodigy", learning_rate=1))
     options = {"train_text_encoder": True}
     FullFineTune(**options).check(config)
@@ -98,6 +98,6 @@ def test_refuses_an_embedding_that_no_caption_uses(tiny_model, config):
     with pytest.raises(ValueError) as caught:
         FullFineTune().attach(tiny_model, config, photos)
     assert str(caught.value) == (
-        "The embedding's placeholder '<tok>' stands in no caption, so the embedding would play no "
-        "part. Write it into the prompt, such as 'a photo of <tok>', now 'a photo of sks dog'."
+        "The embedding's placeholder '<tok>' appears in no caption, so the embedding would have no "
+        "effect. Add it to the prompt, for example 'a photo of <tok>' (now 'a photo of sks dog')."
     )

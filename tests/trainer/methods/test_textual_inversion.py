@@ -1,4 +1,4 @@
-"""What textual inversion starts from, what it changes and leaves alone, and what it refuses."""
+"""Textual inversion: its initial vectors, what it trains and leaves alone, and what it refuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer import families
 from trainer.data.examples import Example, find_examples
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
-from trainer.methods.textual_inversion import TEMPLATES, LearnedWord, TextualInversion
+from trainer.methods.textual_inversion import TEMPLATES, TextualInversion, TrainableEmbedding
 from trainer.observer import Observer
 from trainer.settings.config import (
     DatasetConfig,
@@ -54,7 +54,7 @@ def method(**options: object) -> TextualInversion:
 
 
 def attach(model, config, *, photos=(), **options):
-    """The vectors it starts with [N, D], and the trainable."""
+    """The initial vectors [N, D], and the trainable."""
     trainable = method(**options).attach(model, config, photos)
     (part,) = trainable.parts
     (vectors,) = part.parameters
@@ -65,28 +65,28 @@ def row(model, word: str) -> torch.Tensor:
     return model.token_tables()["clip_l"].weight[model.tokenizer.token_id(f"{word}</w>")]
 
 
-def test_each_word_of_the_initializer_gives_a_vector(tiny_model, config):
+def test_each_word_of_the_initializer_initializes_a_vector(tiny_model, config):
     vectors, _ = attach(tiny_model, config, initializer="white dog")
     assert torch.equal(vectors, torch.stack([row(tiny_model, "white"), row(tiny_model, "dog")]))
 
 
-def test_more_vectors_start_beside_the_words_and_never_as_copies(tiny_checkpoint, config):
-    def started(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def test_further_vectors_start_near_the_words_but_never_as_copies(tiny_checkpoint, config):
+    def initial(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         model = families.load(tiny_checkpoint, CPU)
         vectors, _ = attach(
             model, replace(config, seed=seed), initializer="white dog", num_vectors=5
         )
         return vectors, torch.stack([row(model, w) for w in ("white", "dog") * 3][:5])
 
-    vectors, words = started(0)
+    vectors, words = initial(0)
     distances = (vectors - words).norm(dim=1) / words.norm(dim=1)
     torch.testing.assert_close(distances, torch.tensor([0, 0, 0.1, 0.1, 0.1]))
     assert len({tuple(vector.tolist()) for vector in vectors}) == 5
-    assert torch.equal(started(0)[0], vectors)
-    assert not torch.equal(started(1)[0], vectors)
+    assert torch.equal(initial(0)[0], vectors)
+    assert not torch.equal(initial(1)[0], vectors)
 
 
-def test_only_the_new_vectors_learn(tiny_model, config):
+def test_only_the_new_vectors_are_trained(tiny_model, config):
     vectors, trainable = attach(tiny_model, config, num_vectors=3)
     assert vectors.shape == (3, 24)
     assert [part.decays for part in trainable.parts] == [False]
@@ -97,7 +97,7 @@ def test_only_the_new_vectors_learn(tiny_model, config):
 
 
 def test_everything_but_the_new_vectors_stays_bit_for_bit(config, monkeypatch):
-    """Every row of the table, the U-Net and the VAE, seen in the model that was trained."""
+    """Every row of the token embedding table, the U-Net and the VAE of the trained model."""
     models = []
     load = families.load
     monkeypatch.setattr(
@@ -114,7 +114,7 @@ def test_everything_but_the_new_vectors_stays_bit_for_bit(config, monkeypatch):
     assert result.moved["embedding"][1] == 1
 
 
-def test_the_file_holds_the_vectors_and_says_what_they_are(config):
+def test_the_file_holds_the_vectors_and_describes_them(config):
     result = train(config, method(num_vectors=2), device=CPU)
     assert list(result.files) == ["embedding"]
     assert {n: tuple(t.shape) for n, t in load_file(result.embedding).items()} == {
@@ -129,7 +129,7 @@ def test_the_file_holds_the_vectors_and_says_what_they_are(config):
     assert "dreambooth.constants" not in metadata
 
 
-def test_embeddings_go_into_a_folder_of_their_own_under_new_names(config, tmp_path):
+def test_embeddings_go_into_their_own_folder_without_overwriting_files(config, tmp_path):
     output = replace(config.output, embedding_folder=tmp_path / "embeddings")
     names = [
         train(replace(config, output=output), method(), device=CPU).embedding for _ in range(2)
@@ -140,7 +140,7 @@ def test_embeddings_go_into_a_folder_of_their_own_under_new_names(config, tmp_pa
     ]
 
 
-def test_vectors_keep_to_the_lengths_of_words(tiny_model, config):
+def test_vectors_stay_within_the_vocabularys_lengths(tiny_model, config):
     _, trainable = attach(tiny_model, config, num_vectors=3)
     (vectors,) = trainable.parts[0].parameters
     lengths = tiny_model.token_tables()["clip_l"].weight.norm(dim=1).numpy()
@@ -167,13 +167,13 @@ def test_photos_without_a_caption_get_the_templates(tmp_path):
     assert captioned[1].captions == tuple(t.format("<tok>") for t in TEMPLATES["face"])
 
 
-def test_every_template_has_one_place_for_the_word():
+def test_every_template_has_one_place_for_the_placeholder():
     for name, templates in TEMPLATES.items():
         assert all(template.count("{}") == 1 for template in templates), name
         assert len(set(templates)) == len(templates), name
 
 
-def test_the_vectors_go_on_with_dreambooth_or_stay(config):
+def test_dreambooth_can_continue_to_train_the_vectors_or_leave_them(config):
     first = train(config, method(), device=CPU)
     dataset = replace(config.dataset, prompt="a photo of <tok>")
     second = replace(config, dataset=dataset, embedding=first.embedding)
@@ -192,8 +192,8 @@ def test_the_vectors_go_on_with_dreambooth_or_stay(config):
 
 
 def test_the_embedding_changes_what_dreambooth_learns(config):
-    """The same run with another vector behind the placeholder has other losses. It points another
-    way: LayerNorm, in the text encoder, removes what all numbers of a vector share."""
+    """The same run with another vector for the placeholder has different losses. The vector differs
+    in direction, because the text encoder's LayerNorm removes offset and scale."""
     losses = []
     for number in (0, 1):
         vector = torch.eye(24)[number : number + 1]
@@ -220,8 +220,8 @@ def test_the_embedding_changes_what_dreambooth_learns(config):
         ),
         (
             {"initializer": " "},
-            "The initializer is empty. Say in one or several common words what the subject is, "
-            "such as 'dog'.",
+            "The initializer is empty. Name the subject in one or more common words, such as "
+            "'dog'.",
         ),
         ({"num_vectors": 0}, "num_vectors must be 1 or more, got 0."),
         (
@@ -230,7 +230,7 @@ def test_the_embedding_changes_what_dreambooth_learns(config):
         ),
     ],
 )
-def test_refuses_options_that_cannot_be(options, message):
+def test_refuses_invalid_options(options, message):
     with pytest.raises(ValueError) as caught:
         method(**options)
     assert str(caught.value) == message
@@ -241,22 +241,22 @@ def test_refuses_options_that_cannot_be(options, message):
     [
         (
             {"initializer": "my labradoodle"},
-            "The initializer does not fit: 'labradoodle' is not one token of CLIP's vocabulary but "
-            "2 (labra, doodle). Use a more common word.",
+            "The initializer cannot be used: 'labradoodle' is not one token of CLIP's vocabulary "
+            "but 2 (labra, doodle). Use a more common word.",
         ),
         (
             {"initializer": "white dog", "num_vectors": 1},
-            "The initializer 'white dog' has 2 words, and num_vectors is 1. Set num_vectors to 2 "
-            "or more, or leave out words.",
+            "The initializer 'white dog' has 2 words, but num_vectors is 1. Set num_vectors to 2 "
+            "or more, or use fewer words.",
         ),
         (
             {"num_vectors": 76},
-            "num_vectors is 76, and a prompt has room for 75. Set it to 8 or less: prompts need "
-            "room too.",
+            "num_vectors is 76, but a prompt has room for only 75 tokens. Set it to 8 or less, to "
+            "leave room for the rest of the prompt.",
         ),
     ],
 )
-def test_refuses_starts_that_cannot_be(tiny_model, config, options, message):
+def test_refuses_initializers_that_do_not_fit_the_model(tiny_model, config, options, message):
     with pytest.raises(ValueError) as caught:
         attach(tiny_model, config, **options)
     assert str(caught.value) == message
@@ -269,7 +269,7 @@ def test_refuses_captions_without_room_for_the_vectors(tiny_model, config):
         attach(tiny_model, config, photos=[photo], num_vectors=3)
     assert str(caught.value) == (
         "The caption of 'a.png' has no room for all 3 vectors of '<tok>': "
-        f"{caption!r}. Shorten it, or set num_vectors lower."
+        f"{caption!r}. Shorten the caption, or lower num_vectors."
     )
 
 
@@ -278,8 +278,8 @@ def test_refuses_captions_without_the_placeholder(config):
     with pytest.raises(ValueError) as caught:
         method(templates="captions").caption(photos, config.dataset.prompt)
     assert str(caught.value) == (
-        "The caption of '0.png' lacks the placeholder '<tok>': 'a photo of sks dog'. Write it "
-        "there, or choose other templates (object, style, face)."
+        "The caption of '0.png' lacks the placeholder '<tok>': 'a photo of sks dog'. Add it to the "
+        "caption, or choose other templates (object, style, face)."
     )
 
 
@@ -288,19 +288,19 @@ def test_refuses_class_images(config):
     with pytest.raises(ValueError) as caught:
         method().check(replace(config, prior=prior))
     assert str(caught.value) == (
-        "prior.weight is 1, but textual inversion leaves the model as it is, so that there is "
-        "nothing for class images to preserve. Set prior.weight to 0."
+        "prior.weight is 1, but textual inversion does not change the model, so class images have "
+        "nothing to preserve. Set prior.weight to 0."
     )
 
 
-def test_a_learned_word_is_named_in_its_file_whatever_trains_it(tiny_model, config):
+def test_an_embedding_file_names_its_placeholder_whatever_trains_it(tiny_model, config):
     attach(tiny_model, config)
-    word = LearnedWord(tiny_model, "<tok>", config, name_suffix="-embedding")
-    assert word.file.output.name == "my-dog-embedding"
-    assert word.file.metadata["dreambooth.placeholder"] == "<tok>"
+    embedding = TrainableEmbedding(tiny_model, "<tok>", config, name_suffix="-embedding")
+    assert embedding.file.output.name == "my-dog-embedding"
+    assert embedding.file.metadata["dreambooth.placeholder"] == "<tok>"
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(config, tmp_path):
+def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(config, tmp_path):
     class Stop(Observer):
         def on_step(self, report):
             if report.step == 2:

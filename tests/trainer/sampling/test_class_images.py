@@ -27,20 +27,20 @@ PRIOR = PriorConfig(prompt="a photo of a cup", num_images=5, sampling=SAMPLING)
 
 @pytest.fixture(scope="module")
 def tiny_model(tiny_checkpoint: Path) -> ModelFamily:
-    """Loaded once: sampling leaves a model as it was."""
+    """Loaded once: sampling does not change a model."""
     return families.load(tiny_checkpoint, torch.device("cpu"))
 
 
 class Progress(Observer):
-    """Raises where `stop_at` calls have been heard."""
+    """Records the calls, and raises at call number `stop_at`."""
 
     def __init__(self, stop_at: int | None = None) -> None:
-        self.heard: list[tuple[str, int, int]] = []
+        self.calls: list[tuple[str, int, int]] = []
         self.stop_at = stop_at
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
-        self.heard.append((activity, done, total))
-        if len(self.heard) == self.stop_at:
+        self.calls.append((activity, done, total))
+        if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
 
 
@@ -74,7 +74,7 @@ def test_image_k_is_a_lossless_png_of_seed_plus_k(tiny_model: ModelFamily, tmp_p
             assert np.array_equal(np.asarray(saved), image)
 
 
-def test_the_manifest_tells_how_each_image_was_made(tiny_model: ModelFamily, tmp_path: Path):
+def test_the_manifest_records_how_each_image_was_made(tiny_model: ModelFamily, tmp_path: Path):
     sampling = replace(SAMPLING, guidance_scale=3, negative_prompt="häßlich")
     paths = make(tiny_model, tmp_path, replace(PRIOR, num_images=2, sampling=sampling))
     manifest = paths[0].parent / MANIFEST
@@ -93,30 +93,32 @@ def test_the_manifest_tells_how_each_image_was_made(tiny_model: ModelFamily, tmp
         }  # fmt: skip
 
 
-def test_progress_counts_images_and_is_heard_at_every_step(tiny_model: ModelFamily, tmp_path: Path):
+def test_progress_counts_images_and_is_reported_at_every_step(
+    tiny_model: ModelFamily, tmp_path: Path
+):
     progress = Progress()
     make(tiny_model, tmp_path, replace(PRIOR, num_images=3), progress)
     done = [0] + [0, 0] + [1, 2] + [2, 2] + [3]  # start; two steps; two images; two steps; one
-    assert progress.heard == [("Class images", number, 3) for number in done]
+    assert progress.calls == [("Class images", number, 3) for number in done]
 
 
-def test_the_same_request_makes_nothing_again(tiny_model: ModelFamily, tmp_path: Path):
+def test_repeating_a_request_makes_no_images(tiny_model: ModelFamily, tmp_path: Path):
     first = make(tiny_model, tmp_path)
     written = [path.stat().st_mtime_ns for path in first]
     progress = Progress()
     assert make(tiny_model, tmp_path, observer=progress) == first
     assert [path.stat().st_mtime_ns for path in first] == written
-    assert progress.heard == [("Class images", 5, 5)]
+    assert progress.calls == [("Class images", 5, 5)]
 
 
-def test_more_images_are_added_and_fewer_are_the_first_ones(
+def test_more_images_are_added_and_fewer_are_the_first_of_them(
     tiny_model: ModelFamily, tmp_path: Path
 ):
     two = contents(make(tiny_model, tmp_path, replace(PRIOR, num_images=2)))
     progress = Progress()
     five = make(tiny_model, tmp_path, observer=progress)
     assert contents(five[:2]) == two
-    assert progress.heard[0] == ("Class images", 2, 5)
+    assert progress.calls[0] == ("Class images", 2, 5)
     assert make(tiny_model, tmp_path, replace(PRIOR, num_images=3)) == five[:3]
 
 
@@ -124,15 +126,15 @@ def test_more_images_are_added_and_fewer_are_the_first_ones(
 def test_interrupted_and_resumed_equals_uninterrupted(
     tiny_model: ModelFamily, tmp_path: Path, stop_at: int
 ):
-    """It may be over after each call of the observer: the start; then two steps and two images for
-    each of two batches; then two steps."""
+    """Interrupted in different calls of the observer: at the start; then two steps and two images
+    for each of two batches; then two steps."""
     whole = make(tiny_model, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         make(tiny_model, tmp_path / "parts", observer=Progress(stop_at))
     kept = [path for path in files_below(tmp_path / "parts") if path.suffix == ".png"]
     assert len(kept) == [0, 0, 0, 1, 2, 2, 2, 3, 4, 4, 4][stop_at - 1]
     resumed = make(tiny_model, tmp_path / "parts")
-    if stop_at not in (4, 8):  # Half a batch saved: the next ones are others, and round otherwise.
+    if stop_at not in (4, 8):  # After half a batch, the next batches differ, and so their rounding.
         assert contents(resumed) == contents(whole)
     assert [path.name for path in resumed] == [path.name for path in whole]
     for left, right in zip(whole, resumed, strict=True):
@@ -151,7 +153,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         {"sampling": replace(SAMPLING, seed=41)},
     ],
 )
-def test_images_of_another_request_are_not_used(
+def test_images_of_other_settings_are_not_reused(
     tiny_model: ModelFamily, tmp_path: Path, change: dict
 ):
     mine, other = replace(PRIOR, num_images=2), replace(PRIOR, num_images=2, **change)
@@ -162,7 +164,7 @@ def test_images_of_another_request_are_not_used(
     assert contents(make(tiny_model, tmp_path, mine)) == before
 
 
-def test_images_of_another_size_are_not_used(tiny_model: ModelFamily, tmp_path: Path):
+def test_images_of_another_size_are_not_reused(tiny_model: ModelFamily, tmp_path: Path):
     prior, side = replace(PRIOR, num_images=1), tiny_model.native_resolution
     for resolution in (side, side - tiny_model.latent_factor, side):
         paths = make_class_images(tiny_model, prior, tmp_path, resolution=resolution)
@@ -170,8 +172,8 @@ def test_images_of_another_size_are_not_used(tiny_model: ModelFamily, tmp_path: 
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_images_of_another_model_are_not_used(tiny_model: ModelFamily, tmp_path: Path):
-    """Though the other's weights are the same: what counts is the file it says it is."""
+def test_images_of_another_model_are_not_reused(tiny_model: ModelFamily, tmp_path: Path):
+    """Even with equal weights: the model's file decides."""
     file = tmp_path / "other.safetensors"
     save_file({"weight": torch.ones(1)}, file)
     other = copy.copy(tiny_model)
@@ -183,15 +185,15 @@ def test_images_of_another_model_are_not_used(tiny_model: ModelFamily, tmp_path:
     assert len(list(folder.iterdir())) == 2
 
 
-def test_the_batch_size_is_no_reason_to_make_images_again(tiny_model: ModelFamily, tmp_path: Path):
+def test_images_are_reused_for_another_batch_size(tiny_model: ModelFamily, tmp_path: Path):
     first = make(tiny_model, tmp_path)
     progress = Progress()
     other = replace(PRIOR, sampling=replace(SAMPLING, batch_size=5, guidance_scale=1.0))
     assert make(tiny_model, tmp_path, other, progress) == first
-    assert len(progress.heard) == 1
+    assert len(progress.calls) == 1
 
 
-def test_images_the_manifest_does_not_vouch_for_are_named_and_made_again(
+def test_images_that_are_damaged_or_not_in_the_manifest_are_reported_and_made_again(
     tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     prior = replace(PRIOR, sampling=replace(SAMPLING, batch_size=1))
@@ -218,7 +220,7 @@ def test_images_the_manifest_does_not_vouch_for_are_named_and_made_again(
     assert caplog.messages == []
 
 
-def test_a_damaged_manifest_and_a_hostile_image_cost_the_images_they_are_about(
+def test_damage_in_the_manifest_and_malicious_images_affect_only_their_own_images(
     tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     paths = make(tiny_model, tmp_path)
@@ -236,7 +238,7 @@ def test_a_damaged_manifest_and_a_hostile_image_cost_the_images_they_are_about(
     assert caplog.messages == [f"The class image {paths[1]} cannot be read. It is not used."]
 
 
-def test_an_image_is_on_the_disk_before_the_manifest_says_so(
+def test_an_image_is_on_disk_before_the_manifest_lists_it(
     tiny_model: ModelFamily, tmp_path: Path, disk_events: list[str], safely_written
 ):
     (path,) = make(tiny_model, tmp_path, replace(PRIOR, num_images=1))
@@ -255,7 +257,7 @@ def test_an_image_in_one_colour_is_flat():
 
 
 def blacken_half(model: ModelFamily) -> ModelFamily:
-    """The model, drawing black from latents of a negative sum, as some overflow does."""
+    """A copy of the model that draws black from latents with a negative sum, as overflow would."""
     model = copy.deepcopy(model)
     model.vae.decoder.register_forward_hook(
         lambda _, args, pixels: pixels if args[0].sum() > 0 else torch.full_like(pixels, -1)
@@ -263,7 +265,7 @@ def blacken_half(model: ModelFamily) -> ModelFamily:
     return model
 
 
-def test_other_seeds_take_the_place_of_black_images(
+def test_black_images_are_replaced_by_those_of_other_seeds(
     tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     model = blacken_half(tiny_model)
@@ -281,10 +283,10 @@ def test_other_seeds_take_the_place_of_black_images(
     assert contents(make(model, tmp_path / "parts", prior)) == contents(whole)
     caplog.clear()
     make(model, tmp_path / "whole", prior)
-    assert caplog.messages == []  # nothing is tried again once there are enough
+    assert caplog.messages == []  # no seed is tried again once there are enough images
 
 
-def test_many_black_images_are_borne_where_there_are_as_many_good_ones(
+def test_many_black_images_are_accepted_among_as_many_good_ones(
     tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     model, turns = copy.deepcopy(tiny_model), itertools.cycle([1, -1])
@@ -297,7 +299,7 @@ def test_many_black_images_are_borne_where_there_are_as_many_good_ones(
     assert len(caplog.messages) > 8
 
 
-def test_a_model_that_draws_one_colour_is_given_up(
+def test_a_model_that_draws_only_one_colour_is_rejected(
     tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     model = copy.deepcopy(tiny_model)
@@ -306,18 +308,18 @@ def test_a_model_that_draws_one_colour_is_given_up(
         make(model, tmp_path, replace(PRIOR, num_images=3))
     assert str(error.value) == (
         "8 of 8 class images came out black or in one colour, so this model cannot draw the class "
-        "as it is used here. Choose fp32 precision, another base checkpoint, or a folder of your "
+        "with these settings. Choose fp32 precision, another base checkpoint, or a folder of your "
         "own images (prior.images)."
     )
     assert caplog.messages[0] == (
-        "The class image of seed 40 came out black or in one colour and is discarded (1 so far); "
-        "another seed takes its place."
+        "The class image of seed 40 came out black or in one colour and was discarded (1 so far). "
+        "The next seed replaces it."
     )
     assert len(caplog.messages) == 8
     assert files_below(tmp_path) == []
 
 
-def test_without_a_class_prompt_nothing_is_made(tiny_model: ModelFamily, tmp_path: Path):
+def test_a_missing_class_prompt_is_refused(tiny_model: ModelFamily, tmp_path: Path):
     with pytest.raises(ValueError, match="prompt") as error:
         make(tiny_model, tmp_path, PriorConfig())
     assert str(error.value) == (

@@ -22,13 +22,13 @@ PROMPTS = ["a photo of a cup", "a red cat", "a photo of a cup"]
 
 @pytest.fixture(scope="module")
 def tiny_model(tiny_checkpoint: Path) -> ModelFamily:
-    """Loaded once: sampling leaves a model as it was."""
+    """Loaded once: sampling does not change a model."""
     return families.load(tiny_checkpoint, torch.device("cpu"))
 
 
 @contextmanager
 def recorded(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first input of each call of the module, as it happens."""
+    """Records the first input of each call of the module."""
     inputs: list[Tensor] = []
 
     def record(_: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -57,12 +57,12 @@ def encode(model: ModelFamily, prompt: str) -> Tensor:
 
 class Steps(Observer):
     def __init__(self, stop_at: int | None = None) -> None:
-        self.heard: list[tuple[str, int, int]] = []
+        self.calls: list[tuple[str, int, int]] = []
         self.stop_at = stop_at
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
-        self.heard.append((activity, done, total))
-        if len(self.heard) == self.stop_at:
+        self.calls.append((activity, done, total))
+        if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
 
 
@@ -70,7 +70,7 @@ class Steps(Observer):
 def test_every_scheduler_starts_from_the_noise_of_the_seed(tiny_model: ModelFamily, name: str):
     with recorded(tiny_model.unet) as inputs:
         sample(tiny_model, PROMPTS, SamplingConfig(scheduler=name, steps=3, seed=5, batch_size=2))
-    calls = len(inputs) // 2  # half of them are the second batch's
+    calls = len(inputs) // 2  # the other half belongs to the second batch
     starts = torch.cat([inputs[0], inputs[calls]])
     for seed, start in zip((5, 6, 7), starts, strict=True):
         # The schedulers' first noise levels differ a little; the noise itself does not.
@@ -95,7 +95,7 @@ def test_the_batch_size_changes_no_image_by_more_than_rounding(tiny_model: Model
     assert levels_apart(images[1][:1], images[1][2:]) > 5  # the same prompt, another seed
 
 
-def test_images_of_chosen_seeds_are_those_of_the_row(tiny_model: ModelFamily):
+def test_images_of_chosen_seeds_equal_those_of_consecutive_seeds(tiny_model: ModelFamily):
     sampling = SamplingConfig(steps=3, seed=5, batch_size=1)
     row = sample(tiny_model, ["a cup"] * 3, sampling)
     chosen = list(sample_each(tiny_model, [("a cup", 7), ("a cup", 5)], sampling))
@@ -103,7 +103,7 @@ def test_images_of_chosen_seeds_are_those_of_the_row(tiny_model: ModelFamily):
 
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM"])
-def test_images_are_those_of_diffusers_own_pipeline(tiny_model: ModelFamily, name: str):
+def test_images_equal_those_of_the_diffusers_pipeline(tiny_model: ModelFamily, name: str):
     import diffusers
 
     scheduler = getattr(diffusers, f"{name}Scheduler").from_config(
@@ -134,17 +134,17 @@ def test_images_are_those_of_diffusers_own_pipeline(tiny_model: ModelFamily, nam
 
 
 def test_guidance_moves_away_from_the_negative_prompt(tiny_model: ModelFamily):
-    """Against one DDIM step written out (arXiv 2010.02502, equation 12) with the guided noise of
-    arXiv 2207.12598, equation 6, where the weight w is guidance_scale - 1."""
+    """Compared with one DDIM step (arXiv 2010.02502, equation 12) on the guided noise of arXiv
+    2207.12598, equation 6, whose weight w is guidance_scale - 1."""
     sampling = SamplingConfig(steps=1, guidance_scale=4, negative_prompt="ugly", seed=2)
     latents, timestep = noise_of(tiny_model, 2)[None], torch.tensor([999])
     framing = Framing(original_size=(1, 1), crop=(0, 0), size=(1, 1))
     with torch.no_grad():
-        wanted, unwanted = (
+        conditional, unconditional = (
             tiny_model.predict(latents, timestep, tiny_model.encode_captions([text], [framing]))
             for text in ("a cup", "ugly")
         )
-        noise = (1 + 3) * wanted - 3 * unwanted
+        noise = (1 + 3) * conditional - 3 * unconditional
         last, first = tiny_model.schedule.alphas_cumprod[[999, 0]]
         data = (latents - (1 - last).sqrt() * noise) / last.sqrt()
         pixels = tiny_model.decode_latents(first.sqrt() * data + (1 - first).sqrt() * noise)
@@ -153,10 +153,10 @@ def test_guidance_moves_away_from_the_negative_prompt(tiny_model: ModelFamily):
     assert np.abs(image - expected).max() <= 0.51
 
 
-def test_guidance_is_reckoned_in_fp32_under_autocast(
+def test_guidance_is_computed_in_fp32_under_autocast(
     tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ):
-    """It multiplies a small difference: of bf16's 8 bits few would be left."""
+    """It multiplies a small difference, of which bf16 would keep only a few bits."""
     outputs, guided, step = [], [], schedulers.step
 
     def record(*arguments: object, **options: object) -> Tensor:
@@ -169,8 +169,8 @@ def test_guidance_is_reckoned_in_fp32_under_autocast(
         sample(tiny_model, ["a cup"], SamplingConfig(steps=3, guidance_scale=7))
     handle.remove()
     assert {output.dtype for output in outputs} == {torch.bfloat16}
-    for wanted, unwanted, found in zip(outputs[::2], outputs[1::2], guided, strict=True):
-        expected = 7 * wanted.double() - 6 * unwanted.double()
+    for conditional, unconditional, found in zip(outputs[::2], outputs[1::2], guided, strict=True):
+        expected = 7 * conditional.double() - 6 * unconditional.double()
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -184,10 +184,10 @@ def test_the_unet_runs_twice_per_step_only_with_guidance(tiny_model: ModelFamily
 def test_each_prompt_is_encoded_once(tiny_model: ModelFamily):
     with recorded(tiny_model.text_encoders[0]) as inputs:
         sample(tiny_model, PROMPTS * 2, SamplingConfig(steps=2, batch_size=1))
-    assert len(inputs) == 3  # two different ones, and the empty negative prompt
+    assert len(inputs) == 3  # two different prompts, and the empty negative prompt
 
 
-def test_prompts_are_encoded_for_the_size_that_is_drawn(
+def test_prompts_are_encoded_with_the_size_of_the_images(
     tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ):
     framings, encode = [], tiny_model.encode_captions
@@ -229,12 +229,12 @@ def test_a_model_in_training_samples_without_dropout_and_stays_in_training(
     assert False in before
 
 
-def test_every_denoising_step_is_heard(tiny_model: ModelFamily):
+def test_every_denoising_step_is_reported(tiny_model: ModelFamily):
     steps = Steps()
     sampling = SamplingConfig(scheduler="PNDM", steps=5, batch_size=2)
     sample(tiny_model, PROMPTS, sampling, observer=steps)
     # PNDM predicts once more than it has steps, in each of the two batches.
-    assert steps.heard == [("Sampling", done, 12) for done in range(1, 13)]
+    assert steps.calls == [("Sampling", done, 12) for done in range(1, 13)]
 
 
 def test_an_observer_that_raises_stops_within_one_step(tiny_model: ModelFamily):
@@ -243,9 +243,9 @@ def test_an_observer_that_raises_stops_within_one_step(tiny_model: ModelFamily):
     assert len(inputs) == 3
 
 
-def test_any_multiple_of_the_latents_is_a_size(tiny_model: ModelFamily):
+def test_any_multiple_of_the_latent_factor_is_a_valid_size(tiny_model: ModelFamily):
     factor = tiny_model.latent_factor
-    size = (13 * factor, 7 * factor)  # odd numbers of latents, which no down-sampling divides
+    size = (13 * factor, 7 * factor)  # odd numbers, which down-sampling does not divide evenly
     assert sample(tiny_model, ["a"], SamplingConfig(steps=2), size=size)[0].shape == (
         7 * factor, 13 * factor, 3
     )  # fmt: skip
@@ -269,18 +269,18 @@ def test_an_image_of_nans_is_black_and_warned_about(
     image = sample(model, ["a"], SamplingConfig(steps=1, seed=9))[0]
     assert image.max() == 0
     assert caplog.messages == [
-        "The image of seed 9 is black where the model gave NaN. Choose fp32 or bf16 precision; if "
-        "the model was trained, lower the learning rate and train again."
+        "The image of seed 9 is black where the model produced NaN. Choose fp32 or bf16 precision; "
+        "if the model was trained, lower the learning rate and train again."
     ]
 
 
-def test_pictures_that_overflow_fp16_are_decoded_all_the_same(
+def test_images_that_overflow_fp16_are_still_decoded(
     tiny_model: ModelFamily, caplog: pytest.LogCaptureFixture
 ):
-    """Stable Diffusion's own decoder exceeds what fp16 holds."""
+    """Activations of Stable Diffusion's decoder exceed the range of fp16."""
     model = copy.deepcopy(tiny_model)
     with torch.no_grad():
-        model.vae.decoder.conv_in.weight.mul_(1e6)  # the norms behind bring it down again
+        model.vae.decoder.conv_in.weight.mul_(1e6)  # the norm layers after it undo this
     sampling = SamplingConfig(steps=2, seed=9)
     exact = sample(model, ["a cup"], sampling)
     with torch.autocast("cpu", dtype=torch.float16):
@@ -290,16 +290,16 @@ def test_pictures_that_overflow_fp16_are_decoded_all_the_same(
     assert caplog.messages == []
 
 
-def test_a_prompt_that_is_cut_is_told_of_once(tiny_model, caplog):
+def test_a_prompt_that_is_cut_is_warned_about_once(tiny_model, caplog):
     prompt = f"a cup {'very ' * 80}red"
     for _ in range(2):
         sample(tiny_model, [prompt], SamplingConfig(steps=1))
     (message,) = caplog.messages
     assert message.startswith(f"The prompt {prompt!r} is longer than the text encoder can read.")
     assert message.endswith(
-        "This end of it is ignored: 'very very very very very very very red'. Shorten the prompt."
+        "Its end is ignored: 'very very very very very very very red'. Shorten the prompt."
     )
 
 
-def test_no_prompts_give_no_images(tiny_model: ModelFamily):
+def test_without_prompts_there_are_no_images(tiny_model: ModelFamily):
     assert sample(tiny_model, [], SamplingConfig()) == []

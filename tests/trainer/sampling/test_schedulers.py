@@ -16,8 +16,8 @@ MEAN = 0.6
 
 
 def best_prediction(latents: Tensor, timestep: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """What a perfect model says where every value of the data is drawn from N(MEAN, 1): the noise's
-    conditional mean (two joint Gaussians), or the velocity's. Timesteps may lie between two."""
+    """The prediction of a perfect model for data drawn from N(MEAN, 1): the conditional mean of the
+    noise (two joint Gaussians) or of the velocity. Timesteps may be fractional."""
     log_alphas = schedule.alphas_cumprod.log()
     low = int(timestep)
     high = min(low + 1, len(log_alphas) - 1)
@@ -30,10 +30,10 @@ def best_prediction(latents: Tensor, timestep: Tensor, schedule: NoiseSchedule) 
 
 
 def draw(name: str, schedule: NoiseSchedule, steps: int) -> Tensor:
-    """4096 samples of a perfect model's data, as four images of their own seeds."""
+    """4096 values drawn with a perfect model, as four images with different seeds."""
     scheduler = schedulers.build(name, schedule, steps)
     generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
-    latents = torch.stack([torch.randn((1, 32, 32), generator=own) for own in generators])
+    latents = torch.stack([torch.randn((1, 32, 32), generator=one) for one in generators])
     latents = latents * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         noisy_latents = scheduler.scale_model_input(latents, timestep)
@@ -64,19 +64,19 @@ def test_a_thousand_steps_of_a_perfect_model_draw_its_data(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_step_gives_the_mean_of_the_data_and_not_the_noise_back(name: str):
+def test_one_step_produces_the_mean_of_the_data_instead_of_noise(name: str):
     latents = draw(name, SCHEDULE, 1)
     assert latents.mean() == pytest.approx(MEAN, abs=0.01)
     assert latents.std() < 0.11
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_steps_give_numbers_of_the_size_of_the_data(name: str):
+def test_two_steps_produce_values_in_the_range_of_the_data(name: str):
     assert draw(name, SCHEDULE, 2).abs().max() < 10
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_scheduler_walks_the_models_own_schedule(name: str):
+def test_the_scheduler_uses_the_models_noise_schedule(name: str):
     own = NoiseSchedule(torch.linspace(0.99, 0.01, 500))
     scheduler = schedulers.build(name, own, 20)
     assert torch.allclose(scheduler.alphas_cumprod, own.alphas_cumprod, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_the_scheduler_walks_the_models_own_schedule(name: str):
 
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM", "LMSDiscrete", "Euler", "UniPC", "DDPM"])
-def test_timesteps_are_those_of_the_scheduler_file_of_stable_diffusion_1(name: str):
+def test_timesteps_equal_those_of_stable_diffusion_1s_scheduler_configuration(name: str):
     import diffusers
 
     file = {
@@ -99,14 +99,14 @@ def test_timesteps_are_those_of_the_scheduler_file_of_stable_diffusion_1(name: s
         ours = schedulers.build(name, SCHEDULE, steps)
         assert torch.equal(ours.timesteps, theirs.timesteps)
         assert float(ours.init_noise_sigma) == pytest.approx(float(theirs.init_noise_sigma))
-        if name in ("DDIM", "PNDM"):  # what they take the last step to
+        if name in ("DDIM", "PNDM"):  # where their last step ends
             assert float(ours.final_alpha_cumprod) == pytest.approx(
                 float(theirs.final_alpha_cumprod), abs=1e-6
             )
 
 
-def test_karras_spreads_the_noise_levels_by_the_formula_and_the_plain_one_does_not():
-    """arXiv 2206.00364, equation 5, with rho 7, from the schedule's first to its last level."""
+def test_only_the_karras_variant_spreads_noise_levels_by_its_formula():
+    """arXiv 2206.00364, equation 5, with rho = 7, from the schedule's first to its last level."""
     alphas = SCHEDULE.alphas_cumprod.double()
     levels = ((1 - alphas) / alphas).sqrt()
     share = torch.linspace(0, 1, 12, dtype=torch.float64)
@@ -117,23 +117,23 @@ def test_karras_spreads_the_noise_levels_by_the_formula_and_the_plain_one_does_n
     assert abs(plain.sigmas[6] / expected[6] - 1) > 0.2
 
 
-def test_steps_that_begin_below_full_noise_are_warned_about_once(
+def test_steps_that_start_below_full_noise_are_warned_about_once(
     caplog: pytest.LogCaptureFixture,
 ):
-    schedulers._warn_of_late_start.cache_clear()  # other tests may have been told
+    schedulers._warn_of_low_start.cache_clear()  # other tests may have caused the same warnings
     for name, steps in [("DDIM", 50), ("DDIM", 1), ("DDIM", 1000), ("Euler", 600), ("DDIM", 300)]:
         schedulers.build(name, SCHEDULE, steps)
     assert caplog.messages == []
     for name, steps in [("DDIM", 600), ("PNDM", 4), ("DDIM", 600)]:
         schedulers.build(name, SCHEDULE, steps)
     assert caplog.messages == [
-        "DDIM with 600 steps begins at timestep 600 of 1000, so images may come out pale. Choose "
-        "500 or 1000 steps, or a scheduler that spreads any number evenly, such as Euler or DPM++ "
-        "2M.",
-        "PNDM with 4 steps begins at timestep 751 of 1000, so images may come out pale. Choose 10 "
-        "steps, or a scheduler that spreads any number evenly, such as Euler or DPM++ 2M.",
+        "DDIM with 600 steps starts at timestep 600 of 1000, so images may come out pale. Choose "
+        "500 or 1000 steps, or a scheduler that spreads any number of steps evenly, such as Euler "
+        "or DPM++ 2M.",
+        "PNDM with 4 steps starts at timestep 751 of 1000, so images may come out pale. Choose 10 "
+        "steps, or a scheduler that spreads any number of steps evenly, such as Euler or DPM++ 2M.",
     ]
-    # The warning is true: the perfect model's mean is missed by far more than with 500 steps.
+    # The warning is true: the mean of the data is missed by much more than with 500 steps.
     pale, full = draw("DDIM", SCHEDULE, 600).mean(), draw("DDIM", SCHEDULE, 500).mean()
     assert abs(pale - MEAN) > 5 * abs(full - MEAN)
 

@@ -1,4 +1,4 @@
-"""The demo, cut short: the embedded model learns the cup, and the report says so truly."""
+"""A shortened demo: the embedded model learns the cup, and the report says so."""
 
 import json
 from dataclasses import replace
@@ -23,8 +23,8 @@ class Listening(Observer):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A third of the demo's steps, no class images, and fewer pictures to be judged, drawn in fewer
-    steps."""
+    """A third of the demo's training steps, no class images, and fewer images to score, drawn in
+    fewer steps."""
     config = demo.demo_config(tmp_path_factory.mktemp("demo"))
     config = replace(config, steps=100, prior=replace(config.prior, weight=0.0))
     observer = Listening()
@@ -64,7 +64,7 @@ def test_the_checkpoint_has_the_embedded_models_layout(made):
     assert all(torch.equal(before[name], after[name]) for name in vae)
 
 
-def test_the_pictures_are_there_to_be_looked_at(made):
+def test_the_figures_are_written(made):
     folder, _, _ = made
     for name in ("before_after.png", "loss.png"):
         with Image.open(folder / name) as picture:

@@ -1,4 +1,4 @@
-"""Pictures of the drawn world show what their scenes say."""
+"""Images of the toy world show what their scenes say."""
 
 import random
 from dataclasses import replace
@@ -16,7 +16,7 @@ def scene(**changes):
     return replace(base, **changes)
 
 
-def test_a_scene_always_gives_the_same_pixels():
+def test_a_scene_always_produces_the_same_pixels():
     drawn = world.random_scene(random.Random(4))
     assert draw(drawn).tobytes() == draw(drawn).tobytes()
 
@@ -24,7 +24,7 @@ def test_a_scene_always_gives_the_same_pixels():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("background", world.BACKGROUNDS)
 def test_every_shape_shows_its_body_colour_on_every_background(shape, background):
-    # Magenta is in no background, so its pixels are the object's.
+    # No background is magenta, so magenta pixels belong to the object.
     picture = draw(scene(shape=shape, background=background, body=(255, 0, 255)))
     assert picture.size == (SIZE, SIZE)
     red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""The judge against drawings it has not seen, whose content is known."""
+"""The classifier on drawings that it was not trained on."""
 
 import random
 from dataclasses import replace
@@ -17,7 +17,7 @@ def pictures(scenes):
     return [np.asarray(draw(scene)) for scene in scenes]
 
 
-def test_names_what_drawings_show():
+def test_recognises_what_drawings_show():
     rng = random.Random(20_000)
     scenes = [world.random_scene(rng) for _ in range(200)]
     verdicts = Judge().verdicts(pictures(scenes))
@@ -28,7 +28,7 @@ def test_names_what_drawings_show():
         assert np.mean(right) >= share, trait
 
 
-def test_tells_the_subject_from_other_cups():
+def test_distinguishes_the_subject_from_other_cups():
     rng, judge = random.Random(20_001), Judge()
     subject = pictures([world.subject_scene(rng) for _ in range(100)])
     cups = pictures([world.pose(world.random_look(rng), rng, shape="cup") for _ in range(100)])

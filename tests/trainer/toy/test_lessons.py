@@ -1,4 +1,4 @@
-"""What the embedded model and its judge learn from."""
+"""Training data of the embedded model and its classifier."""
 
 import random
 
@@ -10,7 +10,7 @@ from trainer.toy import world
 from trainer.toy.lessons import draw_exam, draw_photos, named_looks, to_pixels
 
 
-def test_names_are_single_words_of_the_vocabulary_and_never_the_demos():
+def test_names_are_single_tokens_and_never_that_of_the_demo():
     looks, tokenizer = named_looks(), ClipTokenizer()
     assert len(looks) == 64
     assert "sks" not in looks
@@ -18,7 +18,7 @@ def test_names_are_single_words_of_the_vocabulary_and_never_the_demos():
     assert named_looks() == looks
 
 
-def test_the_exam_asks_about_the_subject_its_lookalikes_and_the_rest():
+def test_labelled_images_show_the_subject_its_lookalikes_and_other_scenes():
     pixels, labels = draw_exam(200, random.Random(0))
     assert pixels.shape == (200, 3, 64, 64)
     assert 0.15 < labels["is_subject"].float().mean() < 0.35
@@ -33,7 +33,7 @@ def test_pixels_reach_from_minus_one_to_one():
     assert to_pixels(pictures).flatten().tolist() == pytest.approx([-1, 1, -1 / 255], abs=1e-6)
 
 
-def test_the_sample_photos_show_the_subject_in_six_surroundings(tmp_path):
+def test_six_sample_photos_show_the_subject(tmp_path):
     from PIL import Image
 
     draw_photos(tmp_path)

@@ -1,4 +1,4 @@
-"""The recipe's parts that can be tried without an hour of training."""
+"""The parts of the recipe that can be tested without long training."""
 
 import copy
 
@@ -32,7 +32,7 @@ def test_optimizing_lowers_the_loss_and_keeps_the_average():
     assert not torch.equal(kept[-1][1], layer.weight)
 
 
-def test_every_stage_makes_a_file_of_its_own():
+def test_every_stage_makes_its_own_file():
     results = [result for result, _ in stages()]
     assert len(set(results)) == len(results)
     assert results.index("vae.pt") < results.index("latents.pt") < results.index("denoiser.pt")

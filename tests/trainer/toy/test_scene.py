@@ -1,4 +1,4 @@
-"""Scenes are values: equal when they show the same, and never changed once made."""
+"""Scenes are immutable values, equal if they show the same."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The drawn world: what its scenes and captions promise the rest of the project."""
+"""Scenes and captions of the toy world."""
 
 import random
 from dataclasses import replace
@@ -15,7 +15,7 @@ def scene(**changes):
     return replace(base, **changes)
 
 
-def test_captions_name_what_is_there_and_often_leave_it_out():
+def test_captions_name_only_what_the_scene_shows_and_often_leave_it_out():
     rng = random.Random(0)
     drawn = scene(shape="cup", color="red", pattern="striped", background="beach")
     captions = [world.caption(drawn, rng) for _ in range(300)]

@@ -1,4 +1,4 @@
-"""The average against the recurrence worked out by hand."""
+"""The moving average, compared with its recurrence computed by hand."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_follows_the_warmed_up_average():
     assert ema.averages[0].item() == pytest.approx(expected)
 
 
-def test_stands_in_for_the_weights_and_gives_them_back():
+def test_replaces_the_weights_and_restores_them():
     weight = torch.tensor([1.0, 2.0])
     ema = EMA([weight], decay=0.9)
     weight.add_(10)
@@ -27,7 +27,7 @@ def test_stands_in_for_the_weights_and_gives_them_back():
     assert ema.averages[0].tolist() == [1.0, 2.0]
 
 
-def test_goes_on_from_its_state():
+def test_resumes_from_its_state():
     weight = torch.tensor([0.0])
     one, other = EMA([weight], decay=0.3), EMA([weight], decay=0.3)
     weight.fill_(1.0)
@@ -40,14 +40,14 @@ def test_goes_on_from_its_state():
     assert one.averages[0] is not other.averages[0]
 
 
-def test_tells_while_it_stands_in():
+def test_reports_whether_it_is_applied():
     ema = EMA([torch.tensor([1.0])], decay=0.9)
     with ema.applied():
         assert ema.is_applied
     assert not ema.is_applied
 
 
-def test_gives_the_weights_back_after_an_error():
+def test_restores_the_weights_after_an_error():
     weight = torch.tensor([1.0])
     ema = EMA([weight], decay=0.9)
     weight.add_(10)

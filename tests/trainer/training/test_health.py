@@ -1,4 +1,4 @@
-"""Runs whose numbers go astray: what is said, what ends them, and what they leave."""
+"""Runs with diverging, NaN or infinite numbers: warnings, errors, and the files that remain."""
 
 import logging
 import random
@@ -55,52 +55,52 @@ def warnings_of(config: TrainingConfig, losses: list[float], caplog) -> list[str
     caplog.clear()
     health = Health(config)
     for step in range(1, len(losses) + 1):
-        health.look_at_losses(losses[:step])
+        health.check_losses(losses[:step])
     return caplog.messages
 
 
 def noisy(count: int, level: float, seed: int) -> list[float]:
-    """Losses that vary as those of single photos do: by a factor of about e."""
+    """Losses that vary like those of single photos: by a factor of about e."""
     rng = random.Random(seed)
     return [level * rng.lognormvariate(0, 1) for _ in range(count)]
 
 
-def test_noise_is_no_explosion(config, caplog):
+def test_noisy_losses_are_not_warned_about(config, caplog):
     assert warnings_of(config, noisy(5000, 0.1, seed=0), caplog) == []
 
 
-def test_a_loss_that_rises_is_told_once_per_stretch(config, caplog):
+def test_a_rising_loss_is_warned_about_each_time_it_starts_to_rise(config, caplog):
     losses = [*noisy(100, 0.05, 1), *noisy(100, 0.5, 2), *noisy(200, 0.05, 3), *noisy(50, 0.5, 4)]
     messages = warnings_of(config, losses, caplog)
-    steps = [int(message.split("by step ")[1].split(",")[0]) for message in messages]
+    steps = [int(message.split("at step ")[1].split(",")[0]) for message in messages]
     assert len(steps) == 2
     assert 101 <= steps[0] <= 130
     assert 401 <= steps[1] <= 430
 
 
-def test_the_warning_says_from_what_to_what(config, caplog):
+def test_the_warning_names_the_loss_before_and_after(config, caplog):
     assert warnings_of(config, [0.1] * 44 + [0.5] * 30, caplog) == [
-        "The loss is 0.5 by step 60, far above the 0.1 before. The model is falling apart: lower "
-        "optimizer.learning_rate (now 1e-05), or train fewer steps."
+        "The loss has risen to 0.5 at step 60, far above the 0.1 before. Training is diverging: "
+        "lower optimizer.learning_rate (now 1e-05), or train fewer steps."
     ]
 
 
-def test_a_run_that_falls_apart_at_once_is_told(config, caplog):
-    """The embedded model, at a rate a hundred times too high."""
+def test_a_run_that_diverges_at_once_is_warned_about(config, caplog):
+    """The embedded model, with a learning rate a hundred times too high."""
     optimizer = OptimizerConfig(learning_rate=2e-2)
     dataset = DatasetConfig(photos=(PHOTOS,), prompt="a photo of sks cup")
     run(replace(config, base=MODEL, dataset=dataset, optimizer=optimizer, steps=30))
     (message,) = caplog.messages
     assert re.fullmatch(
-        r"The loss is 1\.\d+ by step 30, no better than of a model that predicts nothing\. The "
-        r"model is falling apart: lower optimizer\.learning_rate \(now 0\.02\), or train fewer "
+        r"The loss has risen to 1\.\d+ at step 30, worse than a model that always predicts zeros\. "
+        r"Training is diverging: lower optimizer\.learning_rate \(now 0\.02\), or train fewer "
         r"steps\.",
         message,
     )
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_numbers_that_are_none_end_the_run_and_the_state_before_stays(
+def test_nan_ends_the_run_and_keeps_the_last_saved_state(
     config, tmp_path, monkeypatch, caplog, what
 ):
     predict, calls = SD1.predict, []
@@ -110,7 +110,7 @@ def test_numbers_that_are_none_end_the_run_and_the_state_before_stays(
         prediction = predict(*arguments)
         if len(calls) != 4:
             return prediction
-        # The root's slope at nothing is infinite, and nothing times infinity is no number.
+        # The square root has an infinite derivative at 0, and 0 times infinity is NaN.
         return prediction * torch.nan if what == "loss" else prediction + (prediction * 0).sqrt()
 
     monkeypatch.setattr(SD1, "predict", failing)
@@ -125,8 +125,8 @@ def test_numbers_that_are_none_end_the_run_and_the_state_before_stays(
     assert state.name.startswith("step000002-")
 
 
-def test_fp16_that_leaves_out_every_step_ends_the_run(config, tmp_path):
-    """Class images of such a weight give gradients beyond fp16 at any scale."""
+def test_fp16_that_skips_every_step_ends_the_run(config, tmp_path):
+    """With such a prior weight, gradients overflow fp16 at any loss scale."""
     prior = PriorConfig(weight=1e9, prompt="a cat", images=(draw(tmp_path / "class", 1),))
     config = replace(config, precision="fp16", prior=prior, steps=100)
     with pytest.raises(FloatingPointError) as caught:
@@ -137,14 +137,14 @@ def test_fp16_that_leaves_out_every_step_ends_the_run(config, tmp_path):
     )
 
 
-def test_fp16_that_finds_its_scale_goes_on(config, caplog):
+def test_fp16_continues_once_it_has_found_a_loss_scale(config, caplog):
     caplog.set_level(logging.WARNING)
     result = run(replace(config, precision="fp16", steps=20))
     assert result.steps == 20
     assert caplog.messages == []
 
 
-def test_weights_that_a_file_cannot_hold_are_refused(config, tmp_path):
+def test_weights_beyond_the_range_of_the_files_format_are_refused(config, tmp_path):
     output = replace(config.output, dtype="fp16")
     optimizer = OptimizerConfig(learning_rate=1e6)
     with pytest.raises(FloatingPointError) as caught:

@@ -1,4 +1,4 @@
-"""What is trained on, encoded: which warnings there are, and what is enlarged."""
+"""Encoded photos and class images: warnings, and which small images are enlarged."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def encode(config: TrainingConfig, model):
     return encode_images(photos, config, model, Observer())
 
 
-def test_photos_and_class_images_are_told_apart(config, tiny_model):
+def test_photos_and_class_images_are_returned_separately(config, tiny_model):
     instance, prior = encode(config, tiny_model)
     assert [example.captions for example in instance] == [("a sks dog",)]
     assert [(example.captions, example.is_prior) for example in prior] == [(("a dog",), True)]
@@ -44,7 +44,7 @@ def test_photos_and_class_images_are_told_apart(config, tiny_model):
 
 
 def test_small_class_images_are_enlarged_and_small_photos_refused(config, tiny_model, caplog):
-    """To the model's 16 pixels, from 12."""
+    """From 12 pixels to the model's 16."""
     _, prior = encode(config, tiny_model)
     assert caplog.messages == [
         "Images smaller than the training resolution 16 were enlarged, which softens them (1): "
@@ -58,8 +58,7 @@ def test_small_class_images_are_enlarged_and_small_photos_refused(config, tiny_m
 
 
 @pytest.mark.parametrize("folder", ["photos", "class"])
-def test_captions_that_are_cut_are_told_of(config, tiny_model, tmp_path, caplog, folder):
-    """Also those of class images."""
+def test_captions_that_are_cut_are_warned_about(config, tiny_model, tmp_path, caplog, folder):
     (image,) = (tmp_path / folder).iterdir()
     image.with_suffix(".txt").write_text(LONG)
     encode(config, tiny_model)
@@ -68,7 +67,7 @@ def test_captions_that_are_cut_are_told_of(config, tiny_model, tmp_path, caplog,
     assert cut[0].startswith(f"The caption of '{image.name}' is longer than")
 
 
-def test_mirror_images_double_the_photos_alone(config, tiny_model):
+def test_mirror_images_double_only_the_photos(config, tiny_model):
     mirrored = replace(config, dataset=replace(config.dataset, mirror=True))
     instance, prior = encode(mirrored, tiny_model)
     assert (len(instance), len(prior)) == (2, 1)
