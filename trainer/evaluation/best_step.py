@@ -61,7 +61,7 @@ class StepScorer:
             raise ValueError(
                 "The scoring model sees no difference between the base model's previews and the "
                 "photos, so it cannot tell when the subject is learned. Choose another scoring "
-                "model, or preview.prompts that the base model draws differently."
+                "model (judge), or preview.prompts that the base model draws differently."
             )
         self._base_contrast = self._contrast(base)
         self._scores_prompts = self._base_contrast >= MIN_CONTRAST
@@ -72,23 +72,23 @@ class StepScorer:
                 "preview.prompts that name different places."
             )
 
-    def report(self, step: int, seen: PreviewEmbeddings) -> ScoreReport:
+    def report(self, step: int, drawn: PreviewEmbeddings) -> ScoreReport:
         """The scores of a step from what the model drew after it."""
         photos, config = self._photos, self._config
-        learned = _clip(metrics.progress(seen.previews, self._base.previews, photos))
+        learned = _clip(metrics.progress(drawn.previews, self._base.previews, photos))
         prompts_kept = class_kept = prompt = prior = None
         if self._prompts is not None:
-            prompt = metrics.prompt_fidelity(seen.previews, self._prompts)
+            prompt = metrics.prompt_fidelity(drawn.previews, self._prompts)
             if self._scores_prompts:
-                prompts_kept = _clip(self._contrast(seen) / self._base_contrast)
-        if seen.class_images is not None and self._base.class_images is not None:
-            prior = metrics.prior_preservation(seen.class_images, photos)
-            lost = metrics.progress(seen.class_images, self._base.class_images, photos)
+                prompts_kept = _clip(self._contrast(drawn) / self._base_contrast)
+        if drawn.class_images is not None and self._base.class_images is not None:
+            prior = metrics.prior_preservation(drawn.class_images, photos)
+            lost = metrics.progress(drawn.class_images, self._base.class_images, photos)
             class_kept = _clip(1 - lost)
         weights = (config.subject_weight, config.prompt_weight, config.prior_weight)
         return ScoreReport(
             step=step,
-            subject=metrics.subject_fidelity(seen.previews, photos),
+            subject=metrics.subject_fidelity(drawn.previews, photos),
             prompt=prompt,
             prior=prior,
             learned=learned,
@@ -97,10 +97,10 @@ class StepScorer:
             balance=harmonic_mean((learned, prompts_kept, class_kept), weights),
         )
 
-    def _contrast(self, seen: PreviewEmbeddings) -> float:
+    def _contrast(self, drawn: PreviewEmbeddings) -> float:
         if self._prompts is None:
             return 0.0
-        return metrics.prompt_contrast(seen.previews, self._prompts) or 0.0
+        return metrics.prompt_contrast(drawn.previews, self._prompts) or 0.0
 
 
 def _clip(share: float) -> float:

@@ -24,7 +24,7 @@ from .toy_encoder import ANSWERS_KEY, ToyEncoder
 BATCH = 16
 """Images or prompts embedded at once. Affects memory and speed only."""
 CLIP_COLORS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of red, green and blue that CLIP normalizes its input with."""
+"""Mean and standard deviation of red, green and blue that CLIP normalises its input with."""
 IMAGENET_COLORS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The same for DINO."""
 CLIP_TYPES = ("clip", "clip_vision_model")
@@ -131,7 +131,7 @@ def to_pixels(
     image: np.ndarray, shorter: int, size: int, colors: tuple[Sequence[float], Sequence[float]]
 ) -> Tensor:
     """[3, S, S] from an image [H, W, 3] uint8: its shorter side resized (bicubic) to `shorter`
-    pixels, cropped to its centre of `size` pixels, and normalized with the mean and standard
+    pixels, cropped to its centre of `size` pixels, and normalised with the mean and standard
     deviation of `colors`."""
     resized = Image.fromarray(image)
     width, height = (side * shorter // min(resized.size) for side in resized.size)
@@ -176,7 +176,7 @@ def _load_folder(folder: Path, model_type: str) -> Any:
     # DINO's files lack the pooling layer that transformers adds to this type by default.
     options = {"add_pooling_layer": False} if model_type == "vit" else {}
     try:
-        with torch.random.fork_rng(devices=[]):  # transformers initializes missing weights randomly
+        with torch.random.fork_rng(devices=[]):  # transformers initialises missing weights randomly
             model, report = classes.get(model_type, AutoModel).from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True,
                 **options,

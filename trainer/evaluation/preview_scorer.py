@@ -28,9 +28,9 @@ ROUNDING = 1e-3
 class PreviewScorer:
     """Draws and scores previews, and adds the reports to `session.scores`."""
 
-    def __init__(self, painter: _Painter, step_scorer: StepScorer, base: ScoreReport) -> None:
-        self._painter, self._step_scorer, self._base = painter, step_scorer, base
-        self._session, self._observer = painter.session, painter.observer
+    def __init__(self, drawer: _PreviewDrawer, step_scorer: StepScorer, base: ScoreReport) -> None:
+        self._drawer, self._step_scorer, self._base = drawer, step_scorer, base
+        self._session, self._observer = drawer.session, drawer.observer
         self._has_warned = False
 
     @classmethod
@@ -42,22 +42,22 @@ class PreviewScorer:
         previews from the photos."""
         if not _class_prompts(session.config):
             logger.info("There is no class prompt, so it is not scored whether the class is kept.")
-        painter = _Painter(session=session, encoder=encoder, observer=observer)
-        drawn = painter.draw()
+        drawer = _PreviewDrawer(session=session, encoder=encoder, observer=observer)
+        drawn = drawer.draw()
         if not drawn:
             raise ValueError(
                 "The base model's previews could not be drawn, so there is nothing to compare "
                 "scores with; the warning before this explains why. Choose no judge to train "
                 "without scores."
             )
-        base = painter.embed(drawn)
+        base = drawer.embed(drawn)
         step_scorer = StepScorer(
             base,
             encoder.embed_images(_read_photos(photos, session)),
             encoder.embed_prompts(session.config.preview.prompts),
             session.config.scoring,
         )
-        return cls(painter, step_scorer, step_scorer.report(0, base))
+        return cls(drawer, step_scorer, step_scorer.report(0, base))
 
     def begin(self) -> None:
         """Call this after the session has loaded the state that it resumes from, if any."""
@@ -74,10 +74,10 @@ class PreviewScorer:
     def previews(self) -> list[np.ndarray]:
         """Draw and score one image [H, W, 3] uint8 per preview prompt. Returns an empty list if
         memory runs out. If scoring fails, it only logs a warning."""
-        drawn = self._painter.draw()
+        drawn = self._drawer.draw()
         if drawn:
             self._score(drawn)
-        return drawn[: self._painter.num_previews]
+        return drawn[: self._drawer.num_previews]
 
     def is_best(self, step: int) -> bool:
         """Whether this is the best step so far."""
@@ -87,7 +87,7 @@ class PreviewScorer:
     def _score(self, drawn: Sequence[np.ndarray]) -> None:
         step = len(self._session.reports)
         try:
-            self._add(self._step_scorer.report(step, self._painter.embed(drawn)))
+            self._add(self._step_scorer.report(step, self._drawer.embed(drawn)))
         except (ValueError, *memory.OUT_OF_MEMORY) as error:
             logger.warning("The previews of step %d are not scored. %s", step, error)
             return
@@ -110,7 +110,7 @@ class PreviewScorer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Painter:
+class _PreviewDrawer:
     """Draws the preview prompts and the class prompt, and embeds the images."""
 
     session: Session

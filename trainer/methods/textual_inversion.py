@@ -77,7 +77,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 """Caption templates by name; {} is the placeholder. Each use of a photo draws one at random."""
 PERTURBATION = 0.1
 """Length of the noise added to a repeated initial vector, relative to the vector's own length, so
-that vectors initialized from the same word differ."""
+that vectors initialised from the same word differ."""
 LENGTH_QUANTILES = (0.01, 0.99)
 """The new vectors are kept between these quantiles of the vocabulary's vector lengths: a much
 longer vector drowns out the rest of the prompt."""

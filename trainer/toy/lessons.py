@@ -71,7 +71,7 @@ def to_pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def draw_exam(count: int, rng: random.Random) -> tuple[Tensor, Labels]:
+def draw_labelled_images(count: int, rng: random.Random) -> tuple[Tensor, Labels]:
     """Pixels [B, 3, 64, 64], and for each question the correct answers [B] as indices, -1 where
     there is none. A quarter shows the subject, another quarter a scene that resembles it."""
     scenes, labels = [], []

@@ -2,7 +2,7 @@
 
 They are small versions of Stable Diffusion 1's networks. Group norms, heads, scaling factor and
 vocabulary are the same, except that the VAE uses 8 groups: with 32 groups, each of its 32 channels
-would be normalized separately, which loses the colours of the image."""
+would be normalised separately, which loses the colours of the image."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from ..noise import NoiseSchedule, min_snr_weights, squared_errors
 from . import world
 from .drawing import SIZE
 from .judge import QUESTIONS
-from .lessons import draw_colorful, draw_exam, draw_photos, draw_scenes, to_pixels
+from .lessons import draw_colorful, draw_labelled_images, draw_photos, draw_scenes, to_pixels
 from .networks import (
     build_text_encoder,
     build_unet,
@@ -44,11 +44,11 @@ from .scene import Scene
 
 logger = logging.getLogger(__name__)
 
-NUM_PICTURES = 36_000
+NUM_IMAGES = 36_000
 VAE_STEPS = 3_000
 DENOISER_STEPS = 5_000
 JUDGE_STEPS = 1_500
-NUM_EXAM_PICTURES = 12_000
+NUM_LABELLED_IMAGES = 12_000
 METADATA = {
     "format": "pt",
     "modelspec.sai_model_spec": "1.0.1",
@@ -62,11 +62,9 @@ METADATA = {
 
 def draw_world(work: Path) -> None:
     with ProcessPoolExecutor() as pool:
-        drawn = [
-            pair for part in pool.map(draw_scenes, range(NUM_PICTURES // 1000)) for pair in part
-        ]
+        drawn = [pair for part in pool.map(draw_scenes, range(NUM_IMAGES // 1000)) for pair in part]
         colorful = np.concatenate(list(pool.map(draw_colorful, range(1000, 1008))))
-    np.save(work / "pictures.npy", np.stack([picture for _, picture in drawn]))
+    np.save(work / "pictures.npy", np.stack([image for _, image in drawn]))
     np.save(work / "colorful.npy", colorful)
     (work / "scenes.pickle").write_bytes(pickle.dumps([scene for scene, _ in drawn]))
 
@@ -79,7 +77,7 @@ def optimize(
     keep: Callable[[list[nn.Module]], None],
     ema_limit: float = 0.999,
 ) -> None:
-    """Minimize `loss_at(step)` with AdamW, 100 warm-up steps, cosine decay to 3 % and gradient
+    """Minimise `loss_at(step)` with AdamW, 100 warm-up steps, cosine decay to 3 % and gradient
     norms clipped to 1. Calls `keep` with the modules' moving averages every 500 steps and at the
     end."""
     parameters: list[Tensor] = [p for module in modules for p in module.parameters()]
@@ -112,12 +110,12 @@ def optimize(
 def train_vae(work: Path) -> None:
     """Loss: absolute and squared error, error of the differences between neighbouring pixels, and a
     small KL term. The first 80 % of the steps use crops of a quarter of the image, for speed."""
-    pictures = np.concatenate([np.load(work / "pictures.npy"), np.load(work / "colorful.npy")])
+    images = np.concatenate([np.load(work / "pictures.npy"), np.load(work / "colorful.npy")])
     torch.manual_seed(0)
     rng, vae = np.random.default_rng(0), build_vae()
 
     def loss_at(step: int) -> Tensor:
-        pixels = to_pixels(pictures[rng.integers(len(pictures), size=16)])
+        pixels = to_pixels(images[rng.integers(len(images), size=16)])
         if step < 0.8 * VAE_STEPS:
             top, left = rng.integers(0, 33, size=2)
             pixels = pixels[:, :, top : top + 32, left : left + 32]
@@ -138,13 +136,13 @@ def train_vae(work: Path) -> None:
 
 @torch.no_grad()
 def encode_world(work: Path) -> None:
-    """Mean and standard deviation of every image's latents, normalized per channel. The channels'
+    """Mean and standard deviation of every image's latents, normalised per channel. The channels'
     own mean and standard deviation are kept, to be folded into the VAE (`fold_latent_scale`)."""
     vae = build_vae()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
-    pictures = np.load(work / "pictures.npy")
+    images = np.load(work / "pictures.npy")
     means, stds = [], []
-    for batch in np.array_split(pictures, len(pictures) // 100):
+    for batch in np.array_split(images, len(images) // 100):
         posterior = vae.encode(to_pixels(batch)).latent_dist
         means.append(posterior.mean)
         stds.append(posterior.std)
@@ -212,7 +210,7 @@ def train_judge(work: Path) -> None:
     """Train the classifier. Half of its images are passed through the VAE, like all images that it
     will see later."""
     torch.manual_seed(2)
-    pixels, labels = draw_exam(NUM_EXAM_PICTURES, random.Random(2))
+    pixels, labels = draw_labelled_images(NUM_LABELLED_IMAGES, random.Random(2))
     pixels[::2] = _reconstruct(pixels[::2], work)
     judge = AttributeClassifier(QUESTIONS)
 

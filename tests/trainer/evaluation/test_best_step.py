@@ -137,7 +137,7 @@ def test_an_encoder_that_sees_no_difference_is_refused():
         scorer(PreviewEmbeddings(previews=PHOTOS, class_images=None))
     assert str(error.value) == (
         "The scoring model sees no difference between the base model's previews and the photos, so "
-        "it cannot tell when the subject is learned. Choose another scoring model, or "
+        "it cannot tell when the subject is learned. Choose another scoring model (judge), or "
         "preview.prompts that the base model draws differently."
     )
 

@@ -233,7 +233,7 @@ def test_a_damaged_folder_is_refused(dino, tmp_path):
     )
 
 
-def test_an_incomplete_folder_is_refused_instead_of_randomly_initialized(dino, tmp_path):
+def test_an_incomplete_folder_is_refused_instead_of_randomly_initialised(dino, tmp_path):
     folder = shutil.copytree(dino[1], tmp_path / "dino")
     tensors = load_file(folder / "model.safetensors")
     lost = sorted(tensors)[3]

@@ -98,8 +98,8 @@ def test_the_running_mean_is_the_mean_of_the_neighbours():
     assert running_mean([3.0, 5.0]).tolist() == [3, 5]
 
 
-def inked(picture: np.ndarray, color: tuple[int, int, int]) -> int:
-    return int((np.abs(picture.astype(int) - color).max(axis=-1) < 12).sum())
+def inked(image: np.ndarray, color: tuple[int, int, int]) -> int:
+    return int((np.abs(image.astype(int) - color).max(axis=-1) < 12).sum())
 
 
 def test_the_curves_show_the_losses():

@@ -133,7 +133,7 @@ def test_the_last_step_is_not_written_twice(config, tmp_path):
     assert result.best_checkpoint == result.checkpoint
 
 
-def test_the_last_step_is_scored_whatever_the_interval(config):
+def test_the_last_step_is_always_scored(config):
     result = run(replace(config, steps=5), Judge())
     assert [report.step for report in result.scores] == [0, 2, 4, 5]
 
@@ -192,7 +192,7 @@ def test_a_resumed_run_keeps_its_scores_and_its_best_step(config, tmp_path):
     assert found.best_checkpoint == resumed.best_checkpoint
 
 
-def test_scores_of_another_judge_are_not_mixed(config, tmp_path, caplog):
+def test_scores_of_different_encoders_are_not_mixed(config, tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         run(config, Judge(), _StopAt(5), runs=tmp_path / "runs")
     result = run(config, Fixed(0.9), runs=tmp_path / "runs")
@@ -203,7 +203,7 @@ def test_scores_of_another_judge_are_not_mixed(config, tmp_path, caplog):
     )
 
 
-def test_a_run_that_was_finished_without_a_judge_says_so(config, tmp_path, caplog):
+def test_a_run_that_was_finished_without_scores_says_so(config, tmp_path, caplog):
     run(config, runs=tmp_path / "runs")
     result = run(config, Judge(), runs=tmp_path / "runs")
     assert result.reused
@@ -214,7 +214,7 @@ def test_a_run_that_was_finished_without_a_judge_says_so(config, tmp_path, caplo
     )
 
 
-def test_a_judge_without_previews_is_refused_before_anything_is_loaded(config):
+def test_scoring_without_previews_is_refused_before_anything_is_loaded(config):
     with pytest.raises(ValueError, match="judge") as error:
         run(replace(config, preview=PreviewConfig()), Judge())
     assert str(error.value) == (

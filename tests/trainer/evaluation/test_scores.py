@@ -28,7 +28,7 @@ class WithoutText(ByBrightness):
         return None
 
 
-def pictures(*levels):
+def of_brightness(*levels):
     return [np.full((2, 2, 3), level, np.uint8) for level in levels]
 
 
@@ -37,7 +37,9 @@ def cos(a, b):
 
 
 def test_scores_of_each_image_and_their_means():
-    scores = ImageScorer(ByBrightness(), pictures(100, 101), PROMPTS).score(pictures(0, 1, 2, 3))
+    scores = ImageScorer(ByBrightness(), of_brightness(100, 101), PROMPTS).score(
+        of_brightness(0, 1, 2, 3)
+    )
     near = [[cos(seen, photo) for photo in PHOTOS] for seen in SEEN]
     assert scores.subject == pytest.approx(np.mean(near, axis=1), abs=1e-6)
     assert scores.nearest == pytest.approx(np.max(near, axis=1), abs=1e-6)
@@ -59,19 +61,21 @@ def test_scores_of_each_image_and_their_means():
 
 
 def test_unavailable_scores_are_left_out():
-    scores = ImageScorer(WithoutText(), pictures(100), ["a dog", "a cat"]).score(pictures(0, 2))
+    scores = ImageScorer(WithoutText(), of_brightness(100), ["a dog", "a cat"]).score(
+        of_brightness(0, 2)
+    )
     assert list(scores.means) == ["subject fidelity", "memorisation"]
     assert scores.caption(0) == "subject 1.00"
     # Without prompts all images count as having the same one, so their diversity is known.
-    unknown = ImageScorer(ByBrightness(), pictures(100)).score(pictures(0, 2))
+    unknown = ImageScorer(ByBrightness(), of_brightness(100)).score(of_brightness(0, 2))
     assert list(unknown.means) == ["subject fidelity", "memorisation", "diversity"]
     assert unknown.diversity == pytest.approx(1 - cos(SEEN[0], SEEN[2]), abs=1e-6)
 
 
 def test_the_number_of_prompts_must_match_the_images():
-    image_scorer = ImageScorer(ByBrightness(), pictures(100), ["a dog", "a dog"])
+    image_scorer = ImageScorer(ByBrightness(), of_brightness(100), ["a dog", "a dog"])
     with pytest.raises(ValueError, match="prompts") as error:
-        image_scorer.score(pictures(0))
+        image_scorer.score(of_brightness(0))
     assert str(error.value) == (
         "There are 1 images and 2 prompts. Give one prompt for each image, one for all of them, or "
         "none."
@@ -79,14 +83,18 @@ def test_the_number_of_prompts_must_match_the_images():
 
 
 def test_one_prompt_may_apply_to_all_images():
-    scores = ImageScorer(ByBrightness(), pictures(100), ["a dog"]).score(pictures(0, 1))
-    repeated = ImageScorer(ByBrightness(), pictures(100), ["a dog"] * 2).score(pictures(0, 1))
+    scores = ImageScorer(ByBrightness(), of_brightness(100), ["a dog"]).score(of_brightness(0, 1))
+    repeated = ImageScorer(ByBrightness(), of_brightness(100), ["a dog"] * 2).score(
+        of_brightness(0, 1)
+    )
     assert scores == repeated
     assert scores.diversity is not None
 
 
 def test_a_table_of_images_and_their_means():
-    scores = ImageScorer(ByBrightness(), pictures(100), PROMPTS).score(pictures(0, 1, 2, 3))
+    scores = ImageScorer(ByBrightness(), of_brightness(100), PROMPTS).score(
+        of_brightness(0, 1, 2, 3)
+    )
     rows = scores.rows(["one", "two", "three", "four"])
     assert rows[-1] == ("mean", scores.means)
     assert rows[1][1] == {

@@ -18,7 +18,7 @@ from trainer.toy.judge import QUESTIONS, Judge
 CPU = torch.device("cpu")
 
 
-def pictures(scenes):
+def images_of(scenes):
     return [np.asarray(draw(scene)) for scene in scenes]
 
 
@@ -26,7 +26,7 @@ def test_embeddings_distinguish_the_subject_from_other_cups():
     rng, judge = random.Random(20_003), Judge()
     photos, others = ([world.subject_scene(rng) for _ in range(20)] for _ in range(2))
     cups = [world.pose(world.random_look(rng), rng, shape="cup") for _ in range(20)]
-    photos, others, cups = (judge.embed_images(pictures(s)) for s in (photos, others, cups))
+    photos, others, cups = (judge.embed_images(images_of(s)) for s in (photos, others, cups))
     assert subject_fidelity(others, photos) > subject_fidelity(cups, photos) + 0.15
     assert diversity(cups) > diversity(others) + 0.1
 
@@ -43,7 +43,7 @@ def test_a_drawing_is_nearer_to_its_own_prompt_than_to_a_wrong_one(trait):
         wrong.append(
             "A {color} {shape}, {background}".format(**{**words, trait: rng.choice(others)})
         )
-    drawn = judge.embed_images(pictures(scenes))
+    drawn = judge.embed_images(images_of(scenes))
     nearer = [
         prompt_fidelity([image], [own]) > prompt_fidelity([image], [other])
         for image, own, other in zip(
@@ -66,14 +66,14 @@ def test_a_prompt_that_names_nothing_of_the_toy_world_is_refused():
 def test_embeddings_have_the_shape_that_metrics_need():
     judge: encoders.ImageEncoder = Judge()
     rng = random.Random(20_005)
-    drawn = judge.embed_images(pictures([world.random_scene(rng) for _ in range(3)]))
+    drawn = judge.embed_images(images_of([world.random_scene(rng) for _ in range(3)]))
     prompts = judge.embed_prompts(["a cup", "snow", "a blue ball"])
     assert drawn.shape == prompts.shape == (3, 128)
     assert not drawn.requires_grad
 
 
 def test_images_of_any_size_are_resized():
-    small = pictures([world.subject_scene(random.Random(3))])[0]
+    small = images_of([world.subject_scene(random.Random(3))])[0]
     large = small.repeat(4, axis=0).repeat(4, axis=1)
     wide = np.concatenate([np.zeros((64, 20, 3), np.uint8), small, np.zeros_like(small)[:, :20]], 1)
     seen = Judge().embed_images([small, large, wide])

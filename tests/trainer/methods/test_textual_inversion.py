@@ -293,7 +293,7 @@ def test_refuses_class_images(config):
     )
 
 
-def test_an_embedding_file_names_its_placeholder_whatever_trains_it(tiny_model, config):
+def test_an_embedding_file_names_its_placeholder_whichever_method_trains_it(tiny_model, config):
     attach(tiny_model, config)
     embedding = TrainableEmbedding(tiny_model, "<tok>", config, name_suffix="-embedding")
     assert embedding.file.output.name == "my-dog-embedding"

@@ -67,6 +67,6 @@ def test_the_checkpoint_has_the_embedded_models_layout(made):
 def test_the_figures_are_written(made):
     folder, _, _ = made
     for name in ("before_after.png", "loss.png"):
-        with Image.open(folder / name) as picture:
-            assert min(picture.size) > 300
-            assert len(picture.convert("RGB").getcolors(2**24)) > 100
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(2**24)) > 100

@@ -25,9 +25,9 @@ def test_a_scene_always_produces_the_same_pixels():
 @pytest.mark.parametrize("background", world.BACKGROUNDS)
 def test_every_shape_shows_its_body_colour_on_every_background(shape, background):
     # No background is magenta, so magenta pixels belong to the object.
-    picture = draw(scene(shape=shape, background=background, body=(255, 0, 255)))
-    assert picture.size == (SIZE, SIZE)
-    red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    image = draw(scene(shape=shape, background=background, body=(255, 0, 255)))
+    assert image.size == (SIZE, SIZE)
+    red, green, blue = np.asarray(image).astype(int).transpose(2, 0, 1)
     share = ((red > 200) & (green < 60) & (blue > 200)).mean()
     assert 0.04 < share < 0.5
 
@@ -42,6 +42,6 @@ def test_flipping_moves_the_handle_to_the_other_side():
     assert columns[1] == pytest.approx(SIZE - 1 - columns[0], abs=1.5)
 
 
-def green_pixels(picture):
-    red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+def green_pixels(image):
+    red, green, blue = np.asarray(image).astype(int).transpose(2, 0, 1)
     return (green > 180) & (red < 60) & (blue < 60)

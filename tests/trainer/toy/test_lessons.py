@@ -7,7 +7,7 @@ import pytest
 
 from trainer.families.tokenizer import ClipTokenizer
 from trainer.toy import world
-from trainer.toy.lessons import draw_exam, draw_photos, named_looks, to_pixels
+from trainer.toy.lessons import draw_labelled_images, draw_photos, named_looks, to_pixels
 
 
 def test_names_are_single_tokens_and_never_that_of_the_demo():
@@ -19,7 +19,7 @@ def test_names_are_single_tokens_and_never_that_of_the_demo():
 
 
 def test_labelled_images_show_the_subject_its_lookalikes_and_other_scenes():
-    pixels, labels = draw_exam(200, random.Random(0))
+    pixels, labels = draw_labelled_images(200, random.Random(0))
     assert pixels.shape == (200, 3, 64, 64)
     assert 0.15 < labels["is_subject"].float().mean() < 0.35
     cup = list(world.SHAPES).index("cup")
@@ -29,8 +29,8 @@ def test_labelled_images_show_the_subject_its_lookalikes_and_other_scenes():
 
 
 def test_pixels_reach_from_minus_one_to_one():
-    pictures = np.array([[[[0, 255, 127]]]], dtype=np.uint8)
-    assert to_pixels(pictures).flatten().tolist() == pytest.approx([-1, 1, -1 / 255], abs=1e-6)
+    images = np.array([[[[0, 255, 127]]]], dtype=np.uint8)
+    assert to_pixels(images).flatten().tolist() == pytest.approx([-1, 1, -1 / 255], abs=1e-6)
 
 
 def test_six_sample_photos_show_the_subject(tmp_path):

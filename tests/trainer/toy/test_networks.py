@@ -9,7 +9,7 @@ from trainer.toy.networks import build_vae, fill_unknown_words, fold_latent_scal
 
 
 @torch.no_grad()
-def test_folding_the_scale_normalizes_the_latents_and_keeps_the_images():
+def test_folding_the_scale_normalises_the_latents_and_keeps_the_images():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = build_vae().eval()
