@@ -175,8 +175,8 @@ class TextualInversion:
         if num_vectors > model.tokenizer.max_caption_tokens:
             raise ValueError(
                 f"num_vectors is {num_vectors}, but a prompt has room for only "
-                f"{model.tokenizer.max_caption_tokens} tokens. Set it to 8 or less, to leave room for the "
-                "rest of the prompt."
+                f"{model.tokenizer.max_caption_tokens} tokens. Set it to 8 or less, to "
+                "leave room for the rest of the prompt."
             )
         return token_ids
 

@@ -88,7 +88,7 @@ def test_refuses_settings_that_the_optimizer_would_ignore(config):
     with pytest.raises(ValueError, match="^text_encoder_learning_rate is 0.5, but "):
         FullFineTune(**options, text_encoder_learning_rate=0.5).check(config)
     config = replace(config, optimizer=OptimizerConfig(name="AdamW8bit"), channels_last=True)
-    with pytest.raises(ValueError, match="^channels_last is on, and optimizer.name is AdamW8bit"):
+    with pytest.raises(ValueError, match="^channels_last is on, but optimizer.name is AdamW8bit"):
         FullFineTune().check(config)
 
 

@@ -102,7 +102,7 @@ def test_weight_decay_applies_to_weights_but_not_to_embeddings(tiny_model, name)
     # Prodigy estimates its learning rate from gradients, and has seen none yet.
     shrunk = before * (1 if name == "Prodigy" else 1 - 0.1 * 0.5)
     torch.testing.assert_close(kernel.detach(), shrunk)
-    (vectors,) = tiny_model.learned["<tok>"].values()
+    (vectors,) = tiny_model.learned_vectors["<tok>"].values()
     assert torch.equal(vectors.detach(), torch.ones(1, 24))
 
 
