@@ -23,15 +23,19 @@ class FullFineTune:
     """Train all weights of the U-Net."""
 
     train_text_encoder: Decides[bool] = False
-    """Train the text encoder too: the largest gain in likeness, most of all for faces, for a sixth
-    more memory and a third more time."""
+    """Train the text encoder too: much better likeness, most of all for faces, for a sixth more
+    memory and a third more time."""
     text_encoder_learning_rate: Decides[float | None] = None
-    """The text encoder's own learning rate per step; none takes the U-Net's."""
+    """Learning rate of the text encoder per step, such as half of the U-Net's. Only if the text
+    encoder is trained, and not with Prodigy, which has one rate for all. Not set: the same as the
+    U-Net's."""
     text_encoder_stop_step: Decides[int | None] = None
-    """The step after which the text encoder is left as it is; none trains it to the end."""
+    """Step after which the text encoder is trained no further, such as half of all steps. Only if
+    the text encoder is trained. Not set: it is trained to the end."""
     train_embedding: Decides[bool] = False
-    """Go on training the vectors of the run's embedding too, into an embedding file of their own
-    beside the checkpoint; otherwise they stay as they are."""
+    """Also train the vectors of an embedding from textual inversion further, together with the
+    model, and save them as a new embedding. The earlier embedding does not fit the new checkpoint.
+    Off: the vectors do not change."""
 
     def __post_init__(self) -> None:
         rate, stop = self.text_encoder_learning_rate, self.text_encoder_stop_step

@@ -88,17 +88,20 @@ class TextualInversion:
     """Learn a new word for the subject; the model itself does not change."""
 
     placeholder: Decides[str]
-    """The new word, as prompts have it: no word of CLIP's vocabulary, such as "<my-dog>". ComfyUI's
-    prompts name the file instead: embedding:my-dog."""
+    """The new token as it stands in prompts: one word that CLIP does not know yet, such as
+    "<my-dog>". ComfyUI's own prompts use the file name instead: "embedding:my-dog"."""
     initializer: Decides[str]
-    """What the subject is, in one or several common words, such as "dog": where learning starts.
-    """
+    """What the subject is, in one or a few common words, such as "dog" or "white cup". Training
+    starts from their meaning; a word far from the subject is a bad start."""
     num_vectors: Decides[int | None] = None
-    """Vectors of the new word; none takes one for each word of the initializer. More learn more of
-    the subject and leave less room in prompts."""
+    """Vectors of the new token: 2 to 8 for more likeness. Each takes the place of one of a prompt's
+    75 tokens, and many drown out the rest of the prompt. Not set: one for each word of the
+    initializer."""
     templates: Decides[str] = "object"
-    """What is written around the placeholder, by the name in `TEMPLATES`; "captions" trains on the
-    prompt and the photos' own captions, which then must have the placeholder."""
+    """Sentences around the placeholder: those for an "object", a "style" or a "face", or "captions"
+    for the instance prompt alone, with which the token also learns what else is in the photos. A
+    photo's own caption comes first. Prompt and captions must contain the placeholder. Use
+    "captions" for the toy model, which knows few words of the sentences."""
 
     def __post_init__(self) -> None:
         check_placeholder(self.placeholder)

@@ -1,8 +1,9 @@
-"""Every option of a run on one page: frozen dataclasses, checked when made.
+"""All settings of a run, as frozen dataclasses that check their values when created.
 
-The command line, the TOML file and ComfyUI's widgets all read their names, defaults and help here.
-Options of one training method live with the method (`methods/`), good values of them all in
-`presets.py`, what the types say of a run's result in `effects.py`. No torch, no file access."""
+The command line, the TOML file and ComfyUI's nodes take names, defaults and descriptions from here:
+the docstring below a field is its help text and its tooltip. Settings of one training method are
+defined with the method (`methods/`), recommended values in `presets.py`; the types, such as
+`Decides`, are explained in `effects.py`. No torch, no file access."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ from typing import Any, Literal, get_args
 
 from ..storage import names
 from .checks import at_least, is_text, one_of, require
+from .drawing import PreviewConfig as PreviewConfig
+from .drawing import PriorConfig as PriorConfig
+from .drawing import SamplingConfig as SamplingConfig
+from .drawing import ScoringConfig as ScoringConfig
 from .effects import ByContent, Decides, NoEffect, OnlyRounding, PhotosPerStep
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -23,27 +28,36 @@ Crop = Literal["center", "random"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetConfig:
-    """The photos of the subject, and how they are brought to size."""
+    """The photos of the subject, and how they are cropped and resized."""
 
     photos: ByContent[tuple[Path, ...]]
-    """A folder of photos, or the photos themselves."""
+    """A folder of photos, or the photo files themselves: BMP, GIF, JPEG, PNG, TIFF or WebP."""
     prompt: Decides[str]
-    """The instance prompt, such as "a photo of sks dog": what the photos show. A text file beside
-    a photo (photo.jpg, photo.txt) takes its place for that photo."""
+    """What the photos show: the class with a rare word before it, such as "a photo of sks dog".
+    Prompts with these words draw the subject later; with "a photo of a dog" alone, every dog would
+    become yours. With textual inversion it must contain the placeholder, such as "a photo of
+    <my-dog>". A text file beside a photo (photo.jpg, photo.txt) replaces the prompt for that photo.
+    """
     resolution: Decides[int | None] = None
-    """Shorter side of a training image, in pixels; none takes the model's own, 512 for Stable
-    Diffusion 1. Lower saves memory, and below half of the model's own spoils the result."""
+    """Shorter side of a training image in pixels, a multiple of 8, or of 64 with buckets. Less
+    saves memory, but below half of the model's own size it forgets how to draw well; more needs
+    more memory and larger photos. Not set: the model's own size, 512 for Stable Diffusion 1."""
     crop: Decides[Crop] = "center"
-    """What is kept of a photo that is not square: its centre, or a place drawn once per photo."""
+    """Which part of a photo that is not square is used: "center", or "random" for a place chosen
+    once per photo, which may cut off a subject in the middle."""
     buckets: Decides[bool] = False
-    """Keep each photo's own shape (to 64 pixels) at about the same area, rather than cropping to a
-    square. Photos of different shapes are then computed one shape after the other."""
+    """Keep each photo's aspect ratio, in steps of 64 pixels at about the same area, instead of
+    cropping it to a square. For tall or wide photos of which nothing may be cut off. Photos beyond
+    2:1 are still cropped, and each shape is computed separately, which is slower."""
     mirror: Decides[bool] = False
-    """Also train on each photo's mirror image. Wrong for faces, lettering and one-sided things."""
+    """Also train on the mirror image of each photo. For symmetric things and very few photos; wrong
+    for faces, lettering and anything one-sided."""
     background: Decides[str] = "white"
-    """Colour put behind transparent pixels: a name or #rrggbb."""
+    """Colour behind transparent pixels: a name such as "white", or "#rrggbb". Photos without
+    transparency are not affected."""
     allow_upscaling: Decides[bool] = False
-    """Enlarge photos smaller than the resolution rather than refuse them. They will look soft."""
+    """Enlarge photos that are smaller than the resolution instead of refusing them. They look soft,
+    and the model learns to draw softly."""
 
     def __post_init__(self) -> None:
         require(len(self.photos) > 0, "dataset.photos is empty. Name a folder of photos.")
@@ -58,78 +72,32 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingConfig:
-    """How images are made from prompts."""
-
-    scheduler: Decides[str] = "DDIM"
-    """Noise scheduler, by the name in `schedulers.SCHEDULERS`. DDIM forgives an overfitted model
-    most, LMSDiscrete least."""
-    steps: Decides[int] = 50
-    """Denoising steps per image, 1 to 1000. About 100 help when images come out noisy."""
-    guidance_scale: Decides[float] = 7.5
-    """How strongly the prompt is followed; 1 is no guidance, above 15 colours burn out."""
-    negative_prompt: Decides[str] = ""
-    """What the images should not show."""
-    seed: Decides[int] = 0
-    """Image number i starts from seed + i, whatever the scheduler and the batch."""
-    batch_size: OnlyRounding[int] = 4
-    """Images made at once; changes memory and speed, never the images' starting noise."""
-
-    def __post_init__(self) -> None:
-        require(1 <= self.steps <= 1000, f"steps must be between 1 and 1000, got {self.steps}.")
-        at_least("guidance_scale", self.guidance_scale, 1)
-        at_least("seed", self.seed, 0)
-        at_least("batch_size", self.batch_size, 1)
-        is_text("negative_prompt", self.negative_prompt)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PriorConfig:
-    """Prior preservation: training on other images of the class, so that it is not forgotten."""
-
-    weight: Decides[float] = 0.0
-    """Weight of the class images' loss beside the photos'; 0 is off, 1 the usual."""
-    prompt: Decides[str] = ""
-    """The class prompt, such as "a photo of a dog": the instance prompt without its identifier."""
-    images: ByContent[tuple[Path, ...]] = ()
-    """A folder of your own class images, or the images themselves; none has the base model make
-    them."""
-    num_images: Decides[int] = 200
-    """How many class images the base model makes. Below 50 they begin to be learned by heart."""
-    ratio: Decides[float] = 1.0
-    """Class images per photo in each batch."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """How the class images are made."""
-
-    def __post_init__(self) -> None:
-        at_least("prior.weight", self.weight, 0)
-        require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
-                f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of "
-                "a dog', or set prior.weight to 0.")  # fmt: skip
-        is_text("prior.prompt", self.prompt)
-        at_least("prior.num_images", self.num_images, 1)
-        require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """What turns gradients into new weights."""
+    """The optimizer and its learning rate."""
 
     name: Decides[str] = "AdamW"
-    """Optimizer, by the name in `optimizers.OPTIMIZERS`."""
+    """Optimizer. Bytes of memory per trained weight: AdamW 8, AdamW8bit 2, Adafactor 4, Lion 4,
+    Prodigy 16. With Prodigy, which finds the learning rate itself, set the learning rate to 1; with
+    Lion, lower it."""
     learning_rate: Decides[float] = 2e-6
-    """Per step. 1e-6 to 5e-6 for Stable Diffusion 1; too high and every prompt gives the training
-    photos. Prodigy finds its own and takes 1."""
+    """Learning rate per step. For Stable Diffusion 1: 1e-6 to 5e-6 in DreamBooth, 1e-4 to 5e-3 in
+    textual inversion; for the toy model: about 2e-4 and 3e-3. Too high, and every prompt draws the
+    photos, or noise; too low, and the subject is not learned."""
     weight_decay: Decides[float] = 0.01
-    """Pull of every weight towards zero, per step and in units of the learning rate."""
+    """How strongly every weight is pulled towards zero at each step, in units of the learning rate:
+    0 to 0.1. More erases what the model knows. Textual inversion does not use it."""
     max_grad_norm: Decides[float] = 1.0
-    """Gradients longer than this are shortened to it; 0 leaves them."""
+    """Largest norm of the gradients; larger ones are scaled down to it. 1 is usual; 0 turns this
+    off, and then a single bad step can spoil the run."""
     lr_schedule: Decides[str] = "constant"
-    """How the learning rate runs over the steps, by the name in `lr_schedules.LR_SCHEDULES`."""
+    """How the learning rate changes over the steps. "cosine" and "linear" fall towards 0 and need
+    more steps than "constant" for the same likeness."""
     warmup_steps: Decides[int] = 0
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises from 0: none, or up to a tenth of all steps. Must be
+    below the number of steps."""
     num_restarts: Decides[int] = 1
-    """Cosines in "cosine with restarts"."""
+    """Number of cosine cycles, 1 to 4, of the schedule "cosine with restarts". Other schedules
+    ignore it."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
@@ -141,69 +109,36 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PreviewConfig:
-    """Images made during training, from the weights as they are then."""
-
-    prompts: tuple[str, ...] = ()
-    """One image per prompt; none makes no previews."""
-    every: int = 100
-    """Steps between previews."""
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=25))
-    """How the previews are made. They never change the run."""
-
-    def __post_init__(self) -> None:
-        at_least("preview.every", self.every, 1)
-        for prompt in self.prompts:
-            is_text("preview.prompts", prompt)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoringConfig:
-    """How a judge scores previews, and what counts for the best step: see `best_step.py`."""
-
-    class_prompt: str = ""
-    """Such as "a photo of a dog", to see whether the class is kept; empty takes prior.prompt."""
-    num_class_images: int = 8
-    """Images of the class prompt drawn and scored beside the previews; 0 leaves the class out."""
-    subject_weight: float = 1.0
-    """What it counts in the balance that the subject is learned."""
-    prompt_weight: float = 1.0
-    """What it counts that prompts are followed; 0 is nothing."""
-    prior_weight: float = 1.0
-    """What it counts that the class is kept; 0 is nothing."""
-
-    def __post_init__(self) -> None:
-        is_text("scoring.class_prompt", self.class_prompt)
-        require(self.subject_weight > 0, "scoring.subject_weight must be above 0, got "
-                f"{self.subject_weight}.")  # fmt: skip
-        for name in ("num_class_images", "prompt_weight", "prior_weight"):
-            at_least(f"scoring.{name}", getattr(self, name), 0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig:
-    """Where the trained checkpoint goes."""
+    """Where trained files are saved, and in what form."""
 
     folder: NoEffect[Path] = Path("out")
-    """Made if it is missing."""
+    """Folder of the trained files. Created if it is missing."""
     embedding_folder: NoEffect[Path | None] = None
-    """Where a learned embedding goes; none takes folder."""
+    """Folder of a trained embedding. Not set: the folder of the other trained files."""
     name: NoEffect[str] = "dreambooth"
-    """File name without ending. A counter is added rather than overwriting a file."""
+    """File name without extension. If the name is taken, a number is added instead of overwriting
+    the file."""
     save_every: NoEffect[int] = 0
-    """Steps between intermediate checkpoints; 0 saves only at the end."""
+    """Steps between intermediate saves, such as a quarter of all steps, to compare stages later. 0:
+    save only at the end."""
     keep: NoEffect[int] = 3
-    """How many intermediate checkpoints stay; the oldest goes once the newest is safe."""
+    """How many intermediate saves to keep: the newest ones, each as large as the final result. To
+    compare all stages, keep as many as there will be: deleted ones are not made again when a
+    finished run is reused."""
     state_every: NoEffect[int] = 100
-    """Steps between states, from which a run that was ended early goes on; 0 keeps one only when it
-    is stopped. Each takes as much time and space as several checkpoints."""
+    """Steps between resume points, from which an interrupted run continues. 0: only when the run is
+    stopped. Each takes as much time and space as several checkpoints."""
     keep_state: NoEffect[bool] = False
-    """Keep the last state of a finished run, so that a run of more steps goes on from there."""
+    """Keep the last resume point of a finished run, so that a run with more steps can continue from
+    it. It takes about 12 bytes per trained weight (10 GB for Stable Diffusion 1.5) until you delete
+    the run's folder."""
     dtype: Decides[FileDtype] = "as input"
-    """Number format of the file's trained tensors."""
+    """Number format of the trained weights in the file. "as input" is that of the base model's
+    file; fp32 keeps the smallest changes and nearly doubles the file of an fp16 model."""
     private: Decides[bool] = False
-    """Leave prompts and the names of photos out of the file, whose metadata otherwise says what it
-    was trained on."""
+    """Leave prompts and the names of photos out of the file's metadata, which otherwise says what
+    it was trained on. For files that you publish."""
 
     def __post_init__(self) -> None:
         at_least("output.save_every", self.save_every, 0)
@@ -213,54 +148,70 @@ class OutputConfig:
         fault = names.fault(self.name)
         require(not fault, f"output.name must be a plain file name, got {self.name!r}: {fault}.")
         size = len(self.name.encode())
-        require(size <= names.MAX_BYTES, f"output.name is {size} bytes long, and file names have "
-                f"room for {names.MAX_BYTES} beside what is added to them. Choose a shorter "
-                "one.")  # fmt: skip
+        require(size <= names.MAX_BYTES, f"output.name is {size} bytes long, but endings are "
+                f"added to it, so at most {names.MAX_BYTES} are possible. Choose a shorter "
+                "name.")  # fmt: skip
         is_text("output.folder", str(self.folder))
         is_text("output.embedding_folder", str(self.embedding_folder))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """One DreamBooth run. With the base model's and the images' bytes it decides the result."""
+    """One training run. The result depends on these settings and on the content of the files that
+    they name."""
 
     base: ByContent[Path]
-    """The Stable Diffusion checkpoint to start from (.safetensors or .ckpt), or "toy"."""
+    """The Stable Diffusion 1.x checkpoint to start from (.safetensors or .ckpt), or "toy" for the
+    embedded toy model. It is not changed."""
     dataset: DatasetConfig
     embedding: ByContent[Path | None] = None
-    """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
+    """An embedding file of textual inversion, so that prompts can contain its placeholder. Not set:
+    no embedding."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: NoEffect[PreviewConfig] = field(default_factory=PreviewConfig)
     scoring: NoEffect[ScoringConfig] = field(default_factory=ScoringConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     steps: Decides[int] = 400
-    """Optimizer steps. More draw the subject better until the model draws nothing else."""
+    """Training steps. DreamBooth: about 100 per photo for things, 200 for faces; textual inversion:
+    1000 to 3000; toy model: 300. Too few give only a vague likeness; too many, and every prompt
+    draws the photos, background and all."""
     batch_size: PhotosPerStep[int] = 4
-    """Photos per pass through the model; class images come on top."""
+    """Photos per pass through the model, 1 to 8; class images are added to them. More takes more
+    memory."""
     gradient_accumulation: PhotosPerStep[int] = 1
-    """Passes per step: 4 passes of batch 1 equal batch 4, slower and in less memory."""
+    """Passes per step. 4 passes of batch size 1 equal one of batch size 4, but are slower and need
+    less memory. 1 is usual; 2 to 8 make up for a small batch size."""
     seed: Decides[int] = 0
-    """Decides every random draw of the run."""
+    """Seed of all random choices in the run. With another seed it is another run, trained from the
+    start."""
     precision: Decides[Precision] = "fp32"
-    """Number format of the computation. The weights being trained are kept in fp32 under each."""
+    """Number format of the computation: bf16 on newer NVIDIA cards, fp16 on older ones, otherwise
+    fp32. bf16 and fp16 are faster and take less memory; in fp16 numbers may overflow. Trained
+    weights stay in fp32 in any case."""
     gradient_checkpointing: OnlyRounding[bool] = False
-    """Compute activations twice rather than keep them: less memory, about a quarter slower."""
+    """Recompute activations instead of storing them: less memory, about a quarter slower."""
     ema: Decides[bool] = False
-    """Save a running average of the weights instead of the last ones."""
+    """Save a running average of the weights (EMA) instead of the last ones. The result is about the
+    same, for more memory."""
     ema_decay: Decides[float] = 0.999
-    """How slowly the average follows, once warmed up."""
+    """How slowly the average of EMA follows the weights, after a warm-up: 0.99 to 0.9999. Higher is
+    slower."""
+    # Class images are weighted like photos, as in DreamBooth's equation 2; diffusers' script
+    # weights photos alone.
     min_snr_gamma: Decides[float] = 0.0
-    """Weigh each image's loss by min(SNR, gamma) / SNR at its own timestep, class images like
-    photos (as DreamBooth's equation 2; diffusers' script weighs photos alone); 5 is usual, 0 off.
-    """
+    """Weight each image's loss by min(SNR, gamma) / SNR at its timestep, so that images with little
+    noise count less. 5 is usual, 0 turns this off. Small values leave mostly very noisy images,
+    which teach no detail."""
     noise_offset: Decides[float] = 0.0
-    """Standard deviation of noise shared by a whole channel; 0.05 to 0.1 reaches darker and
-    brighter images, 0 is off."""
+    """Standard deviation of extra noise that is the same all over a channel: 0.05 to 0.1 allows
+    darker and brighter images, 0 turns this off. Much more makes images too dark or too bright."""
     channels_last: OnlyRounding[bool] = False
-    """Store the U-Net's activations channels last: faster on NVIDIA cards in fp16 or bf16."""
+    """Store the U-Net's activations in the channels-last layout: faster on NVIDIA cards in fp16 or
+    bf16, little gain elsewhere. Not with AdamW8bit."""
     compile: OnlyRounding[bool] = False
-    """Compile the U-Net first (torch.compile): a minute's wait, then faster steps."""
+    """Compile the U-Net first (torch.compile): about a minute of waiting, then faster steps. For
+    long runs; needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation"):
@@ -268,11 +219,11 @@ class TrainingConfig:
         for name in ("seed", "min_snr_gamma", "noise_offset"):
             at_least(name, getattr(self, name), 0)
         one_of("precision", self.precision, get_args(Precision))
-        require(0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1, got "
+        require(0 < self.ema_decay < 1, "ema_decay must be between 0 and 1, got "
                 f"{self.ema_decay}.")  # fmt: skip
 
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
-        """The same settings with some changed; nested ones as nested mappings."""
+        """Return a copy with some settings changed; for nested settings, pass nested mappings."""
         return _replace(self, changes)
 
 
