@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo experiments gpu test soak lint types
+.PHONY: demo experiments gpu test soak lint types pages
 
 demo: .venv/installed  ## teach the toy model a new cup; pictures and report in out/demo
 	$(BIN)/python -m trainer demo --folder out/demo
@@ -22,8 +22,15 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: .venv/installed
+# ComfyUI has a module called nodes, and ours import the trainer relative to the pack: mypy sees the
+# pack through a link, as the package "pack".
+types: .venv/installed  ## check types with mypy
 	$(BIN)/mypy
+	mkdir -p .mypy_cache && ln -sfn .. .mypy_cache/pack
+	MYPYPATH=.mypy_cache $(BIN)/mypy -p pack.nodes
+
+pages: .venv/installed  ## write the tables of the nodes' help pages, from tooltips and locales
+	$(BIN)/python -m tests.help_pages
 
 .venv/installed: pyproject.toml requirements/development.txt requirements/constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""The nodes, in the order of a first workflow, and how ComfyUI gets them."""
+"""The nodes, in the order of a typical workflow, and the extension that ComfyUI loads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DreamBoothExtension(ComfyExtension):
 
 
 def comfy_entrypoint() -> ComfyExtension:
-    """Raises RuntimeError for a ComfyUI or torch that is too old; ComfyUI logs this one line."""
+    """Raises RuntimeError if ComfyUI or torch is too old; ComfyUI logs the message."""
     if found := complaint_here():
         raise RuntimeError(found)
     return DreamBoothExtension()

@@ -1,5 +1,5 @@
-"""Compare Settings: checkpoints, noise schedulers and numbers of steps on the same prompts and
-noise, in one picture and, with a judge, in numbers."""
+"""Compare Settings: the same prompts and noise with several checkpoints, noise schedulers and
+numbers of steps, as one image and, with a judge, as scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..trainer.evaluation.scores import ImageScorer, table
 from . import folders, host
 from .drawing import DEFAULT, draw, drawing_inputs
 from .errors import naming_widgets
-from .images import to_arrays, to_batch
+from .images import MAX_PREVIEWS, to_arrays, to_batch
 from .sockets import CATEGORY, ModelSocket, ModelSource, SavesSocket
 from .widgets import NONE, judge_input
 
@@ -36,8 +36,8 @@ class CompareSettings(io.ComfyNode):
             category=CATEGORY,
             essentials_category=CATEGORY,
             description="Draw the same prompts from the same noise with several checkpoints, noise "
-            "schedulers and numbers of steps, and lay the images out in one picture. With a judge "
-            "and photos of the subject they are scored, to find the stage that does best.",
+            "schedulers and numbers of steps, and show all images in one. With a judge and photos "
+            "of the subject they are scored, to find the best stage of a run.",
             search_aliases=["dreambooth", "xy plot", "compare checkpoints", "overfitting", "score"],
             inputs=[*_links(), *_widgets()],
             outputs=_outputs(),
@@ -74,7 +74,7 @@ class CompareSettings(io.ComfyNode):
 
 
 def step_counts(text: str) -> tuple[int, ...]:
-    """The different whole numbers in a text; ValueError for anything else."""
+    """The different whole numbers in a text. Raises ValueError for anything else."""
     found = text.replace(",", " ").split()
     numbers = [int(part) for part in found if part.isascii() and part.isdecimal()]
     if not found or len(numbers) < len(found) or not all(1 <= n <= MAX_STEPS for n in numbers):
@@ -92,7 +92,7 @@ def _image_scorer(
         return None
     if photos is None:
         raise ValueError(
-            f"judge is {judge}, but there are no photos to hold the images against. Connect photos "
+            f"judge is {judge}, but there are no photos to compare the images with. Connect photos "
             f"of the subject, such as the preview of Load Instance Images, or set judge to {NONE}."
         )
     path, shown = folders.find_judge(judge), to_arrays(photos)
@@ -104,27 +104,29 @@ def _links() -> list[io.Input]:
         SavesSocket.Input(
             "saves",
             optional=True,
-            tooltip="All stages of a training: from DreamBooth Train or Textual Inversion Train, "
-            "with save_every above 0.",
+            tooltip="All stages of a run, from DreamBooth Train or Textual Inversion Train. Set "
+            "save_every and keep_saves there before training: deleted stages cannot be compared.",
         ),
         io.Autogrow.Input(
             "model_sources",
             template=io.Autogrow.TemplatePrefix(
                 ModelSocket.Input(
                     "model_source",
-                    tooltip="Another model to compare, such as the base model.",
+                    tooltip="Another model to compare with, such as the base model.",
                 ),
                 prefix="model_source",
                 min=0,
                 max=MAX_SOURCES,
             ),
-            tooltip=f"Up to {MAX_SOURCES} other models, which come before the saves: of Load Base "
-            "Model, DreamBooth Train or Textual Inversion Train.",
+            tooltip=f"Up to {MAX_SOURCES} other models, drawn before the saves: the base model "
+            "from Load Base Model, or results of other runs. A checkpoint from Load Base Model "
+            "comes without its embedding, so prompts cannot contain the placeholder.",
         ),
         io.Image.Input(
             "photos",
             optional=True,
-            tooltip="Photos of the subject, for the judge: the preview of Load Instance Images.",
+            tooltip="Photos of the subject for the judge: the preview of Load Instance Images, "
+            f"which has the first {MAX_PREVIEWS} photos as squares. Not used without a judge.",
         ),
     ]
 
@@ -134,12 +136,14 @@ def _widgets() -> list[io.Input]:
         "steps",
         default=str(DEFAULT.steps),
         tooltip="Denoising steps per image, 1 to 1000: one number, or several with commas between "
-        "them, such as 10, 25, 100.",
+        "them, such as 10, 25, 100. Each number draws every image again; few steps give rough "
+        "images.",
     )
-    seed_tooltip = (
-        "Prompt number i starts from seed + i, with every model, scheduler and number of steps."
+    prompts_note = (
+        "Use four or more places that no photo shows: with the training prompt alone, a model that "
+        "draws nothing but the photos looks best."
     )
-    return [*drawing_inputs(seed_tooltip, steps), judge_input(can_be_none=True)]
+    return [*drawing_inputs(prompts_note, steps), judge_input(can_be_none=True)]
 
 
 def _outputs() -> list[io.Output]:
@@ -148,22 +152,24 @@ def _outputs() -> list[io.Output]:
             "images",
             display_name="images",
             tooltip="One image per setting and prompt: all prompts of the first setting, then "
-            "those of the next.",
+            "those of the next. Connect to Preview Image or Save Image.",
         ),
         io.Image.Output(
             "grid",
             display_name="comparison grid",
-            tooltip="All of them in one picture: a row per setting, a column per prompt, with "
-            "titles and scores.",
+            tooltip="All images in one, with titles and scores: a row per setting, a column per "
+            "prompt.",
         ),
         io.Image.Output(
             "chart",
             display_name="score chart",
-            tooltip="The mean scores of each setting, as bars. Needs a judge.",
+            tooltip="The mean scores of each setting, as bars. Connect to Preview Image. Without a "
+            "judge, nodes connected to it report that there are no scores.",
         ),
         io.String.Output(
             "scores",
             display_name="scores",
-            tooltip="The mean scores as a table, a line per setting. Needs a judge.",
+            tooltip="The mean scores as a table, a line per setting. Connect to Preview as Text. "
+            "Needs a judge.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""What Sample with Scheduler and Compare Settings have in common: widgets, and how they draw."""
+"""What Sample with Scheduler and Compare Settings share: their widgets, and how they draw."""
 
 from __future__ import annotations
 
@@ -29,16 +29,23 @@ DEFAULT = SamplingConfig()
 FURTHER = ("second_scheduler", "third_scheduler")
 
 
-def drawing_inputs(seed_tooltip: str, steps: io.Input | None = None) -> list[io.Input]:
-    """From the prompts to the number format; `steps` in place of the widget for one number."""
+PROMPTS = (
+    "One prompt per line, one image for each. The subject appears only where a prompt contains the "
+    "words of the instance prompt, or the placeholder of Textual Inversion Train."
+)
+
+
+def drawing_inputs(prompts_note: str = "", steps: io.Input | None = None) -> list[io.Input]:
+    """The widgets from the prompts to the number format; `steps` replaces the widget for one number
+    of steps."""
     return [
-        prompts_input(),
-        # Not one menu of several choices: ComfyUI's newer pages do not show those.
+        prompts_input(f"{PROMPTS} {prompts_note}".rstrip()),
+        # Not one menu with several choices, which newer pages of ComfyUI do not show.
         scheduler_input(DEFAULT),
         *map(_further_scheduler, FURTHER),
-        *sampling_inputs(DEFAULT, seed_tooltip=seed_tooltip, steps=steps),
-        size_input("width", "The images' width"),
-        size_input("height", "The images' height"),
+        *sampling_inputs(DEFAULT, steps=steps),
+        size_input("width", "Width of the images"),
+        size_input("height", "Height of the images"),
         batch_size_input(DEFAULT),
         drawing_precision_input(),
     ]
@@ -55,8 +62,8 @@ def draw(
     image_scorer: Callable[[torch.device, Sequence[str]], ImageScorer] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """What the widgets of `drawing_inputs` ask for, from each source in turn. ValueError for what
-    cannot be drawn, before a model is loaded."""
+    """Draw the images that the widgets of `drawing_inputs` describe, with each source in turn.
+    Raises ValueError for invalid inputs before a model is loaded."""
     chosen = dict.fromkeys(settings.pop(name) for name in ("scheduler", *FURTHER))
     axes = Axes(
         candidates=_candidates(sources),
@@ -65,7 +72,7 @@ def draw(
         prompts=lines(prompts, "prompts"),
     )
     sampling = SamplingConfig(**settings)
-    with host.stepping_aside() as device:
+    with host.trainer_device() as device:
         return compare(
             axes,
             sampling,
@@ -78,7 +85,8 @@ def draw(
 
 
 def _candidates(sources: Sequence[ModelSource]) -> list[Candidate]:
-    """Called by their files; where those are called alike, also by their embeddings'."""
+    """Labelled with the names of their files; if two are the same, also with those of their
+    embeddings."""
     names = [source.path.stem for source in sources]
     if len(set(names)) < len(names):
         names = [
@@ -96,6 +104,6 @@ def _further_scheduler(name: str) -> io.Combo.Input:
         name,
         options=[NONE, *SCHEDULERS],
         default=NONE,
-        tooltip="Another one to draw all prompts with, to compare; none draws no more. DDIM "
-        "forgives an overfitted model most, LMSDiscrete least.",
+        tooltip="Another scheduler to compare with. It draws every image again; none: no other "
+        "scheduler.",
     )

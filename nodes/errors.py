@@ -1,4 +1,4 @@
-"""The trainer's errors in words of the nodes: it names its settings, and people see widgets."""
+"""Rewords the trainer's errors for the nodes: they name settings, but users see widgets."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ WIDGETS = {
     "output.private": "private of Optimizer Settings",
     "output.name": "name",
 }
-"""By setting, its widget; without a node where more than one has it."""
+"""The widget of each setting, without the node if several nodes have it."""
 _SETTING = re.compile(rf"\b({'|'.join(map(re.escape, WIDGETS))})\b")
 
 
 @contextmanager
 def naming_widgets() -> Iterator[None]:
-    """Errors from inside, or from the function that it decorates, name widgets."""
+    """Make errors raised inside, or in the decorated function, name widgets instead of settings."""
     try:
         yield
     except Exception as error:

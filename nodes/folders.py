@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps files, and the menus of them."""
+"""ComfyUI's folders, and the menus of the files in them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def checkpoint_menu() -> list[str]:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The file of a name in `checkpoint_menu`."""
+    """The file with that name in `checkpoint_menu`."""
     if name == TOY:
         return toy.MODEL
     return _find("checkpoints", name, "checkpoint")
 
 
 def checkpoint_name(path: Path) -> str:
-    """As the menus of checkpoint loaders have it."""
+    """Its name in the menus of checkpoint loaders."""
     for root in folder_paths.get_folder_paths("checkpoints"):
         if path.is_relative_to(root):
             return str(path.relative_to(root))
@@ -37,8 +37,8 @@ def judge_menu() -> list[str]:
 
 
 def find_judge(name: str) -> Path:
-    """What a name in `judge_menu` means, as `encoders.load` takes it: a file, or the folder of
-    its own that it lies in with its config.json."""
+    """The model with that name in `judge_menu`, as a path for `encoders.load`: the file, or its
+    folder if that contains a config.json too."""
     if name == TOY:
         return toy.JUDGE
     file = _find("clip_vision", name, "judge")
@@ -47,8 +47,8 @@ def find_judge(name: str) -> Path:
 
 
 def _find(kind: str, name: str, what: str) -> Path:
-    # Only what ComfyUI itself lists. It follows links out of its model folders, and so do we:
-    # people keep models on other disks, and nobody can place a link there over the network.
+    # Only files that ComfyUI lists. It follows links out of its model folders, and so do we: people
+    # keep models on other disks, and nobody can create a link there over the network.
     if name in folder_paths.get_filename_list(kind):
         return Path(folder_paths.get_full_path_or_raise(kind, name))
     raise FileNotFoundError(
@@ -58,13 +58,13 @@ def _find(kind: str, name: str, what: str) -> Path:
 
 
 def photo_folder_menu() -> list[str]:
-    """The embedded photos, and every folder under input/ and the datasets folders."""
+    """The embedded photos, and all folders in input/ and the datasets folders."""
     folders = [f"{label}/{name}" for label, root in _photo_roots() for name in subfolders(root)]
     return [TOY_PHOTOS, *dict.fromkeys(folders)]
 
 
 def find_photo_folder(name: str) -> Path:
-    """The folder of a name in `photo_folder_menu`."""
+    """The folder with that name in `photo_folder_menu`."""
     if name == TOY_PHOTOS:
         return toy.PHOTOS
     label, _, rest = name.partition("/")
@@ -85,22 +85,22 @@ def _photo_roots() -> list[tuple[str, Path]]:
 
 
 def trained_folder() -> Path:
-    """Where new checkpoints go, so that Load Checkpoint lists them."""
+    """The folder for new checkpoints; Load Checkpoint lists them."""
     return Path(folder_paths.get_folder_paths("checkpoints")[0]) / "dreambooth"
 
 
 def embeddings_folder() -> Path:
-    """Where learned words go, so that prompts find them."""
+    """The folder for new embeddings; ComfyUI's prompts find them there."""
     return Path(folder_paths.get_folder_paths("embeddings")[0])
 
 
 def embedding_name(path: Path) -> str:
-    """As a prompt has it behind `embedding:`."""
+    """What follows `embedding:` in ComfyUI's own prompts."""
     return path.stem
 
 
 def runs_folder() -> Path:
-    """What is needed to find a finished run again and to resume an unfinished one."""
+    """The folder of what is needed to reuse finished runs and to resume others."""
     return Path(folder_paths.get_output_directory()) / "dreambooth" / "runs"
 
 
@@ -109,7 +109,7 @@ def class_images_folder() -> Path:
 
 
 def temp_folder(name: str) -> Path:
-    """A folder that ComfyUI empties when it starts and when it ends."""
+    """A new folder in ComfyUI's temp folder, which it empties when it starts and ends."""
     folder = Path(folder_paths.get_temp_directory()) / "dreambooth" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

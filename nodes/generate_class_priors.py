@@ -1,4 +1,4 @@
-"""Generate Class Priors: images of the class, made by the base model or the user's own."""
+"""Generate Class Priors: images of the class, drawn by the base model or the user's own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
 from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource
 from .widgets import (
+    DEFAULTS,
     batch_size_input,
     drawing_precision_input,
     sampling_inputs,
     scheduler_input,
     size_input,
+    widget,
 )
 
 GENERATE, FOLDER = "made by the model", "a folder of my own"
 PREVIEW_SIDE = 512
-DEFAULT = PriorConfig()
 
 
 class GenerateClassPriors(io.ComfyNode):
@@ -38,41 +39,38 @@ class GenerateClassPriors(io.ComfyNode):
             display_name="Generate Class Priors",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="Images of other members of the class (other dogs), trained on beside the "
-            "photos so that the class is not forgotten. The base model draws them once; images "
-            "that it drew before with the same settings are used again.",
+            description="Images of other members of the class, such as other dogs. Training on "
+            "them too keeps the model from forgetting the class. The base model draws them once; "
+            "later runs with the same settings reuse them.",
             search_aliases=["dreambooth", "prior preservation", "regularization", "class images"],
             inputs=[
                 ModelSocket.Input(
                     "model_source",
                     optional=True,
                     tooltip="The model that draws the class images: the one that will be trained. "
-                    "Not needed for a folder of your own.",
+                    f'Not needed for "{FOLDER}".',
                 ),
-                io.String.Input(
-                    "class_prompt",
-                    default="a photo of a dog",
-                    tooltip="The instance prompt without its rare word: 'a photo of a dog'.",
-                ),
+                widget(io.String, DEFAULTS.prior, "prompt", shown_as="class_prompt"),
                 io.DynamicCombo.Input(
                     "images",
                     options=[
                         io.DynamicCombo.Option(GENERATE, _generation_inputs()),
                         io.DynamicCombo.Option(FOLDER, _folder_inputs()),
                     ],
-                    tooltip="Whether the model draws the class images, or they lie in a folder.",
+                    tooltip="Whether the model draws the class images, or you have your own.",
                 ),
             ],
             outputs=[
                 ClassDatasetSocket.Output(
                     "class_dataset",
                     display_name="class dataset",
-                    tooltip="The class images and their prompt, for DreamBooth Train.",
+                    tooltip="The class images and their prompt. Connect to DreamBooth Train, with "
+                    "prior_weight above 0.",
                 ),
                 io.Image.Output(
                     "preview",
                     display_name="preview",
-                    tooltip=f"The first {MAX_PREVIEWS} class images.",
+                    tooltip=f"The first {MAX_PREVIEWS} class images. Connect to Preview Image.",
                 ),
             ],
         )
@@ -91,6 +89,7 @@ class GenerateClassPriors(io.ComfyNode):
         model_source: ModelSource | None = None,
     ) -> io.NodeOutput:
         settings = dict(images or {})
+        class_images: tuple[Path, ...]
         choice = settings.pop("images", None)
         if choice == FOLDER:
             class_images = (folders.find_photo_folder(settings["folder"]),)
@@ -98,8 +97,8 @@ class GenerateClassPriors(io.ComfyNode):
             raise ValueError(f"images must be '{GENERATE}' or '{FOLDER}', got {choice!r}.")
         elif model_source is None:
             raise ValueError(
-                "No model_source is connected, which draws the class images. Connect Load Base "
-                f"Model, or set images to '{FOLDER}'."
+                "No model_source is connected to draw the class images. Connect Load Base Model, "
+                f"or set images to '{FOLDER}'."
             )
         else:
             class_images = _generate(model_source, class_prompt, settings)
@@ -111,14 +110,14 @@ class GenerateClassPriors(io.ComfyNode):
 
 
 def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) -> tuple[Path, ...]:
-    """The class images, all of them."""
+    """Draw the class images that do not exist yet, and return all of them."""
     num_images, resolution = settings.pop("num_images"), settings.pop("resolution")
     number_format = settings.pop("precision")
     prior = PriorConfig(
         prompt=class_prompt, num_images=num_images, sampling=SamplingConfig(**settings)
     )
     check_scheduler(prior.sampling.scheduler)
-    with host.stepping_aside() as device:
+    with host.trainer_device() as device:
         precision.check(number_format, device)
         model = families.load(source.path, device)
         with precision.autocast(number_format, device):
@@ -133,20 +132,13 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
 
 
 def _generation_inputs() -> list[io.Input]:
-    sampling = DEFAULT.sampling
+    sampling = DEFAULTS.prior.sampling
     return [
-        io.Int.Input(
-            "num_images",
-            default=DEFAULT.num_images,
-            min=1,
-            max=10000,
-            tooltip="How many class images: 200 to 400 for a real model, 60 for the toy. Below 50 "
-            "they begin to be learned by heart.",
-        ),
+        widget(io.Int, DEFAULTS.prior, "num_images", min=1, max=10000),
         scheduler_input(sampling),
         *sampling_inputs(
             sampling,
-            seed_tooltip="Image number i starts from seed + i. Another seed makes all anew.",
+            seed_note="With another seed, all class images are drawn again.",
             inside_menu=True,
         ),
         size_input("resolution", "Width and height of the class images", advanced=True),
@@ -160,6 +152,7 @@ def _folder_inputs() -> list[io.Input]:
         io.Combo.Input(
             "folder",
             options=[name for name in folders.photo_folder_menu() if name != folders.TOY_PHOTOS],
-            tooltip="A folder of class images under ComfyUI's input or datasets folder.",
+            tooltip="A folder of class images under ComfyUI's input or datasets folder: 200 or "
+            "more, in different styles, as images of one style teach that style.",
         )
     ]

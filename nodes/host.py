@@ -1,5 +1,5 @@
-"""ComfyUI's side of a run: its memory, its progress bar, its stop button and its models. Only
-this file and folders.py import ComfyUI itself; the nodes take their form from `comfy_api`."""
+"""What nodes use of ComfyUI: its memory, progress bar, stop button and models. Only this file and
+folders.py import ComfyUI itself; the other modules import `comfy_api` alone."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from ..trainer.observer import Observer, ScoreReport, StepReport
 from .folders import checkpoint_name, temp_folder
 
 SECONDS_BETWEEN_TEXTS = 0.1
-"""Each text is a message to every open page."""
-NOTHING_TO_FINISH = (
-    'No training of this node is making steps now. Send the id of a node that is, as {"node": "3"}.'
+"""Each text is sent to every open page."""
+NOT_TRAINING = (
+    'No training is running on this node. Send the id of a node that is training: {"node": "3"}.'
 )
 PREVIEW_SIDE = 512
 """Longer side of a preview on a node, in pixels."""
@@ -44,31 +44,31 @@ PREVIEW_SIDE = 512
 
 
 @contextmanager
-def stepping_aside(*, at_once: bool = True) -> Iterator[torch.device]:
-    """Inside, gradients can be had and ComfyUI's models are off the device: at once, or from when a
-    ComfyObserver hears of a model being loaded; gives the device. All memory of what ran inside is
-    free again afterwards, however it ended."""
-    if at_once:
-        _make_room()
+def trainer_device(*, unload_now: bool = True) -> Iterator[torch.device]:
+    """Enable gradients, unload ComfyUI's models and return the device. Without `unload_now`, the
+    models stay until a ComfyObserver reports that the trainer loads its own. All memory that was
+    used inside is free afterwards, also after an error."""
+    if unload_now:
+        _unload_models()
     try:
-        # ComfyUI runs nodes in inference mode, whose tensors can never be trained.
+        # ComfyUI runs nodes in inference mode, and tensors made in it cannot be trained.
         with torch.inference_mode(False), torch.enable_grad():
             yield model_management.get_torch_device()
     except BaseException as error:
-        # The error travels on with every function it passed, and those hold the model.
-        _forget_variables(error)
+        # The error keeps the variables of every function that it passed through, and so the model.
+        _clear_frames(error)
         raise
     finally:
         gc.collect()
         model_management.soft_empty_cache()
 
 
-def _make_room() -> None:
+def _unload_models() -> None:
     model_management.unload_all_models()
     model_management.soft_empty_cache()
 
 
-def _forget_variables(error: BaseException | None) -> None:
+def _clear_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -78,9 +78,9 @@ def _forget_variables(error: BaseException | None) -> None:
 
 
 class ComfyObserver(Observer):
-    """Shows a run on the node that is executing, ends it when the stop button was pressed, and
-    finishes it when that was asked over HTTP. As a context manager it takes such asking until it is
-    left."""
+    """Shows a run on the node that is executing. Raises ComfyUI's exception once the stop button is
+    pressed, and finishes the run after the current step if an HTTP request asks for it. Leave it as
+    a context manager to stop accepting such requests."""
 
     def __init__(self) -> None:
         context = get_executing_context()
@@ -95,29 +95,29 @@ class ComfyObserver(Observer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        _making_steps.pop(self._node_id, None)
+        _finish_events.pop(self._node_id, None)
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
         _raise_if_stopped()
-        self.say(f"{activity} {done}/{total}", now=done == total)
-        # Previews are sampled between steps: the bar stays the training's.
+        self.show(f"{activity} {done}/{total}", now=done == total)
+        # During training the bar shows training steps, not the drawing of previews in between.
         if not self._is_training:
             self._advance(activity, done, total)
 
     def on_load(self, path: Path) -> None:
         _raise_if_stopped()
-        self.say(f"Loading {path.name}")
-        _make_room()
+        self.show(f"Loading {path.name}")
+        _unload_models()
 
     def on_start(self, total_steps: int) -> None:
         _raise_if_stopped()
         self._is_training = True
-        _making_steps[self._node_id] = self._finish
+        _finish_events[self._node_id] = self._finish
 
     def on_step(self, report: StepReport) -> None:
         _raise_if_stopped()
         is_last = report.step == report.total_steps
-        self.say(
+        self.show(
             f"step {report.step}/{report.total_steps}, loss {report.loss:.4f}, "
             f"{timedelta(seconds=int(report.seconds_left))} left",
             now=is_last,
@@ -127,7 +127,7 @@ class ComfyObserver(Observer):
 
     def on_skipped_step(self, step: int) -> None:
         _raise_if_stopped()
-        self.say(f"step {step}: fp16 is looking for a scale of the loss")
+        self.show(f"step {step}: skipped, fp16 is adjusting its loss scale")
 
     def wants_to_finish(self) -> bool:
         return self._finish.is_set()
@@ -137,11 +137,11 @@ class ComfyObserver(Observer):
         self._bar.update_absolute(step, preview=("JPEG", row, PREVIEW_SIDE))
 
     def on_score(self, report: ScoreReport) -> None:
-        self.say(f"Scored {best_step.describe(report)}")
+        self.show(f"Scored {best_step.describe(report)}")
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         name = checkpoint_name(path)
-        self.say(f"Wrote {name}")
+        self.show(f"Wrote {name}")
         payload = {"step": step, "name": name, "node": self._node_id}
         PromptServer.instance.send_sync("dreambooth.checkpoint", payload)
 
@@ -150,8 +150,8 @@ class ComfyObserver(Observer):
             self._activity, self._bar = activity, comfy.utils.ProgressBar(total)
         self._bar.update_absolute(done, total)
 
-    def say(self, text: str, *, now: bool = True) -> None:
-        """Show a line on the node; unless now, only if the last one has been there for a while."""
+    def show(self, text: str, *, now: bool = True) -> None:
+        """Show a line on the node. Without `now`, skip it if the last one was just shown."""
         is_due = now or time.monotonic() - self._last_text >= SECONDS_BETWEEN_TEXTS
         if self._node_id and is_due:
             self._last_text = time.monotonic()
@@ -159,32 +159,32 @@ class ComfyObserver(Observer):
             server.send_progress_text(text, self._node_id, server.client_id)
 
 
-_making_steps: dict[str | None, threading.Event] = {}
-"""By the executing node's id, what is set to finish its run."""
+_finish_events: dict[str | None, threading.Event] = {}
+"""By the id of each node that is training: setting the event finishes its run."""
 
 
 async def _finish(request: web.Request) -> web.Response:
-    """Makes the step at work the last one of a node's run: {"node": "3"}."""
+    """Finish a node's run after its current step. The request's body is {"node": "3"}."""
     try:
         node = (await request.json())["node"]
-        _making_steps[str(node)].set()
+        _finish_events[str(node)].set()
     except (ValueError, TypeError, KeyError):
-        return web.json_response({"error": NOTHING_TO_FINISH}, status=404)
+        return web.json_response({"error": NOT_TRAINING}, status=404)
     return web.json_response({"node": node})
 
 
 def add_routes() -> None:
-    """Called once, while ComfyUI starts."""
+    """Called once, when ComfyUI starts."""
     PromptServer.instance.routes.post("/dreambooth/finish")(_finish)
 
 
 def _raise_if_stopped() -> None:
-    """Asked at every step: ComfyUI's progress bar asks too, but not at each of its calls."""
+    """Called at every step, as ComfyUI's progress bar does not check at each of its updates."""
     model_management.throw_exception_if_processing_interrupted()
 
 
 def blocked(reason: str) -> ExecutionBlocker:
-    """An output's value when there is none: nodes linked to it show the reason as their error."""
+    """The value of an output without a result: nodes connected to it fail with the reason."""
     return ExecutionBlocker(reason)
 
 
@@ -192,7 +192,7 @@ def blocked(reason: str) -> ExecutionBlocker:
 
 
 def save_model(model: Any, clip: Any, vae: Any) -> Path:
-    """A checkpoint file of ComfyUI's models, patches applied, named by its content."""
+    """Save ComfyUI's models, with patches applied, as a checkpoint named by its content."""
     folder = temp_folder("models")
     part = folder / f"saving-{os.getpid()}.safetensors"
     try:
@@ -205,7 +205,7 @@ def save_model(model: Any, clip: Any, vae: Any) -> Path:
 
 
 def load_model(path: Path) -> tuple[Any, Any, Any]:
-    """ComfyUI's MODEL, CLIP and VAE of a checkpoint file."""
+    """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE."""
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(
         str(path),
         output_vae=True,

@@ -1,4 +1,4 @@
-"""Pictures between ComfyUI's IMAGE batches, arrays and files.
+"""Conversion between ComfyUI's IMAGE batches, arrays and files.
 
 Shapes: B batch, H W pixels."""
 
@@ -18,30 +18,29 @@ from ..trainer.data.images import fit, parse_color, read_image
 from ..trainer.observer import Observer
 
 MAX_PREVIEWS = 16
-"""Pictures in the preview of a folder: each takes 3 MB of ComfyUI's memory for as long as its cache
-keeps it."""
+"""Images in the preview of a folder: each takes 3 MB of memory while ComfyUI caches the output."""
 
 
 def to_batch(images: Sequence[np.ndarray | Image.Image]) -> Tensor:
-    """IMAGE [B, H, W, 3] in [0, 1] of pictures of one size."""
+    """IMAGE [B, H, W, 3] in [0, 1] from images of one size."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 255
 
 
 def to_arrays(batch: Tensor) -> list[np.ndarray]:
-    """The pictures [H, W, 3] uint8 of an IMAGE batch."""
+    """The images [H, W, 3] uint8 of an IMAGE batch."""
     return list(_levels(batch)[..., :3].numpy())
 
 
 def save_batch(batch: Tensor, folder: Path) -> Path:
-    """The folder below `folder` that holds an IMAGE batch as PNG files, named by their content."""
+    """Save an IMAGE batch as PNG files in a subfolder named by their content, and return it."""
     levels = _levels(batch)
-    pictures = [Image.fromarray(array) for array in levels.numpy()]
+    images = [Image.fromarray(array) for array in levels.numpy()]
     digest = hashlib.sha256(repr(levels.shape).encode() + levels.numpy().tobytes()).hexdigest()
     target = folder / digest[:16]
     target.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         content = BytesIO()
-        picture.save(content, format="PNG")
+        image.save(content, format="PNG")
         _write(target / f"{number:04d}.png", content.getvalue())
     return target
 
@@ -49,13 +48,13 @@ def save_batch(batch: Tensor, folder: Path) -> Path:
 def preview(
     paths: Sequence[Path], side: int, observer: Observer, *, color: str = "white"
 ) -> Tensor:
-    """IMAGE [B, side, side, 3] of the middles of the first pictures. ValueError for any, also of
-    the others, that cannot be read."""
+    """IMAGE [B, side, side, 3] with the middle of the first `MAX_PREVIEWS` images. Raises
+    ValueError if any image, also a later one, cannot be read."""
     background, shown = parse_color(color), []
     for done, path in enumerate(paths, start=1):
-        picture = read_image(path, background)
+        image = read_image(path, background)
         if done <= MAX_PREVIEWS:
-            pixels, _ = fit(picture, (side, side))
+            pixels, _ = fit(image, (side, side))
             shown.append((pixels.permute(1, 2, 0) + 1) / 2)
         observer.on_progress("Reading", done, len(paths))
     return torch.stack(shown).clamp(0, 1)
@@ -66,7 +65,7 @@ def _levels(batch: Tensor) -> Tensor:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Leaves a file of that size alone: its name says what is in it."""
+    """Skip a file that exists with this size: its folder is named by the content."""
     if path.exists() and path.stat().st_size == len(content):
         return
     part = path.with_suffix(".part")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -15,115 +14,77 @@ from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview, save_batch
 from .paths import fingerprint
 from .sockets import CATEGORY, DatasetSocket
-from .widgets import check_prompt
+from .widgets import DEFAULTS, check_prompt, widget
 
 FROM_GRAPH = "none, only the images below"
 MAX_BATCHES = 16
 PREVIEW_SIDE = 512
-"""Pixels, where the resolution is left to the model."""
-DEFAULT = DatasetConfig(photos=(Path(),), prompt="a photo of sks dog")
+"""Pixels, if resolution is 0."""
 
 
 class LoadInstanceImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        dataset = DEFAULTS.dataset
         return io.Schema(
             node_id="DreamBoothLoadInstanceImages",
             display_name="Load Instance Images",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="The photos of the subject to be taught, and the prompt that is to mean it."
-            " Three to six photos of different places and angles do well, 20 for a face.",
+            description="Photos of the subject to learn, and the prompt that describes them. Use "
+            "three to six photos with different places and angles, or about 20 of a face.",
             search_aliases=["dreambooth", "dataset", "photos", "training images", "folder"],
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=[*folders.photo_folder_menu(), FROM_GRAPH],
-                    tooltip="A folder under ComfyUI's input or datasets folder. A text file beside "
-                    "a photo (photo.jpg, photo.txt) is its caption, in place of the prompt.",
+                    tooltip="The folder of photos, inside ComfyUI's input or datasets folder. "
+                    "Photos in folders inside it are not read. A caption that leaves out the words "
+                    "for the subject does not teach them.",
                 ),
-                io.String.Input(
-                    "instance_prompt",
-                    default=DEFAULT.prompt,
-                    tooltip="What the photos show: the class with a rare word before it, such as "
-                    "'a photo of sks dog', or the placeholder of Textual Inversion Train. Prompts "
-                    "with these words draw the subject later.",
-                ),
-                io.Int.Input(
-                    "resolution",
-                    default=DEFAULT.resolution or 0,
-                    min=0,
-                    max=2048,
-                    step=8,
-                    tooltip="Shorter side of a training image, in pixels. 0 takes the model's own, "
-                    "512 for Stable Diffusion 1. Lower saves memory; below 256 spoils the result.",
-                ),
-                io.Combo.Input(
-                    "crop",
-                    options=list(get_args(Crop)),
-                    default=DEFAULT.crop,
-                    tooltip="What is kept of a photo that is not square: its centre, or a place "
-                    "drawn once per photo.",
-                ),
-                io.Boolean.Input(
-                    "buckets",
-                    default=DEFAULT.buckets,
-                    tooltip="Keep each photo's own shape, in steps of 64 pixels at about the same "
-                    "area, rather than cropping it to a square.",
-                ),
-                io.Boolean.Input(
-                    "mirror",
-                    default=DEFAULT.mirror,
-                    tooltip="Also train on each photo's mirror image. Wrong for faces, lettering "
-                    "and one-sided things.",
-                ),
-                io.Boolean.Input(
-                    "allow_upscaling",
-                    default=DEFAULT.allow_upscaling,
-                    advanced=True,
-                    tooltip="Enlarge photos smaller than the resolution rather than refuse them. "
-                    "They will look soft.",
-                ),
-                io.String.Input(
-                    "background",
-                    default=DEFAULT.background,
-                    advanced=True,
-                    tooltip="Colour put behind transparent pixels: a name such as white, or "
-                    "#rrggbb.",
-                ),
+                widget(io.String, dataset, "prompt", shown_as="instance_prompt"),
+                widget(io.Int, dataset, "resolution", min=0, max=2048, step=8),
+                widget(io.Combo, dataset, "crop", options=["center", "random"]),
+                widget(io.Boolean, dataset, "buckets"),
+                widget(io.Boolean, dataset, "mirror"),
+                widget(io.Boolean, dataset, "allow_upscaling", advanced=True),
+                widget(io.String, dataset, "background", advanced=True),
                 io.Autogrow.Input(
                     "images",
                     template=io.Autogrow.TemplatePrefix(
                         io.Image.Input(
                             "image",
-                            tooltip="Photos from the graph, each batch of one size, beside those "
-                            "of the folder. They are kept as files in ComfyUI's temp folder.",
+                            tooltip="Photos from the graph, added to those of the folder. All "
+                            "photos of a batch have one size. They are kept as files in ComfyUI's "
+                            "temp folder.",
                         ),
                         prefix="image",
                         min=0,
                         max=MAX_BATCHES,
                     ),
-                    tooltip=f"Photos from the graph, up to {MAX_BATCHES} batches, beside those of "
-                    "the folder.",
+                    tooltip=f"Photos from the graph, added to those of the folder: up to "
+                    f"{MAX_BATCHES} batches, each of one size. They have no captions, so the "
+                    f'prompt is used. To train on these alone, set folder to "{FROM_GRAPH}".',
                 ),
             ],
             outputs=[
                 DatasetSocket.Output(
                     "dataset",
                     display_name="dataset",
-                    tooltip="The photos and how they are brought to size, for DreamBooth Train and "
-                    "Textual Inversion Train.",
+                    tooltip="The photos and how they are cropped and resized. Connect to "
+                    "DreamBooth Train or Textual Inversion Train.",
                 ),
                 io.Image.Output(
                     "preview",
                     display_name="preview",
-                    tooltip=f"The middle of the first {MAX_PREVIEWS} photos, to see that the right "
-                    "ones were found; also for Compare Settings and Score Images.",
+                    tooltip=f"The middle of the first {MAX_PREVIEWS} photos, as squares. Connect "
+                    "to Preview Image, to check that these are the right photos, or to photos of "
+                    "Compare Settings and Score Images.",
                 ),
                 io.Int.Output(
                     "num_images",
                     display_name="number of images",
-                    tooltip="How many photos were found. Mirror images do not count.",
+                    tooltip="How many photos were found, without mirror images.",
                 ),
             ],
         )

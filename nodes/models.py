@@ -1,4 +1,4 @@
-"""Load Base Model, Model from Graph, Use Trained Model: where checkpoints come from and go to."""
+"""Load Base Model, Model from Graph and Use Trained Model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from .paths import fingerprint
 from .sockets import CATEGORY, ModelSocket, ModelSource
 
 FULL_WIDTH = 320
-"""Channels of the U-Net's first layer in every published Stable Diffusion."""
+"""Channels of the U-Net's first layer in Stable Diffusion."""
 
 
 def open_source(path: Path, embedding: Path | None = None) -> ModelSource:
-    """FileNotFoundError or ValueError for a file that cannot be trained, told from its table of
-    contents alone."""
+    """Check a checkpoint without reading its weights. Raises FileNotFoundError, or ValueError if it
+    cannot be trained."""
     file = CheckpointFile(path)
-    family = family_of(file).name
+    family_of(file)
     width = file.shape(f"{UNET}input_blocks.0.0.weight", 4)[0]
-    is_full_size = width == FULL_WIDTH
-    return ModelSource(path=path, family=family, is_full_size=is_full_size, embedding=embedding)
+    return ModelSource(path=path, is_full_size=width == FULL_WIDTH, embedding=embedding)
 
 
 class LoadBaseModel(io.ComfyNode):
@@ -36,25 +35,27 @@ class LoadBaseModel(io.ComfyNode):
             display_name="Load Base Model",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="The Stable Diffusion 1 checkpoint to start training from. Nothing is "
-            "loaded yet: the file is read when training or sampling begins.",
+            description="The Stable Diffusion 1 checkpoint to start training from. The file is "
+            "read when training or sampling starts, and never changed.",
             search_aliases=["dreambooth", "checkpoint", "toy model", "finetune", "base"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=folders.checkpoint_menu(),
-                    tooltip="A Stable Diffusion 1.x checkpoint from ComfyUI's checkpoints folders, "
-                    f"or the tiny model that comes along: '{folders.TOY}' trains in about two "
-                    "minutes without a GPU.",
+                    tooltip="A Stable Diffusion 1.x checkpoint (.safetensors or .ckpt) from "
+                    f'ComfyUI\'s checkpoints folders, or "{folders.TOY}": a tiny model that comes '
+                    "with these nodes and trains in about two minutes without a GPU. Use it to try "
+                    "the nodes and their settings; it draws small pictures of a simple world, not "
+                    "photos.",
                 )
             ],
             outputs=[
                 ModelSocket.Output(
                     "model_source",
                     display_name="model source",
-                    tooltip="The checkpoint, for DreamBooth Train, Textual Inversion Train, "
-                    "Generate Class Priors, Sample with Scheduler, Compare Settings and Use "
-                    "Trained Model.",
+                    tooltip="The checkpoint. Connect to DreamBooth Train, Textual Inversion Train, "
+                    "Generate Class Priors, Sample with Scheduler, Compare Settings or Use Trained "
+                    "Model.",
                 )
             ],
         )
@@ -76,21 +77,32 @@ class ModelFromGraph(io.ComfyNode):
             display_name="Model from Graph",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="Train from models as they are in this graph: merged, or with LoRAs "
-            "applied. They are written to a checkpoint in ComfyUI's temp folder, which is emptied "
-            "when ComfyUI starts or ends.",
+            description="Train from the models of this workflow, such as merged models or models "
+            "with LoRAs. They are saved as a checkpoint in ComfyUI's temp folder, which ComfyUI "
+            "empties when it starts or ends.",
             search_aliases=["dreambooth", "merge", "lora", "base model", "checkpoint"],
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion 1 diffusion model."),
-                io.Clip.Input("clip", tooltip="Its text encoder."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The MODEL of a Stable Diffusion 1.x checkpoint, after merging or "
+                    "LoRAs. Other kinds of models are refused.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The CLIP of the same checkpoint. Those of other kinds do not fit.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The VAE of the same checkpoint. A poor VAE blurs all images of the "
+                    "trained model.",
+                ),
             ],
             outputs=[
                 ModelSocket.Output(
                     "model_source",
                     display_name="model source",
-                    tooltip="The three as one checkpoint, for DreamBooth Train and the other nodes "
-                    "that take a model source.",
+                    tooltip="All three as one checkpoint. Connect to DreamBooth Train or another "
+                    "node with a model source.",
                 )
             ],
         )
@@ -108,24 +120,25 @@ class UseTrainedModel(io.ComfyNode):
             display_name="Use Trained Model",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="The trained checkpoint as ComfyUI's own MODEL, CLIP and VAE, for KSampler "
-            "and everything else in the same graph.",
+            description="Load the trained checkpoint as ComfyUI's own MODEL, CLIP and VAE, for "
+            "KSampler and all other nodes.",
             search_aliases=["dreambooth", "load trained", "ksampler", "checkpoint"],
             inputs=[
                 ModelSocket.Input(
                     "model_source",
-                    tooltip="From DreamBooth Train or Load Base Model. The embedded toy model is "
-                    "too small for KSampler: draw from it with Sample with Scheduler.",
+                    tooltip="From DreamBooth Train, or from Load Base Model to compare. The toy "
+                    "model is too small for KSampler: use Sample with Scheduler.",
                 )
             ],
             outputs=[
-                io.Model.Output("MODEL", tooltip="The diffusion model, for KSampler."),
+                io.Model.Output("MODEL", tooltip="The diffusion model. Connect to KSampler."),
                 io.Clip.Output(
                     "CLIP",
-                    tooltip="The text encoder, for CLIP Text Encode. A new word of Textual "
-                    "Inversion Train is embedding:name there.",
+                    tooltip="The text encoder. Connect to CLIP Text Encode, and write the words of "
+                    "the instance prompt there; instead of a placeholder, write "
+                    '"embedding:name".',
                 ),
-                io.Vae.Output("VAE", tooltip="Turns latents into images and back."),
+                io.Vae.Output("VAE", tooltip="The VAE. Connect to VAE Decode."),
             ],
         )
 
@@ -134,7 +147,6 @@ class UseTrainedModel(io.ComfyNode):
         if not model_source.is_full_size:
             raise ValueError(
                 f"'{model_source.path.name}' is a small model like the embedded toy, and ComfyUI's "
-                "own samplers take only models of the published size. Draw from it with Sample "
-                "with Scheduler."
+                "own samplers need a full-size model. Use Sample with Scheduler instead."
             )
         return io.NodeOutput(*host.load_model(model_source.path))

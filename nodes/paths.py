@@ -1,4 +1,5 @@
-"""Names that came over the network, to paths inside a given folder. Knows nothing of ComfyUI."""
+"""Turn names that come over the network into paths inside a given folder. Independent of
+ComfyUI."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from ..trainer.storage.names import fault
 
 
 def check_name(name: str) -> None:
-    """ValueError for a name that is not a plain relative path on every system."""
+    """Raises ValueError for a name that is not a plain relative path on every system."""
     faults = [fault(part) for part in name.split("/") if fault(part)]
     if faults:
         raise ValueError(
@@ -19,7 +20,7 @@ def check_name(name: str) -> None:
 
 
 def inside(root: Path, name: str) -> Path:
-    """The path of that name below `root`. ValueError for one that leads out of it, by itself or
+    """The path of that name below `root`. Raises ValueError if it leads out of `root`, by itself or
     through a link."""
     check_name(name)
     path = root / name
@@ -31,8 +32,8 @@ def inside(root: Path, name: str) -> Path:
 
 
 def subfolders(root: Path) -> list[str]:
-    """Every folder below `root` but hidden ones, with forward slashes, sorted. Links are named, not
-    followed."""
+    """All folders below `root` except hidden ones, sorted, with forward slashes. Links are listed
+    but not followed."""
     found = []
     for folder, names, _ in os.walk(root):
         names[:] = [name for name in names if not name.startswith(".") and not fault(name)]
@@ -41,7 +42,8 @@ def subfolders(root: Path) -> list[str]:
 
 
 def fingerprint(paths: list[Path]) -> str:
-    """Changes when a file among these or in these folders comes, goes or is written to."""
+    """A text that changes if one of these files, or a file in one of these folders, is added,
+    removed or written."""
     facts = []
     for path in paths:
         files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -1,4 +1,4 @@
-"""Sample with Scheduler: the same noise and prompts under one or several noise schedulers."""
+"""Sample with Scheduler: the same prompts and noise with one or several noise schedulers."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ class SampleWithScheduler(io.ComfyNode):
             display_name="Sample with Scheduler",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="Draw each prompt from a trained checkpoint with one or several noise "
-            "schedulers, from the same starting noise, and lay the images side by side.",
+            description="Draw each prompt with one or several noise schedulers, from the same "
+            "noise, and show the images side by side.",
             search_aliases=["dreambooth", "DDIM", "PNDM", "LMSDiscrete", "compare schedulers"],
             inputs=[
                 ModelSocket.Input(
                     "model_source",
-                    tooltip="The model that draws: of DreamBooth Train, Textual Inversion Train or "
-                    "Load Base Model.",
+                    tooltip="The model to draw with: from DreamBooth Train, Textual Inversion "
+                    "Train or Load Base Model. A checkpoint from Load Base Model comes without its "
+                    "embedding, so prompts cannot contain the placeholder.",
                 ),
-                *drawing_inputs("Prompt number i starts from seed + i, with every scheduler."),
+                *drawing_inputs(),
             ],
             outputs=[
                 io.Image.Output(
                     "images",
                     display_name="images",
                     tooltip="One image per scheduler and prompt: all prompts of the first "
-                    "scheduler, then those of the next.",
+                    "scheduler, then those of the next. Connect to Preview Image or Save Image.",
                 ),
                 io.Image.Output(
                     "grid",
                     display_name="comparison grid",
-                    tooltip="All of them in one picture: a row per scheduler, a column per prompt, "
-                    "with titles.",
+                    tooltip="All images in one, with titles: a row per scheduler, a column per "
+                    "prompt.",
                 ),
             ],
         )

@@ -1,4 +1,4 @@
-"""Score Images: what a judge makes of pictures of the subject, wherever they come from."""
+"""Score Images: compare any images with photos of the subject and with prompts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..trainer.evaluation.plots import score_chart
 from ..trainer.evaluation.scores import ImageScorer, Scores, table
 from . import folders, host
 from .errors import naming_widgets
-from .images import to_arrays, to_batch
+from .images import MAX_PREVIEWS, to_arrays, to_batch
 from .sockets import CATEGORY
 from .widgets import judge_input, lines
 
 MAX_BARS = 32
-"""Pictures in the chart, which would be too high to be read with more."""
+"""Images in the chart. With more, it would be too tall to read."""
 
 
 class ScoreImages(io.ComfyNode):
@@ -28,23 +28,28 @@ class ScoreImages(io.ComfyNode):
             display_name="Score Images",
             category=CATEGORY,
             essentials_category=CATEGORY,
-            description="Hold images against photos of the subject and against their prompts: how "
-            "much they show the subject, how well they follow the prompt, whether they repeat a "
-            "photo, and how much they vary.",
+            description="Score images with CLIP or DINO: how much they look like the subject, how "
+            "well they follow their prompts, whether they repeat a photo, and how much they vary.",
             search_aliases=["dreambooth", "CLIP score", "DINO", "similarity", "evaluate"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images to score, from any node."),
+                io.Image.Input(
+                    "images",
+                    tooltip="The images to score, from any node: ten or more, as the mean of a few "
+                    "says little.",
+                ),
                 io.Image.Input(
                     "photos",
-                    tooltip="Photos of the subject: the preview of Load Instance Images.",
+                    tooltip="Photos of the subject: the preview of Load Instance Images, which has "
+                    f"the first {MAX_PREVIEWS} photos as squares. Photos that were not trained on "
+                    "are a fairer measure.",
                 ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="What the images should show: one line for all of them, or a line for "
-                    "each. Empty leaves prompts out.",
+                    tooltip="What the images should show: one line for all of them, or one line "
+                    "for each. Empty: no prompt fidelity.",
                 ),
                 judge_input(),
             ],
@@ -56,7 +61,7 @@ class ScoreImages(io.ComfyNode):
     def execute(cls, images: Tensor, photos: Tensor, prompt: str, judge: str) -> io.NodeOutput:
         prompts = lines(prompt, "prompt") if prompt.strip() else ()
         path, shown = folders.find_judge(judge), to_arrays(images)
-        with host.stepping_aside() as device:
+        with host.trainer_device() as device:
             image_scorer = ImageScorer(encoders.load(path, device), to_arrays(photos), prompts)
             scores = image_scorer.score(shown)
         rows = scores.rows([f"image {number}" for number in range(1, len(shown) + 1)])
@@ -67,10 +72,11 @@ class ScoreImages(io.ComfyNode):
 
 
 def _means(scores: Scores, judge: str) -> list[Any]:
-    """In the outputs' order; for one that there is not, what keeps nodes behind from running."""
+    """The mean scores in the order of the outputs. For a missing one, a value that stops the nodes
+    connected to it."""
     missing = {
         "prompt fidelity": "Score Images has no prompt fidelity: prompt is empty, or the judge "
-        f"{judge} cannot read. Write what the images show, or choose a CLIP with its text encoder.",
+        f"{judge} has no text encoder. Write what the images show, or choose a CLIP with one.",
         "diversity": "Score Images has no diversity: it needs two images of one prompt. Connect "
         "more of them.",
     }
@@ -84,35 +90,37 @@ def _outputs() -> list[io.Output]:
         io.Float.Output(
             "subject_fidelity",
             display_name="subject fidelity",
-            tooltip="How much the images show the subject: their mean likeness to all photos, "
+            tooltip="How much the images look like the subject: their mean likeness to all photos, "
             "-1 to 1.",
         ),
         io.Float.Output(
             "prompt_fidelity",
             display_name="prompt fidelity",
-            tooltip="How well the images follow their prompts, -1 to 1. Needs a prompt, and a "
-            "judge that reads.",
+            tooltip="How well the images follow their prompts, -1 to 1. Needs a prompt and a judge "
+            "with a text encoder.",
         ),
         io.Float.Output(
             "memorisation",
             display_name="memorisation",
-            tooltip="The images' mean likeness to the photo that each is most like, -1 to 1. Near "
-            "1 they repeat the photos.",
+            tooltip="Mean likeness of each image to its nearest photo, -1 to 1. Near 1, images "
+            "repeat the photos.",
         ),
         io.Float.Output(
             "diversity",
             display_name="diversity",
             tooltip="How much images of the same prompt differ, 0 to 2. Near 0 they are all alike. "
-            "Needs two images of one prompt.",
+            "Needs at least 2 images of one prompt.",
         ),
         io.Image.Output(
             "chart",
             display_name="score chart",
-            tooltip=f"The scores of the first {MAX_BARS} images and the mean of all, as bars.",
+            tooltip=f"The scores of the first {MAX_BARS} images and the mean of all, as bars. The "
+            "node shows it too. Connect to Preview Image or Save Image.",
         ),
         io.String.Output(
             "scores",
             display_name="scores",
-            tooltip="The scores as a table: a line per image, and the mean.",
+            tooltip="The scores as a table: a line per image, and the mean. Connect to Preview as "
+            "Text.",
         ),
     ]

@@ -1,5 +1,5 @@
-"""One socket type per value that travels on a wire between our nodes. All are small and frozen;
-weights and images stay in their files."""
+"""The values that our nodes pass to each other, and their socket types. The values are small and
+frozen; weights and images stay in files."""
 
 from __future__ import annotations
 
@@ -18,45 +18,43 @@ CATEGORY = "DreamBooth"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
-    """A checkpoint file to train or to sample from. It is read only when that begins."""
+    """A checkpoint file to train or to sample from. It is read when training or sampling starts."""
 
     path: Path
-    family: str
-    """Such as "Stable Diffusion 1"."""
     is_full_size: bool
-    """Whether it has the widths of the published models, which ComfyUI's own loader insists on."""
+    """Whether its layers are as wide as Stable Diffusion's, which ComfyUI's own loader requires."""
     embedding: Path | None = None
-    """The file of a learned word, whose placeholder prompts may then have."""
+    """An embedding file, so that prompts can contain its placeholder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSettings:
-    """What Optimizer Settings says, as changes to a run's configuration."""
+    """The output of Optimizer Settings, as changes to a run's settings."""
 
-    config: Mapping[str, Any]
-    """As `TrainingConfig.replace` takes it."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Argument of `TrainingConfig.replace`."""
     method: Mapping[str, Any] = field(default_factory=dict)
     """Options of the training method."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreviewPlan:
-    """What Preview Settings says."""
+    """The output of Preview Settings."""
 
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     judge: Path | None = None
-    """As `trainer.evaluation.encoders.load` takes it; None scores nothing."""
+    """CLIP or DINO: argument of `trainer.evaluation.encoders.load`. None: no scores."""
 
 
 ModelSocket = io.Custom("DREAMBOOTH_MODEL")
 """Carries a ModelSource."""
 SavesSocket = io.Custom("DREAMBOOTH_SAVES")
-"""Carries a tuple of ModelSource: the stages of one training, in their order."""
+"""Carries a tuple of ModelSource: the stages of one run, in order."""
 DatasetSocket = io.Custom("DREAMBOOTH_DATASET")
-"""Carries a `trainer.config.DatasetConfig`."""
+"""Carries a DatasetConfig."""
 ClassDatasetSocket = io.Custom("DREAMBOOTH_CLASS_DATASET")
-"""Carries a `trainer.config.PriorConfig`, whose weight DreamBooth Train sets."""
+"""Carries a PriorConfig, whose weight DreamBooth Train sets."""
 OptimizerSocket = io.Custom("DREAMBOOTH_OPTIMIZER_SETTINGS")
 """Carries TrainingSettings."""
 PreviewSocket = io.Custom("DREAMBOOTH_PREVIEW_SETTINGS")

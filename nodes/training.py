@@ -1,52 +1,119 @@
-"""What the training nodes have in common: a run inside ComfyUI, what it shows, and its widgets."""
+"""What the two training nodes share: their inputs and outputs, and a run inside ComfyUI."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..trainer.evaluation import encoders
 from ..trainer.evaluation.plots import loss_curve
 from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.base import Method
 from ..trainer.runs.run import OnExisting
-from ..trainer.settings.config import TrainingConfig
+from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from . import folders, host
 from .images import to_batch
 from .models import open_source
-from .optimizer_settings import RUN
 from .sockets import (
+    DatasetSocket,
     ModelSocket,
     ModelSource,
     OptimizerSocket,
     PreviewPlan,
     PreviewSocket,
     SavesSocket,
+    TrainingSettings,
 )
-from .widgets import seed_input
+from .widgets import DEFAULTS, learning_rate_input, seed_input, widget
 
 ON_EXISTING = get_args(OnExisting)
-FOR_SMALL_MODELS = "toy"
-"""The preset for models like the embedded one, and for no other."""
-UNSEEN = (
+TOY_PRESET = "toy"
+"""The preset for models as small as the embedded one, and for no others."""
+NO_PREVIEWS = (
     "{} drew no previews. Connect Preview Settings, with 'every' no larger than the number of "
     "steps."
 )
-BREAKS_PROMPTS = set(" ,()[]<>")
-"""What ends a name behind `embedding:` in a prompt of ComfyUI's."""
+ENDS_NAME = set(" ,()[]<>")
+"""Characters that end the name of an embedding in ComfyUI's own prompts."""
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+# --- The run ------------------------------------------------------------------------------------
+
+
+def run_config(
+    source: ModelSource,
+    dataset: DatasetConfig,
+    preset: Mapping[str, Any],
+    *,
+    optimizer_settings: TrainingSettings | None,
+    preview_settings: PreviewPlan | None,
+    output: Mapping[str, Any],
+    name: str,
+    seed: int,
+    save_every: int,
+    prior: PriorConfig | None = None,
+    keep_saves: int = DEFAULTS.output.keep,
+) -> TrainingConfig:
+    """The run that the inputs of a training node describe. `preset` holds the values of the widgets
+    below the preset; `output` adds settings of `OutputConfig`. Raises ValueError for values that do
+    not go together."""
+    settings = optimizer_settings or TrainingSettings()
+    watched = preview_settings or PreviewPlan()
+    config = DEFAULTS.replace(
+        {
+            "base": source.path,
+            "embedding": source.embedding,
+            "dataset": dataset,
+            "prior": prior or PriorConfig(),
+            "optimizer": {"learning_rate": preset["learning_rate"]},
+            "preview": watched.preview,
+            "scoring": watched.scoring,
+            "output": {"name": name, "save_every": save_every, "keep": keep_saves, **output},
+            "steps": preset["steps"],
+            "batch_size": preset["batch_size"],
+            "seed": seed,
+        }
+    )
+    return config.replace(settings.config)
+
+
+def check_preset(name: str | None, presets: Presets, source: ModelSource) -> None:
+    """Raises ValueError for a preset that does not exist or is not made for the model. The toy
+    model's learning rates destroy a real model at once; a real model's have no effect on the toy.
+    """
+    if name not in presets:
+        raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}.")
+    fitting = [preset for preset in presets if (preset == TOY_PRESET) != source.is_full_size]
+    if name not in fitting:
+        kind = "a full-size Stable Diffusion model" if source.is_full_size else "a small model"
+        raise ValueError(
+            f"preset is {name}, which is not made for '{source.path.name}', {kind}. Choose "
+            f"{' or '.join(fitting)}."
+        )
+
+
+def check_embedding_name(name: str) -> None:
+    """Raises ValueError for a name that ComfyUI's own prompts cannot contain."""
+    bad = sorted(ENDS_NAME & set(name))
+    if bad:
+        raise ValueError(
+            f"name is {name!r}, and {bad[0]!r} would end it in a prompt: embedding:{name}. Use "
+            "letters, digits, - and _."
+        )
 
 
 def run(
-    config: TrainingConfig, method: Method, on_existing: str, plan: PreviewPlan | None
+    config: TrainingConfig, method: Method, on_existing: str, previews: PreviewPlan | None
 ) -> TrainingResult:
-    """Train, or find what was trained before. The previews' settings are in `config` already."""
-    judge = plan.judge if plan else None
-    with host.stepping_aside(at_once=False) as device, host.ComfyObserver() as observer:
+    """Train, or reuse a finished run. `config` contains the settings of the previews already."""
+    judge = previews.judge if previews else None
+    with host.trainer_device(unload_now=False) as device, host.ComfyObserver() as observer:
         result = train(
             config,
             method,
@@ -58,82 +125,32 @@ def run(
         )
         if result.reused:
             names = map(folders.checkpoint_name, result.files.values())
-            observer.say(f"Trained before: {', '.join(names)}")
+            observer.show(f"Trained before: {', '.join(names)}")
     return result
 
 
-def fingerprint_of(on_existing: str) -> float | str:
-    """Never equal to itself where training again or on is asked for: that is not served from
-    ComfyUI's cache."""
+def fingerprint(on_existing: str) -> float | str:
+    """What ComfyUI compares to decide whether its cached result is valid. NaN equals nothing, so
+    that resume and retrain always execute the node."""
     return "" if on_existing == "reuse" else float("nan")
 
 
-def require_fit(preset: str, presets: Mapping[str, Any], source: ModelSource) -> None:
-    """A toy's learning rate destroys a real model at once; a real one's does nothing to a toy."""
-    fitting = [name for name in presets if (name == FOR_SMALL_MODELS) != source.is_full_size]
-    if preset not in fitting:
-        kind = "a model of the published size" if source.is_full_size else "a small model"
-        raise ValueError(
-            f"preset is {preset}, which is not made for '{source.path.name}', {kind}. Choose "
-            f"{' or '.join(fitting)}."
-        )
+# --- Inputs -------------------------------------------------------------------------------------
 
 
-def check_embedding_name(name: str) -> None:
-    """ValueError for the name of an embedding that prompts cannot say."""
-    bad = sorted(BREAKS_PROMPTS & set(name))
-    if bad:
-        raise ValueError(
-            f"name is {name!r}, and {bad[0]!r} would end it in a prompt: embedding:{name}. Use "
-            "letters, digits, - and _."
-        )
+def preset_config(preset: Mapping[str, Any]) -> TrainingConfig:
+    """The default settings with the values of a preset, except for those of its method."""
+    return DEFAULTS.replace({key: value for key, value in preset.items() if key != "method"})
 
 
-def shown(result: TrainingResult, source: ModelSource, node: str) -> list[Any]:
-    """The values of `run_outputs`."""
-    saves = tuple(source_of(files, source) for files in (*result.saves, result.files))
+def model_and_photos() -> list[io.Input]:
     return [
-        to_batch([loss_curve(result.reports, result.scores)]),
-        to_batch(result.previews) if result.previews else host.blocked(UNSEEN.format(node)),
-        saves,
-        source_of(result.best or result.files, source),
-    ]
-
-
-def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
-    """The model of these files of a run that began with `source`."""
-    checkpoint, embedding = files.get("checkpoint"), files.get("embedding", source.embedding)
-    if checkpoint is None:
-        return replace(source, embedding=embedding)
-    return open_source(checkpoint, embedding)
-
-
-def run_outputs() -> list[io.Output]:
-    """What every run gives, behind its model and the name of its file."""
-    return [
-        io.Image.Output(
-            "loss_curve",
-            display_name="loss curve",
-            tooltip="The losses over the steps and, where Preview Settings has a judge, what was "
-            "learned and kept.",
+        ModelSocket.Input(
+            "model_source",
+            tooltip="The model to start from: from Load Base Model, Model from Graph or an earlier "
+            "training. Its file is not changed.",
         ),
-        io.Image.Output(
-            "previews",
-            display_name="previews",
-            tooltip="The last previews, one per prompt of Preview Settings.",
-        ),
-        SavesSocket.Output(
-            "saves",
-            display_name="saves",
-            tooltip="All stages of the run, for Compare Settings: what was saved on the way and is "
-            "still there, then the result.",
-        ),
-        ModelSocket.Output(
-            "best_source",
-            display_name="best step",
-            tooltip="The model of the step with the best scores, where Preview Settings has a "
-            "judge; otherwise, or if no step was better, the same as model source.",
-        ),
+        DatasetSocket.Input("dataset", tooltip="The photos, from Load Instance Images."),
     ]
 
 
@@ -142,60 +159,136 @@ def settings_links() -> list[io.Input]:
         OptimizerSocket.Input(
             "optimizer_settings",
             optional=True,
-            tooltip="Optimizer, number formats, memory: from Optimizer Settings.",
+            tooltip="Optimizer, number formats and memory, from Optimizer Settings. Needed if "
+            "memory is short or the defaults are not enough.",
         ),
         PreviewSocket.Input(
             "preview_settings",
             optional=True,
-            tooltip="What to draw and to score while training: from Preview Settings. None draws "
-            "nothing.",
+            tooltip="What to draw and score during training, from Preview Settings. Without it "
+            "nothing is drawn.",
         ),
     ]
 
 
-def keep_saves_input(file: str) -> io.Input:
-    """Stands last: saved workflows know widgets by their places."""
-    return io.Int.Input(
-        "keep_saves",
-        default=RUN.output.keep,
-        min=1,
-        max=1000,
-        optional=True,
-        advanced=True,
-        tooltip=f"How many intermediate {file}s stay: the newest ones. Compare Settings compares "
-        "those that stay.",
-    )
+def preset_input(
+    presets: Presets, inputs: Callable[[Mapping[str, Any]], list[io.Input]], tooltip: str
+) -> io.Input:
+    """A menu of presets; `inputs` returns the widgets below one, with its values."""
+    options = [io.DynamicCombo.Option(name, inputs(values)) for name, values in presets.items()]
+    return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip)
 
 
-def photos_per_step_input(config: TrainingConfig, more: str = "") -> io.Input:
-    return io.Int.Input(
-        "batch_size",
-        default=config.batch_size,
-        min=1,
-        max=256,
-        tooltip=f"Photos per step, 1 to 8{more}. More takes more memory.",
-    )
-
-
-def run_widgets(file: str, name: str, name_tooltip: str) -> list[io.Input]:
-    """`file` is what the run writes: "checkpoint"; `name` its default name."""
+def schedule_inputs(config: TrainingConfig) -> list[io.Input]:
+    """Learning rate, steps and batch size."""
     return [
-        seed_input(RUN.seed, "Decides every random draw of the run. Another seed is another run."),
-        io.Int.Input(
+        learning_rate_input(config.optimizer, "learning_rate"),
+        widget(io.Int, config, "steps", min=1, max=1000000),
+        widget(io.Int, config, "batch_size", min=1, max=256),
+    ]
+
+
+def run_widgets(name: str, name_note: str) -> list[io.Input]:
+    """Widgets below those of the preset. `name` is the default file name."""
+    output = replace(DEFAULTS.output, name=name)
+    return [
+        seed_input(DEFAULTS),
+        widget(
+            io.Int,
+            output,
             "save_every",
-            default=RUN.output.save_every,
+            note="keep_saves says how many of them are kept.",
             min=0,
             max=1000000,
-            tooltip=f"Steps between intermediate {file}s, of which the newest stay, as many as "
-            "keep_saves says; 0 saves only at the end.",
         ),
-        io.String.Input("name", default=name, tooltip=name_tooltip),
+        widget(io.String, output, "name", note=name_note),
         io.Combo.Input(
             "on_existing",
             options=list(ON_EXISTING),
             default=ON_EXISTING[0],
-            tooltip=f"Of the very same run from before: reuse takes its {file}, or goes on where "
-            "it was stopped; resume does too, also where it was finished early with its state "
-            "kept, but refuses to begin a new run; retrain begins anew.",
+            tooltip="What to do if the same run exists already. reuse: use its result, or continue "
+            "it if it was stopped. resume: the same, and also continue a run that was finished "
+            "early if its state was kept; an error if there is no such run. retrain: train from "
+            "the start, each time the workflow runs.",
         ),
     ]
+
+
+def keep_saves_input() -> io.Input:
+    """Goes last, because saved workflows store values by position."""
+    return widget(
+        io.Int,
+        DEFAULTS.output,
+        "keep",
+        shown_as="keep_saves",
+        note="Compare Settings compares those that are kept.",
+        min=1,
+        max=1000,
+        optional=True,
+        advanced=True,
+    )
+
+
+# --- Outputs ------------------------------------------------------------------------------------
+
+
+def run_outputs() -> list[io.Output]:
+    """The outputs of every run after its model and file name."""
+    return [
+        io.Image.Output(
+            "loss_curve",
+            display_name="loss curve",
+            tooltip="The loss over the steps and, with a judge in Preview Settings, likeness and "
+            "what is kept of prompts and class. The loss is noisy and hardly falls: look at the "
+            "previews instead. Connect to Preview Image or Save Image.",
+        ),
+        io.Image.Output(
+            "previews",
+            display_name="previews",
+            tooltip="The last previews, one for each prompt of Preview Settings. Connect to "
+            "Preview Image.",
+        ),
+        SavesSocket.Output(
+            "saves",
+            display_name="saves",
+            tooltip="All stages of the run, for Compare Settings: the intermediate saves that are "
+            "kept, then the result.",
+        ),
+        ModelSocket.Output(
+            "best_source",
+            display_name="best step",
+            tooltip="The model of the step with the best scores, if Preview Settings has a judge; "
+            "otherwise, or if no step was better, the same as model source. Connect to Sample with "
+            "Scheduler or Use Trained Model.",
+        ),
+    ]
+
+
+def node_output(
+    cls: type[io.ComfyNode],
+    result: TrainingResult,
+    source: ModelSource,
+    file_name: str,
+    display_name: str,
+) -> io.NodeOutput:
+    """The model, the name of its file and `run_outputs`; the node shows the loss curve."""
+    curve = to_batch([loss_curve(result.reports, result.scores)])
+    no_previews = host.blocked(NO_PREVIEWS.format(display_name))
+    saves = tuple(source_of(files, source) for files in (*result.saves, result.files))
+    return io.NodeOutput(
+        source_of(result.files, source),
+        file_name,
+        curve,
+        to_batch(result.previews) if result.previews else no_previews,
+        saves,
+        source_of(result.best or result.files, source),
+        ui=ui.PreviewImage(curve, cls=cls),
+    )
+
+
+def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
+    """The model in the files of a run that started from `source`."""
+    checkpoint, embedding = files.get("checkpoint"), files.get("embedding", source.embedding)
+    if checkpoint is None:
+        return replace(source, embedding=embedding)
+    return open_source(checkpoint, embedding)

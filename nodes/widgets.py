@@ -1,23 +1,61 @@
-"""Widgets that several nodes show: how images are drawn, seeds, learning rates, number formats."""
+"""Widgets. One that stands for a setting takes its name, default and tooltip from the setting's
+dataclass."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from ..trainer.sampling.schedulers import SCHEDULERS
-from ..trainer.settings.config import Precision, SamplingConfig
+from ..trainer.settings.config import (
+    DatasetConfig,
+    Precision,
+    PriorConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from ..trainer.settings.descriptions import descriptions
 from . import folders
 
+DEFAULTS = TrainingConfig(
+    base=Path("toy"),
+    dataset=DatasetConfig(photos=(Path(),), prompt="a photo of sks dog"),
+    prior=PriorConfig(prompt="a photo of a dog"),
+)
+"""The settings whose values are the widgets' defaults. Base model and photos are placeholders."""
 NONE = "none"
 SEED_MAX = 2**32 - 1
 EMBEDDING = "embedding:"
-"""How a learned word begins in ComfyUI's own prompts."""
+"""What ComfyUI's own prompts have before the name of an embedding."""
+
+
+def widget(
+    kind: Any, settings: Any, name: str, *, shown_as: str = "", note: str = "", **options: Any
+) -> io.Input:
+    """The widget of the setting `name`, such as `widget(io.Int, DEFAULTS, "steps", min=1)`.
+
+    Its value in `settings` is the default; the tooltip is its description and then `note`. If
+    the setting is None, the widget shows its minimum, 0. `shown_as` is the widget's id if it is not
+    `name`."""
+    dataclass: type = type(settings)
+    value, text = getattr(settings, name), descriptions(dataclass)[name]
+    if value is None:
+        value, text = options["min"], text.replace("Not set:", "0:")
+    tooltip = f"{text} {note}".rstrip()
+    return kind.Input(shown_as or name, default=value, tooltip=tooltip, **options)
+
+
+def pop_fields(settings: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Remove the values of a dataclass's fields from `values`, and return them."""
+    names = [field.name for field in dataclasses.fields(settings) if field.name in values]
+    return {name: values.pop(name) for name in names}
 
 
 def lines(text: str, name: str) -> tuple[str, ...]:
-    """The lines with something on them; ValueError if there is none."""
+    """The lines that are not empty. Raises ValueError if there are none."""
     found = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not found:
         raise ValueError(f"{name} is empty. Write one prompt per line.")
@@ -27,8 +65,8 @@ def lines(text: str, name: str) -> tuple[str, ...]:
 
 
 def check_prompt(prompt: str, name: str) -> None:
-    """ValueError for a learned word as ComfyUI's own prompts have it: here those are mere
-    letters."""
+    """Raises ValueError for ComfyUI's own notation of an embedding, which the trainer does not
+    understand."""
     if EMBEDDING in prompt.lower():
         raise ValueError(
             f"{name} has {prompt!r}, but {EMBEDDING}name is for ComfyUI's own prompts. Write the "
@@ -36,13 +74,9 @@ def check_prompt(prompt: str, name: str) -> None:
         )
 
 
-def prompts_input() -> io.String.Input:
+def prompts_input(tooltip: str) -> io.String.Input:
     return io.String.Input(
-        "prompts",
-        multiline=True,
-        default="a photo of sks dog",
-        tooltip="One prompt per line, one image for each. The words of the instance prompt stand "
-        "for the subject, or the placeholder of Textual Inversion Train.",
+        "prompts", multiline=True, default=DEFAULTS.dataset.prompt, tooltip=tooltip
     )
 
 
@@ -51,132 +85,78 @@ def judge_input(*, can_be_none: bool = False, optional: bool = False) -> io.Comb
         "judge",
         options=[*([NONE] if can_be_none else []), *folders.judge_menu()],
         optional=optional,
-        tooltip=f"What scores: '{folders.TOY}' in the toy's world; for photos a CLIP or DINO of "
-        "ComfyUI's clip_vision folders. CLIP with its text encoder reads prompts too, DINO tells "
-        "the subject from others of its class. Numbers of different judges cannot be compared.",
+        tooltip=f'The model that scores images: "{folders.TOY}" for the toy model; for photos a '
+        "CLIP or DINO from ComfyUI's clip_vision folders. Only CLIP with its text encoder scores "
+        "how well prompts are followed; DINO tells the subject best from others of its class. "
+        "Scores of different judges cannot be compared.",
     )
 
 
 def scheduler_input(sampling: SamplingConfig) -> io.Combo.Input:
-    return io.Combo.Input(
-        "scheduler",
-        options=list(SCHEDULERS),
-        default=sampling.scheduler,
-        tooltip="Noise scheduler the images are drawn with.",
-    )
+    return widget(io.Combo, sampling, "scheduler", options=list(SCHEDULERS))
 
 
 def sampling_inputs(
     sampling: SamplingConfig,
     *,
-    seed_tooltip: str,
+    seed_note: str = "",
     inside_menu: bool = False,
     steps: io.Input | None = None,
 ) -> list[io.Input]:
-    """Steps, guidance scale, seed and negative prompt, as `SamplingConfig` calls them; `steps` in
-    place of the widget for one number of them."""
+    """Steps, guidance scale, seed and negative prompt; `steps` replaces the widget for one number
+    of steps."""
     return [
-        steps or _steps_input(sampling),
-        io.Float.Input(
-            "guidance_scale",
-            default=sampling.guidance_scale,
-            min=1.0,
-            max=30.0,
-            step=0.1,
-            tooltip="How strongly the prompt is followed; 1 is no guidance, above 15 colours burn "
-            "out. 7.5 is usual, 4 for the toy model.",
-        ),
-        seed_input(sampling.seed, seed_tooltip, inside_menu=inside_menu),
-        io.String.Input(
-            "negative_prompt",
-            default=sampling.negative_prompt,
-            advanced=True,
-            tooltip="What the images should not show. Empty for none.",
-        ),
+        steps or widget(io.Int, sampling, "steps", min=1, max=1000),
+        widget(io.Float, sampling, "guidance_scale", min=1.0, max=30.0, step=0.1),
+        seed_input(sampling, seed_note, inside_menu=inside_menu),
+        widget(io.String, sampling, "negative_prompt", advanced=True),
     ]
 
 
-def _steps_input(sampling: SamplingConfig) -> io.Int.Input:
-    return io.Int.Input(
-        "steps",
-        default=sampling.steps,
-        min=1,
-        max=1000,
-        tooltip="Denoising steps per image: 20 to 50 are usual, about 100 help when images come "
-        "out noisy.",
-    )
-
-
 def batch_size_input(sampling: SamplingConfig) -> io.Int.Input:
-    return io.Int.Input(
-        "batch_size",
-        default=sampling.batch_size,
-        min=1,
-        max=64,
-        advanced=True,
-        tooltip="Images drawn at once, 1 to 16: more is faster and takes more memory.",
-    )
+    return widget(io.Int, sampling, "batch_size", min=1, max=64, advanced=True)
 
 
-def size_input(name: str, what: str, **more: Any) -> io.Int.Input:
+def size_input(name: str, what: str, **options: Any) -> io.Int.Input:
     return io.Int.Input(
         name,
         default=0,
         min=0,
         max=4096,
         step=8,
-        tooltip=f"{what}, in pixels, a multiple of 8; 0 takes the model's own, 512 for Stable "
-        "Diffusion 1.",
-        **more,
+        tooltip=f"{what} in pixels, a multiple of 8. 0: the model's own size, 512 for Stable "
+        "Diffusion 1. In much larger images, things appear twice.",
+        **options,
     )
 
 
-def seed_input(default: int, tooltip: str, *, inside_menu: bool = False) -> io.Int.Input:
-    """Fixed: ComfyUI would otherwise draw a new one for each Queue, and so train anew."""
-    # Inside a dynamic menu the page adds no control by itself, and would not remove one of ours
-    # when the choice changes.
+def seed_input(settings: Any, note: str = "", *, inside_menu: bool = False) -> io.Int.Input:
+    """Fixed, as ComfyUI would otherwise draw a new seed for each run of the workflow and so train
+    again."""
+    # In a dynamic menu the page adds no control by itself, and would not remove one of ours when
+    # the choice changes.
     control = None if inside_menu else io.ControlAfterGenerate.fixed
-    return io.Int.Input(
-        "seed",
-        default=default,
-        min=0,
-        max=SEED_MAX,
-        control_after_generate=control,
-        tooltip=tooltip,
+    return widget(
+        io.Int, settings, "seed", note=note, min=0, max=SEED_MAX, control_after_generate=control
     )
 
 
 def learning_rate_input(
-    name: str, default: float, tooltip: str, *, minimum: float = 1e-10, advanced: bool = False
+    settings: Any, name: str, *, minimum: float = 1e-10, **options: Any
 ) -> io.Float.Input:
-    """Keeps 1.23e-6 as it is typed: without both `step` and `round` the page rounds it to 1.2e-6,
-    or to 0."""
-    return io.Float.Input(
-        name,
-        default=default,
-        min=minimum,
-        max=10.0,
-        step=1e-7,
-        round=1e-10,
-        tooltip=tooltip,
-        advanced=advanced or None,
-    )
-
-
-def precision_input(default: str, tooltip: str, *, advanced: bool = False) -> io.Combo.Input:
-    return io.Combo.Input(
-        "precision",
-        options=list(get_args(Precision)),
-        default=default,
-        tooltip=tooltip,
-        advanced=advanced or None,
+    """Keeps 1.23e-6 as typed: without both `step` and `round` the page rounds it to 1.2e-6 or 0."""
+    return widget(
+        io.Float, settings, name, min=minimum, max=10.0, step=1e-7, round=1e-10, **options
     )
 
 
 def drawing_precision_input() -> io.Combo.Input:
-    """Of nodes that draw and do not train."""
-    return precision_input(
-        "fp32",
-        "Number format of the computation. fp16 and bf16 are faster on a GPU.",
+    """For nodes that draw images and do not train."""
+    return io.Combo.Input(
+        "precision",
+        options=list(get_args(Precision)),
+        default="fp32",
         advanced=True,
+        tooltip="Number format of the computation. fp16 and bf16 are faster on a GPU; in fp16 some "
+        "models draw black images.",
     )

@@ -127,9 +127,9 @@ NUMBERS = "Write whole numbers from 1 to 1000 with commas between them: 25, or 1
         ({"steps": "-3"}, f"steps is '-3'. {NUMBERS}"),
         (
             {"judge": "toy (embedded)"},
-            "judge is toy (embedded), but there are no photos to hold the images against. Connect "
-            "photos of the subject, such as the preview of Load Instance Images, or set judge to "
-            "none.",
+            "judge is toy (embedded), but there are no photos to compare the images with. "
+            "Connect photos of the subject, such as the preview of Load Instance Images, or set "
+            "judge to none.",
         ),
         (
             {"model_sources.model_source0": None},

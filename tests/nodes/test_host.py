@@ -28,7 +28,7 @@ def train(device):
     assert model(torch.ones(1, 1)).requires_grad
     raise ValueError("stopped")
 try:
-    with torch.inference_mode(), host.stepping_aside() as device:
+    with torch.inference_mode(), host.trainer_device() as device:
         train(device)
 except ValueError as error:
     print([model() for model in models], error)
@@ -44,7 +44,7 @@ host = sys.modules["/pack.nodes.host"]
 cpu = torch.device("cpu")
 theirs = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), cpu, cpu)
 management.load_models_gpu([theirs])
-with host.stepping_aside(at_once=False):
+with host.trainer_device(unload_now=False):
     before = len(management.current_loaded_models)
     host.ComfyObserver().on_load(Path("ours"))
     print(before, len(management.current_loaded_models))
@@ -219,8 +219,8 @@ def test_only_a_node_that_is_training_can_be_finished(comfyui, content):
     assert comfyui.post("/dreambooth/finish", content) == (
         404,
         {
-            "error": "No training of this node is making steps now. Send the id of a node that is, "
-            'as {"node": "3"}.'
+            "error": "No training is running on this node. Send the id of a node that is training: "
+            '{"node": "3"}.'
         },
     )
 
@@ -386,8 +386,8 @@ def test_the_toy_is_not_for_comfyuis_own_samplers(comfyui, toy_graph):
     outcome = comfyui.run(graph)
     assert outcome.error == (
         "2",
-        f"'{MODEL.name}' is a small model like the embedded toy, and ComfyUI's own samplers take "
-        "only models of the published size. Draw from it with Sample with Scheduler.",
+        f"'{MODEL.name}' is a small model like the embedded toy, and ComfyUI's own samplers need "
+        "a full-size model. Use Sample with Scheduler instead.",
     )
 
 

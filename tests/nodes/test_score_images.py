@@ -13,8 +13,8 @@ pytestmark = pytest.mark.xdist_group("comfyui")
 
 TOY = "toy (embedded)"
 NO_PROMPT = (
-    "Score Images has no prompt fidelity: prompt is empty, or the judge {} cannot read. Write what "
-    "the images show, or choose a CLIP with its text encoder."
+    "Score Images has no prompt fidelity: prompt is empty, or the judge {} has no text encoder. "
+    "Write what the images show, or choose a CLIP with one."
 )
 OUTPUTS = ["subject fidelity", "prompt fidelity", "memorisation", "diversity"]
 

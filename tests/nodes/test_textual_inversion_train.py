@@ -200,9 +200,8 @@ def test_settings_of_dreambooth_s_are_refused(comfyui, graph, name, value):
     outcome = comfyui.run(refused)
     assert outcome.error == (
         "3",
-        f"{name} of Optimizer Settings is {value}, which means nothing for textual inversion: it "
-        "trains the new word and nothing else. Set it to its default, or leave Optimizer Settings "
-        "out.",
+        f"{name} of Optimizer Settings is {value}, which has no effect in textual inversion: only "
+        "the new token is trained. Set it to its default, or disconnect Optimizer Settings.",
     )
 
 

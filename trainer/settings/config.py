@@ -39,9 +39,10 @@ class DatasetConfig:
     <my-dog>". A text file beside a photo (photo.jpg, photo.txt) replaces the prompt for that photo.
     """
     resolution: Decides[int | None] = None
-    """Shorter side of a training image in pixels, a multiple of 8, or of 64 with buckets. Less
-    saves memory, but below half of the model's own size it forgets how to draw well; more needs
-    more memory and larger photos. Not set: the model's own size, 512 for Stable Diffusion 1."""
+    """Shorter side of a training image in pixels, a multiple of 8, or of 64 with buckets. Lower
+    values save memory, but below half of the model's own size the model forgets how to draw well;
+    higher values need more memory and larger photos. Not set: the model's own size, 512 for Stable
+    Diffusion 1."""
     crop: Decides[Crop] = "center"
     """Which part of a photo that is not square is used: "center", or "random" for a place chosen
     once per photo, which may cut off a subject in the middle."""
@@ -80,9 +81,9 @@ class OptimizerConfig:
     Prodigy 16. With Prodigy, which finds the learning rate itself, set the learning rate to 1; with
     Lion, lower it."""
     learning_rate: Decides[float] = 2e-6
-    """Learning rate per step. For Stable Diffusion 1: 1e-6 to 5e-6 in DreamBooth, 1e-4 to 5e-3 in
-    textual inversion; for the toy model: about 2e-4 and 3e-3. Too high, and every prompt draws the
-    photos, or noise; too low, and the subject is not learned."""
+    """Learning rate per step. DreamBooth: 1e-6 to 5e-6, or about 2e-4 for the toy model. Textual
+    inversion: 1e-4 to 5e-3, or about 3e-3 for the toy model. If it is too high, every prompt draws
+    the photos, or noise; if it is too low, the subject is not learned."""
     weight_decay: Decides[float] = 0.01
     """How strongly every weight is pulled towards zero at each step, in units of the learning rate:
     0 to 0.1. More erases what the model knows. Textual inversion does not use it."""
@@ -173,8 +174,8 @@ class TrainingConfig:
     scoring: NoEffect[ScoringConfig] = field(default_factory=ScoringConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     steps: Decides[int] = 400
-    """Training steps. DreamBooth: about 100 per photo for things, 200 for faces; textual inversion:
-    1000 to 3000; toy model: 300. Too few give only a vague likeness; too many, and every prompt
+    """Training steps. DreamBooth: about 100 per photo for things, 200 for faces. Textual inversion:
+    1000 to 3000. Toy model: 300. Too few give only a vague likeness; with too many, every prompt
     draws the photos, background and all."""
     batch_size: PhotosPerStep[int] = 4
     """Photos per pass through the model, 1 to 8; class images are added to them. More takes more

@@ -79,7 +79,7 @@ class PreviewConfig:
     prompts: tuple[str, ...] = ()
     """Prompts of the preview images: 2 to 4 that show the subject as in the photos, the subject
     elsewhere, and the class without the rare word or placeholder. For scored previews: 4 to 8 of
-    the subject in different places. Not set: no previews."""
+    the subject in different places. Without prompts no previews are drawn."""
     every: int = 100
     """Steps between previews, such as a tenth to a quarter of all steps. Each preview takes as long
     as a few training steps; above the number of steps none is drawn."""
