@@ -1,4 +1,4 @@
-"""The nodes' definitions as ComfyUI's pages get them."""
+"""The nodes' definitions as ComfyUI sends them to its page."""
 
 import dataclasses
 from pathlib import Path
@@ -46,7 +46,7 @@ def nodes(comfyui):
 
 
 def inputs(info):
-    """Each input's kind and options by name; those of a dynamic menu by "menu.option.name"."""
+    """Kind and options of each input by name; below a dynamic menu, by "menu.option.name"."""
     found = {}
     for group in ("required", "optional"):
         for name, (kind, options) in info["input"].get(group, {}).items():
@@ -63,12 +63,12 @@ def menu(nodes, node, name):
     return inputs(nodes[f"DreamBooth{node}"])[name][1]["options"]
 
 
-def test_the_nodes_are_there_under_their_names(nodes):
+def test_node_ids_and_names(nodes):
     assert {name: info["display_name"] for name, info in nodes.items()} == IDS
 
 
 @pytest.mark.parametrize("node", IDS)
-def test_every_node_can_be_found_and_explains_itself(nodes, node):
+def test_every_node_has_search_words_and_explains_itself(nodes, node):
     info = nodes[node]
     assert info["category"] == "DreamBooth"
     assert info["essentials_category"] == "DreamBooth"
@@ -81,15 +81,15 @@ def test_every_node_can_be_found_and_explains_itself(nodes, node):
     assert all(tooltip.endswith(".") for tooltip in info["output_tooltips"])
 
 
-def test_an_input_and_an_output_never_share_their_id(nodes):
+def test_inputs_and_outputs_have_different_ids(nodes):
     for info in nodes.values():
         names = [name.replace(" ", "_") for name in info["output_name"]]
         shared = set(inputs(info)) & set(names)
-        # Shown names may agree; ids, which old ComfyUI demands to differ, are not shown.
+        # Old ComfyUI requires different ids, which are not shown; display names may be the same.
         assert shared <= {"model_source"}
 
 
-def test_menus_are_the_trainers_tables(nodes):
+def test_menus_list_the_trainers_tables(nodes):
     assert menu(nodes, "OptimizerSettings", "optimizer") == list(OPTIMIZERS)
     assert menu(nodes, "OptimizerSettings", "lr_schedule") == list(LR_SCHEDULES)
     assert menu(nodes, "OptimizerSettings", "precision") == list(get_args(Precision))
@@ -108,7 +108,7 @@ def test_menus_are_the_trainers_tables(nodes):
     assert menu(nodes, node, "preset.toy.templates") == list(TEMPLATES)
 
 
-def test_defaults_are_the_dataclasses(nodes):
+def test_defaults_are_those_of_the_dataclasses(nodes):
     optimizer = inputs(nodes["DreamBoothOptimizerSettings"])
     for name in ("weight_decay", "max_grad_norm", "lr_schedule", "warmup_steps", "num_restarts"):
         assert optimizer[name][1]["default"] == getattr(OptimizerConfig(), name)
@@ -118,7 +118,7 @@ def test_defaults_are_the_dataclasses(nodes):
     assert preview["steps"][1]["default"] == PreviewConfig().sampling.steps
     for name, value in dataclasses.asdict(ScoringConfig()).items():
         assert preview[name][1]["default"] == value
-    # They came later: saved workflows have no values for them.
+    # Optional, because workflows saved before them have no values for them.
     optional = nodes["DreamBoothPreviewSettings"]["input"]["optional"]
     assert list(optional) == ["judge", *dataclasses.asdict(ScoringConfig())]
     sampling = inputs(nodes["DreamBoothSampleWithScheduler"])
@@ -175,14 +175,14 @@ def test_learning_rates_keep_all_their_digits(nodes):
         assert round(1.23e-6 / options["round"]) * options["round"] == pytest.approx(1.23e-6)
 
 
-def test_seeds_stay_as_they_are(nodes):
+def test_seeds_are_fixed(nodes):
     control = {
         (node, name): options.get("control_after_generate")
         for node, info in nodes.items()
         for name, (_, options) in inputs(info).items()
         if name.split(".")[-1] == "seed"
     }
-    # Inside a dynamic menu the page adds no control that could change them.
+    # In a dynamic menu the page adds no control that could change a seed.
     assert control == {
         ("DreamBoothTrain", "seed"): "fixed",
         ("DreamBoothTextualInversionTrain", "seed"): "fixed",
@@ -203,7 +203,7 @@ def test_train_shows_about_ten_widgets(nodes):
     assert nodes["DreamBoothTrain"]["output_node"]
 
 
-def test_the_menus_list_the_embedded_things_first(nodes):
+def test_menus_list_the_embedded_files_first(nodes):
     assert menu(nodes, "LoadBaseModel", "checkpoint")[0] == "toy (embedded)"
     assert menu(nodes, "LoadInstanceImages", "folder")[0] == "toy cup photos (embedded)"
     assert menu(nodes, "CompareSettings", "judge")[:2] == ["none", "toy (embedded)"]
