@@ -141,7 +141,12 @@ def _generation_inputs() -> list[io.Input]:
             seed_note="With another seed, all class images are drawn again.",
             inside_menu=True,
         ),
-        size_input("resolution", "Width and height of the class images", advanced=True),
+        size_input(
+            "resolution",
+            "Width and height of the class images",
+            "Use the resolution of the photos.",
+            advanced=True,
+        ),
         batch_size_input(sampling),
         drawing_precision_input(),
     ]

@@ -238,8 +238,8 @@ def run_outputs() -> list[io.Output]:
         io.Image.Output(
             "loss_curve",
             display_name="loss curve",
-            tooltip="The loss over the steps and, with a judge in Preview Settings, likeness and "
-            "what is kept of prompts and class. The loss is noisy and hardly falls: look at the "
+            tooltip="The loss over the steps and, with a judge in Preview Settings, the scores "
+            "for subject, prompts and class. The loss is noisy and hardly falls: look at the "
             "previews instead. Connect to Preview Image or Save Image.",
         ),
         io.Image.Output(

@@ -87,8 +87,8 @@ def judge_input(*, can_be_none: bool = False, optional: bool = False) -> io.Comb
         optional=optional,
         tooltip=f'The model that scores images: "{folders.TOY}" for the toy model; for photos a '
         "CLIP or DINO from ComfyUI's clip_vision folders. Only CLIP with its text encoder scores "
-        "how well prompts are followed; DINO tells the subject best from others of its class. "
-        "Scores of different judges cannot be compared.",
+        "how well prompts are followed; DINO is best at telling the subject from others of its "
+        "class. Scores of different judges cannot be compared.",
     )
 
 
@@ -117,7 +117,7 @@ def batch_size_input(sampling: SamplingConfig) -> io.Int.Input:
     return widget(io.Int, sampling, "batch_size", min=1, max=64, advanced=True)
 
 
-def size_input(name: str, what: str, **options: Any) -> io.Int.Input:
+def size_input(name: str, what: str, note: str = "", **options: Any) -> io.Int.Input:
     return io.Int.Input(
         name,
         default=0,
@@ -125,7 +125,7 @@ def size_input(name: str, what: str, **options: Any) -> io.Int.Input:
         max=4096,
         step=8,
         tooltip=f"{what} in pixels, a multiple of 8. 0: the model's own size, 512 for Stable "
-        "Diffusion 1. In much larger images, things appear twice.",
+        f"Diffusion 1. In much larger images, things appear twice. {note}".rstrip(),
         **options,
     )
 

@@ -33,19 +33,19 @@ class DatasetConfig:
     photos: ByContent[tuple[Path, ...]]
     """A folder of photos, or the photo files themselves: BMP, GIF, JPEG, PNG, TIFF or WebP."""
     prompt: Decides[str]
-    """What the photos show: the class with a rare word before it, such as "a photo of sks dog".
-    Prompts with these words draw the subject later; with "a photo of a dog" alone, every dog would
-    become yours. With textual inversion it must contain the placeholder, such as "a photo of
-    <my-dog>". A text file beside a photo (photo.jpg, photo.txt) replaces the prompt for that photo.
-    """
+    """What the photos show: the class with a rare word before it, such as "a photo of sks dog";
+    words that describe the subject work too. Prompts with these words draw the subject later; with
+    "a photo of a dog" alone, every dog would become yours. With textual inversion it must contain
+    the placeholder, such as "a photo of <my-dog>". A text file beside a photo (photo.jpg,
+    photo.txt) replaces the prompt for that photo."""
     resolution: Decides[int | None] = None
     """Shorter side of a training image in pixels, a multiple of 8, or of 64 with buckets. Lower
     values save memory, but below half of the model's own size the model forgets how to draw well;
     higher values need more memory and larger photos. Not set: the model's own size, 512 for Stable
     Diffusion 1."""
     crop: Decides[Crop] = "center"
-    """Which part of a photo that is not square is used: "center", or "random" for a place chosen
-    once per photo, which may cut off a subject in the middle."""
+    """The part of a photo that is used if it is not square: "center", or "random" for a place
+    chosen once per photo, which may cut off a subject in the middle."""
     buckets: Decides[bool] = False
     """Keep each photo's aspect ratio, in steps of 64 pixels at about the same area, instead of
     cropping it to a square. For tall or wide photos of which nothing may be cut off. Photos beyond
@@ -118,8 +118,8 @@ class OutputConfig:
     embedding_folder: NoEffect[Path | None] = None
     """Folder of a trained embedding. Not set: the folder of the other trained files."""
     name: NoEffect[str] = "dreambooth"
-    """File name without extension. If the name is taken, a number is added instead of overwriting
-    the file."""
+    """File name without extension, and without characters such as / or : in it. If the name is
+    taken, a number is added instead of overwriting the file."""
     save_every: NoEffect[int] = 0
     """Steps between intermediate saves, such as a quarter of all steps, to compare stages later. 0:
     save only at the end."""
@@ -191,13 +191,14 @@ class TrainingConfig:
     fp32. bf16 and fp16 are faster and take less memory; in fp16 numbers may overflow. Trained
     weights stay in fp32 in any case."""
     gradient_checkpointing: OnlyRounding[bool] = False
-    """Recompute activations instead of storing them: less memory, about a quarter slower."""
+    """Recompute activations instead of storing them, if memory is short: less memory, about a
+    quarter slower."""
     ema: Decides[bool] = False
     """Save a running average of the weights (EMA) instead of the last ones. The result is about the
     same, for more memory."""
     ema_decay: Decides[float] = 0.999
-    """How slowly the average of EMA follows the weights, after a warm-up: 0.99 to 0.9999. Higher is
-    slower."""
+    """With EMA: how slowly the average follows the weights, after a warm-up. 0.99 to 0.9999; higher
+    is slower."""
     # Class images are weighted like photos, as in DreamBooth's equation 2; diffusers' script
     # weights photos alone.
     min_snr_gamma: Decides[float] = 0.0
