@@ -205,7 +205,7 @@ def test_settings_of_dreambooth_s_are_refused(comfyui, graph, name, value):
     )
 
 
-def test_other_optimizer_settings_are_heeded(comfyui, graph):
+def test_other_optimizer_settings_are_used(comfyui, graph):
     settings = optimizer(optimizer="Lion", gradient_accumulation=2, lr_schedule="cosine")
     outcome = comfyui.run(graph(optimizer_settings=["8", 0]) | {"8": settings})
     assert outcome.end == "execution_success", outcome.error
