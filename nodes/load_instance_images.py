@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -44,7 +44,7 @@ class LoadInstanceImages(io.ComfyNode):
                 ),
                 widget(io.String, dataset, "prompt", shown_as="instance_prompt"),
                 widget(io.Int, dataset, "resolution", min=0, max=2048, step=8),
-                widget(io.Combo, dataset, "crop", options=["center", "random"]),
+                widget(io.Combo, dataset, "crop", options=list(get_args(Crop))),
                 widget(io.Boolean, dataset, "buckets"),
                 widget(io.Boolean, dataset, "mirror"),
                 widget(io.Boolean, dataset, "allow_upscaling", advanced=True),
