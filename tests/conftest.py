@@ -1,5 +1,7 @@
-"""A tiny Stable Diffusion 1 with random weights, in a file like the real one: a U-Net of 32 and 64
-channels, a VAE that halves each side, CLIP's vocabulary, made for 16 x 16 pixels."""
+"""Small Stable Diffusion 1 checkpoints with random weights, and disks that fill up.
+
+The tiny checkpoint has `TINY` networks (see `benchmarks/random_networks.py`), CLIP's vocabulary and
+a native size of 16 x 16 pixels."""
 
 from __future__ import annotations
 
@@ -9,27 +11,27 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks.random_networks import FOUR_LEVELS, TINY, Networks, Options, Shape, construct
 from trainer import families
 from trainer.families.base import ModelFamily
 from trainer.families.sd1 import checkpoint_tensors
 
 TINY_METADATA = {"format": "pt", "dreambooth.constants": '{"resolution": 16}'}
 
-Networks = tuple[nn.Module, nn.Module, nn.Module]
-
 LONGEST = {"test_demo.py", "test_soak.py", "test_subjects.py", "test_real_size.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: at the end a worker would be alone with one of them, and two workers that
-    share its tests would both make what they need."""
+    """Run the longest test files first. Otherwise one worker would still be busy with such a file
+    after the others have finished, or two workers would share it and both build its fixtures."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
@@ -40,50 +42,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def build_networks() -> Callable[..., Networks]:
-    """Builds U-Net, VAE and text encoder from options of diffusers' and transformers' own classes,
-    with weights that are the same in every test run."""
+    """Builds U-Net, VAE and text encoder from the options of a `Shape`. The weights are random and
+    the same in every test run."""
     return _build_networks
 
 
 @pytest.fixture(scope="session")
-def four_levels() -> dict[str, dict[str, Any]]:
-    """Options of Stable Diffusion 1.5 but for its widths: levels, layers and the attention's places
-    are its own, which for the U-Net are diffusers' defaults."""
-    return {
-        "unet": {"block_out_channels": (32, 32, 64, 64), "cross_attention_dim": 24},
-        "vae": {
-            "block_out_channels": (32, 32, 64, 64),
-            "layers_per_block": 2,
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-        },
-        "text_encoder": {"hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2},
-    }
+def four_levels() -> Shape:
+    return FOUR_LEVELS
 
 
 @pytest.fixture(scope="session")
 def tiny_networks() -> Networks:
-    """Those in the tiny checkpoint's file. Not to be changed."""
-    return _build_networks(
-        unet={
-            "block_out_channels": (32, 64),
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "layers_per_block": 1,
-            "cross_attention_dim": 24,
-        },
-        vae={
-            "block_out_channels": (32, 32),
-            "down_block_types": ("DownEncoderBlock2D",) * 2,
-            "up_block_types": ("UpDecoderBlock2D",) * 2,
-        },
-        text_encoder={"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2},
-    )
+    """The networks of the tiny checkpoint. Tests must not change them."""
+    return _build_networks(**TINY)
 
 
 @pytest.fixture(scope="session")
 def tiny_tensors(tiny_networks: Networks) -> dict[str, Tensor]:
-    """The tiny checkpoint's tensors, fp32. Not to be changed."""
+    """The tensors of the tiny checkpoint in fp32. Tests must not change them."""
     tensors = checkpoint_tensors(*tiny_networks)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
@@ -92,7 +69,7 @@ def tiny_tensors(tiny_networks: Networks) -> dict[str, Tensor]:
 def tiny_checkpoint(
     tiny_tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The tiny checkpoint's file, fp32. Not to be changed."""
+    """The file of the tiny checkpoint in fp32. Tests must not change it."""
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
     save_file(tiny_tensors, path, metadata=TINY_METADATA)
     return path
@@ -100,13 +77,40 @@ def tiny_checkpoint(
 
 @pytest.fixture
 def tiny_model(tiny_checkpoint: Path) -> ModelFamily:
-    """The tiny checkpoint on the CPU, fresh for each test."""
+    """The tiny checkpoint on the CPU, loaded anew for each test."""
     return families.load(tiny_checkpoint, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def draw_photos() -> Callable[..., Path]:
+    """Writes a number of PNG files of random pixels into a new folder, and returns the folder."""
+
+    def draw(folder: Path, count: int, *, side: int = 16, seed: int = 0) -> Path:
+        folder.mkdir()
+        rng = np.random.default_rng(seed)
+        for number in range(count):
+            pixels = rng.integers(0, 256, size=(side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        return folder
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def save_fp16_checkpoint() -> Callable[[Shape, Path], Path]:
+    """Writes a checkpoint of a shape in fp16, and returns its path."""
+
+    def save(shape: Shape, path: Path) -> Path:
+        tensors = checkpoint_tensors(*_build_networks(**shape))
+        save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
+        return path
+
+    return save
 
 
 @pytest.fixture
 def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
-    """Inside, no file can grow beyond so many bytes, as on a full disk. On POSIX systems only."""
+    """A context in which no file grows beyond a number of bytes, as on a full disk. POSIX only."""
     import resource
 
     @contextmanager
@@ -123,7 +127,7 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes a disk of so many bytes, in memory, and gives its folder."""
+    """Mounts a disk of a number of bytes in memory, and returns its folder."""
     folder = tmp_path / "disk"
 
     def make(num_bytes: int) -> Path:
@@ -138,20 +142,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _build_networks(
-    *, unet: dict[str, Any], vae: dict[str, Any], text_encoder: dict[str, Any]
-) -> Networks:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    clip = {"vocab_size": 49408, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
+def _build_networks(*, unet: Options, vae: Options, text_encoder: Options) -> Networks:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        networks = (
-            UNet2DConditionModel(**{"attention_head_dim": 8, **unet}),
-            AutoencoderKL(**{"latent_channels": 4, "layers_per_block": 1, **vae}),
-            CLIPTextModel(CLIPTextConfig(**{**clip, **text_encoder})),
-        )
+        networks = construct(unet=unet, vae=vae, text_encoder=text_encoder)
         for network in networks:
             _shake(network)
     return networks
@@ -159,7 +153,8 @@ def _build_networks(
 
 @torch.no_grad()
 def _shake(network: nn.Module) -> None:
-    """Move norms and biases off 1 and 0, where an exchanged pair would pass unseen."""
+    """Move the weights of norms and the biases away from 1 and 0. Tests would not notice if two
+    that are all 1 or all 0 were swapped."""
     for parameter in network.requires_grad_(False).eval().parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.random_networks import Networks
 from trainer import memory
 
-from .random_model import Networks, Shape, build, write_checkpoint
+from .random_model import Shape, build, write_checkpoint
 
 Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]

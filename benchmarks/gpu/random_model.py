@@ -5,58 +5,31 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks import random_networks
+from benchmarks.random_networks import Networks, Options
 from trainer.families.constants import CONSTANTS_KEY
 from trainer.families.sd1 import checkpoint_tensors
 from trainer.families.tokenizer import MERGES, ClipTokenizer
-
-Networks = tuple[Any, Any, Any]
-"""U-Net, VAE and text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """Options of diffusers' and transformers' own classes, where they are not the defaults."""
 
-    unet: dict[str, Any]
-    vae: dict[str, Any]
-    text_encoder: dict[str, Any]
+    unet: Options
+    vae: Options
+    text_encoder: Options
     resolution: int
     """Width and height to train at, in pixels."""
 
 
-SD15 = Shape(
-    unet={"cross_attention_dim": 768},
-    vae={
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-    },
-    text_encoder={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
-    resolution=512,
-)
-TINY = Shape(
-    unet={
-        "block_out_channels": (32, 64),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "cross_attention_dim": 24,
-    },
-    vae={
-        "block_out_channels": (32, 32),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-    },
-    text_encoder={"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2},
-    resolution=32,
-)
+SD15 = Shape(**random_networks.SD15, resolution=512)
+TINY = Shape(**random_networks.TINY, resolution=32)
 """To try the program itself without a GPU."""
 
 
@@ -72,15 +45,9 @@ def build(shape: Shape, device: torch.device) -> Networks:
 
 def plan(shape: Shape) -> Networks:
     """Without memory, on torch's meta device."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    clip = {"vocab_size": 49408, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
     with torch.device("meta"):
-        return (
-            UNet2DConditionModel(attention_head_dim=8, **shape.unet),
-            AutoencoderKL(latent_channels=4, **shape.vae),
-            CLIPTextModel(CLIPTextConfig(**clip, **shape.text_encoder)),
+        return random_networks.construct(
+            unet=shape.unet, vae=shape.vae, text_encoder=shape.text_encoder
         )
 
 

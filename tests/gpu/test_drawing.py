@@ -1,4 +1,4 @@
-"""Images drawn on a CUDA device are those that the CPU draws, and a judge sees the same in them."""
+"""Images drawn on a CUDA device match those of the CPU, and image encoders embed them alike."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.gpu
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a dog", "a photo of sks dog"]
-LEVELS = 1.0
-"""Mean difference of two pictures that are the same but for rounding, of 255 levels. Those of two
-seeds differ by about 60."""
+MAX_DIFFERENCE = 1.0
+"""Largest mean difference, in levels from 0 to 255, of two images that differ only by rounding.
+Images of two seeds differ by about 60."""
 
 
 def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
@@ -49,10 +49,10 @@ def models(tiny_checkpoint: Path, device: torch.device):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_draws_what_it_draws_on_the_cpu(models, exact, scheduler):
+def test_every_scheduler_draws_the_same_images_as_on_the_cpu(models, exact, scheduler):
     drawing = SamplingConfig(scheduler=scheduler, steps=6, batch_size=2)
     found, expected = (sample(model, PROMPTS, drawing, size=(32, 32)) for model in models)
-    assert difference(found, expected) < LEVELS
+    assert difference(found, expected) < MAX_DIFFERENCE
 
 
 class Watching(Observer):
@@ -78,7 +78,7 @@ def test_previews_are_drawn_and_change_nothing(config, run, device, exact, preci
     assert losses[0] == pytest.approx(losses[1], rel=1e-3 if precision == "fp32" else 1e-2)
 
 
-def test_class_images_are_those_of_the_cpu(config, run, device, exact, tmp_path):
+def test_class_images_match_those_of_the_cpu(config, run, device, exact, tmp_path):
     drawing = SamplingConfig(steps=4, batch_size=2)
     prior = PriorConfig(weight=0.5, prompt="a photo of a dog", num_images=3, sampling=drawing)
     made = {}
@@ -90,11 +90,11 @@ def test_class_images_are_those_of_the_cpu(config, run, device, exact, tmp_path)
         made[folder] = [np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
     expected, found = made.values()
     assert len(found) == 3
-    assert difference(found, expected) < LEVELS
+    assert difference(found, expected) < MAX_DIFFERENCE
 
 
 def test_the_toy_is_scored_as_on_the_cpu(run, device, tmp_path):
-    """In the computing format that most use, with the judge that knows its world."""
+    """In bf16, with the toy's own scoring model."""
     config = replace(
         demo_config(tmp_path),
         prior=PriorConfig(),
@@ -114,7 +114,7 @@ def test_the_toy_is_scored_as_on_the_cpu(run, device, tmp_path):
         assert report.prompt == pytest.approx(other.prompt, abs=0.05)
 
 
-def test_clip_sees_and_reads_on_the_device_and_leaves_it(device, exact):
+def test_clip_embeds_images_and_prompts_on_the_device_and_then_leaves_it(device, exact):
     side = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 1}  # fmt: skip
     with torch.random.fork_rng(devices=[]):

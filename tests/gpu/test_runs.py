@@ -1,6 +1,6 @@
-"""Runs on a CUDA device that are stopped and gone on with. A state is restored bit for bit. The
-steps after it agree within rounding: CUDA adds up some gradients in no fixed order, so that two
-runs of the same settings differ by as much."""
+"""Runs on a CUDA device that are stopped and resumed. A state is restored bit for bit. The steps
+after it agree within rounding: CUDA adds up some gradients in no fixed order, so that two runs of
+the same settings differ as much."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value and tensor in nested mappings and lists."""
+    """Yield every plain value and tensor in nested mappings and lists."""
     if isinstance(value, dict):
         for key in value:
             yield from leaves(value[key], f"{name}.{key}")
@@ -57,7 +57,7 @@ def test_a_state_is_restored_bit_for_bit(config, open_session, device, optimizer
             assert torch.equal(found[name], value), name
         else:
             assert found[name] == value, name
-    # The loss of the next step comes before any of its gradients.
+    # The loss of the next step is computed before its gradients.
     reports = [session.step(), again.step()]
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5)
     assert reports[1].step == 4
@@ -70,7 +70,9 @@ class Stop(Observer):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_stopped_run_ends_as_if_it_had_not_been(config, prior, run, device, tmp_path, precision):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    config, prior, run, device, tmp_path, precision
+):
     config = replace(config, prior=prior, precision=precision, steps=6, ema=True, ema_decay=0.5)
     whole = run(config, device, runs=tmp_path / "whole", train_text_encoder=True)
     with pytest.raises(KeyboardInterrupt):
@@ -85,7 +87,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(config, prior, run, device, tm
 
 
 def movement(one: Path, other: Path) -> float:
-    """How far the weights of one file are from those of another."""
+    """Return the distance between the weights of two files."""
     first, second = load_file(one), load_file(other)
     distances = [(first[n].double() - second[n].double()).square().sum() for n in first]
     return torch.stack(distances).sum().sqrt().item()

@@ -1,4 +1,4 @@
-"""Training steps on a CUDA device compute what they compute on the CPU."""
+"""Training steps on a CUDA device compute the same as on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 CPU = torch.device("cpu")
 TOLERANCES = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 1e-2}
-"""Of each loss, relative to the CPU's in fp32."""
+"""Relative tolerance of each loss, compared with the CPU in fp32."""
 UNET = "model.diffusion_model."
 
 
@@ -27,7 +27,7 @@ def losses(result) -> list[float]:
 
 @pytest.mark.parametrize("name", TOLERANCES)
 @pytest.mark.parametrize("train_text_encoder", [False, True])
-def test_losses_are_those_of_the_cpu(config, prior, run, device, name, train_text_encoder):
+def test_losses_match_those_of_the_cpu(config, prior, run, device, name, train_text_encoder):
     config = replace(config, prior=prior)
     expected = run(config, CPU, train_text_encoder=train_text_encoder)
     found = run(replace(config, precision=name), device, train_text_encoder=train_text_encoder)
@@ -45,7 +45,7 @@ def test_trained_weights_stay_fp32(config, run, device, name):
     assert not torch.equal(weights, weights.to(precision.DTYPES[name]).float())
 
 
-def test_bf16_is_refused_where_the_card_has_none(device):
+def test_bf16_is_refused_on_a_card_without_it(device):
     if torch.cuda.get_device_capability(device) >= (8, 0):
         pytest.skip("this card computes in bf16")
     with pytest.raises(ValueError, match=r"^precision is bf16, but .* Choose precision fp16\.$"):
@@ -53,7 +53,7 @@ def test_bf16_is_refused_where_the_card_has_none(device):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_does_what_it_does_on_the_cpu(config, run, device, exact, name):
+def test_every_optimizer_trains_as_on_the_cpu(config, run, device, exact, name):
     rate = 1.0 if name == "Prodigy" else 1e-3
     config = replace(config, optimizer=OptimizerConfig(name=name, learning_rate=rate))
     expected, found = run(config, CPU), run(config, device)
@@ -65,7 +65,7 @@ def test_8_bit_adamw_keeps_its_states_in_8_bits_on_the_device(config, open_sessi
     optimizer = OptimizerConfig(name="AdamW8bit", learning_rate=1e-3)
     session = open_session(replace(config, optimizer=optimizer), device)
     session.step()
-    # Smaller ones bitsandbytes keeps in 32 bits.
+    # bitsandbytes keeps the states of smaller weights in 32 bits.
     large = [weights for weights in session.parameters if weights.numel() >= 4096]
     assert len(large) > 10
     for weights in large:
@@ -76,7 +76,9 @@ def test_8_bit_adamw_keeps_its_states_in_8_bits_on_the_device(config, open_sessi
 
 @pytest.mark.parametrize("option", ["channels_last", "gradient_checkpointing"])
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
-def test_ways_to_save_time_and_memory_compute_the_same(config, run, device, exact, option, name):
+def test_options_that_save_time_or_memory_compute_the_same(
+    config, run, device, exact, option, name
+):
     config = replace(config, precision=name)
     plain = run(config, device, train_text_encoder=True)
     other = run(replace(config, **{option: True}), device, train_text_encoder=True)
@@ -84,8 +86,8 @@ def test_ways_to_save_time_and_memory_compute_the_same(config, run, device, exac
     assert losses(other) == pytest.approx(losses(plain), rel=tolerance)
 
 
-def test_the_checkpoint_is_the_one_that_the_cpu_writes(config, prior, run, device, exact):
-    """With all that goes into one: text encoder, class images, average."""
+def test_the_checkpoint_matches_the_one_that_the_cpu_writes(config, prior, run, device, exact):
+    """With everything that affects one: text encoder, class images, moving average."""
     config = replace(config, prior=prior, ema=True, ema_decay=0.5)
     files = [run(config, where, train_text_encoder=True).checkpoint for where in (CPU, device)]
     base, expected, found = map(load_file, [config.base, *files])
@@ -94,29 +96,29 @@ def test_the_checkpoint_is_the_one_that_the_cpu_writes(config, prior, run, devic
     assert any(name.startswith(UNET) for name in trained)
     assert all(torch.equal(found[name], base[name]) for name in base if name not in trained)
     assert {name: found[name].dtype for name in found} == {n: t.dtype for n, t in expected.items()}
-    error = total([found[name] - expected[name] for name in trained])
-    assert error < 0.05 * total([expected[name] - base[name] for name in trained])
+    error = norm([found[name] - expected[name] for name in trained])
+    assert error < 0.05 * norm([expected[name] - base[name] for name in trained])
 
 
-def total(tensors: list[torch.Tensor]) -> float:
-    """The length of all of them."""
+def norm(tensors: list[torch.Tensor]) -> float:
+    """Return the norm of all tensors together."""
     return sum(tensor.double().square().sum().item() for tensor in tensors) ** 0.5
 
 
 class Watching(Observer):
-    """The peak of memory in megabytes, as the report says and as PyTorch counted it."""
+    """Records the peak memory in megabytes, as reported and as PyTorch counted it."""
 
     def on_step(self, report):
         self.peaks = report.peak_megabytes, torch.cuda.max_memory_allocated() / 2**20
 
 
-def test_the_report_tells_the_peak_of_this_run_alone(config, run, device):
+def test_the_reported_peak_memory_is_that_of_this_run_alone(config, run, device):
     earlier = torch.empty(1 << 29, dtype=torch.uint8, device=device)
     del earlier
     watching = Watching()
     run(config, device, observer=watching)
     reported, counted = watching.peaks
     assert reported == pytest.approx(counted, rel=0.01)
-    # The U-Net's weights, gradients and AdamW's two moments take 12 MB. What was taken before the
-    # run is no part of it.
+    # The U-Net's weights, gradients and AdamW's two moments take 12 MB. Memory that was used before
+    # the run does not count.
     assert 12 < reported < 512

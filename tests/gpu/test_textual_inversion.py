@@ -1,4 +1,4 @@
-"""Textual inversion on a CUDA device learns the vectors that it learns on the CPU."""
+"""Textual inversion on a CUDA device learns the same vectors as on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 CPU = torch.device("cpu")
 METHOD = TextualInversion(placeholder="<tok>", initializer="dog", num_vectors=2)
-WORDS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+TOKEN_EMBEDDINGS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 
 
 @pytest.fixture
@@ -26,16 +26,17 @@ def config(config):
 
 
 def learn(config, device, folder: Path) -> tuple[torch.Tensor, list[float]]:
+    """Train an embedding, and return its vectors and the losses."""
     output = replace(config.output, folder=folder)
     result = train(replace(config, output=output), METHOD, device=device)
     return load_file(result.embedding)["clip_l"], [report.loss for report in result.reports]
 
 
-def test_the_vectors_are_those_of_the_cpu(config, device, exact, tmp_path):
+def test_the_vectors_match_those_of_the_cpu(config, device, exact, tmp_path):
     expected, expected_losses = learn(config, CPU, tmp_path / "cpu")
     found, losses = learn(config, device, tmp_path / "device")
     assert losses == pytest.approx(expected_losses, rel=2e-3)
-    # Four steps move each number by about the rate, four times.
+    # Each of the four steps moves a number by about the learning rate, 0.01.
     torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
 
 
@@ -46,9 +47,9 @@ def test_low_precision_comes_close(config, device, tmp_path, name):
     assert losses == pytest.approx(expected, rel=1e-2)
 
 
-def test_dreambooth_goes_on_with_the_vectors(config, run, device, tmp_path):
-    learn(config, device, tmp_path / "words")
-    (path,) = (tmp_path / "words").glob("*.safetensors")
+def test_dreambooth_continues_to_train_the_vectors(config, run, device, tmp_path):
+    learn(config, device, tmp_path / "embeddings")
+    (path,) = (tmp_path / "embeddings").glob("*.safetensors")
     dataset = replace(config.dataset, prompt="a photo of <tok>")
     config = replace(
         config, dataset=dataset, embedding=path, optimizer=OptimizerConfig(learning_rate=1e-3)
@@ -58,4 +59,6 @@ def test_dreambooth_goes_on_with_the_vectors(config, run, device, tmp_path):
     for report, other in zip(found.reports, expected.reports, strict=True):
         assert report.loss == pytest.approx(other.loss, rel=2e-3)
     assert not torch.equal(load_file(found.embedding)["clip_l"], load_file(path)["clip_l"])
-    assert torch.equal(load_file(found.checkpoint)[WORDS], load_file(config.base)[WORDS])
+    assert torch.equal(
+        load_file(found.checkpoint)[TOKEN_EMBEDDINGS], load_file(config.base)[TOKEN_EMBEDDINGS]
+    )

@@ -1,5 +1,5 @@
-"""A CUDA device whose memory runs out for real. Its file is the last one of this folder: what it
-does to the device must not trouble other tests."""
+"""A CUDA device that really runs out of memory. This is the last file of the folder, so that it
+cannot disturb other tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.observer import Observer
 pytestmark = pytest.mark.gpu
 
 SIZES = (1 << 30, 1 << 26, 1 << 22, 1 << 20, 1 << 16, 1 << 9)
-"""Bytes taken at once, again and again, until none of the sizes can be had."""
+"""Bytes per allocation, repeated until not even the smallest one succeeds."""
 
 
 class Watching(Observer):
@@ -27,12 +27,12 @@ class Watching(Observer):
 
 
 class Filling(Watching):
-    """After the second step takes all the memory that is left."""
+    """Allocates all remaining memory after the second step."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device
-        self.taken: list[Tensor] = []
+        self.blocks: list[Tensor] = []
 
     def on_step(self, report):
         super().on_step(report)
@@ -40,10 +40,12 @@ class Filling(Watching):
             for size in SIZES:
                 with suppress(torch.cuda.OutOfMemoryError):
                     while True:
-                        self.taken.append(torch.empty(size, dtype=torch.uint8, device=self._device))
+                        self.blocks.append(
+                            torch.empty(size, dtype=torch.uint8, device=self._device)
+                        )
 
 
-def test_a_run_out_of_memory_says_what_helps_and_goes_on_later(config, run, device, tmp_path):
+def test_a_run_out_of_memory_says_what_helps_and_resumes_later(config, run, device, tmp_path):
     whole = run(config, device)
     filling, later = Filling(device), Watching()
     with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
@@ -51,7 +53,7 @@ def test_a_run_out_of_memory_says_what_helps_and_goes_on_later(config, run, devi
     advice = training_advice(config, trains_text_encoder=False, resolution=32)
     assert str(caught.value) == f"Out of memory at step 3. {advice}"
     assert filling.steps == [1, 2]
-    filling.taken.clear()
+    filling.blocks.clear()
     result = run(config, device, runs=tmp_path / "runs", observer=later)
     assert later.steps == [3, 4]
     losses = [[report.loss for report in each.reports] for each in (result, whole)]

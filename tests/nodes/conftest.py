@@ -1,5 +1,5 @@
-"""A real ComfyUI, in a process and base folder of its own, driven over HTTP and websocket with the
-standard library. Without COMFYUI_PATH, what needs it is skipped and says so."""
+"""A real ComfyUI in a separate process with its own base folder, driven over HTTP and websocket by
+the standard library. Tests that need it are skipped if COMFYUI_PATH is not set."""
 
 from __future__ import annotations
 
@@ -22,26 +22,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
 
-from trainer.families.sd1 import checkpoint_tensors
+from benchmarks.random_networks import SD15_ONE_LEVEL, Shape
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300
-"""Seconds until a server that does not answer, or a workflow that does not end, is a failure."""
+TIMEOUT = 300
+"""Seconds to wait for a server to answer or a workflow to end, before the test fails."""
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 PROGRESS_TEXT = 3
-"""ComfyUI's number for the binary message that carries a node's text."""
+"""ComfyUI's number for binary messages that carry a node's text."""
 
 Event = tuple[str, Any]
 Prompt = dict[str, dict[str, Any]]
 
 
 class Websocket:
-    """The client's side of RFC 6455, as far as ComfyUI's messages need it."""
+    """The client side of RFC 6455, as far as ComfyUI's messages need it."""
 
     def __init__(self, port: int, path: str) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         request = (
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
@@ -55,7 +54,7 @@ class Websocket:
             pass
 
     def receive(self) -> str | bytes:
-        """The next message."""
+        """Return the next message."""
         kind, content = 0, b""
         while True:
             first, second = self._file.read(2)
@@ -85,27 +84,27 @@ class Websocket:
 
 @dataclass
 class Outcome:
-    """What was heard of one queued workflow until it ended."""
+    """The messages about one queued workflow."""
 
     events: list[Event] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    """What nodes showed of their progress."""
+    """The progress texts of its nodes."""
     num_previews: int = 0
 
     @property
     def end(self) -> str:
-        """Such as "execution_success"."""
+        """The last event, such as "execution_success"."""
         return self.events[-1][0]
 
     @property
     def error(self) -> tuple[str, str]:
-        """The node's id and what it said."""
+        """The id of the node that failed, and its message."""
         data = self.events[-1][1]
         return data["node_id"], data["exception_message"].strip()
 
     @property
     def steps(self) -> list[int]:
-        """The training steps it heard of."""
+        """The training steps in the progress texts."""
         steps = [text for text in self.texts if text.startswith("step ")]
         return [int(text.split()[1].split("/")[0]) for text in steps]
 
@@ -116,7 +115,7 @@ class Outcome:
 
 
 class ComfyUI:
-    """A server, and a page that is open in a browser."""
+    """A ComfyUI server, and a client that listens as an open browser page would."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -126,8 +125,8 @@ class ComfyUI:
         self._client = secrets.token_hex(8)
 
     def start(self, *, max_file_size: int | None = None) -> None:
-        """Ready when it returns. Nothing is written into ComfyUI's checkout. With a size in bytes,
-        larger files fail to be written, as on a full disk."""
+        """Start the server and wait until it answers. Nothing is written into ComfyUI's checkout.
+        No file can grow beyond `max_file_size` bytes, as on a full disk."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -145,7 +144,7 @@ class ComfyUI:
             self._process = subprocess.Popen(
                 command, cwd=os.environ["COMFYUI_PATH"], env=environment, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
@@ -166,7 +165,7 @@ class ComfyUI:
         self._process = self._events = None
 
     def kill(self) -> None:
-        """As if the machine had been switched off."""
+        """Kill the server, as if the machine had been switched off."""
         assert self._process
         assert self._events
         self._process.kill()
@@ -175,48 +174,50 @@ class ComfyUI:
 
     def get(self, path: str) -> Any:
         url = f"http://{self.address}{path}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             return json.load(answer)
 
     def post(self, path: str, content: Any) -> tuple[int, Any]:
-        """The status and the answer."""
+        """Return the status and the answer."""
         url = f"http://{self.address}{path}"
         request = urllib.request.Request(url, json.dumps(content).encode(), method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 body = answer.read()
                 return answer.status, json.loads(body) if body else None
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
-    def run(self, prompt: Prompt, *, hear: Callable[[Outcome], None] | None = None) -> Outcome:
-        """Queue a workflow and listen until it ends; `hear` is called at each message."""
+    def run(
+        self, prompt: Prompt, *, on_message: Callable[[Outcome], None] | None = None
+    ) -> Outcome:
+        """Queue a workflow and wait until it ends. `on_message` is called after each message."""
         status, answer = self.post("/prompt", {"prompt": prompt, "client_id": self._client})
         assert status == 200, answer
-        outcome, deadline = Outcome(), time.monotonic() + PATIENCE
+        outcome, deadline = Outcome(), time.monotonic() + TIMEOUT
         assert self._events
         while time.monotonic() < deadline:
             message = self._events.receive()
             if isinstance(message, bytes):
-                _hear_binary(message, outcome)
+                _read_binary(message, outcome)
             else:
                 event = json.loads(message)
-                # "executing" with no node is a last message, sent after the end.
+                # After the end comes one more message, "executing" without a node.
                 if event["data"].get("prompt_id", answer["prompt_id"]) == answer["prompt_id"]:
                     if event["type"] == "execution_start":
-                        outcome.events.clear()  # Another client's workflow, told to everybody.
+                        outcome.events.clear()  # of another client's workflow
                     outcome.events.append((event["type"], event["data"]))
             if outcome.events and outcome.end in ENDS:
                 return outcome
-            if hear:
-                hear(outcome)
+            if on_message:
+                on_message(outcome)
         raise TimeoutError(f"The workflow did not end: {outcome.events[-3:]}")
 
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 
     def trained(self) -> list[str]:
-        """Names of the files in checkpoints/dreambooth."""
+        """Return the names of the files in checkpoints/dreambooth."""
         folder = self.base / "models" / "checkpoints" / "dreambooth"
         return sorted(path.name for path in folder.glob("*"))
 
@@ -230,7 +231,7 @@ class ComfyUI:
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
-def _hear_binary(message: bytes, outcome: Outcome) -> None:
+def _read_binary(message: bytes, outcome: Outcome) -> None:
     (kind,) = struct.unpack(">I", message[:4])
     if kind == PROGRESS_TEXT:
         (size,) = struct.unpack(">I", message[4:8])
@@ -258,17 +259,17 @@ class AnyText:
 
 NODE_CLASS_MAPPINGS = {"AnyText": AnyText}
 """
-"""Another pack's node whose output fits every input, which ComfyUI does not look up in menus then.
-"""
+"""A node of another pack whose output fits every input. ComfyUI does not compare such a value with
+the input's menu."""
 
 
 def make_base(folder: Path) -> Path:
-    """A base folder with this pack and `ANY_TEXT` among its custom nodes and nothing else."""
+    """Create a base folder whose only custom nodes are this pack and `ANY_TEXT`."""
     for name in ("custom_nodes", "input", "models/checkpoints", "output", "user"):
         (folder / name).mkdir(parents=True)
     try:
         os.symlink(ROOT, folder / "custom_nodes" / "ComfyUI-DreamBooth")
-    except OSError:  # to few users of Windows
+    except OSError:  # On Windows, few users may.
         pytest.skip("this user may not make links")
     (folder / "custom_nodes" / "any_text.py").write_text(ANY_TEXT)
     return folder
@@ -276,7 +277,7 @@ def make_base(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def comfyui(needs_comfyui: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
-    """A running ComfyUI with this pack and nothing in its folders."""
+    """A running ComfyUI with this pack and empty folders."""
     server = ComfyUI(make_base(tmp_path_factory.mktemp("comfyui")))
     try:
         server.start()
@@ -288,36 +289,17 @@ def comfyui(needs_comfyui: None, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture(scope="session")
 def sd15_checkpoint(
     needs_comfyui: None,
-    build_networks: Callable[..., Any],
+    save_fp16_checkpoint: Callable[[Shape, Path], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Of Stable Diffusion 1.5's own widths in fp16, with random weights and a U-Net of one level,
-    which ComfyUI's own loader takes. Not to be changed."""
-    networks = build_networks(
-        unet={
-            "block_out_channels": (320,),
-            "down_block_types": ("CrossAttnDownBlock2D",),
-            "up_block_types": ("CrossAttnUpBlock2D",),
-            "layers_per_block": 1,
-            "cross_attention_dim": 768,
-        },
-        vae={
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "layers_per_block": 2,
-        },
-        text_encoder={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
-    )
+    """A checkpoint of `SD15_ONE_LEVEL` in fp16. Tests must not change it."""
     path = tmp_path_factory.mktemp("sd15") / "random.safetensors"
-    tensors = checkpoint_tensors(*networks)
-    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
-    return path
+    return save_fp16_checkpoint(SD15_ONE_LEVEL, path)
 
 
 @pytest.fixture
 def own_comfyui(needs_comfyui: None, tmp_path: Path) -> Iterator[ComfyUI]:
-    """One that no other test uses."""
+    """A running ComfyUI that no other test uses."""
     server = ComfyUI(make_base(tmp_path / "base"))
     try:
         server.start()
@@ -328,7 +310,7 @@ def own_comfyui(needs_comfyui: None, tmp_path: Path) -> Iterator[ComfyUI]:
 
 @pytest.fixture
 def full_comfyui(needs_comfyui: None, tmp_path: Path) -> Iterator[ComfyUI]:
-    """One that cannot write files as large as a checkpoint."""
+    """A running ComfyUI that cannot write files as large as a checkpoint."""
     if shutil.which("prlimit") is None:
         pytest.skip("prlimit, which makes a disk seem full, is not on this system")
     server = ComfyUI(make_base(tmp_path / "base"))
@@ -341,7 +323,8 @@ def full_comfyui(needs_comfyui: None, tmp_path: Path) -> Iterator[ComfyUI]:
 
 @pytest.fixture
 def toy_graph() -> Callable[..., Prompt]:
-    """Builds the first workflow in API form; the settings are DreamBooth Train's."""
+    """Builds a workflow in API form that trains the toy model and samples from it. Keyword
+    arguments are inputs of DreamBooth Train."""
     return _toy_graph
 
 
@@ -350,8 +333,31 @@ _seeds = itertools.count(1000)
 
 @pytest.fixture
 def new_seed() -> int:
-    """One that no other test trains with."""
+    """A seed that no other test trains with."""
     return next(_seeds)
+
+
+@pytest.fixture
+def priors_node() -> Callable[..., dict[str, Any]]:
+    """Builds a Generate Class Priors node that draws with the model of node 1."""
+
+    def build(
+        num_images: int, *, seed: int = 0, steps: int = 2, batch_size: int = 2
+    ) -> dict[str, Any]:
+        sampling = {
+            "num_images": num_images, "scheduler": "DDIM", "steps": steps, "guidance_scale": 4.0,
+            "seed": seed, "negative_prompt": "", "resolution": 0, "batch_size": batch_size,
+            "precision": "fp32",
+        }  # fmt: skip
+        inputs = {
+            "model_source": ["1", 0],
+            "class_prompt": "a photo of a cup",
+            "images": "made by the model",
+            **{f"images.{name}": value for name, value in sampling.items()},
+        }
+        return _node("GenerateClassPriors", inputs)
+
+    return build
 
 
 def _toy_graph(folder: str = "toy cup photos (embedded)", **settings: Any) -> Prompt:

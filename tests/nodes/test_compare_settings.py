@@ -1,4 +1,4 @@
-"""Compare Settings inside a real ComfyUI: the stages of a training in one picture, with scores."""
+"""Compare Settings inside a real ComfyUI: images and scores of the stages of a training."""
 
 import re
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
-DRAWING = {
+SAMPLING = {
     "prompts": "a photo of sks cup at night\na photo of sks cup in the snow", "scheduler": "DDIM",
     "second_scheduler": "none", "third_scheduler": "none", "steps": "2", "guidance_scale": 4.0,
     "seed": 7, "negative_prompt": "", "width": 0, "height": 0, "batch_size": 2,
@@ -18,8 +18,8 @@ DRAWING = {
 
 @pytest.fixture
 def graph(toy_graph, new_seed):
-    """Builds a training with the comparison of its saves, as node 4; the settings are the
-    comparison's."""
+    """Builds a training and, as node 4, the comparison of its saved checkpoints. Keyword arguments
+    are inputs of Compare Settings."""
 
     def build(**settings):
         train = {
@@ -27,7 +27,7 @@ def graph(toy_graph, new_seed):
             "name": f"stages-{new_seed}",
         }  # fmt: skip
         graph = toy_graph(**train)
-        compared = {"saves": ["3", 4], **DRAWING, **settings}
+        compared = {"saves": ["3", 4], **SAMPLING, **settings}
         graph["4"] = {"class_type": "DreamBoothCompareSettings", "inputs": compared}
         for number, output in enumerate(("images", "grid", "chart")):
             inputs = {"images": ["4", number], "filename_prefix": output}
@@ -39,16 +39,16 @@ def graph(toy_graph, new_seed):
 
 
 def saved(comfyui, outcome, node):
-    """The pictures that a Save Image wrote."""
+    """Return the images that a Save Image node wrote."""
     found = []
     for file in outcome.outputs(node)["images"]:
-        with Image.open(comfyui.base / "output" / file["filename"]) as picture:
-            found.append(np.asarray(picture.convert("RGB")))
+        with Image.open(comfyui.base / "output" / file["filename"]) as image:
+            found.append(np.asarray(image.convert("RGB")))
     return found
 
 
 def titles(outcome):
-    """Those of the rows of the table of scores."""
+    """Return the titles of the rows in the table of scores."""
     lines = "".join(outcome.outputs("13")["text"]).splitlines()
     assert re.split(" {2,}", lines[0].strip()) == [
         "subject fidelity",
@@ -64,18 +64,18 @@ def test_the_stages_of_a_training_are_drawn_and_scored(comfyui, graph, new_seed)
     outcome = comfyui.run(prompt)
     assert outcome.end == "execution_success", outcome.error
     name = f"stages-{new_seed}"
-    # Of the saves of steps 1 to 4 two stay, and the last one is the result.
+    # Of the saves of steps 1 to 4 only two are kept, and the last one is the result.
     stages = ["model", f"{name}-step000003", name]
     settings = [f"{stage}, {by}" for stage in stages for by in ("DDIM", "Euler")]
     assert titles(outcome) == settings
     drawn = saved(comfyui, outcome, "10")
     assert len(drawn) == 2 * len(settings)
-    assert {picture.shape for picture in drawn} == {(64, 64, 3)}
+    assert {image.shape for image in drawn} == {(64, 64, 3)}
     assert not np.array_equal(drawn[0], drawn[4])
     ((grid,), (chart,)) = saved(comfyui, outcome, "11"), saved(comfyui, outcome, "12")
     assert grid.shape[0] > len(settings) * 128
     assert chart.shape[1] == 800
-    # The run is found again with the saves that are there.
+    # Queued again, the finished run is reused with the saves that still exist.
     folder = comfyui.base / "models" / "checkpoints" / "dreambooth"
     (folder / f"{name}-step000003.safetensors").unlink()
     prompt["4"]["inputs"]["steps"] = "1, 2"
@@ -86,7 +86,7 @@ def test_the_stages_of_a_training_are_drawn_and_scored(comfyui, graph, new_seed)
     assert len(saved(comfyui, again, "10")) == 2 * 2 * 2 * 2
 
 
-def test_without_a_judge_there_is_a_grid_and_a_reason(comfyui, graph):
+def test_without_a_judge_the_grid_is_drawn_and_missing_scores_are_explained(comfyui, graph):
     prompt = graph(photos=["2", 1])
     for node in ("12", "13"):
         prompt.pop(node)
@@ -139,7 +139,7 @@ NUMBERS = "Write whole numbers from 1 to 1000 with commas between them: 25, or 1
         ({"prompts": " "}, "prompts is empty. Write one prompt per line."),
     ],
 )
-def test_what_cannot_be_compared_is_refused(comfyui, graph, change, message):
+def test_inputs_that_cannot_be_compared_are_refused(comfyui, graph, change, message):
     prompt = graph(**{"model_sources.model_source0": ["1", 0], **change})
     inputs = prompt["4"]["inputs"]
     inputs.pop("saves")
@@ -151,8 +151,8 @@ def test_what_cannot_be_compared_is_refused(comfyui, graph, change, message):
     assert outcome.error == ("4", message)
 
 
-def test_stages_of_a_new_word_are_told_apart(comfyui, graph, new_seed):
-    """Textual inversion leaves the model as it is: all its stages have the same checkpoint."""
+def test_stages_of_textual_inversion_are_distinguished(comfyui, graph, new_seed):
+    """All stages of textual inversion have the same checkpoint and differ only in the embedding."""
     prompt = graph(judge="toy (embedded)", photos=["2", 1], prompts="a photo of a <my-cup> cup")
     prompt["2"]["inputs"]["instance_prompt"] = "a photo of <my-cup>"
     prompt["3"] = {
@@ -162,10 +162,10 @@ def test_stages_of_a_new_word_are_told_apart(comfyui, graph, new_seed):
             "initializer": "cup", "num_vectors": 0, "preset": "toy",
             "preset.learning_rate": 3e-3, "preset.steps": 2, "preset.batch_size": 1,
             "preset.templates": "captions", "seed": new_seed, "save_every": 1,
-            "name": f"word-{new_seed}", "on_existing": "reuse",
+            "name": f"token-{new_seed}", "on_existing": "reuse",
         },
     }  # fmt: skip
     outcome = comfyui.run(prompt)
     assert outcome.end == "execution_success", outcome.error
-    word = f"model + word-{new_seed}"
-    assert titles(outcome) == [f"{word}-step000001", word]
+    result = f"model + token-{new_seed}"
+    assert titles(outcome) == [f"{result}-step000001", result]

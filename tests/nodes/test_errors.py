@@ -1,4 +1,4 @@
-"""Errors name what a person sees; needs no ComfyUI."""
+"""Errors on a node name widgets where the trainer's own errors name settings. Needs no ComfyUI."""
 
 import ast
 import dataclasses
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 NOT_MET = {
     "dataset.photos", "output.folder", "output.embedding_folder", "output.keep_state",
 }  # fmt: skip
-"""Messages name these too, but the nodes see to it that they are right."""
+"""Messages name these settings too, but the nodes never pass wrong values for them."""
 KEPT_BY_WIDGETS = {
     "dataset.crop", "prior.num_images", "prior.ratio", "optimizer.weight_decay",
     "optimizer.max_grad_norm", "optimizer.num_restarts", "preview.every", "output.save_every",
     "output.keep", "output.state_every", "scoring.subject_weight",
 }  # fmt: skip
-"""No widget lets a value through that these errors refuse, or none sets them."""
+"""No widget accepts the values that these errors refuse, or no widget sets them."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def errors():
 
 
 def settings():
-    """Dotted names of all settings that have a heading."""
+    """Yield the dotted names of all nested settings, such as dataset.photos."""
     config = TrainingConfig(base=Path(), dataset=DatasetConfig(photos=(Path(),), prompt="-"))
     for field in dataclasses.fields(config):
         below = getattr(config, field.name)
@@ -41,8 +41,8 @@ def settings():
 
 
 def in_messages():
-    """Those that stand in the trainer's texts; its descriptions, and what tells runs apart, are not
-    shown."""
+    """Yield the settings that the trainer's messages name. Docstrings do not count, and
+    neither do the facts that identify a run."""
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, settings()))})\b")
     for path in (ROOT / "trainer").rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
@@ -58,7 +58,7 @@ def test_each_setting_that_an_error_names_has_its_widget(errors):
     assert set(in_messages()) - NOT_MET - KEPT_BY_WIDGETS == set(errors.WIDGETS)
 
 
-def test_an_error_names_widgets_and_is_the_same_error(errors):
+def test_an_error_names_widgets_and_keeps_its_class(errors):
     @errors.naming_widgets()
     def train():
         PriorConfig(weight=1)
@@ -71,7 +71,7 @@ def test_an_error_names_widgets_and_is_the_same_error(errors):
     )
 
 
-def test_other_errors_stay_as_they_are(errors):
+def test_other_errors_are_unchanged(errors):
     error = FileNotFoundError(2, "No such file or directory", "/nowhere/output.named")
     before = str(error)
     with pytest.raises(FileNotFoundError) as caught, errors.naming_widgets():

@@ -1,6 +1,5 @@
 """Every example workflow names only nodes, inputs and choices that exist, and those that need no
-checkpoint run. What the files themselves must agree on is checked everywhere, the rest in a real
-ComfyUI."""
+checkpoint run to the end. The files alone are checked everywhere, the rest in a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -23,41 +22,41 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "example_workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
-"""The page's own: ComfyUI never hears of them."""
+"""Nodes of the page alone, which are not sent to ComfyUI."""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 PHOTO_FOLDERS = ("my-dog", "my-photos")
-"""Folders that the notes ask the user to make below ComfyUI's input folder."""
+"""Folders that the notes ask the user to create in ComfyUI's input folder."""
 NEEDS_NO_CHECKPOINT = {
     "Compare schedulers",
     "Find the sweet spot",
     "Toy model, first run",
     "Toy model, textual inversion then DreamBooth",
 }
-GOES_TOO_FAR = "Find the sweet spot"
-"""Its training is to be seen going wrong, as no preset does."""
+OVERTRAINED = "Find the sweet spot"
+"""Its training overfits on purpose, with values that no preset has."""
 TRAINING = {"DreamBoothTrain", "DreamBoothTextualInversionTrain"}
 CLIENT = """
 import runpy, sys
 images = runpy.run_path(sys.argv[1])["images"]
-for number, pictures in images.items():
-    for place, picture in enumerate(pictures):
-        open(f"{sys.argv[2]}/{number}_{place}.png", "wb").write(picture)
+for number, files in images.items():
+    for place, file in enumerate(files):
+        open(f"{sys.argv[2]}/{number}_{place}.png", "wb").write(file)
 """
 SHORT = {"preset.steps": 4, "images.num_images": 4, "every": 2, "save_every": 2, "steps": 2}
-"""What makes the workflows short enough to be run by a test."""
+"""Inputs that make the workflows short enough for a test."""
 
 
 @pytest.fixture(scope="module")
 def definitions(comfyui) -> Iterator[dict[str, Any]]:
-    """Each node's inputs and outputs, from a ComfyUI whose folders hold what the notes ask for."""
-    there = [comfyui.base / "input" / name for name in PHOTO_FOLDERS]
-    for folder in there:
+    """The inputs and outputs of each node, from a ComfyUI with the files that the notes ask for."""
+    made = [comfyui.base / "input" / name for name in PHOTO_FOLDERS]
+    for folder in made:
         folder.mkdir()
     for model in [model for name in NAMES for model in models(read(name))]:
-        there.append(comfyui.base / "models" / model["directory"] / model["name"])
-        there[-1].touch()
+        made.append(comfyui.base / "models" / model["directory"] / model["name"])
+        made[-1].touch()
     yield comfyui.get("/object_info")
-    for path in set(there):
+    for path in set(made):
         path.rmdir() if path.is_dir() else path.unlink()
 
 
@@ -70,22 +69,22 @@ def real_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def models(workflow: dict[str, Any]) -> list[dict[str, str]]:
-    """The files that the page offers to fetch."""
+    """Return the files that the page offers to download."""
     return [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
 
 
 Field = tuple[str, str, dict[str, Any], bool]
-"""Name, type, options, whether it must be there."""
+"""Name, type, options, and whether the input is required."""
 
 
 def fields(definition: dict[str, Any], values: list[Any]) -> list[Field]:
-    """A node's inputs in the page's order: widgets of a dynamic menu's choice follow the menu."""
-    left = iter(values)
+    """Return the inputs in the page's order: the widgets of a menu's choice follow the menu."""
+    remaining = iter(values)
     return [
         field
         for group in ("required", "optional")
         for name, spec in definition["input"].get(group, {}).items()
-        for field in _fields(name, spec, is_required=group == "required", values=left)
+        for field in _fields(name, spec, is_required=group == "required", values=remaining)
     ]
 
 
@@ -114,7 +113,7 @@ def _fields(name: str, spec: list[Any], *, is_required: bool, values: Iterator) 
 
 
 def widgets(definition: dict[str, Any], values: list[Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """What `widgets_values` holds a value for, in its order."""
+    """Return the widgets that `widgets_values` has a value for, in its order."""
     slots = []
     for name, kind, options, _ in fields(definition, values):
         if kind in WIDGETS:
@@ -132,8 +131,8 @@ def is_allowed(value: Any, kind: str, options: dict[str, Any]) -> bool:
     if kind == "CONTROL":
         return value == "fixed"
     if kind in ("INT", "FLOAT"):
-        right = isinstance(value, int | float if kind == "FLOAT" else int)
-        is_number = right and not isinstance(value, bool)
+        numeric = isinstance(value, int | float if kind == "FLOAT" else int)
+        is_number = numeric and not isinstance(value, bool)
         return is_number and options.get("min", value) <= value <= options.get("max", value)
     return isinstance(value, bool if kind == "BOOLEAN" else str)
 
@@ -141,7 +140,7 @@ def is_allowed(value: Any, kind: str, options: dict[str, Any]) -> bool:
 # --- Without ComfyUI ----------------------------------------------------------------------------
 
 
-def test_there_is_one_for_each_thing_a_user_wants_to_do():
+def test_these_workflows_exist():
     assert NAMES == [
         "Compare schedulers",
         "Face preset with class priors",
@@ -156,12 +155,12 @@ def test_there_is_one_for_each_thing_a_user_wants_to_do():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_are_told_alike_at_both_ends(name):
+def test_links_agree_with_the_sockets_at_both_ends(name):
     workflow = read(name)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     assert len(nodes) == len(workflow["nodes"])
-    told = {link[0]: link[1:] for link in workflow["links"]}
-    assert len(told) == len(workflow["links"])
+    links = {link[0]: link[1:] for link in workflow["links"]}
+    assert len(links) == len(workflow["links"])
     leaving, arriving = {}, {}
     for node in workflow["nodes"]:
         for slot, output in enumerate(node["outputs"]):
@@ -170,17 +169,17 @@ def test_links_are_told_alike_at_both_ends(name):
         for slot, socket in enumerate(node["inputs"]):
             if socket["link"] is not None:
                 arriving[socket["link"]] = (node["id"], slot, socket["type"])
-    assert leaving.keys() == arriving.keys() == told.keys()
-    for link, (source, out, target, into, kind) in told.items():
+    assert leaving.keys() == arriving.keys() == links.keys()
+    for link, (source, out, target, into, kind) in links.items():
         assert leaving[link] == (source, out, kind)
         assert arriving[link] == (target, into, kind)
         assert nodes[source]["order"] < nodes[target]["order"]
     assert workflow["last_node_id"] == max(nodes)
-    assert workflow["last_link_id"] == max(told)
+    assert workflow["last_link_id"] == max(links)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nodes_do_not_lie_on_each_other(name):
+def test_nodes_do_not_overlap(name):
     title = 30
     boxes = [(*node["pos"], *node["size"]) for node in read(name)["nodes"]]
     for number, (x, y, width, height) in enumerate(boxes):
@@ -202,14 +201,14 @@ def test_a_note_says_what_to_change(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_shows_or_saves_images(name):
+def test_each_saves_images(name):
     kinds = {node["type"] for node in read(name)["nodes"]}
     assert "SaveImage" in kinds
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pack_s_nodes_exist(name):
-    """Ids as the node files write them, since no ComfyUI is asked here."""
+    """The ids are read from the node files, because no ComfyUI runs here."""
     ids = {
         node.value.value
         for path in (ROOT / "nodes").glob("*.py")
@@ -222,10 +221,10 @@ def test_the_pack_s_nodes_exist(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_picture_is_what_the_templates_page_shows(name):
+def test_the_preview_image_fits_the_templates_page(name):
     path = FOLDER / f"{name}.jpg"
-    with Image.open(path) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (512, 320))
+    with Image.open(path) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (512, 320))
     assert path.stat().st_size < 60_000
 
 
@@ -257,8 +256,8 @@ def test_every_input_that_needs_a_link_has_one(name, definitions):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_widget_has_a_value_that_it_takes(name, definitions):
-    """By position, as the page reads them: one too many shifts all that follow."""
+def test_every_widget_has_a_value_that_it_accepts(name, definitions):
+    """The page reads values by position: one too many would shift all that follow."""
     for node in real_nodes(read(name)):
         slots = widgets(definitions[node["type"]], node["widgets_values"])
         assert len(node["widgets_values"]) == len(slots), node["type"]
@@ -266,8 +265,8 @@ def test_every_widget_has_a_value_that_it_takes(name, definitions):
             assert is_allowed(value, kind, options), f"{node['type']}.{field} is {value!r}"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != GOES_TOO_FAR])
-def test_the_values_below_a_training_s_preset_are_the_preset_s(name, definitions):
+@pytest.mark.parametrize("name", [name for name in NAMES if name != OVERTRAINED])
+def test_the_values_below_a_preset_are_those_of_the_preset(name, definitions):
     for node in real_nodes(read(name)):
         if node["type"] in TRAINING:
             slots = widgets(definitions[node["type"]], node["widgets_values"])
@@ -279,7 +278,7 @@ def test_the_values_below_a_training_s_preset_are_the_preset_s(name, definitions
 
 
 def to_api(name: str, definitions: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The workflow as the page sends it to be run, with other values for some widgets."""
+    """Return the workflow as the page sends it to ComfyUI, with other values for some widgets."""
     workflow = read(name)
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
@@ -299,29 +298,29 @@ def to_api(name: str, definitions: dict[str, Any], **changes: Any) -> dict[str, 
 
 
 def saving(prompt: dict[str, Any]) -> list[str]:
-    """The nodes that save images."""
+    """Return the ids of the nodes that save images."""
     return [number for number, node in prompt.items() if node["class_type"] == "SaveImage"]
 
 
-def shows_something(path: Path) -> bool:
-    """Whether the picture is of more than one colour."""
-    with Image.open(path) as picture:
-        return max(high - low for low, high in picture.convert("RGB").getextrema()) > 50
+def has_content(path: Path) -> bool:
+    """Return whether the image has more than one colour."""
+    with Image.open(path) as image:
+        return max(high - low for low, high in image.convert("RGB").getextrema()) > 50
 
 
 @pytest.mark.parametrize("name", sorted(NEEDS_NO_CHECKPOINT))
-def test_what_needs_no_checkpoint_runs_to_its_end(name, comfyui, definitions):
+def test_workflows_that_need_no_checkpoint_run_to_the_end(name, comfyui, definitions):
     prompt = to_api(name, definitions, **SHORT)
     outcome = comfyui.run(prompt)
     assert outcome.end == "execution_success", outcome.error
     for number in saving(prompt):
         for saved in outcome.outputs(number)["images"]:
             path = comfyui.base / "output" / saved["subfolder"] / saved["filename"]
-            assert shows_something(path)
+            assert has_content(path)
 
 
-def test_comfyuis_own_example_client_gets_the_pictures(comfyui, definitions, tmp_path):
-    """Its websocket example, with the toy workflow in place of the one that stands in it."""
+def test_comfyuis_own_example_client_receives_the_images(comfyui, definitions, tmp_path):
+    """ComfyUI's websocket example runs the toy workflow instead of its own."""
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import websocket"], capture_output=True).returncode:
         pytest.skip(f"websocket-client, which ComfyUI's example client needs, is not in {python}")
@@ -332,13 +331,13 @@ def test_comfyuis_own_example_client_gets_the_pictures(comfyui, definitions, tmp
     done = subprocess.run([python, "-c", CLIENT, client, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (number,) = saving(prompt)
-    pictures = sorted(tmp_path.glob(f"{number}_*.png"))
-    assert len(pictures) == 4
-    assert all(map(shows_something, pictures))
+    images = sorted(tmp_path.glob(f"{number}_*.png"))
+    assert len(images) == 4
+    assert all(map(has_content, images))
 
 
 def with_workflow(script: str, prompt: dict[str, Any], address: str) -> str:
-    """The script but for the workflow, the two lines that change it, and the server's address."""
+    """Return the script with this workflow and address, without the lines that change its own."""
     for pattern, replacement in (
         (r'(?s)(?<=^prompt_text = """).*?(?="""$)', json.dumps(prompt).replace("\\", r"\\")),
         (r'^prompt\["(6|3)"\]\["inputs"\].*$', ""),

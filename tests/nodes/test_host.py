@@ -1,4 +1,4 @@
-"""Runs inside a real ComfyUI: to the end, found again, stopped and gone on with, and refused."""
+"""Runs inside a real ComfyUI: finished, reused, cancelled, resumed and refused."""
 
 import os
 import re
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("comfyui")
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"diffusers", "transformers", "scipy", "matplotlib"}
-MEMORY = (
+AFTER_AN_ERROR = (
     STARTUP
     + """
 import torch, weakref
@@ -35,7 +35,7 @@ except ValueError as error:
 """
 )
 
-ROOM = (
+LOADED_MODELS = (
     STARTUP
     + """
 import comfy.model_management as management, comfy.model_patcher, torch
@@ -54,7 +54,8 @@ with host.trainer_device(unload_now=False):
 
 @pytest.fixture
 def photos(comfyui):
-    """Makes a folder of photos under input/, and gives its name in the menu."""
+    """Copies the sample photos into a folder below input/. Returns the folder and its name in the
+    menu."""
     made = []
 
     def make(name):
@@ -68,46 +69,25 @@ def photos(comfyui):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def priors_node():
-    """Builds Generate Class Priors, which draws with the model of node 1."""
-
-    def build(num_images, seed=0):
-        drawing = {
-            "num_images": num_images, "scheduler": "DDIM", "steps": 2, "guidance_scale": 4.0,
-            "seed": seed, "negative_prompt": "", "resolution": 0, "batch_size": 2,
-            "precision": "fp32",
-        }  # fmt: skip
-        inputs = {
-            "model_source": ["1", 0],
-            "class_prompt": "a photo of a cup",
-            "images": "made by the model",
-            **{f"images.{name}": value for name, value in drawing.items()},
-        }
-        return {"class_type": "DreamBoothGenerateClassPriors", "inputs": inputs}
-
-    return build
-
-
-def test_the_import_brings_no_heavy_library(needs_comfyui, tmp_path):
-    """How long it takes is measured by `benchmarks/startup.py`."""
+def test_importing_the_pack_loads_no_heavy_library(needs_comfyui, tmp_path):
+    """`benchmarks/startup.py` measures how long the import takes."""
     assert last_line(f"{STARTUP}\nprint(sorted(new & {HEAVY}))", tmp_path) == "[]"
 
 
-def test_an_error_holds_no_model_in_memory(needs_comfyui, tmp_path):
-    assert last_line(MEMORY, tmp_path) == "[None] stopped"
+def test_an_error_keeps_no_model_in_memory(needs_comfyui, tmp_path):
+    assert last_line(AFTER_AN_ERROR, tmp_path) == "[None] stopped"
 
 
-def test_comfyuis_models_go_only_when_ours_is_loaded(needs_comfyui, tmp_path):
-    assert last_line(ROOM, tmp_path) == "1 0"
+def test_comfyuis_models_are_unloaded_only_when_ours_is_loaded(needs_comfyui, tmp_path):
+    assert last_line(LOADED_MODELS, tmp_path) == "1 0"
 
 
-def test_the_first_workflow_runs_to_its_end(comfyui, toy_graph, new_seed):
+def test_the_toy_workflow_runs_to_the_end(comfyui, toy_graph, new_seed):
     outcome = comfyui.run(toy_graph(seed=new_seed, name="first"))
     assert outcome.end == "execution_success", outcome.error
     (saved,) = outcome.outputs("5")["images"]
-    with Image.open(comfyui.base / "output" / saved["filename"]) as picture:
-        assert picture.width > 2 * 128
+    with Image.open(comfyui.base / "output" / saved["filename"]) as image:
+        assert image.width > 2 * 128
     assert "first.safetensors" in comfyui.trained()
     assert outcome.steps[-1] == 3
     assert outcome.texts[-1].startswith("Sampling ")
@@ -130,12 +110,12 @@ def test_the_first_workflow_runs_to_its_end(comfyui, toy_graph, new_seed):
     assert os.path.join("dreambooth", "first.safetensors") in names
 
 
-def test_what_was_trained_is_not_trained_again(comfyui, toy_graph, new_seed):
+def test_a_finished_run_is_not_trained_again(comfyui, toy_graph, new_seed):
     graph = toy_graph(seed=new_seed, name="once")
     assert comfyui.run(graph).steps[-1] == 3
     files = comfyui.trained()
     assert comfyui.run(graph).steps == []
-    # Another workflow in between makes ComfyUI forget the results it keeps.
+    # Another workflow in between empties ComfyUI's cache of results.
     comfyui.run(toy_graph(seed=new_seed + 500, name="other"))
     files_with_other = comfyui.trained()
     assert set(files_with_other) - set(files) == {"other.safetensors"}
@@ -149,7 +129,7 @@ def test_what_was_trained_is_not_trained_again(comfyui, toy_graph, new_seed):
     assert comfyui.trained() == files_with_other
 
 
-def test_a_changed_photo_trains_again(comfyui, toy_graph, photos, new_seed):
+def test_a_changed_photo_starts_a_new_run(comfyui, toy_graph, photos, new_seed):
     folder, name = photos("changing")
     graph = toy_graph(name, seed=new_seed)
     assert comfyui.run(graph).steps[-1] == 3
@@ -160,14 +140,14 @@ def test_a_changed_photo_trains_again(comfyui, toy_graph, photos, new_seed):
     assert comfyui.run(graph).steps[-1] == 3
 
 
-def test_retrain_trains_at_every_queue(comfyui, toy_graph, new_seed):
-    graph = toy_graph(seed=new_seed, name="anew", on_existing="retrain")
+def test_retrain_trains_each_time_it_is_queued(comfyui, toy_graph, new_seed):
+    graph = toy_graph(seed=new_seed, name="retrained", on_existing="retrain")
     assert comfyui.run(graph).steps[-1] == 3
     assert comfyui.run(graph).steps[-1] == 3
-    assert {"anew.safetensors", "anew_00001.safetensors"} <= set(comfyui.trained())
+    assert {"retrained.safetensors", "retrained_00001.safetensors"} <= set(comfyui.trained())
 
 
-def test_cancel_ends_within_a_step_and_the_next_queue_goes_on(comfyui, toy_graph, new_seed):
+def test_cancelling_stops_within_a_step_and_the_next_queue_resumes(comfyui, toy_graph, new_seed):
     graph = toy_graph(seed=new_seed, name="stopped", **{"preset.steps": 4000})
     stopped_at = []
 
@@ -178,20 +158,20 @@ def test_cancel_ends_within_a_step_and_the_next_queue_goes_on(comfyui, toy_graph
             newest = max(logs, key=lambda path: path.stat().st_mtime_ns)
             stopped_at.append(len(newest.read_text().splitlines()))
 
-    outcome = comfyui.run(graph, hear=stop)
+    outcome = comfyui.run(graph, on_message=stop)
     assert outcome.end == "execution_interrupted"
     assert "stopped.safetensors" not in comfyui.trained()
     stopped = int(re.findall(r"Stopped after step (\d+)", comfyui.log.read_text())[-1])
-    # Of those that were made when the click had arrived, or the one that was being made.
+    # The last step that was recorded when the click arrived, or the step after it.
     assert stopped_at[0] <= stopped <= stopped_at[0] + 1
     stopped_at.clear()
-    outcome = comfyui.run(graph, hear=stop)
+    outcome = comfyui.run(graph, on_message=stop)
     assert outcome.end == "execution_interrupted"
     assert f"Going on after step {stopped}." in comfyui.log.read_text()
     assert outcome.steps[0] > stopped
 
 
-def test_finishing_keeps_what_was_learned_and_goes_on_with_the_graph(comfyui, toy_graph, new_seed):
+def test_finishing_early_saves_the_checkpoint_and_continues_the_graph(comfyui, toy_graph, new_seed):
     graph = toy_graph(seed=new_seed, name="content", **{"preset.steps": 4000})
     answers = []
 
@@ -199,7 +179,7 @@ def test_finishing_keeps_what_was_learned_and_goes_on_with_the_graph(comfyui, to
         if outcome.steps and not answers:
             answers.append(comfyui.post("/dreambooth/finish", {"node": "3"}))
 
-    outcome = comfyui.run(graph, hear=finish)
+    outcome = comfyui.run(graph, on_message=finish)
     assert outcome.end == "execution_success", outcome.error
     assert answers == [(200, {"node": "3"})]
     assert len(outcome.outputs("5")["images"]) == 1
@@ -230,26 +210,26 @@ def test_drawing_can_be_cancelled(comfyui, toy_graph, priors_node, new_seed, act
     graph = toy_graph(seed=new_seed)
     graph["4"]["inputs"]["steps"] = 1000
     if activity == "Class images":
-        graph["6"] = priors_node(num_images=1000, seed=new_seed)
+        graph["6"] = priors_node(1000, seed=new_seed)
         graph["3"]["inputs"] |= {"class_dataset": ["6", 0], "preset.prior_weight": 1.0}
-    heard = []
+    cancelled = []
 
-    def stop(outcome):
-        if not heard and any(text.startswith(activity) for text in outcome.texts):
-            heard.append(activity)
+    def cancel(outcome):
+        if not cancelled and any(text.startswith(activity) for text in outcome.texts):
+            cancelled.append(activity)
             comfyui.interrupt()
 
-    outcome = comfyui.run(graph, hear=stop)
-    assert (outcome.end, heard) == ("execution_interrupted", [activity])
+    outcome = comfyui.run(graph, on_message=cancel)
+    assert (outcome.end, cancelled) == ("execution_interrupted", [activity])
     done, total = outcome.texts[-1].removeprefix(activity).split("/")
     assert int(done) < int(total)
 
 
-def test_equal_nodes_train_once_and_different_ones_apart(comfyui, toy_graph, new_seed):
+def test_equal_nodes_train_once_and_different_nodes_separately(comfyui, toy_graph, new_seed):
     graph = toy_graph(seed=new_seed, name="two")
     same, other = dict(graph["3"]), dict(graph["3"])
     other["inputs"] = {**other["inputs"], "seed": new_seed + 500, "name": "another"}
-    # A node inside a subgraph has its way there as its id.
+    # The id of a node in a subgraph begins with the ids of the nodes around it.
     graph |= {"10:3": same, "10:12:3": other}
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
@@ -262,7 +242,7 @@ def test_equal_nodes_train_once_and_different_ones_apart(comfyui, toy_graph, new
 
 
 @pytest.mark.posix
-def test_a_full_disk_leaves_nothing_half_written(full_comfyui, toy_graph):
+def test_a_full_disk_leaves_no_partial_file(full_comfyui, toy_graph):
     outcome = full_comfyui.run(toy_graph(name="large"))
     assert outcome.end == "execution_error"
     node, message = outcome.error
@@ -273,7 +253,7 @@ def test_a_full_disk_leaves_nothing_half_written(full_comfyui, toy_graph):
     assert parts == []
 
 
-def test_photos_from_the_graph_are_taken(comfyui, toy_graph, new_seed):
+def test_photos_from_the_graph_are_used(comfyui, toy_graph, new_seed):
     graph = toy_graph("none, only the images below", seed=new_seed, name="from graph")
     graph["2"]["inputs"]["images.image0"] = ["6", 0]
     graph["6"] = {
@@ -291,11 +271,11 @@ def test_photos_from_the_graph_are_taken(comfyui, toy_graph, new_seed):
     )
 
 
-def test_class_images_are_made_once_and_used(comfyui, toy_graph, priors_node, new_seed):
+def test_class_images_are_drawn_once_and_used(comfyui, toy_graph, priors_node, new_seed):
     graph = toy_graph(seed=new_seed, name="with priors", **{"preset.prior_weight": 1.0})
     graph["3"]["inputs"]["class_dataset"] = ["6", 0]
     graph["3"]["inputs"]["preview_settings"] = ["7", 0]
-    graph["6"] = priors_node(num_images=2)
+    graph["6"] = priors_node(2)
     graph["7"] = {
         "class_type": "DreamBoothPreviewSettings",
         "inputs": {
@@ -372,7 +352,7 @@ def test_settings_that_do_not_fit_are_refused_on_the_node(comfyui, toy_graph, se
     assert outcome.error == ("3", message)
 
 
-def test_the_toy_is_not_for_comfyuis_own_samplers(comfyui, toy_graph):
+def test_the_toy_model_is_refused_for_comfyuis_own_samplers(comfyui, toy_graph):
     graph = {
         "1": toy_graph()["1"],
         "2": {"class_type": "DreamBoothUseTrainedModel", "inputs": {"model_source": ["1", 0]}},
@@ -393,7 +373,7 @@ def test_the_toy_is_not_for_comfyuis_own_samplers(comfyui, toy_graph):
 
 def test_a_corrupt_photo_is_named(comfyui, toy_graph, photos):
     folder, name = photos("corrupt")
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"not an image")
     outcome = comfyui.run(toy_graph(name))
     assert outcome.error == (
         "2",
@@ -425,7 +405,7 @@ def test_a_linked_folder_outside_is_refused(comfyui, toy_graph, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["../..", "/etc", "input/../../custom_nodes", "input/con"])
-def test_folders_that_are_not_in_the_menu_do_not_get_into_the_queue(comfyui, toy_graph, folder):
+def test_folders_that_are_not_in_the_menu_are_not_queued(comfyui, toy_graph, folder):
     status, answer = comfyui.post("/prompt", {"prompt": toy_graph(folder)})
     assert status == 400
     (error,) = answer["node_errors"]["2"]["errors"]
@@ -441,12 +421,14 @@ def test_folders_that_are_not_in_the_menu_do_not_get_into_the_queue(comfyui, toy
         ("6", "/etc"),
     ],
 )
-def test_neither_do_checkpoints_and_class_folders(comfyui, toy_graph, priors_node, node, value):
+def test_checkpoints_and_class_folders_that_are_not_in_the_menu_are_not_queued(
+    comfyui, toy_graph, priors_node, node, value
+):
     graph = toy_graph()
     graph["1"]["inputs"]["checkpoint"] = (
         value if node == "1" else graph["1"]["inputs"]["checkpoint"]
     )
-    graph["6"] = priors_node(num_images=1)
+    graph["6"] = priors_node(1)
     if node == "6":
         graph["6"]["inputs"] |= {"images": "a folder of my own", "images.folder": value}
         graph["3"]["inputs"] |= {"class_dataset": ["6", 0], "preset.prior_weight": 1.0}
@@ -489,7 +471,7 @@ def test_neither_do_checkpoints_and_class_folders(comfyui, toy_graph, priors_nod
         ),
     ],
 )
-def test_a_name_that_comes_by_a_link_past_the_menu_is_refused(
+def test_an_unsafe_name_from_another_node_is_refused(
     comfyui, toy_graph, node, field, value, message
 ):
     graph = toy_graph()
@@ -499,7 +481,7 @@ def test_a_name_that_comes_by_a_link_past_the_menu_is_refused(
     assert outcome.error == (node, message)
 
 
-def test_a_file_that_is_no_checkpoint_is_named(comfyui, toy_graph):
+def test_a_file_that_is_not_a_checkpoint_is_named(comfyui, toy_graph):
     path = comfyui.base / "models" / "checkpoints" / "note.safetensors"
     path.write_bytes(b"a note")
     graph = toy_graph()

@@ -1,5 +1,4 @@
-"""Runs that are broken off in the real ComfyUI, by its stop button in each phase and by the death
-of its server, go on where they stood."""
+"""Runs in a real ComfyUI that were cancelled in each phase, or whose server was killed, resume."""
 
 import re
 import shutil
@@ -12,14 +11,14 @@ from trainer.toy import PHOTOS
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 NUM_COPIES = 30
-"""Of each sample photo, so that encoding them all takes longer than a click's way."""
+"""Copies of each sample photo, so that encoding is still running when the click arrives."""
 STATE_EVERY = 100
-"""Steps between states, which the node leaves at its default."""
+"""Steps between saved states: the default, which the node does not change."""
 
 
 @pytest.fixture
 def many_photos(comfyui):
-    """The name in the menu of a folder in which encoding takes a while."""
+    """The menu name of a folder whose photos take a while to encode."""
     folder = comfyui.base / "input" / "many"
     folder.mkdir()
     for photo in PHOTOS.iterdir():
@@ -30,24 +29,24 @@ def many_photos(comfyui):
 
 
 def stop_at(comfyui, beginning: str):
-    """Presses the stop button at the first progress text that begins so."""
+    """Return a listener that presses the stop button at the first text with this beginning."""
     pressed = []
 
-    def hear(outcome):
+    def stop(outcome):
         if not pressed and any(text.startswith(beginning) for text in outcome.texts):
             pressed.append(beginning)
             comfyui.interrupt()
 
-    return hear
+    return stop
 
 
-def said(server, pattern: str, since: int) -> list[str]:
+def logged(server, pattern: str, since: int) -> list[str]:
     return re.findall(pattern, server.log.read_text()[since:])
 
 
 def test_cancelled_while_photos_are_encoded(comfyui, toy_graph, many_photos, new_seed):
     graph = toy_graph(many_photos, seed=new_seed, name="encoding")
-    outcome = comfyui.run(graph, hear=stop_at(comfyui, "Encoding photos"))
+    outcome = comfyui.run(graph, on_message=stop_at(comfyui, "Encoding photos"))
     assert outcome.end == "execution_interrupted"
     assert outcome.steps == []
     outcome = comfyui.run(graph)
@@ -55,26 +54,13 @@ def test_cancelled_while_photos_are_encoded(comfyui, toy_graph, many_photos, new
     assert "encoding.safetensors" in comfyui.trained()
 
 
-def test_class_images_made_before_a_cancel_are_not_made_again(
-    comfyui, toy_graph, new_seed, tmp_path
+def test_class_images_drawn_before_cancelling_are_not_drawn_again(
+    comfyui, toy_graph, priors_node, new_seed
 ):
     graph = toy_graph(seed=new_seed)
-    drawing = {
-        "num_images": 6, "scheduler": "DDIM", "steps": 20, "guidance_scale": 4.0,
-        "seed": new_seed, "negative_prompt": "", "resolution": 0, "batch_size": 1,
-        "precision": "fp32",
-    }  # fmt: skip
-    graph["6"] = {
-        "class_type": "DreamBoothGenerateClassPriors",
-        "inputs": {
-            "model_source": ["1", 0],
-            "class_prompt": "a photo of a cup",
-            "images": "made by the model",
-            **{f"images.{name}": value for name, value in drawing.items()},
-        },
-    }
+    graph["6"] = priors_node(6, seed=new_seed, steps=20, batch_size=1)
     graph["3"]["inputs"] |= {"class_dataset": ["6", 0], "preset.prior_weight": 1.0}
-    outcome = comfyui.run(graph, hear=stop_at(comfyui, "Class images 2/6"))
+    outcome = comfyui.run(graph, on_message=stop_at(comfyui, "Class images 2/6"))
     assert outcome.end == "execution_interrupted"
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
@@ -82,7 +68,9 @@ def test_class_images_made_before_a_cancel_are_not_made_again(
     assert int(first.split()[-1].split("/")[0]) >= 2
 
 
-def test_a_killed_server_goes_on_from_the_last_state(own_comfyui, toy_graph, new_seed):
+def test_training_resumes_from_the_last_state_after_the_server_was_killed(
+    own_comfyui, toy_graph, new_seed
+):
     server, graph = own_comfyui, toy_graph(seed=new_seed, **{"preset.steps": STATE_EVERY + 8})
 
     def kill(outcome):
@@ -90,13 +78,13 @@ def test_a_killed_server_goes_on_from_the_last_state(own_comfyui, toy_graph, new
             server.kill()
 
     with pytest.raises((ConnectionError, ValueError)):
-        server.run(graph, hear=kill)
+        server.run(graph, on_message=kill)
     assert server.trained() == []
     since = len(server.log.read_text())
     server.start()
     outcome = server.run(graph)
     assert outcome.end == "execution_success", outcome.error
-    assert said(server, r"Going on after step (\d+)\.", since) == [str(STATE_EVERY)]
+    assert logged(server, r"Going on after step (\d+)\.", since) == [str(STATE_EVERY)]
     assert outcome.steps[0] > STATE_EVERY
     assert server.trained() == ["cup.safetensors"]
     assert list(Path(server.base).rglob("*.part")) == []
@@ -111,17 +99,17 @@ def test_cancelled_while_a_preview_is_drawn(comfyui, toy_graph, new_seed):
     }  # fmt: skip
     graph["7"] = {"class_type": "DreamBoothPreviewSettings", "inputs": drawing}
     since = len(comfyui.log.read_text())
-    outcome = comfyui.run(graph, hear=stop_at(comfyui, "Sampling"))
+    outcome = comfyui.run(graph, on_message=stop_at(comfyui, "Sampling"))
     assert outcome.end == "execution_interrupted"
-    assert said(comfyui, r"Stopped after step (\d+)\.", since) == ["4"]
+    assert logged(comfyui, r"Stopped after step (\d+)\.", since) == ["4"]
     drawing["steps"] = 2
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
-    assert said(comfyui, r"Going on after step (\d+)\.", since) == ["4"]
+    assert logged(comfyui, r"Going on after step (\d+)\.", since) == ["4"]
     assert outcome.steps[0] > 4
 
 
-def test_more_steps_go_on_from_a_kept_state(comfyui, toy_graph, new_seed):
+def test_more_steps_resume_from_a_kept_state(comfyui, toy_graph, new_seed):
     graph = toy_graph(seed=new_seed, name="kept", keep_state=True)
     assert comfyui.run(graph).steps[-1] == 3
     since = len(comfyui.log.read_text())
@@ -129,4 +117,4 @@ def test_more_steps_go_on_from_a_kept_state(comfyui, toy_graph, new_seed):
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
     assert outcome.steps[0] > 3
-    assert said(comfyui, r"Going on after step (\d+) of the run of 3 steps\.", since) == ["3"]
+    assert logged(comfyui, r"Going on after step (\d+) of the run of 3 steps\.", since) == ["3"]

@@ -1,5 +1,5 @@
-"""A checkpoint of Stable Diffusion 1.5's own widths, with random weights and a U-Net of one level,
-which ComfyUI's own loader takes: trained in the graph, and drawn from by its KSampler."""
+"""Train a checkpoint in the graph that ComfyUI's own loader accepts, and sample from it with
+KSampler. It has Stable Diffusion 1.5's widths, random weights and a U-Net of one level."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 ROOT = Path(__file__).parents[2]
-COMPLAINTS = re.compile(r"missing|unexpected|left over", re.IGNORECASE)
+WARNINGS = re.compile(r"missing|unexpected|left over", re.IGNORECASE)
 COMPARE = """
 import json, sys
 comfyui, root, path, base = sys.argv[1:]
@@ -52,7 +52,7 @@ def checkpoint(comfyui, sd15_checkpoint):
 
 @pytest.fixture
 def graph(checkpoint, toy_graph, new_seed):
-    """Two steps of training on the checkpoint, and no sampling yet."""
+    """Two training steps on the checkpoint, without sampling."""
     graph = toy_graph(
         seed=new_seed,
         name="trained",
@@ -65,7 +65,7 @@ def graph(checkpoint, toy_graph, new_seed):
 
 
 def ksampler(model, clip, vae):
-    """ComfyUI's own nodes from a MODEL, a CLIP and a VAE to a saved image of 64 pixels."""
+    """Build ComfyUI's own nodes from a MODEL, a CLIP and a VAE to a saved image of 64 pixels."""
     return {
         "20": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": "a photo"}},
         "21": {
@@ -89,24 +89,24 @@ def ksampler(model, clip, vae):
 
 
 def test_train_and_sample_with_ksampler_in_one_graph(comfyui, graph):
-    heard = len(comfyui.log.read_text())
+    since = len(comfyui.log.read_text())
     graph["6"] = {"class_type": "DreamBoothUseTrainedModel", "inputs": {"model_source": ["3", 0]}}
     graph |= ksampler(["6", 0], ["6", 1], ["6", 2])
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
     (saved,) = outcome.outputs("24")["images"]
-    with Image.open(comfyui.base / "output" / saved["filename"]) as picture:
-        assert picture.size == (64, 64)
-    # The same by its name, as another graph on another day would load it.
+    with Image.open(comfyui.base / "output" / saved["filename"]) as image:
+        assert image.size == (64, 64)
+    # Another graph loads the same file by its name.
     name = os.path.join("dreambooth", "trained.safetensors")
     loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}}
     outcome = comfyui.run({"6": loader} | ksampler(["6", 0], ["6", 1], ["6", 2]))
     assert outcome.end == "execution_success", outcome.error
-    log = comfyui.log.read_text()[heard:]
-    assert [line for line in log.splitlines() if COMPLAINTS.search(line)] == []
+    log = comfyui.log.read_text()[since:]
+    assert [line for line in log.splitlines() if WARNINGS.search(line)] == []
 
 
-def test_the_models_of_a_graph_are_trained_as_they_are(comfyui, checkpoint, graph):
+def test_models_from_the_graph_are_saved_unchanged_for_training(comfyui, checkpoint, graph):
     loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}}
     graph["6"] = loader
     graph["1"] = {
@@ -123,7 +123,7 @@ def test_the_models_of_a_graph_are_trained_as_they_are(comfyui, checkpoint, grap
     ] == []
 
 
-def test_comfyui_predicts_what_diffusers_predicts(checkpoint, tmp_path):
+def test_comfyui_and_diffusers_predict_the_same(checkpoint, tmp_path):
     done = subprocess.run(
         [
             os.environ.get("COMFYUI_PYTHON", sys.executable), "-c", COMPARE,

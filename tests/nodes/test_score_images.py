@@ -1,4 +1,4 @@
-"""Score Images inside a real ComfyUI, against the trainer's own numbers."""
+"""Score Images inside a real ComfyUI returns the same scores as the trainer."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ def photos():
 
 @pytest.fixture
 def graph(comfyui, photos):
-    """Scores the first two of the toy's photos; the settings are the node's. The outputs named are
-    shown by the nodes 10 and following."""
+    """Builds a workflow that scores the first two of the toy's photos. Nodes from 10 on show the
+    named outputs. Keyword arguments are inputs of Score Images."""
     pair = np.concatenate(photos[:2], axis=1)
     Image.fromarray(pair).save(comfyui.base / "input" / "pair.png")
 
@@ -61,18 +61,18 @@ def shown(outcome, name):
     return float("".join(outcome.outputs(f"1{OUTPUTS.index(name)}")["text"]))
 
 
-def test_the_numbers_are_the_trainers(comfyui, graph, photos):
+def test_scores_equal_those_of_the_trainer(comfyui, graph, photos):
     outcome = comfyui.run(graph(*OUTPUTS, prompt="a photo of a red cup"))
     assert outcome.end == "execution_success", outcome.error
-    judge = encoders.load(toy.JUDGE, torch.device("cpu"))
-    means = ImageScorer(judge, photos, ["a photo of a red cup"]).score(photos[:2]).means
+    encoder = encoders.load(toy.JUDGE, torch.device("cpu"))
+    means = ImageScorer(encoder, photos, ["a photo of a red cup"]).score(photos[:2]).means
     assert {name: shown(outcome, name) for name in OUTPUTS} == pytest.approx(means, abs=1e-4)
     assert shown(outcome, "memorisation") == pytest.approx(1, abs=1e-4)
     # The chart is shown on the node.
     assert len(outcome.outputs("6")["images"]) == 1
 
 
-def test_a_prompt_for_each_image(comfyui, graph):
+def test_each_image_may_have_its_own_prompt(comfyui, graph):
     names = ["subject fidelity", "prompt fidelity", "memorisation"]
     outcome = comfyui.run(graph(*names, prompt="a red cup\na blue cup"))
     assert outcome.end == "execution_success", outcome.error
@@ -84,7 +84,7 @@ def test_a_prompt_for_each_image(comfyui, graph):
     )
 
 
-def test_what_there_is_not_says_why(comfyui, graph):
+def test_missing_scores_are_explained(comfyui, graph):
     outcome = comfyui.run(graph("prompt fidelity"))
     assert outcome.end == "execution_error"
     assert outcome.error[1].endswith(NO_PROMPT.format(TOY))
@@ -94,8 +94,8 @@ def test_what_there_is_not_says_why(comfyui, graph):
     )
 
 
-def test_a_judge_in_a_folder_of_its_own(comfyui, graph, photos):
-    """DINO with random weights, as transformers saves it below ComfyUI's clip_vision folder."""
+def test_an_image_encoder_in_its_own_folder(comfyui, graph, photos):
+    """A DINO with random weights, which transformers saves below ComfyUI's clip_vision folder."""
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(

@@ -1,4 +1,4 @@
-"""Previews that a judge scores, inside a real ComfyUI: what is told, kept and handed on."""
+"""Scored previews inside a real ComfyUI: progress texts, the chart and the best step."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ SCORING = {"judge": "toy (embedded)", "class_prompt": "a photo of a cup", "num_c
 
 @pytest.fixture
 def graph(toy_graph, new_seed):
-    """Builds a training of six steps with previews, as node 3, whose best step is drawn from and
-    whose curve is saved."""
+    """Builds a training of six steps with previews, as node 3. Its chart is saved, and its best
+    step is sampled."""
 
     def build(scoring, **settings):
         train = {"preset.steps": 6, "seed": new_seed, "name": f"scored-{new_seed}", **settings}
@@ -32,13 +32,13 @@ def graph(toy_graph, new_seed):
 
 def height(comfyui, outcome):
     (file,) = outcome.outputs("7")["images"]
-    with Image.open(comfyui.base / "output" / file["filename"]) as picture:
-        assert np.asarray(picture).std() > 10
-        return picture.height
+    with Image.open(comfyui.base / "output" / file["filename"]) as image:
+        assert np.asarray(image).std() > 10
+        return image.height
 
 
-def test_previews_are_scored_and_the_best_step_is_handed_on(comfyui, graph, new_seed):
-    # At this rate the class is gone after two steps, so that the last step is not the best.
+def test_previews_are_scored_and_the_best_step_is_passed_on(comfyui, graph, new_seed):
+    # At this learning rate the class is lost after two steps, so the last step is not the best.
     prompt = graph(SCORING, **{"preset.learning_rate": 3e-3})
     outcome = comfyui.run(prompt)
     assert outcome.end == "execution_success", outcome.error
@@ -53,7 +53,7 @@ def test_previews_are_scored_and_the_best_step_is_handed_on(comfyui, graph, new_
     balances = [float(text.rsplit(" ", 1)[1]) for text in scored]
     best_is_last = balances.index(max(balances)) in (0, 3)
     assert (folder / f"scored-{new_seed}-best.safetensors").exists() != best_is_last
-    # Found again, with its scores, its best step and no further one.
+    # Queued again, it reuses its scores and its best step, and does not train.
     prompt["4"]["inputs"]["steps"] = 1
     prompt["3"]["inputs"]["on_existing"] = "resume"
     again = comfyui.run(prompt)

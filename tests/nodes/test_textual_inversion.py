@@ -1,5 +1,5 @@
-"""Learned words in the real ComfyUI: its CLIP Text Encode reads our files, and gives for
-`embedding:name` what our text encoder gives for the placeholder."""
+"""Embeddings in a real ComfyUI: its CLIP Text Encode reads our files, and computes the same for
+`embedding:name` as our text encoder for the placeholder."""
 
 import json
 import os
@@ -24,20 +24,20 @@ pytestmark = pytest.mark.xdist_group("comfyui")
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-WORDS = ["my-one", "my-two", "my-three", "my-trained"]
-"""Of one, two and three vectors by hand, and of three written by training."""
+NAMES = ["my-one", "my-two", "my-three", "my-trained"]
+"""Embeddings of one, two and three random vectors, and one of three trained vectors."""
 WEIGHT = 1.2
 WEIGHTED = ":1.2)"
 PROMPTS = {
-    "{word}": "{word}",
-    "a photo of {word}": "a photo of {word}",
-    "{word} on the beach, by night": "{word} on the beach, by night",
-    "two dogs, {word}, and a very old tree": "two dogs, {word}, and a very old tree",
-    "{word} beside {word}": "{word} beside {word}",
-    "a photo of ({word}:1.2)": "a photo of {word}",
-    "({word}:1.2) in the snow": "{word} in the snow",
+    "{token}": "{token}",
+    "a photo of {token}": "a photo of {token}",
+    "{token} on the beach, by night": "{token} on the beach, by night",
+    "two dogs, {token}, and a very old tree": "two dogs, {token}, and a very old tree",
+    "{token} beside {token}": "{token} beside {token}",
+    "a photo of ({token}:1.2)": "a photo of {token}",
+    "({token}:1.2) in the snow": "{token} in the snow",
 }
-"""As ComfyUI's prompts have it, and as ours do. In brackets with a weight: `WEIGHT`."""
+"""ComfyUI's prompts and our captions for them, which have no weights."""
 ENCODE = """
 import json, sys
 comfyui, checkpoint, embeddings, base, out = sys.argv[1:6]
@@ -59,7 +59,7 @@ save_file({str(i): hidden.float().contiguous() for i, hidden in enumerate(found)
 
 
 def comfyui_encodes(checkpoint: Path, embeddings: Path, prompts: list[str]) -> list[torch.Tensor]:
-    """[77, 768] for each prompt."""
+    """Return ComfyUI's conditioning [77, 768] of each prompt."""
     out = embeddings / "encoded.safetensors"
     done = subprocess.run(
         [
@@ -77,46 +77,46 @@ def comfyui_encodes(checkpoint: Path, embeddings: Path, prompts: list[str]) -> l
 
 @pytest.fixture(scope="module")
 def model(needs_comfyui, sd15_checkpoint):
-    """Ours, which knows none of the words yet."""
+    """Our model, without the embeddings."""
     return families.load(sd15_checkpoint, CPU)
 
 
 @pytest.fixture(scope="module")
 def embeddings(sd15_checkpoint, model, tmp_path_factory) -> Path:
-    """A folder with a file for each of `WORDS`; the model knows them all."""
+    """The folder of the embedding files. They are added to the model too."""
     folder = tmp_path_factory.mktemp("embeddings")
-    for number, word in enumerate(WORDS[:-1], start=1):
+    for number, name in enumerate(NAMES[:-1], start=1):
         generator = torch.Generator().manual_seed(number)
         vectors = 0.05 * torch.randn(number, 768, generator=generator)
-        path = folder / f"{word}.safetensors"
-        save_file({"clip_l": vectors}, path, {PLACEHOLDER_KEY: f"<{word}>"})
-    train_word(WORDS[-1], sd15_checkpoint, folder)
-    for word in WORDS:
-        model.add_embedding(Embedding.read(folder / f"{word}.safetensors"))
+        path = folder / f"{name}.safetensors"
+        save_file({"clip_l": vectors}, path, {PLACEHOLDER_KEY: f"<{name}>"})
+    train_embedding(NAMES[-1], sd15_checkpoint, folder)
+    for name in NAMES:
+        model.add_embedding(Embedding.read(folder / f"{name}.safetensors"))
     return folder
 
 
-def train_word(word: str, checkpoint: Path, folder: Path) -> None:
+def train_embedding(name: str, checkpoint: Path, folder: Path) -> None:
     photo = folder / "photo.png"
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(photo)
     config = TrainingConfig(
         base=checkpoint,
         dataset=DatasetConfig(photos=(photo,), prompt="-", resolution=64),
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        output=OutputConfig(folder=folder, name=word),
+        output=OutputConfig(folder=folder, name=name),
         steps=1,
         batch_size=1,
     )
     method = TextualInversion(
-        placeholder=f"<{word}>", initializer="white cup", num_vectors=3, templates="object"
+        placeholder=f"<{name}>", initializer="white cup", num_vectors=3, templates="object"
     )
     train(config, method, device=CPU)
 
 
 @pytest.fixture(scope="module")
 def encoded(sd15_checkpoint, embeddings) -> dict[str, torch.Tensor]:
-    """ComfyUI's conditioning [77, 768] of each prompt with each word."""
-    prompts = [prompt.format(word=f"embedding:{word}") for word in WORDS for prompt in PROMPTS]
+    """ComfyUI's conditioning [77, 768] of each prompt with each embedding."""
+    prompts = [prompt.format(token=f"embedding:{name}") for name in NAMES for prompt in PROMPTS]
     return dict(zip(prompts, comfyui_encodes(sd15_checkpoint, embeddings, prompts), strict=True))
 
 
@@ -126,7 +126,8 @@ def encode(model, caption: str) -> torch.Tensor:
 
 
 def weighted(model, caption: str) -> torch.Tensor:
-    """The learned word's rows are moved away from the empty prompt's."""
+    """Encode a caption as ComfyUI does for a weight: the rows of learned tokens are moved away from
+    those of the empty prompt."""
     hidden, empty = encode(model, caption), encode(model, "")
     learned = model.tokenizer.encode([caption])[0] >= len(model.token_tables()["clip_l"].weight)
     hidden[learned] = empty[learned] + WEIGHT * (hidden - empty)[learned]
@@ -134,18 +135,18 @@ def weighted(model, caption: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("word", WORDS)
-def test_comfyui_gives_our_conditioning(model, encoded, word, prompt):
-    theirs = encoded[prompt.format(word=f"embedding:{word}")]
-    caption = PROMPTS[prompt].format(word=f"<{word}>")
+@pytest.mark.parametrize("name", NAMES)
+def test_comfyui_computes_our_conditioning(model, encoded, name, prompt):
+    theirs = encoded[prompt.format(token=f"embedding:{name}")]
+    caption = PROMPTS[prompt].format(token=f"<{name}>")
     ours = weighted(model, caption) if WEIGHTED in prompt else encode(model, caption)
     assert (theirs - ours).abs().max() <= 5e-3
-    # Far from what the prompt would give if the word were passed over.
-    assert (theirs - encode(model, PROMPTS[prompt].format(word=""))).abs().max() > 0.1
+    # It differs clearly from that of the prompt without the embedding.
+    assert (theirs - encode(model, PROMPTS[prompt].format(token=""))).abs().max() > 0.1
 
 
-def test_words_have_the_vectors_that_were_asked_for(embeddings):
-    found = {word: load_file(embeddings / f"{word}.safetensors") for word in WORDS}
-    assert {word: tuple(file["clip_l"].shape) for word, file in found.items()} == {
+def test_embeddings_have_the_requested_number_of_vectors(embeddings):
+    found = {name: load_file(embeddings / f"{name}.safetensors") for name in NAMES}
+    assert {name: tuple(file["clip_l"].shape) for name, file in found.items()} == {
         "my-one": (1, 768), "my-two": (2, 768), "my-three": (3, 768), "my-trained": (3, 768),
     }  # fmt: skip

@@ -1,5 +1,5 @@
-"""Textual Inversion Train inside a real ComfyUI: its runs, what they leave in the embeddings
-folder, and the new word in the nodes behind it."""
+"""Textual Inversion Train inside a real ComfyUI: its runs, its embedding files, and the placeholder
+in the following nodes."""
 
 import re
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
-WORD = "<my-cup>"
+PLACEHOLDER = "<my-cup>"
 OPTIMIZER = {
     "optimizer": "AdamW", "weight_decay": 0.01, "max_grad_norm": 1.0, "lr_schedule": "constant",
     "warmup_steps": 0, "num_restarts": 1, "text_encoder_learning_rate": 0.0,
@@ -18,27 +18,28 @@ OPTIMIZER = {
     "file_dtype": "as input", "ema": False, "ema_decay": 0.999, "min_snr_gamma": 0.0,
     "noise_offset": 0.0, "train_embedding": False,
 }  # fmt: skip
-"""Optimizer Settings as it comes."""
+"""The defaults of Optimizer Settings."""
 
 
 @pytest.fixture
 def graph(toy_graph, new_seed):
-    """Builds the first workflow, with Textual Inversion Train as its node 3."""
+    """Builds the toy workflow with Textual Inversion Train as node 3. Keyword arguments are its
+    inputs."""
 
     def build(**settings):
         graph = toy_graph()
-        graph["2"]["inputs"]["instance_prompt"] = f"a photo of {WORD}"
+        graph["2"]["inputs"]["instance_prompt"] = f"a photo of {PLACEHOLDER}"
         graph["3"] = {
             "class_type": "DreamBoothTextualInversionTrain",
             "inputs": {
-                "model_source": ["1", 0], "dataset": ["2", 0], "placeholder": WORD,
+                "model_source": ["1", 0], "dataset": ["2", 0], "placeholder": PLACEHOLDER,
                 "initializer": "cup", "num_vectors": 0, "preset": "toy",
                 "preset.learning_rate": 3e-3, "preset.steps": 3, "preset.batch_size": 1,
                 "preset.templates": "captions", "seed": new_seed, "save_every": 0,
                 "name": f"cup-{new_seed}", "on_existing": "reuse", **settings,
             },
         }  # fmt: skip
-        graph["4"]["inputs"]["prompts"] = f"a photo of {WORD}\na photo of a cup"
+        graph["4"]["inputs"]["prompts"] = f"a photo of {PLACEHOLDER}\na photo of a cup"
         graph["6"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}}
         return graph
 
@@ -47,7 +48,7 @@ def graph(toy_graph, new_seed):
 
 @pytest.fixture
 def then_dreambooth(toy_graph):
-    """Puts DreamBooth Train, as node 7, between Textual Inversion Train and the drawing."""
+    """Inserts DreamBooth Train, as node 7, between Textual Inversion Train and the sampling."""
 
     def extend(graph, **settings):
         train = toy_graph(**settings)["3"]
@@ -63,23 +64,23 @@ def optimizer(**changes):
 
 
 def embeddings(comfyui, seed):
-    """Names of the embeddings that the run of this seed wrote."""
+    """Return the names of the embeddings that the run of this seed wrote."""
     return sorted(path.name for path in (comfyui.base / "models" / "embeddings").glob(f"*{seed}*"))
 
 
 def name_of(outcome):
-    """The output embedding name."""
+    """Return the value of the output `embedding name`."""
     return "".join(outcome.outputs("6")["text"])
 
 
 def drawn(comfyui, outcome):
-    """[H, W, 3], each prompt's picture beside the others, with their titles."""
+    """Return the grid [H, W, 3] of one image per prompt, with titles."""
     (saved,) = outcome.outputs("5")["images"]
-    with Image.open(comfyui.base / "output" / saved["filename"]) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=float)
+    with Image.open(comfyui.base / "output" / saved["filename"]) as image:
+        return np.asarray(image.convert("RGB"), dtype=float)
 
 
-def test_it_runs_to_its_end_and_leaves_an_embedding(comfyui, graph, new_seed):
+def test_training_writes_an_embedding(comfyui, graph, new_seed):
     outcome = comfyui.run(graph())
     assert outcome.end == "execution_success", outcome.error
     assert outcome.steps[-1] == 3
@@ -90,20 +91,20 @@ def test_it_runs_to_its_end_and_leaves_an_embedding(comfyui, graph, new_seed):
     assert len(outcome.outputs("3")["images"]) == 1
 
 
-def test_it_is_found_again_and_never_overwritten(comfyui, graph, new_seed):
+def test_a_finished_run_is_reused_and_never_overwritten(comfyui, graph, new_seed):
     assert comfyui.run(graph()).steps[-1] == 3
-    comfyui.run(graph(seed=new_seed + 500))  # ComfyUI forgets the results it keeps.
+    comfyui.run(graph(seed=new_seed + 500))  # This empties ComfyUI's cache of results.
     again = comfyui.run(graph())
     assert (again.end, again.steps) == ("execution_success", [])
     assert name_of(again) == f"cup-{new_seed}"
-    anew = comfyui.run(graph(on_existing="retrain"))
-    assert anew.steps[-1] == 3
+    retrained = comfyui.run(graph(on_existing="retrain"))
+    assert retrained.steps[-1] == 3
     names = [f"cup-{new_seed}", f"cup-{new_seed}_00001", f"cup-{new_seed}_00002"]
     assert embeddings(comfyui, new_seed) == [f"{name}.safetensors" for name in names]
-    assert name_of(anew) == names[-1]
+    assert name_of(retrained) == names[-1]
 
 
-def test_cancel_ends_it_and_the_next_queue_goes_on(comfyui, graph):
+def test_cancelling_stops_it_and_the_next_queue_resumes(comfyui, graph):
     stopped_at = []
 
     def stop(outcome):
@@ -111,35 +112,35 @@ def test_cancel_ends_it_and_the_next_queue_goes_on(comfyui, graph):
             comfyui.interrupt()
             stopped_at.append(outcome.steps[-1])
 
-    outcome = comfyui.run(graph(**{"preset.steps": 4000}), hear=stop)
+    outcome = comfyui.run(graph(**{"preset.steps": 4000}), on_message=stop)
     assert outcome.end == "execution_interrupted"
     stopped = int(re.findall(r"Stopped after step (\d+)", comfyui.log.read_text())[-1])
     stopped_at.clear()
-    outcome = comfyui.run(graph(**{"preset.steps": 4000}), hear=stop)
+    outcome = comfyui.run(graph(**{"preset.steps": 4000}), on_message=stop)
     assert f"Going on after step {stopped}." in comfyui.log.read_text()
     assert outcome.steps[0] > stopped
 
 
-def test_the_placeholder_means_the_learned_vectors_when_drawing(comfyui, graph):
-    """So short a training leaves them at the initializer's: the pictures are those of its word."""
-    barely = graph(**{"preset.learning_rate": 1e-7, "preset.steps": 1})
-    pictures = {}
-    for model, prompt in (("3", f"a photo of {WORD}"), ("1", "a photo of cup")):
-        barely["4"]["inputs"] |= {"model_source": [model, 0], "prompts": prompt}
-        outcome = comfyui.run(barely)
+def test_the_placeholder_stands_for_the_learned_vectors_when_sampling(comfyui, graph):
+    """After so short a training they still equal the initializer's, which draws the same image."""
+    short = graph(**{"preset.learning_rate": 1e-7, "preset.steps": 1})
+    images = {}
+    for model, prompt in (("3", f"a photo of {PLACEHOLDER}"), ("1", "a photo of cup")):
+        short["4"]["inputs"] |= {"model_source": [model, 0], "prompts": prompt}
+        outcome = comfyui.run(short)
         assert outcome.end == "execution_success", outcome.error
-        pictures[model] = drawn(comfyui, outcome)
-    barely["4"]["inputs"] |= {"model_source": ["1", 0], "prompts": f"a photo of {WORD}"}
-    letters = drawn(comfyui, comfyui.run(barely))
+        images[model] = drawn(comfyui, outcome)
+    short["4"]["inputs"] |= {"model_source": ["1", 0], "prompts": f"a photo of {PLACEHOLDER}"}
+    unknown = drawn(comfyui, comfyui.run(short))
     side = 128  # The titles, above and to the left, differ.
-    learned, word, letters = (
-        picture[-side:, -side:] for picture in (pictures["3"], pictures["1"], letters)
+    learned, initializer, unknown = (
+        image[-side:, -side:] for image in (images["3"], images["1"], unknown)
     )
-    assert np.abs(learned - word).mean() < 1
-    assert np.abs(learned - letters).mean() > 5
+    assert np.abs(learned - initializer).mean() < 1
+    assert np.abs(learned - unknown).mean() > 5
 
 
-def test_dreambooth_goes_on_with_the_word(comfyui, graph, then_dreambooth, new_seed):
+def test_dreambooth_trains_with_the_embedding(comfyui, graph, then_dreambooth, new_seed):
     both = then_dreambooth(graph(), seed=new_seed, name=f"both-{new_seed}")
     outcome = comfyui.run(both)
     assert outcome.end == "execution_success", outcome.error
@@ -195,7 +196,7 @@ def test_settings_that_do_not_fit_are_refused_on_the_node(comfyui, graph, settin
         ("train_embedding", True),
     ],
 )
-def test_settings_of_dreambooth_s_are_refused(comfyui, graph, name, value):
+def test_settings_that_only_dreambooth_uses_are_refused(comfyui, graph, name, value):
     refused = graph(optimizer_settings=["8", 0]) | {"8": optimizer(**{name: value})}
     outcome = comfyui.run(refused)
     assert outcome.error == (
@@ -214,9 +215,9 @@ def test_other_optimizer_settings_are_used(comfyui, graph):
 @pytest.mark.parametrize(
     ("node", "name"), [("2", "instance_prompt"), ("4", "prompts"), ("8", "prompts")]
 )
-def test_comfyui_s_own_name_for_the_word_is_refused_in_our_prompts(comfyui, graph, node, name):
+def test_comfyuis_embedding_syntax_is_refused_in_our_prompts(comfyui, graph, node, name):
     prompts = {
-        "prompts": f"a photo of {WORD}", "every": 2, "scheduler": "DDIM", "steps": 2,
+        "prompts": f"a photo of {PLACEHOLDER}", "every": 2, "scheduler": "DDIM", "steps": 2,
         "guidance_scale": 4.0, "negative_prompt": "", "seed": 0,
     }  # fmt: skip
     refused = graph(preview_settings=["8", 0])
@@ -229,7 +230,7 @@ def test_comfyui_s_own_name_for_the_word_is_refused_in_our_prompts(comfyui, grap
     )
 
 
-def test_a_checkpoint_s_name_that_its_embedding_cannot_have_is_refused(
+def test_a_checkpoint_name_that_its_embedding_cannot_have_is_refused(
     comfyui, graph, then_dreambooth
 ):
     both = then_dreambooth(graph(), name="my cup", optimizer_settings=["8", 0])

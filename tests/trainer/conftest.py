@@ -1,4 +1,4 @@
-"""Fixtures that record the order of writes, syncs and renames."""
+"""Settings of a short training, and fixtures that record the order of writes, syncs and renames."""
 
 from __future__ import annotations
 
@@ -9,8 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from trainer.settings.config import DatasetConfig, OptimizerConfig, OutputConfig, TrainingConfig
+
 HAS_FLUSHED_FOLDERS = os.name == "posix"
 """Windows has no call for it: folder entries cannot be synced there."""
+
+
+@pytest.fixture
+def one_photo_config(
+    tiny_checkpoint: Path, draw_photos: Callable[..., Path], tmp_path: Path
+) -> TrainingConfig:
+    """One step on a single random photo with the tiny checkpoint, into `tmp_path / "out"`."""
+    photos = draw_photos(tmp_path / "photos", 1)
+    return TrainingConfig(
+        base=tiny_checkpoint,
+        dataset=DatasetConfig(photos=(photos,), prompt="a dog", resolution=16),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        output=OutputConfig(folder=tmp_path / "out", name="dog"),
+        steps=1,
+        batch_size=1,
+    )
 
 
 @pytest.fixture

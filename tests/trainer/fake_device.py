@@ -1,9 +1,9 @@
-"""A device for tests on computers without a GPU. It is torch's meta device, except that its tensors
-hold numbers, which the CPU computes, and that it refuses to mix devices where CUDA refuses.
+"""A fake device for tests on computers without a GPU. It is torch's meta device with two additions:
+its tensors hold numbers, which the CPU computes, and it refuses to mix devices where CUDA refuses.
 
-torch's own meta device lets much pass that CUDA does not: it multiplies a matrix on the device by
-one on the CPU, looks up embeddings in a table on another device, and draws from any generator. It
-has no autocast and no generators of its own."""
+torch's own meta device allows much that CUDA refuses: it multiplies a matrix on the device by one
+on the CPU, looks up embeddings in a table on another device, and draws from any generator. It also
+has no autocast and no generators."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ FP32 = {
     Tensor.exp, Tensor.log, Tensor.pow, Tensor.__pow__, Tensor.norm, Tensor.sum, Tensor.prod,
     Tensor.cumsum, Tensor.rsqrt,
 }  # fmt: skip
-"""What CUDA's autocast computes in each, as far as networks use it."""
+"""The functions that CUDA's autocast computes in each, as far as networks use them."""
 
 
 class DeviceTensor(Tensor):
     """A tensor on the device."""
 
     numbers: Tensor
-    """What it holds, on the CPU."""
+    """Its values, on the CPU."""
 
     @staticmethod
     def __new__(cls, numbers: Tensor) -> DeviceTensor:
@@ -124,21 +124,21 @@ class Generator(torch.Generator):
 
 
 class Autocast(torch.autocast):
-    """torch.autocast, also for the device. It switches on the CPU's, whose state gradient
-    checkpointing restores, and `_Calls` casts accordingly."""
+    """torch.autocast, also for the device. It switches on the CPU's autocast, whose state gradient
+    checkpointing restores. `_Calls` does the casts."""
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
         super().__init__("cpu" if device_type == DEVICE.type else device_type, *args, **kwargs)
 
 
 def _of_cpu(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, but asked about the CPU when it is asked about the device."""
+    """Return a function that answers questions about the device as `ask` does for the CPU."""
     return lambda *names: ask(*("cpu" if name == DEVICE.type else name for name in names))
 
 
 @contextmanager
 def fake_device() -> Iterator[Counter[Any]]:
-    """Inside, `DEVICE` works as described. Gives how often it computed each operation."""
+    """Make `DEVICE` work as described above. Yields how often it computed each operation."""
     computed: Counter[Any] = Counter()
     autocasts = {
         "autocast": Autocast,
@@ -146,7 +146,7 @@ def fake_device() -> Iterator[Counter[Any]]:
         "get_autocast_dtype": _of_cpu(get_autocast_dtype),
     }
     before = torch.__future__.get_swap_module_params_on_conversion()
-    # So a parameter stays the same object when its module moves, as between the CPU and CUDA.
+    # A parameter stays the same object when its module moves, as between the CPU and CUDA.
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with (
@@ -172,7 +172,7 @@ class _Operations(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # torch would load its compiler, and be slower, for nothing
+        return False  # otherwise torch loads its compiler, which is slow and not needed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
         return _compute(func, args, kwargs or {}, self._computed)
@@ -196,7 +196,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _make(func: Any, args: Args, kwargs: Kwargs) -> Tensor:
-    """A tensor of given numbers: made on the CPU, then moved."""
+    """Create a tensor from given numbers on the CPU, then move it."""
     place = kwargs.get("device")
     if func is Tensor.new_tensor:
         place = place or args[0].device
@@ -206,13 +206,13 @@ def _make(func: Any, args: Args, kwargs: Kwargs) -> Tensor:
 
 
 def _run_backward(*args: Any, **kwargs: Any) -> Any:
-    """torch's own, with `_Calls` on: checkpointed layers are computed again inside it."""
+    """Run torch's backward pass with `_Calls` on, because it computes checkpointed layers again."""
     with _Calls():
         return run_backward(*args, **kwargs)
 
 
 def _compute(func: Any, args: Args, kwargs: Kwargs, computed: Counter[Any] | None = None) -> Any:
-    """The result of an operation, computed on the CPU. RuntimeError if CUDA would refuse it."""
+    """Compute an operation on the CPU. Raises RuntimeError if CUDA would refuse it."""
     tensors = _tensors([*args, *kwargs.values()])
     ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     place, generator = kwargs.get("device"), kwargs.get("generator")
@@ -251,7 +251,7 @@ def _require_generator(func: Any, generator: torch.Generator, place: torch.devic
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among the values and in their lists."""
+    """Return the tensors among the values and in their lists."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -262,7 +262,7 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def _inside(value: Any) -> Any:
-    """The value with each tensor on the device replaced by its numbers, also in lists."""
+    """Replace each tensor on the device by its numbers, also in lists."""
     if isinstance(value, DeviceTensor):
         return value.numbers
     if isinstance(value, LISTS):
@@ -275,7 +275,7 @@ def _inside(value: Any) -> Any:
 
 
 def _outside(value: Any) -> Any:
-    """The value with each tensor of numbers put on the device, also in lists."""
+    """Put each tensor of numbers on the device, also in lists."""
     if isinstance(value, LISTS):
         return type(value)(map(_outside, value))
     return DeviceTensor(value) if isinstance(value, Tensor) else value
@@ -290,7 +290,7 @@ def _cast(args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Args, Kwargs]
 
 
 def _without_lists(index: Any) -> Any:
-    """A subscript with its lists as tensors on the CPU, which CUDA takes."""
+    """Replace lists in a subscript by tensors on the CPU, which CUDA accepts."""
     if isinstance(index, list):
         return torch.tensor(index)
     return tuple(map(_without_lists, index)) if isinstance(index, tuple) else index

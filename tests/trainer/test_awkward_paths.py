@@ -1,4 +1,4 @@
-"""Whole runs where every folder and file has a name that has broken some program before."""
+"""Whole runs in which all folders and files have names of a kind that often breaks programs."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ NAMES = {
 
 
 UNDECODABLE = b"caf\xe9 \xff".decode("utf-8", "surrogateescape")
-"""As Linux has it on a disk that another system wrote to."""
+"""A name that is not valid UTF-8, as Linux shows for a file that another system wrote."""
 
 
 @pytest.mark.posix
@@ -55,12 +55,14 @@ def test_a_run_succeeds_and_is_found_again(tiny_checkpoint: Path, tmp_path: Path
 
 
 @pytest.mark.posix
-def test_photos_may_have_names_that_are_no_text(tiny_checkpoint: Path, tmp_path: Path):
+def test_photos_may_have_names_that_are_not_valid_unicode(tiny_checkpoint: Path, tmp_path: Path):
     assert_runs_once(tmp_path, UNDECODABLE, tiny_checkpoint, output="out")
 
 
 @pytest.mark.posix
-def test_checkpoints_may_not(tiny_checkpoint: Path, tmp_path: Path):
+def test_a_checkpoint_whose_name_is_not_valid_unicode_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+):
     path = shutil.copy(tiny_checkpoint, tmp_path / f"{UNDECODABLE}.safetensors")
     with pytest.raises(ValueError) as caught:
         CheckpointFile(path)
@@ -71,7 +73,7 @@ def test_checkpoints_may_not(tiny_checkpoint: Path, tmp_path: Path):
 
 
 def assert_runs_once(root: Path, name: str, base: Path, *, output: str | None = None) -> None:
-    """Train with folders and photos of that name, and find the run when asked for it again."""
+    """Train with folders and photos of that name twice. The second time reuses the first result."""
     (root / name).mkdir()
     short = name[:70]
     rng = np.random.default_rng(0)

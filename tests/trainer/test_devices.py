@@ -1,19 +1,20 @@
-"""Whatever a user can choose, with the model on a device other than the CPU: nothing mixes devices,
-and the numbers are the CPU's. New lines in the product's tables are covered by themselves; for
-anything else that is new, `test_nothing_is_left_out` asks."""
+"""Every option that a user can choose, with the model on a device other than the CPU: no operation
+mixes devices, and the results match the CPU's.
+
+New optimizers, schedulers, precisions and switches are covered automatically.
+`test_nothing_is_left_out` fails for anything else that is new."""
 
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -57,40 +58,40 @@ from trainer.settings.config import (
 )
 
 CHECKPOINTS = {"Stable Diffusion 1": "tiny_checkpoint"}
-"""By the family's name, the fixture with a small checkpoint of it."""
+"""The fixture of a small checkpoint, by the name of its family."""
 METHODS: dict[type, Method] = {
     FullFineTune: FullFineTune(),
     TextualInversion: TextualInversion(placeholder="<new>", initializer="dog", num_vectors=2),
 }
-"""Each with its switches off."""
+"""Each method with its switches off."""
 NUMBERS = {"gradient_accumulation": 2, "min_snr_gamma": 5.0, "noise_offset": 0.1}
-"""What is off by default and no switch, and what it is set to here."""
-ELSEWHERE = {
-    # Tested by name below, or at all times.
+"""Values for the options that are off by default and are not switches."""
+COVERED_ELSEWHERE = {
+    # Tested below by name, or in every test.
     "base", "dataset", "embedding", "prior", "optimizer", "preview", "scoring", "output", "steps",
     "batch_size", "precision",
     # Numbers that change no operation.
     "seed", "ema_decay",
-    # A compiled U-Net has the same operations, and torch compiles none for this device.
+    # A compiled U-Net has the same operations, and torch cannot compile for this device.
     "compile",
 }  # fmt: skip
-WORD = "<tok>"
+PLACEHOLDER = "<tok>"
 aten = torch.ops.aten
-SMALL = {
+TRANSFORMER = {
     "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
 }  # fmt: skip
-SEEING = {**SMALL, "patch_size": 8, "image_size": 32}
+VISION = {**TRANSFORMER, "patch_size": 8, "image_size": 32}
 CLIP = CLIPConfig(
-    vision_config=SEEING, text_config={**SMALL, "vocab_size": 49408}, projection_dim=24
+    vision_config=VISION, text_config={**TRANSFORMER, "vocab_size": 49408}, projection_dim=24
 )
 ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "clip": lambda: CLIPModel(CLIP),
     "clip_vision_model": lambda: CLIPVisionModelWithProjection(CLIP.vision_config),
-    "vit": lambda: ViTModel(ViTConfig(**SEEING), add_pooling_layer=False),
-    "dinov2": lambda: Dinov2Model(Dinov2Config(**SEEING)),
-    "dinov2_with_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SEEING)),
+    "vit": lambda: ViTModel(ViTConfig(**VISION), add_pooling_layer=False),
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**VISION)),
+    "dinov2_with_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**VISION)),
 }
-"""What a judge can be, small and with random weights."""
+"""A small image encoder of each kind, with random weights."""
 
 
 @pytest.fixture(autouse=True)
@@ -102,17 +103,18 @@ def computed() -> Iterator[Counter[Any]]:
 
 @pytest.fixture(scope="session")
 def embedding(tmp_path_factory) -> Path:
-    """A learned word of two vectors for the tiny text encoder."""
+    """An embedding of two vectors for the tiny text encoder."""
     path = tmp_path_factory.mktemp("embeddings") / "tok.safetensors"
     vectors = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
-    save_file({"clip_l": vectors}, path, {PLACEHOLDER_KEY: WORD})
+    save_file({"clip_l": vectors}, path, {PLACEHOLDER_KEY: PLACEHOLDER})
     return path
 
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory) -> Callable[[str], Path]:
-    """Saves one of `ENCODERS` as transformers does."""
+    """Saves one of `ENCODERS` as transformers does, and returns its folder."""
 
+    @cache
     def save(kind: str) -> Path:
         folder = tmp_path_factory.mktemp(kind)
         with torch.random.fork_rng(devices=[]):
@@ -123,12 +125,14 @@ def encoder(tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
-def config(request, tmp_path) -> TrainingConfig:
+def config(request, draw_photos, tmp_path) -> TrainingConfig:
     """Two steps on two photos."""
     return TrainingConfig(
         base=request.getfixturevalue(CHECKPOINTS[request.param.name]),
         dataset=DatasetConfig(
-            photos=(draw(tmp_path / "photos", 2),), prompt="a photo of sks dog", resolution=16
+            photos=(draw_photos(tmp_path / "photos", 2),),
+            prompt="a photo of sks dog",
+            resolution=16,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         output=OutputConfig(folder=tmp_path / "out", dtype="fp32"),
@@ -139,7 +143,7 @@ def config(request, tmp_path) -> TrainingConfig:
 
 @pytest.fixture
 def run(computed) -> Callable[..., TrainingResult]:
-    """A run on the device."""
+    """Trains on the device."""
 
     def run(config: TrainingConfig, method: Method, **options: Any) -> TrainingResult:
         computed.clear()
@@ -152,7 +156,7 @@ def run(computed) -> Callable[..., TrainingResult]:
 
 @pytest.fixture
 def run_in_two(run, tmp_path) -> Callable[..., TrainingResult]:
-    """A run on the device that is stopped after its first step and then goes on."""
+    """Trains on the device, stops after the first step, and resumes."""
 
     def run_in_two(config: TrainingConfig, method: Method, **options: Any) -> TrainingResult:
         with pytest.raises(KeyboardInterrupt):
@@ -169,22 +173,13 @@ class Stopping(Observer):
         raise KeyboardInterrupt
 
 
-def draw(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(count)
-    for number in range(count):
-        pixels = rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
 def switches(settings: type) -> list[str]:
     """The settings that are off by default."""
     return [field.name for field in fields(settings) if field.default is False]
 
 
-def with_word(config: TrainingConfig, embedding: Path) -> TrainingConfig:
-    dataset = replace(config.dataset, prompt=f"a photo of {WORD}")
+def with_embedding(config: TrainingConfig, embedding: Path) -> TrainingConfig:
+    dataset = replace(config.dataset, prompt=f"a photo of {PLACEHOLDER}")
     return replace(config, embedding=embedding, dataset=dataset)
 
 
@@ -207,7 +202,7 @@ def test_optimizers(config, run_in_two, name):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_the_numbers_are_those_of_the_cpu(config, run_in_two, kind, tmp_path):
+def test_results_match_those_of_the_cpu(config, run_in_two, kind, tmp_path):
     on_device = run_in_two(config, METHODS[kind])
     config = replace(config, output=replace(config.output, folder=tmp_path / "cpu"))
     on_cpu = train(config, METHODS[kind], device=CPU)
@@ -222,17 +217,19 @@ def test_the_numbers_are_those_of_the_cpu(config, run_in_two, kind, tmp_path):
 )
 def test_methods(config, run, embedding, kind, switch):
     options = {switch: True} if switch else {}
-    run(with_word(config, embedding), replace(METHODS[kind], **options))
+    run(with_embedding(config, embedding), replace(METHODS[kind], **options))
 
 
-@pytest.mark.parametrize("name", [*NUMBERS, *sorted(set(switches(TrainingConfig)) - ELSEWHERE)])
+@pytest.mark.parametrize(
+    "name", [*NUMBERS, *sorted(set(switches(TrainingConfig)) - COVERED_ELSEWHERE)]
+)
 def test_options(config, run, name):
     run(replace(config, **{name: NUMBERS.get(name, True)}), FullFineTune())
 
 
 @pytest.mark.parametrize("is_own", [True, False])
-def test_class_images(config, run, is_own, tmp_path):
-    images = (draw(tmp_path / "class", 3),) if is_own else ()
+def test_class_images(config, run, draw_photos, is_own, tmp_path):
+    images = (draw_photos(tmp_path / "class", 3, seed=1),) if is_own else ()
     sampling = SamplingConfig(steps=2)
     prior = PriorConfig(weight=1.0, prompt="a dog", images=images, num_images=3, sampling=sampling)
     run(replace(config, prior=prior), FullFineTune())
@@ -241,7 +238,7 @@ def test_class_images(config, run, is_own, tmp_path):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_previews(config, run, scheduler):
     preview = previews(scheduler=scheduler, steps=3)
-    # The method that leaves the least to write.
+    # Textual inversion writes the smallest files.
     result = run(replace(config, preview=preview, steps=1), METHODS[TextualInversion])
     assert len(result.previews) == 2
 
@@ -256,36 +253,36 @@ def test_previews(config, run, scheduler):
     ids=["U-Net", "text encoder", "textual inversion"],
 )
 def test_only_what_steps_need_is_on_the_device(config, run, monkeypatch, method, text_encoder):
-    """Also after previews, for which the others come back."""
+    """Also after previews, which bring the other networks to the device."""
     models, places = [], []
     load = families.load
     monkeypatch.setattr(families, "load", lambda *args: models.append(load(*args)) or models[-1])
 
-    class Looking(Observer):
+    class Watching(Observer):
         def on_step(self, report):
             (model,) = models
             parts = (model.unet, model.vae, model.text_encoders)
             places.append([{p.device for p in part.parameters()} for part in parts])
 
-    run(replace(config, preview=previews()), method, observer=Looking())
+    run(replace(config, preview=previews()), method, observer=Watching())
     assert places == [[{DEVICE}, {CPU}, {text_encoder}]] * config.steps
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_judges(encoder, kind):
+def test_image_encoders(encoder, kind):
     folder = encoder(kind)
     images = list(np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8))
-    seen = encoders.load(folder, DEVICE).embed_images(images)
-    torch.testing.assert_close(seen, encoders.load(folder, CPU).embed_images(images))
+    embedded = encoders.load(folder, DEVICE).embed_images(images)
+    torch.testing.assert_close(embedded, encoders.load(folder, CPU).embed_images(images))
 
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("precision", DTYPES)
-def test_all_at_once(config, run_in_two, encoder, embedding, kind, precision):
+def test_all_options_at_once(config, run_in_two, encoder, embedding, kind, precision):
     every = dict.fromkeys(switches(kind), True)
     config = replace(
-        with_word(config, embedding),
-        **dict.fromkeys(set(switches(TrainingConfig)) - ELSEWHERE, True),
+        with_embedding(config, embedding),
+        **dict.fromkeys(set(switches(TrainingConfig)) - COVERED_ELSEWHERE, True),
         min_snr_gamma=5.0,
         noise_offset=0.1,
         precision=precision,
@@ -310,7 +307,7 @@ def test_all_at_once(config, run_in_two, encoder, embedding, kind, precision):
 def test_sample(config, embedding, computed, tmp_path):
     Sample(
         checkpoint=config.base,
-        prompts=(f"a photo of {WORD}", "a cat"),
+        prompts=(f"a photo of {PLACEHOLDER}", "a cat"),
         embedding=embedding,
         schedulers=("DDIM", "Euler"),
         sampling=SamplingConfig(steps=2, guidance_scale=1),
@@ -337,7 +334,7 @@ def test_priors(config, computed, tmp_path):
 def test_compare(config, encoder, embedding, computed, tmp_path):
     Compare(
         checkpoints=(config.base,),
-        prompts=(f"a photo of {WORD}", "a cat"),
+        prompts=(f"a photo of {PLACEHOLDER}", "a cat"),
         schedulers=("DDIM", "Euler"),
         steps=(2, 3),
         embedding=embedding,
@@ -367,8 +364,8 @@ def test_score(config, encoder, computed, tmp_path):
 
 
 def test_nothing_is_left_out():
-    """Optimizers, schedulers, number formats and switches are taken from the product's tables;
-    here is what those tests name themselves."""
+    """The tests above take optimizers, schedulers, precisions and switches from the trainer's own
+    tables. What they name themselves is compared with those tables here."""
     assert {family.name for family in FAMILIES} == set(CHECKPOINTS)
     methods = {
         typing.get_type_hints(command)["method"]: command
@@ -380,5 +377,5 @@ def test_nothing_is_left_out():
     others = {Sample, Priors, Compare, Score, Demo, Runs}
     assert set(COMMANDS.values()) == {*methods.values(), *others}
     assert {*encoders.CLIP_TYPES, *encoders.DINO_TYPES} == set(ENCODERS)
-    named = {*switches(TrainingConfig), *NUMBERS, *ELSEWHERE}
+    named = {*switches(TrainingConfig), *NUMBERS, *COVERED_ELSEWHERE}
     assert {field.name for field in fields(TrainingConfig)} == named

@@ -1,5 +1,5 @@
 """The fake device refuses what CUDA refuses, allows what CUDA allows, and computes what the CPU
-computes. `tests/gpu/test_rules.py` runs the same tests on CUDA itself."""
+computes. `tests/gpu/test_rules.py` runs the same tests on CUDA."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +14,7 @@ from tests.trainer.fake_device import CPU, DEVICE, fake_device
 IDS = torch.tensor([2, 0])
 NUMBER, ROW = torch.tensor(2.0), torch.tensor([1.0, 2.0, 3.0])
 SQUARE = torch.arange(9.0).view(3, 3)
-PICTURE, KERNEL = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
+IMAGE, KERNEL = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
 HEADS = torch.ones(1, 2, 3, 4)
 
 
@@ -25,11 +25,11 @@ def device() -> Iterator[torch.device]:
 
 
 MESSAGES = "device|should be the same|indices should be|generator"
-"""What the messages say; that of a convolution speaks of types."""
+"""Parts of the messages. A convolution's message compares types instead of devices."""
 REFUSED: dict[str, Callable[[torch.device], object]] = {
     "matmul": lambda device: SQUARE.to(device) @ SQUARE,
     "linear": lambda device: F.linear(ROW, SQUARE.to(device)),
-    "convolution": lambda device: F.conv2d(PICTURE.to(device), KERNEL),
+    "convolution": lambda device: F.conv2d(IMAGE.to(device), KERNEL),
     "attention": lambda device: F.scaled_dot_product_attention(HEADS.to(device), HEADS, HEADS),
     "norm": lambda device: F.layer_norm(SQUARE.to(device), (3,), ROW),
     "add": lambda device: SQUARE.to(device) + ROW,
@@ -69,7 +69,7 @@ ALLOWED: dict[str, Callable[[torch.device], Tensor]] = {
     "list": lambda device: SQUARE.to(device)[[2, 0]],
     "list and slice": lambda device: SQUARE.to(device)[:, [2, 0]],
     "mask": lambda device: ROW.to(device)[ROW.to(device) > 1],
-    "number of the device as a place": lambda device: SQUARE[IDS.to(device)[0]].to(device),
+    "number on the device as an index": lambda device: SQUARE[IDS.to(device)[0]].to(device),
     "a value put": lambda device: SQUARE.clone().to(device).index_put_((IDS,), NUMBER),
     "copy to the device": lambda device: torch.zeros(3, device=device).copy_(ROW),
     "copy from the device": lambda device: torch.zeros(3).copy_(ROW.to(device)).to(device),
@@ -90,13 +90,13 @@ def test_refuses_to_mix_devices(device, name):
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_allows_what_is_allowed_and_gives_the_same_numbers(device, name):
+def test_allows_what_cuda_allows_and_computes_the_same_numbers(device, name):
     made = ALLOWED[name](device)
     assert made.device.type == device.type
     assert torch.equal(made.cpu(), ALLOWED[name](CPU))
 
 
-def test_its_own_generators_draw_on_it(device):
+def test_generators_of_the_device_draw_on_it(device):
     def draw() -> Tensor:
         generator = torch.Generator(device).manual_seed(5)
         assert generator.device.type == device.type
@@ -108,14 +108,14 @@ def test_its_own_generators_draw_on_it(device):
     assert drawn.cpu().unique().numel() == 4
 
 
-def test_no_numpy_without_a_copy(device):
+def test_numpy_needs_a_copy_on_the_cpu(device):
     for ask in (Tensor.numpy, np.asarray):
         with pytest.raises((TypeError, RuntimeError), match="numpy"):
             ask(ROW.to(device))
     assert ROW.to(device).cpu().numpy().tolist() == [1, 2, 3]
 
 
-def test_gives_numbers_where_the_cpu_asks_for_them(device):
+def test_values_can_be_read_on_the_cpu(device):
     row = ROW.to(device)
     assert row.tolist() == [1, 2, 3]
     assert (row[1].item(), float(row[2]), int(row[0]), f"{row[1]:.1f}") == (2, 3, 1, "2.0")
@@ -145,7 +145,7 @@ def network() -> nn.Module:
     return module
 
 
-def test_a_module_moves_there_and_back(device):
+def test_a_module_moves_to_the_device_and_back(device):
     module, before = network(), network().state_dict()
     parameters = list(module.parameters())
     for place in (device, CPU, device):
@@ -153,14 +153,14 @@ def test_a_module_moves_there_and_back(device):
         state = module.state_dict()
         assert {tensor.device.type for tensor in state.values()} == {place.type}
         assert all(torch.equal(state[name].cpu(), before[name]) for name in before)
-    # An optimizer that knows the parameters still does.
+    # An optimizer still holds the right parameters.
     assert all(p is q for p, q in zip(module.parameters(), parameters, strict=True))
     module.to("cpu")
     assert module.state_dict()["0.weight"].numpy().shape == (4, 3)
     assert module(SQUARE).device == CPU
 
 
-def test_gradients_and_steps_are_those_of_the_cpu(device):
+def test_gradients_and_optimizer_steps_match_those_of_the_cpu(device):
     def weights(place: torch.device) -> list[Tensor]:
         module = network().to(place)
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
@@ -197,7 +197,7 @@ def test_autocast(device, dtype, is_checkpointed):
     assert module(SQUARE.to(device)).dtype == torch.float32
 
 
-def test_fp16_gradients_are_scaled_and_bad_steps_left_out(device):
+def test_fp16_gradients_are_scaled_and_steps_that_overflow_are_skipped(device):
     module = network().to(device)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(device.type)
@@ -211,14 +211,14 @@ def test_fp16_gradients_are_scaled_and_bad_steps_left_out(device):
         assert (module[0].weight.tolist() == before) == (factor != 1.0)
 
 
-def test_files_hold_the_numbers(device, tmp_path):
+def test_saved_files_hold_the_numbers(device, tmp_path):
     torch.save({"row": nn.Parameter(ROW.to(device))}, tmp_path / "state.pt")
     read = torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True)
     assert read["row"].device == CPU
     assert read["row"].tolist() == [1, 2, 3]
 
 
-def test_counts_what_it_computes():
+def test_counts_the_operations_that_it_computes():
     with fake_device() as computed:
         SQUARE @ SQUARE
         assert computed[torch.ops.aten.mm.default] == 0
@@ -226,7 +226,7 @@ def test_counts_what_it_computes():
     assert computed[torch.ops.aten.mm.default] == 1
 
 
-def test_outside_it_torch_is_as_before():
+def test_torch_is_unchanged_afterwards():
     def changed() -> list[object]:
         return [
             torch.Generator, torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype,
@@ -240,5 +240,5 @@ def test_outside_it_torch_is_as_before():
     assert not torch.__future__.get_swap_module_params_on_conversion()
     with pytest.raises(RuntimeError, match="unsupported autocast"):
         torch.autocast(DEVICE.type, dtype=torch.bfloat16)
-    # The laxness of torch's own meta device that it is made for.
+    # torch's own meta device mixes devices, which is why the fake device exists.
     assert (torch.ones(3, 3, device=DEVICE) @ SQUARE).device == DEVICE

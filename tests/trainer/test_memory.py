@@ -6,10 +6,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.families.sd1 import SD1
@@ -18,9 +16,7 @@ from trainer.memory import OUT_OF_MEMORY, explained, training_advice
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
 from trainer.settings.config import (
-    DatasetConfig,
     OptimizerConfig,
-    OutputConfig,
     PreviewConfig,
     PriorConfig,
     SamplingConfig,
@@ -36,19 +32,8 @@ def too_much() -> torch.Tensor:
 
 
 @pytest.fixture
-def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
-    """A run of four steps on one photo, with the settings that need least memory."""
-    (tmp_path / "photos").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photos" / "photo.png")
-    return TrainingConfig(
-        base=tiny_checkpoint,
-        dataset=DatasetConfig(photos=(tmp_path / "photos",), prompt="a dog", resolution=16),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
-        output=OutputConfig(folder=tmp_path / "out", name="dog"),
-        steps=4,
-        batch_size=1,
-    )
+def config(one_photo_config) -> TrainingConfig:
+    return replace(one_photo_config, steps=4)
 
 
 class Watching(Observer):

@@ -5,10 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
@@ -16,9 +14,7 @@ from trainer.observer import Observer
 from trainer.optimization.optimizers import OPTIMIZERS
 from trainer.runs.disk_space import file_size, format_bytes, state_size
 from trainer.settings.config import (
-    DatasetConfig,
     OptimizerConfig,
-    OutputConfig,
     PriorConfig,
     SamplingConfig,
     TrainingConfig,
@@ -28,19 +24,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
-    """Three steps on one photo."""
-    (tmp_path / "photos").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photos" / "photo.png")
-    return TrainingConfig(
-        base=tiny_checkpoint,
-        dataset=DatasetConfig(photos=(tmp_path / "photos",), prompt="a dog", resolution=16),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
-        output=OutputConfig(folder=tmp_path / "out", name="dog"),
-        steps=3,
-        batch_size=1,
-    )
+def config(one_photo_config) -> TrainingConfig:
+    return replace(one_photo_config, steps=3)
 
 
 def run(
