@@ -1,5 +1,6 @@
 """Runs inside a real ComfyUI: finished, reused, cancelled, resumed and refused."""
 
+import json
 import os
 import re
 import shutil
@@ -14,12 +15,13 @@ from trainer.toy import MODEL, PHOTOS
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"diffusers", "transformers", "scipy", "matplotlib"}
-AFTER_AN_ERROR = (
+INSIDE_COMFYUI = (
     STARTUP
     + """
-import torch, weakref
+import json, torch, weakref
 host = sys.modules["/pack.nodes.host"]
+heavy = new & {"diffusers", "transformers", "scipy", "matplotlib"}
+
 models = []
 def train(device):
     model = torch.nn.Linear(1, 1, device=device)
@@ -31,25 +33,30 @@ try:
     with torch.inference_mode(), host.trainer_device() as device:
         train(device)
 except ValueError as error:
-    print([model() for model in models], error)
-"""
-)
+    after_error = [sum(model() is not None for model in models), str(error)]
 
-LOADED_MODELS = (
-    STARTUP
-    + """
-import comfy.model_management as management, comfy.model_patcher, torch
+import comfy.model_management as management, comfy.model_patcher
 from pathlib import Path
-host = sys.modules["/pack.nodes.host"]
 cpu = torch.device("cpu")
 theirs = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), cpu, cpu)
 management.load_models_gpu([theirs])
 with host.trainer_device(unload_now=False):
-    before = len(management.current_loaded_models)
+    num_loaded = [len(management.current_loaded_models)]
     host.ComfyObserver().on_load(Path("ours"))
-    print(before, len(management.current_loaded_models))
+    num_loaded.append(len(management.current_loaded_models))
+found = {"heavy": sorted(heavy), "after error": after_error, "loaded": num_loaded}
+print(json.dumps(found))
 """
 )
+"""Three checks in one process, because loading ComfyUI takes long: libraries that the pack imports,
+models that stay in memory after an error, and the number of ComfyUI's models before and after ours
+is loaded."""
+
+
+@pytest.fixture(scope="module")
+def found(needs_comfyui, tmp_path_factory):
+    """The results of `INSIDE_COMFYUI`."""
+    return json.loads(last_line(INSIDE_COMFYUI, tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture
@@ -69,17 +76,17 @@ def photos(comfyui):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_importing_the_pack_loads_no_heavy_library(needs_comfyui, tmp_path):
+def test_importing_the_pack_loads_no_heavy_library(found):
     """`benchmarks/startup.py` measures how long the import takes."""
-    assert last_line(f"{STARTUP}\nprint(sorted(new & {HEAVY}))", tmp_path) == "[]"
+    assert found["heavy"] == []
 
 
-def test_an_error_keeps_no_model_in_memory(needs_comfyui, tmp_path):
-    assert last_line(AFTER_AN_ERROR, tmp_path) == "[None] stopped"
+def test_an_error_keeps_no_model_in_memory(found):
+    assert found["after error"] == [0, "stopped"]
 
 
-def test_comfyuis_models_are_unloaded_only_when_ours_is_loaded(needs_comfyui, tmp_path):
-    assert last_line(LOADED_MODELS, tmp_path) == "1 0"
+def test_comfyuis_models_are_unloaded_only_when_ours_is_loaded(found):
+    assert found["loaded"] == [1, 0]
 
 
 def test_the_toy_workflow_runs_to_the_end(comfyui, toy_graph, new_seed):
