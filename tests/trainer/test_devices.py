@@ -294,9 +294,9 @@ def test_all_options_at_once(config, run_in_two, encoder, embedding, kind, preci
         sampling = SamplingConfig(steps=2)
         prior = PriorConfig(weight=1.0, prompt="a dog", num_images=1, sampling=sampling)
         config = replace(config, prior=prior)
-    judge = toy.JUDGE if precision == "fp32" else encoder("clip")
+    path = toy.JUDGE if precision == "fp32" else encoder("clip")
     result = run_in_two(
-        config, replace(METHODS[kind], **every), load_encoder=partial(encoders.load, judge, DEVICE)
+        config, replace(METHODS[kind], **every), load_encoder=partial(encoders.load, path, DEVICE)
     )
     assert [report.step for report in result.scores] == [0, 2]
 
