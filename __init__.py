@@ -1,14 +1,14 @@
-"""ComfyUI's door: the pack's nodes, and the folder of what its pages load."""
+"""The module that ComfyUI loads: it provides the pack's nodes and the folder of its web files."""
 
 try:
     import comfy_api.latest  # noqa: F401
 except ImportError:
-    # No ComfyUI, as in the tests of trainer/, or one from before its present kind of nodes.
+    # Either this is not ComfyUI (as in the tests of trainer/), or it is too old for these nodes.
     from .host_version import warn_if_too_old
 
     warn_if_too_old()
 else:
-    # Outside the try: what is broken in here must be seen.
+    # Not inside the try block: an error in the pack itself must be shown.
     from .nodes import comfy_entrypoint  # noqa: F401
 
 WEB_DIRECTORY = "./web"

@@ -1,9 +1,10 @@
-"""Whether a ComfyUI still works once this pack is installed: `python -m
-benchmarks.dependency_matrix [FOLDER]`.
+"""Check that ComfyUI still works after this pack is installed: `python -m
+benchmarks.dependency_matrix [FOLDER] [--at-once]`.
 
-Makes an environment for each kind of host in the folder, installs requirements.txt line by line as
-ComfyUI-Manager does, and sees whether transformers, diffusers and the trainer work there. Prints
-which packages the installation changed; the exit code is 1 if a host was broken by it."""
+For each kind of host, the program creates a virtual environment in the folder and installs
+requirements.txt line by line, as ComfyUI-Manager does (--at-once: in one call of pip, as users
+do by hand). It then checks that transformers, diffusers and the trainer work there, and prints
+which packages the installation changed. The exit code is 1 if a host broke or lost a version."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 TORCH = "torch==2.13.0"
@@ -27,8 +30,10 @@ HOSTS = {
     "transformers 5, new diffusers": (
         "transformers==5.23.0", "huggingface_hub==2.4.0", "diffusers==0.42.1",
     ),
+    "newest releases": ("transformers", "huggingface_hub", "diffusers"),
 }  # fmt: skip
-"""What a host has before this pack comes: beside ComfyUI's own choice, what other packs brought."""
+"""The packages that a host has before this pack is installed: those of ComfyUI, and those that
+other packs may have installed."""
 NEVER_CHANGED = {"torch", "numpy", "pillow", "transformers", "tokenizers", "safetensors"}
 IMPORTS = (
     "from transformers import CLIPTextModel, CLIPTokenizer; "
@@ -38,7 +43,7 @@ IMPORTS = (
 
 
 class Host:
-    """An environment of its own in a folder."""
+    """A virtual environment in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,11 +53,13 @@ class Host:
         self.run("-m", "pip", "install", "--quiet", *requirements)
 
     def versions(self) -> dict[str, str]:
+        """The version of each installed package."""
         listed = self.run("-m", "pip", "list", "--format", "json")
         return {entry["name"].lower(): entry["version"] for entry in json.loads(listed)}
 
     def try_out(self) -> None:
-        """Import, train two steps and draw; CalledProcessError if any of it fails."""
+        """Import the libraries, train for two steps and sample. Raises CalledProcessError if any
+        of these fails."""
         self.run("-c", IMPORTS)
         photo = ROOT / "trainer" / "toy" / "photos" / "cup_0.png"
         out = self.folder / "out"
@@ -69,29 +76,42 @@ class Host:
             "--prompts", "a photo of sks cup", "--schedulers", "DDIM", "LMSDiscrete",
             "--steps", "2", "--folder", str(out),
         )  # fmt: skip
-        assert len(list(out.glob("*.png"))) == 2, "pictures are missing"
+        assert len(list(out.glob("*.png"))) == 2, "images are missing"
 
     def run(self, *arguments: str) -> str:
         command = [str(self.folder / "bin" / "python"), *arguments]
         return subprocess.run(command, cwd=ROOT, check=True, text=True, capture_output=True).stdout
 
 
-def visit(host: Host, packages: tuple[str, ...]) -> list[str]:
-    """Install first the host's packages, then ours; what is wrong with the host afterwards."""
+def visit(host: Host, packages: tuple[str, ...], *, at_once: bool) -> list[str]:
+    """Install the host's packages, then this pack's. Return the faults found afterwards."""
     host.install(TORCH, "numpy", "pillow", *packages)
     before = host.versions()
-    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
-        host.install(line)
+    install_requirements(host, at_once=at_once)
     after = host.versions()
-    changed = {name: version for name, version in before.items() if after.get(name) != version}
+    changed = {name for name, version in before.items() if after.get(name) != version}
     for name in sorted({"torch", "transformers", "huggingface_hub", "diffusers", *changed}):
         say(f"  {name:16} {before.get(name, '-'):>10} -> {after.get(name, '-')}")
-    faults = [f"{name} was changed" for name in sorted(NEVER_CHANGED & changed.keys())]
+    faults = [f"{name} was changed" for name in sorted(NEVER_CHANGED & changed)]
+    faults += [
+        f"{name} was downgraded"
+        for name in sorted(changed)
+        if Version(after.get(name, "0")) < Version(before[name])
+    ]
     try:
         host.try_out()
     except subprocess.CalledProcessError as error:
         faults.append(f"{' '.join(error.cmd[1:])}:\n{error.stderr}")
     return faults
+
+
+def install_requirements(host: Host, *, at_once: bool) -> None:
+    if at_once:
+        host.install("-r", "requirements.txt")
+        return
+    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            host.install(line)
 
 
 def say(line: str) -> None:
@@ -101,11 +121,13 @@ def say(line: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("out/hosts"))
-    folder = parser.parse_args().folder
+    parser.add_argument("--at-once", action="store_true")
+    options = parser.parse_args()
     broken = 0
     for name, packages in HOSTS.items():
         say(name)
-        faults = visit(Host(folder.resolve() / name.replace(" ", "_")), packages)
+        host = Host(options.folder.resolve() / name.replace(" ", "_"))
+        faults = visit(host, packages, at_once=options.at_once)
         say("\n".join(f"  BROKEN: {fault}" for fault in faults) or "  works")
         broken += bool(faults)
     return 1 if broken else 0

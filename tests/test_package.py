@@ -1,4 +1,4 @@
-"""What `comfy node pack` would ship, and that none of it does what the registry flags or bans."""
+"""The files that `comfy node pack` ships: none does what the registry flags or bans."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 HOSTS_OWN = {"torch", "torchvision", "torchaudio", "numpy", "pillow", "transformers"}
-"""Another release of these than ComfyUI brought can keep it from starting."""
+"""ComfyUI installs these. With another release of them it may no longer start."""
 CALLS = {"exec", "eval", "compile", "__import__"}
 MODULES = {
     "aiohttp", "cloudpickle", "code", "codeop", "ctypes", "dill", "ftplib", "http", "httpx",
@@ -30,12 +30,13 @@ NAMES = {
     "asyncio": {"create_subprocess_exec", "create_subprocess_shell", "open_connection"},
     "concurrent.futures": {"ProcessPoolExecutor"},
 }
-"""Banned of modules that are otherwise welcome; also `os.exec*`, `os.spawn*`, `os.posix_spawn*`."""
+"""Banned names in modules that are otherwise allowed; also `os.exec*`, `os.spawn*` and
+`os.posix_spawn*`."""
 HARMLESS = {("pickle", "UnpicklingError"), ("pickle", "PickleError"), ("aiohttp", "web")}
-"""Errors that other libraries raise, with which nothing can be unpickled; and what answers a page's
-requests, and makes none."""
-HAS_TO_SAY = {"torch.load": "weights_only", ".from_pretrained": "local_files_only"}
-"""What a call must say is True, by the call's end: by itself it might run code, or download."""
+"""Exceptions that other libraries raise, and aiohttp's server side, which makes no requests."""
+REQUIRED_ARGUMENT = {"torch.load": "weights_only", ".from_pretrained": "local_files_only"}
+"""The argument that must be True in calls that end like this: without it the call may run code or
+download files."""
 STARTS_PROCESS = re.compile(r"(exec|spawn|posix_spawn)[lvpe]*$")
 
 
@@ -43,13 +44,13 @@ STARTS_PROCESS = re.compile(r"(exec|spawn|posix_spawn)[lvpe]*$")
 def shipped() -> list[Path]:
     """The files of the zip."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("what is shipped is told by git, and this is not a git checkout")
+        pytest.skip("git lists the shipped files, and this is not a git checkout")
     return files_to_ship(ROOT)
 
 
 def files_to_ship(root: Path) -> list[Path]:
-    """Those of git, also what is not yet committed, less .comfyignore's."""
-    pathspec = pytest.importorskip("pathspec", reason="reads .comfyignore; comes with mypy")
+    """Git's files, including those not yet committed, except those in .comfyignore."""
+    pathspec = pytest.importorskip("pathspec", reason="reads .comfyignore; installed with mypy")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     ignored = pathspec.PathSpec.from_lines(
@@ -76,7 +77,7 @@ def project() -> dict:
 
 
 def faults(tree: ast.Module) -> Iterator[str]:
-    """What the registry flags or bans, as "line 3: eval"."""
+    """Yield what the registry flags or bans, such as "line 3: eval"."""
     aliases = {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)
@@ -84,15 +85,15 @@ def faults(tree: ast.Module) -> Iterator[str]:
         for alias in node.names
     }
     for node in ast.walk(tree):
-        for fault in _of(node, aliases):
+        for fault in _faults_of(node, aliases):
             yield f"line {node.lineno}: {fault}"
 
 
-def _of(node: ast.AST, aliases: dict[str, str]) -> Iterator[str]:
+def _faults_of(node: ast.AST, aliases: dict[str, str]) -> Iterator[str]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS:
         yield node.func.id
     elif isinstance(node, ast.Call):
-        yield from _left_unsaid(node)
+        yield from _missing_argument(node)
     elif isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if _is_banned(alias.name))
     elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -111,11 +112,11 @@ def _of(node: ast.AST, aliases: dict[str, str]) -> Iterator[str]:
             yield "os.environ"
 
 
-def _left_unsaid(call: ast.Call) -> Iterator[str]:
-    said = {word.arg for word in call.keywords if ast.unparse(word.value) == "True"}
-    for end, word in HAS_TO_SAY.items():
-        if ast.unparse(call.func).endswith(end) and word not in said:
-            yield f"{end} without {word}=True"
+def _missing_argument(call: ast.Call) -> Iterator[str]:
+    given = {word.arg for word in call.keywords if ast.unparse(word.value) == "True"}
+    for end, argument in REQUIRED_ARGUMENT.items():
+        if ast.unparse(call.func).endswith(end) and argument not in given:
+            yield f"{end} without {argument}=True"
 
 
 def _is_banned(module: str) -> bool:
@@ -172,17 +173,18 @@ def test_the_search_finds(code, fault):
         "from . import code, socket",
     ],
 )
-def test_the_search_leaves_alone(code):
+def test_the_search_accepts(code):
     assert list(faults(ast.parse(code))) == []
 
 
 def test_shipped_code_starts_nothing_and_reaches_for_nothing(modules):
-    """No dynamic code, process, network, environment or pickle: such packs vanish from the list."""
+    """The registry hides packs with dynamic code, processes, network access, changes of the
+    environment or pickle."""
     found = {name: list(faults(tree)) for name, tree in modules.items()}
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
-def test_what_runs_is_shipped_and_nothing_else(shipped):
+def test_only_what_users_run_is_shipped(shipped):
     names = {path.relative_to(ROOT).as_posix() for path in shipped}
     assert {
         "LICENSE", "README.md", "__init__.py", "host_version.py", "pyproject.toml",
@@ -197,22 +199,22 @@ def test_what_runs_is_shipped_and_nothing_else(shipped):
     assert [name for name in names if "test" in name.split("/")[-1]] == []
 
 
-def test_comfy_cli_finds_no_fault_and_ships_the_same(shipped, tmp_path):
+def test_comfy_cli_finds_no_fault_and_ships_the_same_files(shipped, tmp_path):
     if shutil.which("comfy") is None:
         pytest.skip("comfy-cli, which makes the zip, is not installed")
     clean = tmp_path / "clean"
     subprocess.run(["git", "clone", "--quiet", ROOT, clean], check=True)
     comfy = {"cwd": clean, "capture_output": True, "text": True}
     done = subprocess.run(["comfy", "--skip-prompt", "node", "validate"], **comfy)
-    said = done.stdout + done.stderr
-    assert "All validation checks passed" in said, said
+    output = done.stdout + done.stderr
+    assert "All validation checks passed" in output, output
     subprocess.run(["comfy", "--skip-prompt", "node", "pack"], check=True, **comfy)
     expected = {path.relative_to(clean).as_posix() for path in files_to_ship(clean)}
     with zipfile.ZipFile(clean / "node.zip") as archive:
         assert set(archive.namelist()) == expected
 
 
-def test_no_shipped_module_imports_one_that_is_left_out(modules):
+def test_no_shipped_module_imports_an_unshipped_one(modules):
     missing = []
     for name, tree in modules.items():
         for node in ast.walk(tree):
@@ -225,7 +227,48 @@ def test_no_shipped_module_imports_one_that_is_left_out(modules):
     assert missing == []
 
 
-def test_shipped_scripts_can_be_read_and_load_nothing_from_elsewhere(shipped):
+COMMAND_LINE_ONLY = {"tyro", "tomli", "tqdm"}
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, list[Path]]]:
+    """Yield the name of each imported package, or "" and the imported files of this pack."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0], []
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            targets = [base, *(base / alias.name for alias in node.names)]
+            files = [target / "__init__.py" for target in targets]
+            files += [target.with_name(f"{target.name}.py") for target in targets]
+            yield "", [file for file in files if file.is_file()]
+
+
+def reached_from(folder: Path) -> tuple[set[str], set[Path]]:
+    """The packages and files that the modules of a folder import, directly or through others, at
+    the top of a module or later."""
+    packages, seen, waiting = set(), set(), list(folder.rglob("*.py"))
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            for package, files in imports_of(path):
+                packages.add(package)
+                waiting += files
+    return packages, seen
+
+
+def test_nodes_import_nothing_that_only_the_command_line_needs():
+    packages, files = reached_from(ROOT / "nodes")
+    assert packages & COMMAND_LINE_ONLY == set()
+    assert ROOT / "trainer" / "loop.py" in files
+    assert not any(file.is_relative_to(ROOT / "trainer" / "cli") for file in files)
+    packages, _ = reached_from(ROOT / "trainer" / "cli")
+    assert packages >= COMMAND_LINE_ONLY
+
+
+def test_shipped_scripts_are_readable_and_load_nothing_from_other_sites(shipped):
     for path in shipped:
         if path.suffix in (".js", ".mjs"):
             text = path.read_text("utf-8")
@@ -244,23 +287,49 @@ def test_the_zip_stays_small(shipped):
     assert sum(sizes.values()) < 40_000_000
 
 
-def test_both_lists_of_requirements_say_the_same(project):
-    """The registry reads one, ComfyUI-Manager the other."""
-    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    listed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+def read_requirements(path: Path) -> Iterator[Requirement]:
+    """The requirements in a file and in the files that it includes."""
+    for line in path.read_text("utf-8").splitlines():
+        if line.startswith("--requirement="):
+            yield from read_requirements(path.parent / line.removeprefix("--requirement="))
+        elif line and not line.startswith("#"):
+            yield Requirement(line)
+
+
+def test_both_lists_of_requirements_are_the_same(project):
+    """The registry reads one of them, ComfyUI-Manager the other."""
+    listed = list(read_requirements(ROOT / "requirements.txt"))
     assert listed == [Requirement(line) for line in project["project"]["dependencies"]]
 
 
-def test_nothing_that_the_host_brings_is_required(project):
+def test_every_included_requirements_file_is_shipped(shipped):
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    included = {line.partition("=")[2] for line in lines if line.startswith("--requirement=")}
+    assert included == {"requirements-diffusers.txt"}
+    assert included <= {path.name for path in shipped if path.parent == ROOT}
+
+
+def test_no_version_of_what_the_host_brings_is_required(project):
+    """A name without a version never changes an installed package."""
     optional = project["project"]["optional-dependencies"].values()
-    required = [*project["project"]["dependencies"], *(line for some in optional for line in some)]
-    assert {Requirement(line).name.lower() for line in required} & HOSTS_OWN == set()
+    lines = [*project["project"]["dependencies"], *(line for some in optional for line in some)]
+    required = [Requirement(line) for line in lines]
+    assert {str(each.specifier) for each in required if each.name.lower() in HOSTS_OWN} == {""}
 
 
-def test_the_registry_s_page(project):
+def test_diffusers_has_no_upper_bound_and_is_installed_together_with_transformers():
+    """An upper bound would downgrade a newer release. Without transformers before it in the same
+    call, pip would upgrade huggingface_hub past what an installed transformers 4 accepts."""
+    transformers, diffusers = read_requirements(ROOT / "requirements-diffusers.txt")
+    assert str(transformers) == "transformers"
+    assert diffusers.name == "diffusers"
+    assert {each.operator for each in diffusers.specifier} == {">="}
+
+
+def test_the_metadata_of_the_registry(project):
     comfy = project["tool"]["comfy"]
     assert comfy.keys() >= {"PublisherId", "DisplayName", "requires-comfyui"}
-    # Every script would be loaded twice: ComfyUI knows the folder from WEB_DIRECTORY already.
+    # ComfyUI would load every script twice: it knows the folder from WEB_DIRECTORY already.
     assert "web" not in comfy
     tree = ast.parse((ROOT / "host_version.py").read_text("utf-8"))
     minimum = next(
@@ -274,7 +343,7 @@ def test_the_registry_s_page(project):
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
 
 
-def test_workflows_have_a_picture_and_no_other_files_lie_beside_them():
+def test_every_workflow_has_a_thumbnail_and_its_folder_holds_nothing_else():
     folder = ROOT / "example_workflows"
     names = {path.stem for path in folder.glob("*.json")}
     assert names == {path.stem for path in folder.glob("*.jpg")} != set()
