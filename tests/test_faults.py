@@ -1,13 +1,15 @@
-"""The fault table: every row names tests that exist."""
+"""The table of faults: every row names tests that exist, and quotes messages of the code."""
 
+import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "faults.md"
 
 
-def test_every_row_of_the_fault_table_is_backed_by_tests():
-    lines = (ROOT / "docs" / "faults.md").read_text("utf-8").splitlines()
+def test_every_row_names_tests_that_exist():
+    lines = PAGE.read_text("utf-8").splitlines()
     rows = [line for line in lines if line.startswith("| ") and not line.startswith("| Fault ")]
     assert rows
     for row in rows:
@@ -17,3 +19,32 @@ def test_every_row_of_the_fault_table_is_backed_by_tests():
         assert named, row
         for file, test in named:
             assert f"def {test}(" in (ROOT / file).read_text("utf-8"), f"{file}::{test}"
+
+
+def texts_in_code() -> list[str]:
+    """Every string constant; of an f-string, the parts between its values."""
+    paths = [path for room in ("nodes", "trainer") for path in (ROOT / room).rglob("*.py")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return [value for value in constants if isinstance(value, str)]
+
+
+def is_made_of(part: str, texts: list[str]) -> bool:
+    """Whether a text contains the part, or several texts do, one after the other."""
+    part = part.strip(" .")
+    if any(part in text for text in texts):
+        return True
+    cuts = [space.start() for space in re.finditer(" ", part) if space.start() >= 10]
+    return any(
+        any(text.strip(" .").endswith(part[:cut].rstrip(" .")) for text in texts)
+        and is_made_of(part[cut:], texts)
+        for cut in cuts
+    )
+
+
+def test_quoted_messages_are_those_of_the_code():
+    """They stand in curly quotes, with … for the parts that differ."""
+    texts, quotes = texts_in_code(), re.findall("“(.*?)”", PAGE.read_text("utf-8"))
+    assert quotes
+    parts = [(quote, part) for quote in quotes for part in quote.split("…")]
+    assert [f"{part} in {quote}" for quote, part in parts if not is_made_of(part, texts)] == []
