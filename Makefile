@@ -1,24 +1,18 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo experiments gpu test soak lint types pages
+.PHONY: help demo test lint types pages soak gpu experiments
 
-demo: .venv/installed  ## teach the toy model a new cup; pictures and report in out/demo
+help:  ## list all targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## train the included model on a new cup; images and report go to out/demo
 	$(BIN)/python -m trainer demo --folder out/demo
 
-experiments: .venv/installed  ## try the article's findings again; about an hour on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.article
-
-gpu: .venv/installed  ## test and measure training on an NVIDIA card, into docs/gpu.md
-	$(BIN)/python -m benchmarks.gpu
-
-test: .venv/installed  ## the tests, one worker and thread per core
+test: .venv/installed  ## run the tests, one worker and thread per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-soak: .venv/installed  ## kill RUNS runs at random moments, resume them, compare the results
-	$(BIN)/python -m benchmarks.soak --runs $(or $(RUNS),100)
-
-lint: .venv/installed
+lint: .venv/installed  ## check formatting and lint rules with ruff
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
@@ -32,7 +26,19 @@ types: .venv/installed  ## check types with mypy
 pages: .venv/installed  ## write the tables of the nodes' help pages, from tooltips and locales
 	$(BIN)/python -m tests.help_pages
 
-.venv/installed: pyproject.toml requirements/development.txt requirements/constraints.txt
+pages: .venv/installed  ## write the tables of the nodes' help pages, from tooltips and locales
+	$(BIN)/python -m tests.help_pages
+
+soak: .venv/installed  ## kill RUNS runs (100) at random moments, resume them, compare the weights
+	$(BIN)/python -m benchmarks.soak --runs $(or $(RUNS),100)
+
+gpu: .venv/installed  ## test and measure training on an NVIDIA GPU, into docs/gpu.md
+	$(BIN)/python -m benchmarks.gpu
+
+experiments: .venv/installed  ## repeat the source article's findings; about an hour on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.article
+
+.venv/installed: pyproject.toml requirements.txt requirements-diffusers.txt requirements/development.txt requirements/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c requirements/constraints.txt -r requirements/development.txt -r requirements.txt
