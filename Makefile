@@ -26,9 +26,6 @@ types: .venv/installed  ## check types with mypy
 pages: .venv/installed  ## write the tables of the nodes' help pages, from tooltips and locales
 	$(BIN)/python -m tests.help_pages
 
-pages: .venv/installed  ## write the tables of the nodes' help pages, from tooltips and locales
-	$(BIN)/python -m tests.help_pages
-
 soak: .venv/installed  ## kill RUNS runs (100) at random moments, resume them, compare the weights
 	$(BIN)/python -m benchmarks.soak --runs $(or $(RUNS),100)
 

@@ -1,12 +1,13 @@
-"""Whether the best step is found, and what scoring costs: `python -m benchmarks.best_step`.
+"""Measure whether scoring finds the best step, and what scoring costs: `python -m
+benchmarks.best_step`.
 
-Trains the embedded model as experiment a of `benchmarks.article` does, five times, with the toy's
-judge scoring 6 previews and 8 pictures of the class every 50 steps. Then draws many more pictures
-from the checkpoint of each of those steps, and scores them too: the step that the run chose is held
-against the one that these find best. Then times runs with scoring and without, in pairs whose order
-alternates, and networks of the real sizes. Writes docs/best-step.md and its figure. Seed 2 of these
-runs was looked at while the measures of `trainer/evaluation/best_step.py` were chosen, so it is
-none of the five."""
+Trains the included model five times as experiment a of `benchmarks.article` does. The toy encoder
+scores 6 previews and 8 class images every 50 steps. Then many more images are generated from the
+checkpoint of each of these steps and scored too: the step that the run chose is compared with the
+best step by these scores. Finally the time of runs with and without scoring is measured, in pairs
+in alternating order, and that of networks with the real sizes. Writes docs/best-step.md and its
+figure. Seed 2 was used while the measures of `trainer/evaluation/best_step.py` were designed, so it
+is not among the five runs."""
 
 from __future__ import annotations
 
@@ -57,10 +58,10 @@ PROMPTS, PLACES = (asked * 2 for asked in subject_prompts("sks cup"))
 NUM_CLASS_IMAGES = 48
 COLUMNS = (
     "rate", "seed", "chosen step", "best step", "balance, chosen", "balance, best",
-    "in words, chosen", "in words, best", "share of the best balance",
+    "verdicts, chosen", "verdicts, best", "share of the best balance",
 )  # fmt: skip
 BAR = 0.95
-"""Share of the best balance that the chosen step must reach."""
+"""The share of the best balance that the chosen step must reach."""
 COST_STEPS = PRESETS["toy"]["steps"]
 CPU = torch.device("cpu")
 DOCS = Path("docs")
@@ -68,7 +69,7 @@ Row = dict[str, Any]
 
 
 def config_of(folder: Path, rate: float, seed: int) -> TrainingConfig:
-    """U-Net alone, no class images."""
+    """The U-Net only, without class images."""
     config = demo_config(folder)
     return replace(
         config,
@@ -83,7 +84,7 @@ def config_of(folder: Path, rate: float, seed: int) -> TrainingConfig:
 
 
 def choose(folder: Path, run: tuple[float, int]) -> list[Row]:
-    """Train, and score all steps with many pictures; found again in the folder the next time."""
+    """Train, and score all steps with many images. Results are kept in the folder and reused."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     rate, seed = run
@@ -119,20 +120,20 @@ def _rows(place: Path, result: TrainingResult) -> list[Row]:
 
 
 def _draw(path: Path, judge: Judge) -> tuple[PreviewEmbeddings, float]:
-    """Many pictures' embeddings; and the balance of what the judge says in words, as experiment a
-    has it."""
+    """The embeddings of many images, and the balance of the classifier's verdicts, as in experiment
+    a."""
     model = families.load(path, CPU)
     images = sample(model, PROMPTS, SAMPLING)
     others = sample(model, [CLASS_PROMPT] * NUM_CLASS_IMAGES, SAMPLING)
-    told = shown_and_kept(judge, STRIKING_CUP, images, PLACES, others)
+    verdicts = shown_and_kept(judge, STRIKING_CUP, images, PLACES, others)
     seen = PreviewEmbeddings(
         previews=judge.embed_images(images), class_images=judge.embed_images(others)
     )
-    return seen, told["balance"]
+    return seen, verdicts["balance"]
 
 
 def cost(number: int, class_images: tuple[Path, ...]) -> tuple[float, float]:
-    """Seconds of a run of the toy preset without previews, and with previews that are scored."""
+    """The seconds of a run of the toy preset without previews, and of one with scored previews."""
     taken = {}
     for is_scored in (True, False) if number % 2 else (False, True):
         with tempfile.TemporaryDirectory() as folder:
@@ -149,11 +150,11 @@ def cost(number: int, class_images: tuple[Path, ...]) -> tuple[float, float]:
 
 
 def real_sizes() -> str:
-    """What a judge takes beside the drawing, of networks of the real sizes with random weights."""
+    """What scoring costs besides sampling, with networks of the real sizes and random weights."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
-    picture = torch.randn(1, 3, 224, 224)
+    image = torch.randn(1, 3, 224, 224)
     large = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
                              num_attention_heads=16, patch_size=14, projection_dim=768)  # fmt: skip
     small = ViTConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=6, patch_size=16)
@@ -161,23 +162,24 @@ def real_sizes() -> str:
     inputs = (torch.randn(1, 4, 64, 64), 500, torch.randn(1, 77, 768))
     taken = {
         "U-Net": seconds_of(lambda: unet(*inputs)),
-        "CLIP": seconds_of(partial(CLIPVisionModelWithProjection(large), picture)),
-        "DINO": seconds_of(partial(ViTModel(small, add_pooling_layer=False), picture)),
+        "CLIP": seconds_of(partial(CLIPVisionModelWithProjection(large), image)),
+        "DINO": seconds_of(partial(ViTModel(small, add_pooling_layer=False), image)),
     }
-    drawing = 2 * PreviewConfig().sampling.steps * taken["U-Net"]
+    sampling = 2 * PreviewConfig().sampling.steps * taken["U-Net"]
     return (
-        "For real sizes, of random weights on the same processor: one pass of Stable Diffusion "
-        f"1.5's U-Net at 512 pixels takes {taken['U-Net']:.1f} s, one picture takes CLIP ViT-L/14 "
-        f"{taken['CLIP']:.2f} s and DINO ViT-S/16 {taken['DINO']:.2f} s. Drawing it in "
-        f"{PreviewConfig().sampling.steps} steps with guidance takes {drawing:.0f} s, so that the "
-        f"judge adds {taken['CLIP'] / drawing:.1%} or {taken['DINO'] / drawing:.1%} to it, and the "
-        "cost is that of the drawing. It can be counted in passes of the U-Net: a picture takes "
-        "twice its steps, an image in a training step about three (one forward, two backward). "
+        "With networks of the real sizes and random weights on the same processor, one pass of "
+        f"Stable Diffusion 1.5's U-Net at 512 pixels takes {taken['U-Net']:.1f} s. Scoring one "
+        f"image takes CLIP ViT-L/14 {taken['CLIP']:.2f} s and DINO ViT-S/16 {taken['DINO']:.2f} s. "
+        f"Sampling it with {PreviewConfig().sampling.steps} steps and guidance takes "
+        f"{sampling:.0f} s, so CLIP adds {taken['CLIP'] / sampling:.1%} and DINO "
+        f"{taken['DINO'] / sampling:.1%} to it: nearly all of the cost is sampling.\n\n"
+        "This cost can be counted in passes of the U-Net. A sampled image takes twice its number "
+        "of steps; an image in a training step takes about three (one forward, two backward). "
         f"With batch 4, no class images and {PreviewConfig().every} steps between scorings, which "
-        f"are 1200 passes, {len(PREVIEW.prompts) + SCORING.num_class_images} pictures of 25 steps "
-        f"add {_passes(25) / 1200:.0%}, of 10 steps {_passes(10) / 1200:.0%}; with as many class "
-        "images in the batch half of that. Who wants it cheaper takes fewer steps, fewer pictures, "
-        "or scores less often."
+        f"are 1200 passes, {len(PREVIEW.prompts) + SCORING.num_class_images} images of 25 steps "
+        f"add {_passes(25) / 1200:.0%}, and of 10 steps {_passes(10) / 1200:.0%}. With as many "
+        "class images in the batch, it is half of that. To make scoring cheaper, use fewer steps "
+        "or images, or score less often."
     )
 
 
@@ -187,7 +189,7 @@ def _passes(steps: int) -> int:
 
 @torch.no_grad()
 def seconds_of(action: Callable[[], Any]) -> float:
-    """The median of three, after one that does not count."""
+    """The median of three calls, after one that does not count."""
     taken = []
     for _ in range(4):
         started = time.monotonic()
@@ -201,31 +203,31 @@ def write_page(
 ) -> None:
     found = {run: _outcome(rows) for run, rows in runs.items()}
     num_good = sum(one["exhaustive"] >= BAR * top["exhaustive"] for one, top in found.values())
-    in_words = {run: max(row["verdicts"] for row in rows) for run, rows in runs.items()}
-    num_told = sum(found[run][0]["verdicts"] >= BAR * most for run, most in in_words.items())
+    by_verdicts = {run: max(row["verdicts"] for row in rows) for run, rows in runs.items()}
+    num_right = sum(found[run][0]["verdicts"] >= BAR * most for run, most in by_verdicts.items())
     lines = [
         "# The best step",
         "",
         f"Written by `python -m benchmarks.best_step`; numerics version {NUMERICS_VERSION}.",
         "",
-        "With a judge, a run keeps the step with the best balance: "
-        "trainer/evaluation/best_step.py has the formula. Here it is held against many more "
-        "pictures than a run draws: five runs of the "
-        "embedded model (U-Net alone, no class images, rates and seeds as in experiment a of "
-        f"[the experiments](experiments.md)), {len(PREVIEW.prompts)} previews and "
-        f"{SCORING.num_class_images} pictures of the class every {EVERY} steps "
-        f"({PREVIEW.sampling.scheduler}, {PREVIEW.sampling.steps} steps); beside them "
-        f"{len(PROMPTS)} pictures of the subject and {NUM_CLASS_IMAGES} of the class of each of "
-        "these steps, from other noise.",
+        "With CLIP, DINO or the toy encoder, a run keeps the step with the best balance of three "
+        "scores; trainer/evaluation/best_step.py has the formula. Here, five runs of the included "
+        "model test it (U-Net only, no class images, rates and seeds as in experiment a of "
+        f"[the experiments](experiments.md)). The runs score {len(PREVIEW.prompts)} previews and "
+        f"{SCORING.num_class_images} class images every {EVERY} steps "
+        f"({PREVIEW.sampling.scheduler}, {PREVIEW.sampling.steps} steps). Their choice is compared "
+        f"with scores of {len(PROMPTS)} images of the subject and {NUM_CLASS_IMAGES} of the class "
+        "for each of these steps, from other noise.",
         "",
         f"**The chosen step is within {1 - BAR:.0%} of the best in {num_good} of {len(runs)} "
-        "runs** by the same balance over the many pictures. The last two columns are the balance "
-        "of what the judge says in words, as experiment a has it: the share of pictures that show "
-        "the subject, of right places, and of pictures of the class that show another cup. The "
-        f"rule knows nothing of it, and by it **{num_told} of {len(runs)}** chosen steps are "
-        f"within {1 - BAR:.0%} of the best: where the rule gives half a cup half the credit, words "
-        "give none, and find a later step the best. Who wants more of the subject raises "
-        "scoring.subject_weight.",
+        "runs** by the same balance over the many images.",
+        "",
+        "The “verdicts” columns are a second balance that the run does not know, as in "
+        "experiment a: the share of images in which a classifier recognises the subject, of right "
+        "places, and of class images that show another cup. By it, "
+        f"**{num_right} of {len(runs)}** chosen steps are within {1 - BAR:.0%} of the best. The "
+        "run's balance gives partial credit to an incomplete subject and the verdicts give none, "
+        "so they prefer later steps. To get more of the subject, raise scoring.subject_weight.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
@@ -236,7 +238,7 @@ def write_page(
             chosen["exhaustive"],
             top["exhaustive"],
             chosen["verdicts"],
-            in_words[rate, seed],
+            by_verdicts[rate, seed],
         )
         shown = [f"{number:.2f}" for number in numbers]
         cells = [f"{rate:g}", str(seed), str(chosen["step"]), str(top["step"]), *shown]
@@ -255,7 +257,7 @@ def write_page(
 
 
 def _outcome(rows: list[Row]) -> tuple[Row, Row]:
-    """The chosen step, and the best by many pictures."""
+    """The chosen step, and the best one by many images."""
     chosen = next(row for row in rows if row["chosen"])
     return chosen, max(rows, key=lambda row: row["exhaustive"])
 
@@ -268,11 +270,11 @@ def _about_cost(pairs: list[tuple[float, float]]) -> list[str]:
     return [
         "## What it costs",
         "",
-        f"Runs of the toy preset (text encoder, class images, batch 4) over {COST_STEPS} steps, "
-        f"with this scoring every {EVERY} steps and without any previews: "
-        f"{statistics.mean(shares):+.1%} ({min(shares):+.1%} to {max(shares):+.1%}, {len(pairs)} "
-        "pairs, one thread), with the pictures of the base model, which are drawn once: about "
-        f"{statistics.mean(per_scoring):.1f} s a scoring.",
+        f"Scoring every {EVERY} steps makes runs of the toy preset (text encoder, class images, "
+        f"batch 4, {COST_STEPS} steps) take {statistics.mean(shares):.1%} longer than without "
+        f"previews ({min(shares):.1%} to {max(shares):.1%}, {len(pairs)} pairs, one thread). "
+        "This includes the images of the base model, which are generated once: about "
+        f"{statistics.mean(per_scoring):.1f} s per scoring.",
     ]
 
 
@@ -285,8 +287,8 @@ def draw_figure(runs: dict[tuple[float, int], list[Row]], path: Path) -> None:
         steps = [row["step"] for row in rows]
         for name, label, color in (
             ("previews", "previews", "C0"),
-            ("exhaustive", "many pictures", "black"),
-            ("verdicts", "in words", "C1"),
+            ("exhaustive", "many images", "black"),
+            ("verdicts", "verdicts", "C1"),
         ):
             axes.plot(steps, [row[name] for row in rows], marker=".", color=color, label=label)
         axes.axvline(_outcome(rows)[0]["step"], color="C0", linestyle=":", label="chosen")
@@ -301,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("out/best_step"))
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--pairs", type=int, default=3, help="of runs that are timed")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of timed runs")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
@@ -309,7 +311,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     class_images = Workshop(folder=arguments.folder).class_images()
-    # The first pair begins with cold caches, and does not count.
+    # The first pair starts with cold caches and does not count.
     pairs = [cost(number, class_images) for number in range(-1, arguments.pairs)][1:]
     write_page(dict(zip(RUNS, rows, strict=True)), pairs, real_sizes() if pairs else "")
 

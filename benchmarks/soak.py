@@ -1,12 +1,12 @@
-"""Killing runs and going on: `python -m benchmarks.soak --runs 100`.
+"""Kill runs and resume them: `python -m benchmarks.soak --runs 100`.
 
-Trains the embedded model a few steps, with class images, previews, intermediate checkpoints and
-states, again and again in processes that are killed (SIGKILL) at random moments, each run resumed
-until it is done. After every kill, whatever lies under a final name must be whole. At the end each
-run's weights and losses are held against those of a run that nobody killed, bit by bit.
+Trains the included model for a few steps, with class images, previews, intermediate checkpoints and
+states. Each run happens in processes that are killed (SIGKILL) at random moments, and is resumed
+until it has finished. After every kill, all files with a final name must be complete. At the end,
+each run's weights and losses are compared with those of a run that was never killed, bit by bit.
 
-Needs a system that can fork. Prints `N of RUNS identical` last; the exit code is 1 unless all
-are."""
+Needs an operating system that can fork. The last line is `N of RUNS identical`; the exit code is 1
+unless all of them are."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from trainer.settings.config import PreviewConfig, SamplingConfig, TrainingConfi
 from trainer.toy.demo import demo_config
 
 FORK = multiprocessing.get_context("fork")
-"""A forked process has torch loaded already: a run takes seconds, and most of them in its work."""
+"""A forked process has already loaded torch, so that a run takes only seconds."""
 MAX_KILLS = 3
-"""Of one run; how many it is, is drawn for each."""
+"""The most kills of one run. The number is drawn at random for each run."""
 PHASE_LENGTH = 32
 
 
@@ -59,8 +59,8 @@ def soak_config(folder: Path) -> TrainingConfig:
     )
 
 
-class Telling(Observer):
-    """Says in shared memory what the run is at."""
+class PhaseObserver(Observer):
+    """Writes into shared memory what the run is doing."""
 
     def __init__(self, phase: Any) -> None:
         self._phase = phase
@@ -76,18 +76,18 @@ class Telling(Observer):
 
 
 def work(folder: Path, phase: Any) -> None:
-    """In a process of its own: train, or go on."""
+    """Train or resume. This runs in its own process."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     config = soak_config(folder)
     train(
-        config, FullFineTune(), device=torch.device("cpu"), observer=Telling(phase),
+        config, FullFineTune(), device=torch.device("cpu"), observer=PhaseObserver(phase),
         runs=folder / "runs",
     )  # fmt: skip
 
 
 def run_whole(folder: Path) -> float:
-    """Run to the end; gives the seconds. RuntimeError if that fails."""
+    """Run to the end and return the seconds. Raises RuntimeError if the run fails."""
     started = time.monotonic()
     process = FORK.Process(target=work, args=(folder, FORK.Array(c_char, PHASE_LENGTH)))
     process.start()
@@ -98,12 +98,12 @@ def run_whole(folder: Path) -> float:
 
 
 def run_killed(folder: Path, num_kills: int, duration: float, rng: random.Random) -> list[str]:
-    """Run to the end, killed so often; gives what each kill interrupted. Some kills may find the
-    run done, but never the first."""
+    """Run to the end with this many kills. Return what each kill interrupted: at least the first
+    one finds the run unfinished, later ones may not."""
     interrupted: list[str] = []
     while not interrupted:
         shutil.rmtree(folder, ignore_errors=True)
-        # What is resumed is shorter: later kills come sooner.
+        # Each resumed run is shorter than the one before, so later kills come sooner.
         moments = [rng.uniform(0, duration / (kill + 1)) for kill in range(num_kills)]
         interrupted = list(_kill(folder, moments))
         duration *= 0.8
@@ -117,10 +117,10 @@ def _kill(folder: Path, moments: list[float]) -> Iterator[str]:
         process = FORK.Process(target=work, args=(folder, phase))
         process.start()
         process.join(seconds)
-        if process.exitcode == 0:  # it was done before its moment came
+        if process.exitcode == 0:  # it finished before it could be killed
             return
         if process.exitcode is not None:
-            raise RuntimeError(f"The run in {folder} ended with {process.exitcode}, unkilled.")
+            raise RuntimeError(f"The run in {folder} failed with the exit code {process.exitcode}.")
         process.kill()
         process.join()
         for path in files(folder):
@@ -130,13 +130,13 @@ def _kill(folder: Path, moments: list[float]) -> Iterator[str]:
 
 
 def files(folder: Path) -> list[Path]:
-    """Those under a final name; what is being written ends in `.part`."""
+    """The files with a final name. Incomplete ones end in `.part`."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return [path for path in paths if not any(name.endswith(".part") for name in path.parts)]
 
 
 def require_whole(path: Path) -> None:
-    """Read a file to its end; whatever is raised tells that it is damaged."""
+    """Read a file to its end. Any exception means that it is damaged."""
     if path.suffix == ".safetensors":
         assert load_file(path)
     elif path.suffix == ".png":
@@ -147,11 +147,11 @@ def require_whole(path: Path) -> None:
     elif path.suffix == ".json":
         assert json.loads(path.read_text("utf-8"))
     elif path.suffix == ".jsonl":
-        # A line is appended at a time: the last one may be half there, and readers know it.
+        # Lines are appended one by one. The last one may be incomplete, and readers expect that.
         for line in path.read_text("utf-8").splitlines()[:-1]:
             assert json.loads(line)
     else:
-        raise AssertionError(f"Nothing is known of files like {path}")
+        raise AssertionError(f"Unknown kind of file: {path}")
 
 
 def same(folder: Path, expected: Path) -> bool:
@@ -169,7 +169,9 @@ def losses(folder: Path) -> list[float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--kills", type=int, help=f"of each run; else drawn from 1 to {MAX_KILLS}")
+    parser.add_argument(
+        "--kills", type=int, help=f"kills per run; random from 1 to {MAX_KILLS} if not set"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng, interrupted, num_same = random.Random(arguments.seed), Counter[str](), 0

@@ -1,9 +1,9 @@
-"""How much longer ComfyUI's start takes with this pack: `python -m benchmarks.startup`.
+"""Measure how much longer ComfyUI takes to start with this pack: `python -m benchmarks.startup`.
 
-Imports the pack several times, each time in a process in which ComfyUI (the checkout COMFYUI_PATH,
-run by COMFYUI_PYTHON or else by this Python) has been loaded before, and prints the least and the
-median of the processor's seconds. Every user pays them at every start: they should stay below 0.3.
-That no heavy library comes along, which is what would cost seconds, is a test's business."""
+Imports the pack several times, each time in a new process that has loaded ComfyUI before (the
+checkout COMFYUI_PATH, with the Python COMFYUI_PYTHON or else this one). Prints the minimum and the
+median processor time. Every user pays it at every start: it should stay below 0.3 seconds. A test
+checks that no large library is imported, which would take seconds."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ spec.loader.exec_module(pack)
 seconds = time.process_time() - started
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 """
-"""Python that loads ComfyUI and then the pack, as `pack`, and leaves the seconds that the pack took
-and the libraries that came with it in `seconds` and `new`."""
+"""Python code that loads ComfyUI and then the pack as `pack`. It leaves the seconds that the pack
+took in `seconds`, and the libraries that it imported in `new`."""
 
 
 def last_line(script: str, base: Path) -> str:
-    """What a script that begins with `STARTUP` prints at its end, with `base` as ComfyUI's folder;
-    RuntimeError with what it says if it fails."""
+    """Run a script that begins with `STARTUP`, with `base` as ComfyUI's folder. Return the last
+    line that it prints. Raises RuntimeError with its error output if it fails."""
     done = subprocess.run(
         [
             os.environ.get("COMFYUI_PYTHON", sys.executable), "-c", script,
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base:
         taken = [float(last_line(f"{STARTUP}\nprint(seconds)", Path(base))) for _ in range(starts)]
     print(  # noqa: T201
-        f"Importing the pack takes {min(taken):.2f} s of the processor at least, "
+        f"Importing the pack takes at least {min(taken):.2f} s of processor time, "
         f"{statistics.median(taken):.2f} s in the median of {starts} starts."
     )
 

@@ -1,9 +1,9 @@
-"""What states cost: `python -m benchmarks.states`.
+"""Measure what saving states costs: `python -m benchmarks.states`.
 
 Writes and reads a state of an eighth of the size that Stable Diffusion 1.5's U-Net and text encoder
-have with AdamW, and prints what the whole would take. Then times training steps of the embedded
-model with a state every 50 steps and without any, in pairs whose order alternates, and prints the
-difference with its spread."""
+have with AdamW, and prints what the whole would take. Then times training steps of the included
+model with a state every 50 steps and without states, in pairs in alternating order, and prints the
+difference with its range."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,17 +24,19 @@ from trainer.methods.full import FullFineTune
 from trainer.storage import states
 from trainer.toy.demo import demo_config
 
+T = TypeVar("T")
+
 STATE_EVERY = 50
 STEPS = 4 * STATE_EVERY + 1
-"""So that the last state falls before the last step, whose report tells the speed."""
+"""One step after the last state, because the last step's report contains the speed."""
 SD15_PARAMETERS = 859_520_964 + 123_060_480
-"""Of the U-Net and the text encoder."""
+"""The number of weights of the U-Net and the text encoder."""
 SHARE = 1 / 8
 CPU = torch.device("cpu")
 
 
 def seconds_per_step(folder: Path, state_every: int) -> float:
-    """Of a whole run without class images, from its first step to its last."""
+    """The mean over a run without class images."""
     config = demo_config(folder)
     config = replace(
         config,
@@ -41,13 +44,13 @@ def seconds_per_step(folder: Path, state_every: int) -> float:
         output=replace(config.output, folder=folder, state_every=state_every),
         steps=STEPS,
     )
-    # Saving falls between steps, and the reports' speed is that of all that happens there.
+    # Saving happens between steps, and the reported speed includes it.
     result = train(config, FullFineTune(), device=CPU, runs=folder / "runs")
     return 1 / result.reports[-1].steps_per_second
 
 
 def compare(num_pairs: int) -> list[float]:
-    """By how much, as a share, a step takes longer with states, of each pair."""
+    """How much longer a step takes with states, as a share, for each pair."""
     shares = []
     for number in range(-1, num_pairs):
         taken = {}
@@ -55,7 +58,7 @@ def compare(num_pairs: int) -> list[float]:
         for state_every in order:
             with tempfile.TemporaryDirectory() as folder:
                 taken[state_every] = seconds_per_step(Path(folder), state_every)
-        if number < 0:  # begins with cold caches, and does not count
+        if number < 0:  # the first pair starts with cold caches and does not count
             continue
         shares.append(taken[STATE_EVERY] / taken[0] - 1)
         say(f"{taken[0]:.3f} s per step without, {taken[STATE_EVERY]:.3f} s with states")
@@ -75,7 +78,8 @@ def large_state(folder: Path) -> None:
     )
 
 
-def timed(action: Callable[[], Path]) -> tuple[float, Path]:
+def timed(action: Callable[[], T]) -> tuple[float, T]:
+    """The seconds that the action took, and its result."""
     started = time.monotonic()
     result = action()
     return time.monotonic() - started, result
@@ -89,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument(
-        "--folder", type=Path, default=Path("out/states"), help="of the large state"
+        "--folder", type=Path, default=Path("out/states"), help="where the large state is written"
     )
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)

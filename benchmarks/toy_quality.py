@@ -1,8 +1,10 @@
-"""How well the embedded model obeys its prompts: `python -m benchmarks.toy_quality [FILE]`.
+"""Measure how well the included model follows its prompts: `python -m benchmarks.toy_quality
+[FILE]`.
 
-Draws pictures from prompts that name a shape, a colour and a background, and asks the judge, who
-learned from drawings and never from the model. Prints the share of pictures that show
-what was asked for, with the spread over the seeds, and saves a grid to look at."""
+Generates images from prompts that name a shape, a colour and a background. A classifier, which was
+trained on drawings and never on the model's images, says what they show. Prints the share of images
+that show what the prompt asked for, with the range over the seeds, and saves a grid of the images.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 from trainer import families
 from trainer.evaluation.plots import grid
+from trainer.families.base import ModelFamily
 from trainer.sampling.sampler import sample
 from trainer.settings.config import SamplingConfig
 from trainer.toy import MODEL, world
@@ -29,14 +32,14 @@ NUM_COLUMNS = 10
 
 
 def prompts(seed: int) -> list[tuple[str, str, str]]:
-    """Shape, colour and background of each prompt, all combinations shuffled."""
+    """The shape, colour and background of each prompt: a random choice of all combinations."""
     combinations = list(itertools.product(SHAPES, world.COLORS, world.BACKGROUNDS))
     random.Random(seed).shuffle(combinations)
     return combinations[:NUM_PROMPTS]
 
 
-def measure(model: families.ModelFamily, seed: int) -> tuple[dict[str, float], list[np.ndarray]]:
-    """The share of pictures right in each respect, and the pictures."""
+def measure(model: ModelFamily, seed: int) -> tuple[dict[str, float], list[np.ndarray]]:
+    """The share of images that are right in each respect, and the images."""
     asked = prompts(seed)
     texts = [
         f"a photo of a {color} {shape} {world.BACKGROUNDS[where]}" for shape, color, where in asked

@@ -1,11 +1,11 @@
-"""Textual inversion, DreamBooth and both, at equal numbers of steps, on the embedded model:
-`python -m benchmarks.toy_textual_inversion`.
+"""Compare textual inversion, DreamBooth and both, with equal numbers of steps, on the included
+model: `python -m benchmarks.toy_textual_inversion`.
 
-Each arm learns the cup of the sample photos under several seeds. The judge, who learned from
-drawings and never from the model, says how many pictures show that very cup, how many have its body
-colour, and how many pictures of the class are still other cups. Prints a table with the spread over
-the seeds, writes it into docs/textual-inversion.md, and saves a grid to look at. A run that was
-finished before is found again."""
+Each arm learns the cup of the sample photos with several seeds. A classifier, which was trained on
+drawings and never on the model's images, counts how many images show exactly this cup, how many
+have its body colour, and how many images of the class still show other cups. Prints a table with
+the range over the seeds, writes it into docs/textual-inversion.md, and saves a grid of images. Runs
+that were finished before are reused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trainer.families.base import ModelFamily
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
-from trainer.runs.run import TrainingResult
+from trainer.runs.results import TrainingResult
 from trainer.sampling.sampler import sample
 from trainer.settings.config import OptimizerConfig, TrainingConfig
 from trainer.settings.presets import INVERSION_PRESETS
@@ -45,7 +45,8 @@ BUDGETS = (100, 300)
 SEEDS = (0, 1, 2)
 WORD, RARE_WORD, CLASS_WORD = "<sks>", "sks cup", "a cup"
 INVERSION_SHARE = 0.8
-"""Of the budget in the combination: the article gives 2000 of 2500 steps to textual inversion."""
+"""The share of the steps that textual inversion gets in the combination: the article uses 2000 of
+2500."""
 PAGE = Path("docs/textual-inversion.md")
 START, END = "<!-- table -->", "<!-- end of table -->"
 CPU = torch.device("cpu")
@@ -53,21 +54,21 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of pictures, 0 to 1, as the judge sees them."""
+    """Shares of images from 0 to 1, as the classifier sees them."""
 
     subject: float
-    """Of the subject: those that show it."""
+    """Images of the subject that show it."""
     color: float
-    """Of the subject: those with the body colour that most of the photos have."""
+    """Images of the subject with the body colour of most of the photos."""
     loss: float
-    """Mean squared error of the predicted noise on drawings of the subject that nobody trained on.
-    """
+    """Mean squared error of the predicted noise on drawings of the subject that were not trained
+    on."""
     prior: float
-    """Of the class: those that show another cup."""
+    """Images of the class that show another cup."""
 
 
 Arm = Callable[[TrainingConfig, int], tuple[ModelFamily, str]]
-"""Trains for a number of steps; gives the model, and the words for the subject in its prompts."""
+"""Trains for a number of steps. Returns the model, and the words for the subject in its prompts."""
 
 
 def rare_word(config: TrainingConfig, steps: int) -> tuple[ModelFamily, str]:
@@ -131,7 +132,7 @@ def _train(config: TrainingConfig, method: FullFineTune | TextualInversion) -> T
 
 
 def measure(arm: Arm, config: TrainingConfig, steps: int) -> tuple[Scores, list[np.ndarray]]:
-    """The scores, and the pictures of the subject."""
+    """The scores, and the images of the subject."""
     model, words = arm(config, steps)
     prompts = [f"a photo of {words}"]
     prompts += [f"a photo of {words} {where}" for where in BACKGROUNDS.values()]
@@ -155,7 +156,7 @@ def _photos() -> list[np.ndarray]:
 
 
 def table(results: dict[tuple[int, str], list[Scores]]) -> str:
-    """Markdown: mean, and in brackets the least and the most of the seeds."""
+    """A Markdown table with the mean of the seeds, and the lowest and highest value in brackets."""
     lines = [
         "| steps | trained | subject | body colour | loss on the subject | other cups kept |",
         "|---|---|---|---|---|---|",
@@ -197,8 +198,8 @@ def main() -> None:
             logger.info("seed %d, %d steps, %s: %s", seed, steps, arm, scores)
     print(table(results))  # noqa: T201
     columns = ["", *BACKGROUNDS.values()]
-    pictures = [image for images in rows.values() for image in images]
-    sheet = grid(pictures, columns=columns, rows=list(rows))
+    all_images = [image for images in rows.values() for image in images]
+    sheet = grid(all_images, columns=columns, rows=list(rows))
     sheet.save(arguments.folder / "grid.png")
     _write(table(results), sheet)
 

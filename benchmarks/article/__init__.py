@@ -1,2 +1,2 @@
-"""The source article's nine findings, tried again on the embedded model: `python -m
+"""The source article's nine findings, repeated on the included model: `python -m
 benchmarks.article`, which writes docs/experiments.md."""

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.article`: run what has not been run yet, then write the page.
+"""`python -m benchmarks.article`: run the experiments that are missing, then write the page.
 
-It may be stopped at any time and given again."""
+You can stop it at any time and run it again to continue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .subjects import SUBJECTS, photos
 from .tasks import run_all, tasks
 
 ORDER = "achedbfgi"
-"""What is told first, if there is time for only some of it."""
+"""The order of the experiments, the most important first."""
 SEEDS = (0, 1, 2)
 DOCS = Path("docs")
 
@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument(
-        "--folder", type=Path, default=Path("out/article"), help="where runs and scores are kept"
+        "--folder", type=Path, default=Path("out/article"), help="where runs and scores are stored"
     )
-    parser.add_argument("--page-only", action="store_true", help="run nothing")
+    parser.add_argument("--page-only", action="store_true", help="only write the page")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a tenth of the steps, to try the machinery; the page goes to --folder",
+        help="a tenth of the steps, to test the program; the page goes to --folder",
     )
     arguments = parser.parse_args()  # fmt: skip
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -59,7 +59,7 @@ def main() -> None:
         try:
             run_all(workshop, book, pending, arguments.workers)
         except KeyboardInterrupt:
-            raise SystemExit("Stopped. The same command goes on from here.") from None
+            raise SystemExit("Stopped. Run the same command again to continue.") from None
     docs = arguments.folder / "docs" if arguments.quick else DOCS
     write_page(docs, book, arguments.seeds, is_quick=workshop.is_quick)
 

@@ -1,5 +1,5 @@
-"""EXPERIMENTS: for each of the article's claims the models to make, what to measure of them, and
-which differences would show it. Decided before any of it was run."""
+"""EXPERIMENTS: for each claim of the article, the models to train, what to measure, and which
+differences would show the claim. They were decided before the first run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .verdicts import Expectation
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A number of the scores, as tables and verdicts treat it."""
+    """How tables and verdicts treat one of the scores."""
 
     title: str
     digits: int
     resolution: float = 0.0
-    """The smallest difference that one picture makes."""
+    """The smallest difference that one image makes."""
 
     @property
     def is_share(self) -> bool:
@@ -44,8 +44,8 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One part of a claim: a measure that should be more in one group than in the other, or the
-    same in both. A group's models are joined by seed, as a rule into their mean."""
+    """One part of a claim: a measure that should be higher in one group than in the other, or the
+    same in both. The models of a group are joined by seed, usually into their mean."""
 
     part: str
     measure: str
@@ -57,24 +57,24 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One claim of the article, tried again."""
+    """One claim of the article, repeated."""
 
     title: str
     claim: str
     """In one sentence."""
     setting: str
-    """What is done about it here, and how that differs from the article."""
+    """What is done here, and how it differs from the article."""
     points: dict[str, Point]
     """By label."""
     measures: Sequence[str]
     comparisons: Sequence[Comparison]
     afterwards: Sequence[Comparison] = ()
-    """Thought of when the results had been seen: they tell how large an effect is, and test
-    nothing."""
+    """Comparisons that were chosen after the results were known. They show how large an effect is,
+    but test nothing."""
     figure: str = "dots"
-    """Its kind, by the name in `figures.FIGURES`."""
+    """The kind of figure, by its name in `figures.FIGURES`."""
     remark: str = ""
-    """What was seen afterwards, and why the embedded model could not show more."""
+    """What the results show, and why the included model could not show more."""
 
 
 PRESET = Recipe()
@@ -89,13 +89,13 @@ STEPS = (50, 100, 200, 400)
 
 
 def rate_name(rate: float) -> str:
-    """As people write it: 1.25e-3."""
+    """The learning rate in the usual notation: 1.25e-3."""
     digits, exponent = f"{rate:.2e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"
 
 
 def _plain(rate: float = 2e-4, steps: int = 300) -> Recipe:
-    """The article's runs of objects: U-Net alone, no class images."""
+    """The article's runs of objects: the U-Net only, without class images."""
     return Recipe(
         learning_rate=rate, steps=steps, of=max(STEPS), class_images=0, text_encoder=False
     )
@@ -106,12 +106,12 @@ def _sweet_spot() -> Experiment:
     low, high = ([points[r, s] for r in rates for s in STEPS] for rates in (RATES[:2], RATES[2:]))
     return Experiment(
         title="Learning rate against steps",
-        claim="The art is a sweet spot between learning rate and steps: a low rate with more steps "
-        "gives the better result, too much of either draws the photos whatever the prompt, too "
-        "little draws no subject.",
-        setting="U-Net alone, no class images, as in the article's runs of objects. Each rate is "
-        "2.5 times the one before, as the article's two are; the embedded model is smaller than "
-        "Stable Diffusion and takes rates about a hundred times larger.",
+        claim="The learning rate and the number of steps have a sweet spot: a low rate with more "
+        "steps gives the better result. Too much of either gives the photos whatever the prompt, "
+        "and too little does not give the subject.",
+        setting="U-Net only, no class images, as in the article's runs of objects. Each rate is "
+        "2.5 times the one before, like the article's two. The included model is smaller than "
+        "Stable Diffusion and needs rates about a hundred times larger.",
         points={f"{rate_name(r)}, {s} steps": point for (r, s), point in points.items()},
         measures=("subject", "background", "class kept", "class diversity", "balance", "noise",
                   "loss, unseen"),
@@ -157,11 +157,12 @@ def _sweet_spot() -> Experiment:
             ),
         ],
         figure="heat map",
-        remark="Seen afterwards: there is a sweet spot at each of the three lower rates, at fewer "
-        "steps the higher the rate, and its height is the same for all three. At 1.25e-3 every "
-        "prompt gives smeared cups with a band, in which the judge no longer recognises the "
-        "subject. “Class kept” reads too well there; the share of right surroundings, the loss and "
-        "the pictures tell more. Pictures get smoother rather than noisy.",
+        remark="What the results show: each of the three lower rates has a sweet spot, at fewer "
+        "steps the higher the rate, and the best balance is the same for all three. At 1.25e-3 "
+        "every prompt gives smeared cups with a band, in which the classifier no longer "
+        "recognises the subject. “Class kept” is misleadingly high there; the share of right "
+        "surroundings, the loss and the images tell more. Images become smoother rather than "
+        "noisy.",
     )  # fmt: skip
 
 
@@ -177,10 +178,10 @@ def _faces() -> Experiment:
         title="Objects against faces, with and without class images",
         claim="Faces are harder than objects, and prior preservation matters for faces while it "
         "makes little difference for other subjects.",
-        setting="A face is a member of its class that differs in detail only. Its stand-in is the "
-        "subtle cup: blue, with white stripes and an orange handle, all of which other cups have "
-        "too. The striking cup is like nothing in the model's world. Rate, steps and text encoder "
-        "(trained) are the same for both.",
+        setting="A face differs from others of its class only in detail. The subtle cup stands "
+        "for it: blue, with white stripes and an orange handle, all of which other cups have "
+        "too. The striking cup is unlike anything in the model's world. Learning rate, steps and "
+        "text encoder (trained) are the same for both.",
         points=points,
         measures=("subject", "followed", "class kept", "balance", "loss, unseen",
                   "loss, other cups", "class diversity"),
@@ -220,11 +221,11 @@ def _faces() -> Experiment:
                 measure="class diversity", more=[subtle], less=[subtle_none],
             ),
         ],
-        remark="Seen afterwards: here class images matter for both, and most visibly for the "
-        "striking cup, which takes the place of the whole class without them: the reverse of the "
-        "claim. The subtle cup changes the class as much by the loss on other cups: they all come "
-        "out pale and striped. But they do not have all of its traits together, so the judge still "
-        "counts them as other cups, and “class kept” hardly falls.",
+        remark="What the results show: class images matter for both cups, and most visibly for "
+        "the striking cup, which replaces the whole class without them. This is the reverse of "
+        "the claim. By the loss on other cups, the subtle cup changes the class as much: they "
+        "all become pale and striped. But they do not have all of its traits, so the classifier "
+        "still counts them as other cups, and “class kept” hardly falls.",
     )  # fmt: skip
 
 
@@ -242,9 +243,8 @@ def _prior() -> Experiment:
     none, few_light, few, many_light, many = points.values()
     return Experiment(
         title="Prior preservation, by the number of class images and their weight",
-        claim="Training on other images of the class beside the photos keeps the class from being "
-        "forgotten.",
-        setting="The base model draws the class images itself. The striking cup, text encoder "
+        claim="Training on other images of the class beside the photos preserves the class.",
+        setting="The base model generates the class images. The striking cup, text encoder "
         "trained.",
         points=points,
         measures=("subject", "followed", "class kept", "class diversity", "loss, other cups",
@@ -277,9 +277,9 @@ def _prior() -> Experiment:
                 measure="loss, other cups", more=[few, few_light], less=[many, many_light],
             ),
         ],
-        remark="Seen afterwards: six class images already keep the subject out of the class. What "
-        "sixty add shows in the loss on cups that were never trained on, and in pictures that are "
-        "not those six again.",
+        remark="What the results show: six class images are enough to keep the subject out of "
+        "the class. The effect of sixty shows in the loss on cups that were not trained on, and "
+        "in images other than those six.",
     )  # fmt: skip
 
 
@@ -309,11 +309,11 @@ def _schedulers() -> Experiment:
         title="Schedulers and inference steps",
         claim="Noisy images are a sign of overfitting; then DDIM is better than PNDM and "
         "LMSDiscrete, and about 100 inference steps turn noise into detail.",
-        setting="The well-trained model is the toy preset's, the overfitted one had 400 steps at "
-        "5e-4 without class images. Six pictures each, of the same starting noise. 5 steps are "
-        "below the article's range, to look where differences would be largest. When neither model "
-        "had shown anything, a third was added, which had 400 steps at 1.25e-3 and draws cups in "
-        "the wrong places whatever the prompt.",
+        setting="The well-trained model uses the toy preset; the overfitted one had 400 steps at "
+        "5e-4 without class images. Each setting generates six images from the same starting "
+        "noise. 5 steps are below the article's range, where differences should be largest. As "
+        "neither model showed anything, a third was added, with 400 steps at 1.25e-3, which "
+        "generates cups in the wrong places whatever the prompt.",
         points={f"{m}, {s}, {n} steps": point for (m, s, n), point in points.items()},
         measures=("noise", "subject", "likeness"),
         comparisons=[
@@ -372,10 +372,10 @@ def _schedulers() -> Experiment:
             ),
         ],
         figure="schedulers",
-        remark="Seen afterwards: it cannot be shown here. Too much training makes the embedded "
-        "model's pictures smoother, not noisier, so there is no noise for a scheduler or for more "
-        "steps to take away, and from 25 steps on all three draw the same. What few steps spoil "
-        "shows on the well-trained model, and most with PNDM.",
+        remark="What the results show: the claim cannot be shown here. Too much training makes "
+        "the included model's images smoother, not noisier, so there is no noise for a scheduler "
+        "or for more steps to remove. From 25 steps on, all three schedulers give the same "
+        "images. The effect of too few steps shows on the well-trained model, mostly with PNDM.",
     )  # fmt: skip
 
 
@@ -407,17 +407,17 @@ def _text_encoder() -> Experiment:
     ]  # fmt: skip
     return Experiment(
         title="Text encoder frozen against trained",
-        claim="Training the text encoder too has the largest effect on quality, most of all for "
-        "faces: more realistic, less overfitted, more complex prompts are followed.",
-        setting="Three settings in which it could show: the striking cup, the subtle cup (the "
-        "stand-in for a face), and a model without class images, which overfits. Of the 24 "
-        "prompts, 18 begin otherwise than the photos' caption and 20 name surroundings.",
+        claim="Training the text encoder too has the largest effect on quality, especially for "
+        "faces: results are more realistic and less overfitted, and follow more complex prompts.",
+        setting="Three settings in which it could show: the striking cup, the subtle cup (which "
+        "stands for a face), and a model without class images, which overfits. Of the 24 "
+        "prompts, 18 begin differently from the photos' caption and 20 name surroundings.",
         points=points,
         measures=("subject", "followed", "class kept", "balance", "loss, unseen", "loss, photos"),
         comparisons=comparisons,
-        remark="Seen afterwards: frozen or trained differ less than two seeds do. It cannot be "
-        "shown on prompts as simple as the embedded model understands: a place is all that they "
-        "add, and with a frozen text encoder nearly all places are right already.",
+        remark="What the results show: frozen and trained differ less than two seeds do. The "
+        "effect cannot be shown with prompts as simple as the included model understands. They "
+        "only add a place, and with a frozen text encoder nearly all places are right already.",
     )
 
 
@@ -429,9 +429,9 @@ def _ema() -> Experiment:
     last, average = points.values()
     return Experiment(
         title="EMA of the weights",
-        claim="With or without a running average of the weights: about the same.",
-        setting="U-Net alone, no class images, 300 steps at 2e-4; decay 0.999 after the usual "
-        "warm-up. Both models come of the very same steps.",
+        claim="With or without a running average of the weights, results are about the same.",
+        setting="U-Net only, no class images, 300 steps at 2e-4; decay 0.999 after the usual "
+        "warm-up. Both models come from the same steps.",
         points=points,
         measures=("subject", "followed", "class kept", "balance", "noise", "loss, unseen"),
         comparisons=[
@@ -454,10 +454,10 @@ def _words() -> Experiment:
     rare, natural = points.values()
     return Experiment(
         title="A rare word against natural words",
-        claim="A rare word such as sks is not needed: natural words that describe the subject do "
-        "as well.",
-        setting="The model knows no word for teal, magenta or a band; “a blue striped cup” is the "
-        "nearest that it has words for.",
+        claim="A rare token such as sks is not needed: natural words that describe the subject "
+        "work as well.",
+        setting="The model knows no word for teal, magenta or a band. “a blue striped cup” is "
+        "the closest description that it knows.",
         points=points,
         measures=("subject", "followed", "class kept", "balance", "loss, unseen"),
         comparisons=[
@@ -482,37 +482,39 @@ def _inversion() -> Experiment:
     _, plain, both, on_top, text_encoder = points.values()
     return Experiment(
         title="Textual inversion, DreamBooth and both",
-        claim="Textual inversion followed by DreamBooth is much better than plain DreamBooth, and "
-        "not as good as training the text encoder.",
-        setting="At equal budgets of 300 steps, four fifths of them for textual inversion as in "
-        "the article; and, since the article gave its DreamBooth no fewer steps for it, also with "
-        "textual inversion on top of the full 300. DreamBooth trains the U-Net alone, with class "
-        "images. [Textual inversion, DreamBooth, and both](textual-inversion.md) has the equal "
-        "budgets of 100 and 300 steps, with other pictures.",
+        claim="Textual inversion followed by DreamBooth is much better than plain DreamBooth, "
+        "and not as good as training the text encoder.",
+        setting="With equal budgets of 300 steps, four fifths of them for textual inversion as "
+        "in the article; and also with textual inversion in addition to the full 300 steps, "
+        "because the article did not shorten its DreamBooth run. DreamBooth trains the U-Net "
+        "only, with class images. [Textual inversion, DreamBooth, and "
+        "both](textual-inversion.md) has equal budgets of 100 and 300 steps, with other images.",
         points=points,
         measures=("subject", "followed", "class kept", "balance", "likeness", "loss, unseen"),
         comparisons=[
             Comparison(
-                part="at equal budgets, both show more of the subject than DreamBooth",
+                part="with equal budgets, both show more of the subject than DreamBooth",
                 measure="subject", more=[both], less=[plain],
             ),
             Comparison(
-                part="textual inversion on top shows more of it than DreamBooth alone",
+                part="with textual inversion in addition, more of it is shown than by DreamBooth "
+                "alone",
                 measure="subject", more=[on_top], less=[plain],
             ),
             Comparison(
-                part="textual inversion on top leaves less loss on unseen drawings",
+                part="with textual inversion in addition, the loss on unseen drawings is lower",
                 measure="loss, unseen", more=[plain], less=[on_top],
             ),
             Comparison(
-                part="training the text encoder shows more of it than textual inversion on top",
+                part="training the text encoder shows more of it than textual inversion in "
+                "addition",
                 measure="subject", more=[text_encoder], less=[on_top],
             ),
         ],
-        remark="Seen afterwards: the embedded model has seen no band, so no vector can say one: "
-        "textual inversion finds the colour of the body and stays there. DreamBooth then has all "
-        "of the subject still to learn. For a model that knows nearly everything beforehand, as "
-        "Stable Diffusion does, this need not hold.",
+        remark="What the results show: the included model has never seen a band, so no embedding "
+        "can describe one. Textual inversion finds the colour of the body and stops there, and "
+        "DreamBooth then still has to learn all of the subject. This need not hold for a model "
+        "that knows nearly everything beforehand, as Stable Diffusion does.",
     )  # fmt: skip
 
 
@@ -527,9 +529,10 @@ def _formats() -> Experiment:
     points |= {name: Point(recipe=recipe) for name, recipe in others.items()}
     return Experiment(
         title="8-bit AdamW, fp16 and bf16",
-        claim="8-bit AdamW and half precision, which make it fit 16 GB, cost no quality.",
-        setting="U-Net alone, no class images, 300 steps at 2e-4. On the CPU: it is the numbers "
-        "that are compared here, and neither memory nor speed.",
+        claim="8-bit AdamW and half precision, with which training fits into 16 GB, cost no "
+        "quality.",
+        setting="U-Net only, no class images, 300 steps at 2e-4. On the CPU: this compares the "
+        "numbers, not memory or speed.",
         points=points,
         measures=("subject", "followed", "class kept", "balance", "loss, unseen"),
         comparisons=[
@@ -554,6 +557,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "h": _inversion(),
     "i": _formats(),
 }
-"""By the letter they are asked for with."""
+"""By the letter that selects them on the command line."""
 
-assert len(PREFIXES) == 4, "the settings count 18 other beginnings among 24 prompts"
+assert len(PREFIXES) == 4, "experiment e counts 18 prompts of 24 with other prefixes"

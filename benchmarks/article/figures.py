@@ -1,4 +1,4 @@
-"""FIGURES: the numbers of an experiment as a chart, and its pictures as a labelled sheet."""
+"""FIGURES: the numbers of an experiment as a chart, and its images as a labelled sheet."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, Mapping[int, Measures]]
-"""Of one experiment, by label and seed."""
+"""The results of one experiment, by label and seed."""
 Pictures = Mapping[str, Sequence[np.ndarray]]
-"""Of one seed, by label."""
+"""The images of one seed, by label."""
 
 
 def dots(experiment: Experiment, results: Results) -> Figure:
-    """A panel for each measure: a dot for each seed, a bar at their mean."""
+    """A panel for each measure: a dot for each seed and a bar at their mean."""
     labels, measures = list(experiment.points), experiment.measures
     figure = _figure(2.6 + 1.75 * len(measures), 0.9 + 0.42 * len(labels))
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
@@ -58,7 +58,7 @@ def dots(experiment: Experiment, results: Results) -> Figure:
 
 
 def heat_map(experiment: Experiment, results: Results) -> Figure:
-    """Learning rate over steps: mean and standard deviation of three shares."""
+    """Learning rate against steps: mean and standard deviation of three shares."""
     measures = ("balance", "subject", "class kept")
     figure = _figure(12, 3.6)
     panels = figure.subplots(1, len(measures), sharey=True)
@@ -94,7 +94,7 @@ def _annotate(panel: Axes, row: int, column: int, values: Sequence[float]) -> No
 
 
 def schedulers(experiment: Experiment, results: Results) -> Figure:
-    """Noise and likeness over inference steps: the mean, and the range of the seeds behind it."""
+    """Noise and likeness against inference steps: the mean, and the seeds' range as a band."""
     figure = _figure(13, 5.6)
     panels = figure.subplots(2, len(MODELS), sharex=True, sharey="row")
     for row, measure in zip(panels, ("noise", "likeness"), strict=True):
@@ -138,7 +138,7 @@ FIGURES: dict[str, Callable[[Experiment, Results], Figure]] = {
 
 
 def sheet(experiment: Experiment, pictures: Pictures) -> Image.Image:
-    """The pictures of one seed, so that models of one experiment can be told apart by eye."""
+    """The images of one seed, so that the models of an experiment can be compared by eye."""
     return _SHEETS[experiment.figure](pictures)
 
 
@@ -149,7 +149,7 @@ def _models_by_prompts(pictures: Pictures) -> Image.Image:
 
 
 def _rates_by_steps(pictures: Pictures) -> Image.Image:
-    """Of each model one picture of the subject at night and one of the class."""
+    """For each model, one image of the subject at night and one of the class."""
     night, of_class = 1 + list(BACKGROUNDS).index("night"), 1 + len(BACKGROUNDS)
     images = [
         pictures[f"{rate_name(rate)}, {steps} steps"][index]
@@ -185,7 +185,7 @@ _SHEETS: dict[str, Callable[[Pictures], Image.Image]] = {
 
 
 def _figure(width: float, height: float) -> Figure:
-    # The object itself rather than pyplot, whose figures belong to the process.
+    # Not pyplot, whose figures are global.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -195,5 +195,5 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _wrapped(title: str) -> str:
-    """In two lines, where it is long."""
+    """The title on two lines if it is long."""
     return title if len(title) <= 16 else title.replace(", ", ",\n").replace(" of ", "\nof ")

@@ -1,4 +1,4 @@
-"""docs/experiments.md: claims, verdicts, tables and figures, written from the scores alone."""
+"""Writes docs/experiments.md with claims, verdicts, tables and figures, from the scores alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURES = "experiments"
 
 
 def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: bool) -> None:
-    """The page and its pictures, in the folder `docs`."""
+    """Write the page and its images into the folder `docs`."""
     scores = book.read()
 
     def results_of(points: Mapping[str, Point]) -> Results:
@@ -54,7 +54,7 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
             pictures = {label: book.picture(key) for label, key in keys.items()}
             file = docs / PICTURES / f"{letter}_pictures.png"
             sheet(experiment, pictures).save(file, optimize=True)
-            sections[-1] += f"\n![Pictures of seed {seed}]({PICTURES}/{file.name})\n"
+            sections[-1] += f"\n![Images of seed {seed}]({PICTURES}/{file.name})\n"
     wanted = {
         point.key(seed, is_quick=is_quick)
         for experiment in EXPERIMENTS.values()
@@ -68,7 +68,7 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
 
 
 def _seed_of_all(results: Results, seeds: Sequence[int]) -> int | None:
-    """The first seed under which every model has been measured."""
+    """The first seed with which every model has been measured."""
     return next((seed for seed in seeds if all(seed in found for found in results.values())), None)
 
 
@@ -90,7 +90,7 @@ def _find(comparison: Comparison, experiment: Experiment, results: Results) -> F
 
 
 def _progress(results: Results, num_seeds: int) -> str:
-    """How many of the measurements there are."""
+    """How many of the measurements exist."""
     done, wanted = sum(map(len, results.values())), len(results) * num_seeds
     return "all" if done == wanted else f"{done} of {wanted}"
 
@@ -101,7 +101,7 @@ def _overview(letter: str, experiment: Experiment, verdict: str, progress: str) 
 
 
 def _anchor(letter: str, experiment: Experiment) -> str:
-    """As GitHub makes one of a heading."""
+    """The anchor that GitHub makes of a heading."""
     words = f"{letter}. {experiment.title}".lower()
     kept = "".join(c for c in words if c.isalnum() or c in " -")
     return kept.replace(" ", "-")
@@ -147,8 +147,8 @@ def _section(
 def _seen_afterwards(experiment: Experiment, results: Results) -> str:
     lines = [
         "",
-        "Looked up when the results had been seen, so this tells how large effects are, and is no "
-        "test of the claim:",
+        "These comparisons were chosen after the results were known, so they show how large "
+        "effects are, but do not test the claim:",
         "",
         "| difference | measure | size | bar | seeds | beyond the bar |",
         "|---|---|---|---|---|---|",
@@ -181,18 +181,18 @@ def _comparison_row(comparison: Comparison, finding: Finding) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-_INTRODUCTION = f"""# The source article's findings, tried again
+_INTRODUCTION = f"""# The source article's findings, repeated
 
-“Training Stable Diffusion with DreamBooth using Diffusers” (Hugging Face, November 2022) says how
-to fine-tune Stable Diffusion on a subject. Each of its claims is tried again here on the
-[embedded model](toy-model.md), which is small enough for every setting to be trained under several
-seeds. What holds for it need not hold for Stable Diffusion, and the reverse; that too is an answer.
+“Training Stable Diffusion with DreamBooth using Diffusers” (Hugging Face, November 2022) explains
+how to fine-tune Stable Diffusion on a subject. Its claims are repeated here on the
+[included model](toy-model.md), which is small enough to train every setting with several seeds.
+What holds for this model need not hold for Stable Diffusion, and the reverse.
 
-`make experiments` runs what has not been run yet, and writes this page. Which differences would
-show a claim was written down before anything was run. A difference counts when it exceeds the bar:
-twice the standard deviation over the seeds, of the group that scatters more, and at least what one
-picture makes. “Shown” takes {SEEDS_NEEDED} seeds. Where the claim is that two things are the same,
-it is shown when the difference stays below the bar, which with few seeds is a weak statement.
+`make experiments` runs what is missing, and writes this page. Which differences would show a claim
+was decided before the first run. A difference counts if it exceeds the bar: twice the standard
+deviation over the seeds, of the group that varies more, and at least the difference that one image
+makes. “Shown” needs {SEEDS_NEEDED} seeds. A claim that two things are the same is shown if the
+difference is below the bar, which is a weak statement with few seeds.
 
 | experiment | verdict | measured |
 |---|---|---|"""
@@ -201,36 +201,36 @@ it is shown when the difference stays below the bar, which with few seeds is a w
 def _method() -> str:
     return f"""## How it is measured
 
-Every model draws {len(PREFIXES) * 6} pictures of the subject ({len(PREFIXES)} beginnings of the
-prompt, each alone and in five surroundings) and {NUM_CLASS_IMAGES} of “a photo of a cup”, with
-{SAMPLING.scheduler}, {SAMPLING.steps} steps, guidance {SAMPLING.guidance_scale:g}, always from the
-same noise. The judge, who learned from drawings and from none of the model's pictures, looks at
-them.
+Every model generates {len(PREFIXES) * 6} images of the subject ({len(PREFIXES)} prefixes of the
+prompt, each without surroundings and in five surroundings) and {NUM_CLASS_IMAGES} of “a photo of a
+cup”, with {SAMPLING.scheduler}, {SAMPLING.steps} steps and guidance {SAMPLING.guidance_scale:g},
+always from the same noise. A classifier, which was trained on drawings and not on the model's
+images, says what they show.
 
-- **subject shown**: share of the subject's pictures that show that very cup. The subtle cup is told
-  by a linear classifier on the judge's features, which learned from drawings too. Of 100 drawings
-  of it that it had not seen it knows 99, of 60 that went through the VAE 55; of 160 cups with one
-  or two other traits it takes 3 for it.
-- **surroundings right**: share of those with surroundings in the prompt that have them; **both**:
-  that also show the subject.
-- **class kept**: share of the pictures of “a cup” that show a cup, and not the subject.
+- **subject shown**: share of the subject's images that show exactly this cup. A linear classifier
+  on the toy encoder's features, also trained on drawings, recognises the subtle cup: 99 of 100 new
+  drawings of it, 55 of 60 that went through the VAE, and by mistake 3 of 160 cups with one or two
+  other traits.
+- **surroundings right**: share of the images with surroundings in the prompt that show them;
+  **both**: share that also show the subject.
+- **class kept**: share of the images of “a cup” that show a cup, and not the subject.
 - **balance**: harmonic mean of subject shown, surroundings right and class kept.
-- **likeness**: mean cosine of the judge's features between the subject's pictures and drawings of
-  it that were never trained on.
-- **diversity of the class**: 1 less the mean cosine of those features over all pairs of “a cup”.
-- **noise**: standard deviation of the noise in a picture, in levels of 255 (by Immerkær's
-  mask; slanted outlines add a little to it, in all pictures alike).
+- **likeness**: mean cosine of the toy encoder's features between the subject's images and drawings
+  of it that were not trained on.
+- **diversity of the class**: 1 minus the mean cosine of those features over all pairs of “a cup”.
+- **noise**: standard deviation of the noise in an image, in levels of 255 (with Immerkær's mask;
+  slanted outlines add a little to it, in all images alike).
 - **loss**: mean squared error of the predicted noise at ten timesteps, on {NUM_UNSEEN} drawings of
-  the subject that were never trained on, on the photos themselves, and on other cups under the
-  class prompt.
+  the subject that were not trained on, on the photos themselves, and on other cups with the class
+  prompt.
 
-In tables: the mean, and in brackets the least and the most of the seeds.
+The tables show the mean, and the lowest and highest value of the seeds in brackets.
 """
 
 
 _UNFINISHED = """
-**Not finished: {} of the {} measurements have been made so far.** The others are marked with a dash
-below, and nothing is concluded from fewer than three seeds.
+**Not finished: {} of {} measurements exist so far.** A dash marks the others below, and fewer than
+three seeds are not evaluated.
 """
 
 
@@ -241,8 +241,8 @@ def _took(found: Sequence[Measures]) -> str:
     ]
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"Training took {minutes[0]:.0f} minutes of one core ({_processor()}), drawing and scoring "
-        f"{minutes[1]:.0f}. Made with {packages}.\n"
+        f"Training took {minutes[0]:.0f} minutes on one core ({_processor()}), sampling and "
+        f"scoring {minutes[1]:.0f}. Versions: {packages}.\n"
     )
 
 

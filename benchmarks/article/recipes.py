@@ -1,5 +1,4 @@
-"""What is trained for the experiments, and the models that come of it. A run that was finished
-before is found again, one that was stopped goes on."""
+"""The models that the experiments train. Finished runs are reused, and stopped runs are resumed."""
 
 from __future__ import annotations
 
@@ -28,22 +27,24 @@ from .subjects import photos
 CPU = torch.device("cpu")
 SAVE_EVERY = 50
 INVERSION_STEPS, INVERSION_SAVE_EVERY = 300, 60
-"""Of the one run of textual inversion per seed, whose embeddings on the way are used too."""
+"""For the one run of textual inversion per seed. The embeddings that it saves in between are used
+too."""
 QUICK = 10
-"""How many times less of everything there is in a trial of the machinery."""
+"""A quick trial divides all numbers by this."""
 PLACEHOLDER = "<sks>"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One model: the toy preset, but for what is named."""
+    """The settings of one model: the toy preset, except for these fields."""
 
     subject: str = "striking cup"
     words: str = "sks cup"
-    """What the subject is called, in the photos' caption and in all prompts."""
+    """The words for the subject, in the photos' caption and in all prompts."""
     steps: int = 300
     of: int = 0
-    """Length of the run whose checkpoint at `steps` this is; 0 for its end."""
+    """The length of the run that saves this model as its checkpoint at `steps`. 0: the model is the
+    result of the run."""
     learning_rate: float = 2e-4
     class_images: int = 60
     """0 trains without prior preservation."""
@@ -53,11 +54,12 @@ class Recipe:
     optimizer: str = "AdamW"
     precision: str = "fp32"
     inversion_steps: int = 0
-    """Of textual inversion, before the others."""
+    """The steps of textual inversion before the others."""
 
     @property
     def run(self) -> Recipe:
-        """The recipe of the run that this model comes of; nothing else may work on it meanwhile."""
+        """The recipe of the run that produces this model. Only one process at a time may work on a
+        run."""
         if self.inversion_steps:
             return Recipe(words=PLACEHOLDER, steps=0, inversion_steps=INVERSION_STEPS)
         return replace(self, steps=self.of or self.steps, of=0)
@@ -65,21 +67,22 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """Where models are made and kept."""
+    """Trains models and stores them."""
 
     folder: Path
     is_quick: bool = False
 
     @property
     def runs(self) -> Path:
-        """Apart for every numerics version, whose runs differ."""
+        """A separate folder for every numerics version, because their runs differ."""
         return self.folder / f"numerics{NUMERICS_VERSION}{'-quick' * self.is_quick}"
 
     def shortened(self, number: int) -> int:
         return -(-number // QUICK) if self.is_quick else number
 
     def class_images(self, number: int = 60) -> tuple[Path, ...]:
-        """The first of those that all runs share, drawn if they are not there yet."""
+        """The first class images of those that all runs share. They are generated if they do not
+        exist yet."""
         base = families.load(MODEL, CPU)
         made = make_class_images(
             base,
@@ -90,7 +93,7 @@ class Workshop:
         return tuple(made[:number])
 
     def model(self, recipe: Recipe, seed: int) -> ModelFamily:
-        """The model of this recipe, trained if it is not there yet."""
+        """The model of this recipe. It is trained if it does not exist yet."""
         embedding = self._embedding(recipe, seed) if recipe.inversion_steps else None
         if recipe.steps == 0:
             return families.load(MODEL, CPU, embedding)
@@ -107,7 +110,7 @@ class Workshop:
         config = replace(config, optimizer=OptimizerConfig(**preset["optimizer"]))
         method = TextualInversion(placeholder=PLACEHOLDER, initializer="cup", **preset["method"])
         result = self._train(config, method, save_every=INVERSION_SAVE_EVERY)
-        assert result.embedding, "textual inversion writes one"
+        assert result.embedding, "textual inversion writes an embedding"
         return self._saved(config, result.embedding, recipe.inversion_steps)
 
     def _config(self, recipe: Recipe, seed: int, steps: int) -> TrainingConfig:
@@ -129,7 +132,7 @@ class Workshop:
         })  # fmt: skip
 
     def _train(self, config: TrainingConfig, method: Method, *, save_every: int) -> TrainingResult:
-        """Each run writes into a folder of its own, so that its files' names are known."""
+        """Each run has its own output folder, so that the names of its files are known."""
         name = hashlib.sha256(repr((config, method)).encode()).hexdigest()[:16]
         output = {
             "folder": self.runs / name,
@@ -140,7 +143,7 @@ class Workshop:
         return train(config, method, device=CPU, runs=self.runs / "runs")
 
     def _saved(self, config: TrainingConfig, final: Path, steps: int) -> Path:
-        """The file that a run wrote after so many of its steps."""
+        """The file that a run wrote after this number of its steps."""
         steps = self.shortened(steps)
         if steps == config.steps:
             return final

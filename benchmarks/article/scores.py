@@ -1,4 +1,4 @@
-"""What is measured of each model, and the file that keeps it. Nothing is measured twice."""
+"""What is measured for each model, and the file that stores it. Nothing is measured twice."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from .subjects import (
 
 SAMPLING = SamplingConfig(scheduler="DDIM", steps=10, guidance_scale=4, seed=1000, batch_size=12)
 PREFIXES = ("a photo of", "a picture of", "a good photo of", "a rendering of")
-"""Of the prompts of the subject; it is trained on the first alone."""
+"""The prefixes of the subject's prompts. Training only uses the first."""
 NUM_CLASS_IMAGES = 24
 NUM_UNSEEN = 12
-"""Drawings that no run was trained on, for the losses."""
+"""Drawings that were not trained on, for the losses."""
 EDITION = 2
-"""Raised with every change here or in `subjects.py` that makes other numbers."""
+"""Raise this with every change here or in `subjects.py` that changes numbers."""
 Measures = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How the pictures of one measurement are drawn, where it is about that."""
+    """How the images of a measurement are generated, if the measurement is about that."""
 
     scheduler: str
     steps: int
@@ -59,25 +59,25 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One thing to measure, under each of several seeds."""
+    """One measurement, repeated with each of several seeds."""
 
     recipe: Recipe
     drawing: Drawing | None = None
 
     def key(self, seed: int, *, is_quick: bool = False) -> str:
-        """16 hexadecimal digits of all that decides the numbers."""
+        """16 hexadecimal digits, computed from everything that decides the numbers."""
         facts = [dataclasses.asdict(self), seed, is_quick, NUMERICS_VERSION, EDITION]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 class ScoreBook:
-    """Measures by key, in a file of JSON lines that several processes may add to."""
+    """Measures by key, in a file of JSON lines that several processes can append to."""
 
     def __init__(self, folder: Path) -> None:
         self.file, self.pictures = folder / "scores.jsonl", folder / "pictures"
 
     def read(self) -> dict[str, Measures]:
-        """All that is there; half a line, as an interruption leaves it, counts as missing."""
+        """All measures. An incomplete line, as an interruption leaves it, is ignored."""
         found = {}
         if self.file.exists():
             for line in self.file.read_text("utf-8").splitlines():
@@ -99,14 +99,14 @@ class ScoreBook:
         Image.fromarray(np.concatenate(list(images), axis=1)).save(self.pictures / f"{key}.png")
 
     def picture(self, key: str) -> list[np.ndarray]:
-        """The pictures kept of one measurement, [64, 64, 3] uint8 each."""
+        """The stored images of one measurement, [64, 64, 3] uint8 each."""
         with Image.open(self.pictures / f"{key}.png") as image:
             strip = np.array(image)
         return [strip[:, x : x + strip.shape[0]] for x in range(0, strip.shape[1], strip.shape[0])]
 
 
 def measure_point(workshop: Workshop, book: ScoreBook, point: Point, seed: int) -> None:
-    """Train what is missing, measure, and keep it in the book."""
+    """Train what is missing, measure, and store the measures in the book."""
     key, started = point.key(seed, is_quick=workshop.is_quick), time.process_time()
     model = workshop.model(point.recipe, seed)
     trained = time.process_time()
@@ -121,7 +121,7 @@ def measure_point(workshop: Workshop, book: ScoreBook, point: Point, seed: int) 
 
 
 def measure(model: ModelFamily, recipe: Recipe, folder: Path) -> tuple[Measures, list[np.ndarray]]:
-    """The measures of one model, and six pictures of the subject and four of the class."""
+    """The measures of one model, six images of the subject and four of the class."""
     judge = Judge()
     prompts, places = subject_prompts(recipe.words)
     images = sample(model, prompts, SAMPLING)
@@ -137,7 +137,7 @@ def measure(model: ModelFamily, recipe: Recipe, folder: Path) -> tuple[Measures,
 
 
 def subject_prompts(words: str) -> tuple[list[str], list[str]]:
-    """The prompts of the subject, and the place that each asks for, "" for none."""
+    """The prompts of the subject, and the place that each one names, or "" for none."""
     asked = [(prefix, where) for where in ("", *BACKGROUNDS) for prefix in PREFIXES]
     prompts = [_prompt(prefix, words, where) for prefix, where in asked]
     return prompts, [where for _, where in asked]
@@ -150,8 +150,8 @@ def shown_and_kept(
     places: Sequence[str],
     class_images: Sequence[np.ndarray],
 ) -> Measures:
-    """What the judge says in words: shares of pictures, and their balance. `places` names what each
-    image was asked for."""
+    """The shares of images by the classifier's verdicts, and their balance. `places` has the place
+    that each image's prompt names."""
     shown = shows_subject(judge, subject, images)
     followed = [
         (is_shown, verdict.background == where)
@@ -177,14 +177,14 @@ BALANCED = ("subject", "background", "class kept")
 
 
 def balance(*shares: float) -> float:
-    """The harmonic mean of shares: as low as the lowest drags it, 0 where one is 0."""
+    """The harmonic mean of shares: it is close to the lowest, and 0 if one of them is 0."""
     return harmonic_mean(shares, [1.0] * len(shares))
 
 
 def measure_drawing(
     model: ModelFamily, recipe: Recipe, drawing: Drawing
 ) -> tuple[Measures, list[np.ndarray]]:
-    """Of six pictures of the subject, drawn this way."""
+    """The measures of six images of the subject that are generated this way."""
     judge = Judge()
     sampling = dataclasses.replace(SAMPLING, scheduler=drawing.scheduler, steps=drawing.steps)
     prompts = [_prompt(PREFIXES[0], recipe.words, where) for where in ("", *BACKGROUNDS)]
@@ -211,20 +211,22 @@ def _likeness(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> float
 
 
 def noise_level(image: np.ndarray) -> float:
-    """The standard deviation of a picture's noise, in levels of 255, of an image [H, W, 3] uint8.
+    """The standard deviation of the noise in an image [H, W, 3] uint8, in levels of 255.
 
-    By Immerkaer (Fast Noise Variance Estimation, 1996): his mask leaves even surfaces, slopes and
-    upright outlines at 0. Slanted outlines count a little, in all pictures alike. A median would
-    not let them, but lies at one level for every smooth picture, and so tells none apart."""
+    The method is Immerkaer's (Fast Noise Variance Estimation, 1996). Its mask is 0 on flat areas,
+    slopes and upright outlines. Slanted outlines add a little, in all images alike. A median would
+    ignore them, but is the same for all smooth images and therefore cannot distinguish them."""
     gray = image.astype(float).mean(axis=2)
     rows = gray[:-2] - 2 * gray[1:-1] + gray[2:]
     mask = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
-    # Its weights have squares that sum to 36; the mean size of a normal is sqrt(2 / pi) sigma.
+    # The squares of the mask's weights sum to 36. The mean absolute value of a normal variable is
+    # sqrt(2 / pi) standard deviations.
     return float(np.abs(mask).mean() * math.sqrt(math.pi / 2) / 6)
 
 
 def _losses(model: ModelFamily, recipe: Recipe, folder: Path) -> Measures:
-    """Mean squared errors of the predicted noise, on drawings that no run saw and on the photos."""
+    """Mean squared errors of the predicted noise, on the photos and on drawings that were not
+    trained on."""
     subject = draw_many(SUBJECTS[recipe.subject], NUM_UNSEEN, seed=123)
     cups = draw_many(other_cup, NUM_UNSEEN, seed=124)
     taken = [np.array(Image.open(path).convert("RGB")) for path in photos(recipe.subject, folder)]
@@ -238,7 +240,7 @@ def _losses(model: ModelFamily, recipe: Recipe, folder: Path) -> Measures:
 
 @torch.no_grad()
 def denoising_loss(model: ModelFamily, images: Sequence[np.ndarray], caption: str) -> float:
-    """Mean squared error of the predicted noise over ten timesteps, the noise always the same."""
+    """The mean squared error of the predicted noise over ten timesteps, with fixed noise."""
     generator = torch.Generator().manual_seed(0)
     latents, _ = model.encode_pixels(to_pixels(images))
     framing = Framing((64, 64), (0, 0), (64, 64))
@@ -251,5 +253,5 @@ def denoising_loss(model: ModelFamily, images: Sequence[np.ndarray], caption: st
         prediction = model.predict(noisy_latents, timesteps, given)
         target = model.schedule.target(latents, noise, timesteps)
         errors.append(squared_errors(prediction, target).mean().item())
-    # JSON has no word for what is no number.
+    # JSON cannot store NaN.
     return statistics.mean(error if math.isfinite(error) else 1e6 for error in errors)

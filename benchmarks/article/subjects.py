@@ -1,8 +1,10 @@
-"""The two cups to be learned, as photos and as drawings that no run sees, and who tells them.
+"""The two cups to be learned, as photos and as drawings that are not trained on, and what
+recognises them.
 
-The striking cup is the demo's, whose colours and band the model has never seen, and the toy world's
-judge knows it. The subtle cup stands for a face: all of its traits are common, and only together
-they are its own. A linear classifier on the judge's features tells it from other cups."""
+The striking cup is the demo's. Its colours and band are new to the model, and the toy world's
+classifier knows it. The subtle cup stands for a face: all of its traits are common, and only their
+combination is unique. A linear classifier on the toy encoder's features distinguishes it from other
+cups."""
 
 from __future__ import annotations
 
@@ -31,24 +33,26 @@ SUBTLE = Look(
 )
 STRIKING_CUP, SUBTLE_CUP = "striking cup", "subtle cup"
 NUM_LESSONS = 300
-"""Drawings of each kind that the classifier learns from, half as many of them through the VAE."""
+"""Drawings of each kind that the classifier is trained on. Half as many are added after a pass
+through the VAE."""
 
 SceneMaker = Callable[[random.Random], Scene]
 
 
 def subtle_scene(rng: random.Random) -> Scene:
-    """The subtle cup in a random pose, its body off by as much as light changes a colour."""
+    """The subtle cup in a random pose, with small variations of its body colour, as light causes
+    them."""
     scene = world.pose(SUBTLE, rng, shape="cup")
     return replace(scene, body=drawing.jitter(SUBTLE.body, rng, 5))
 
 
 def other_cup(rng: random.Random) -> Scene:
-    """A cup as the base model knows them."""
+    """A cup like those that the base model knows."""
     return replace(world.random_scene(rng), shape="cup")
 
 
 def lookalike(rng: random.Random) -> Scene:
-    """The subtle cup with one or two of its traits exchanged."""
+    """The subtle cup with one or two traits replaced."""
     other = world.random_scene(rng)
     traits = rng.sample(("body", "pattern", "accent", "detail"), rng.randint(1, 2))
     look = replace(SUBTLE, **{trait: getattr(other, trait) for trait in traits})
@@ -62,13 +66,14 @@ SUBJECTS: dict[str, SceneMaker] = {
 
 
 def draw_many(make: SceneMaker, number: int, seed: int) -> list[np.ndarray]:
-    """Pictures [64, 64, 3] uint8, the same for a seed."""
+    """Images [64, 64, 3] uint8, always the same for a seed."""
     rng = random.Random(seed)
     return [np.asarray(drawing.draw(make(rng))) for _ in range(number)]
 
 
 def photos(subject: str, folder: Path) -> tuple[Path, ...]:
-    """Six photos: the demo's of its cup, and of the other as many, in the same surroundings."""
+    """Six photos of a cup. Those of the striking cup are the demo's; the other cup has the same
+    surroundings."""
     if subject == STRIKING_CUP:
         return tuple(example.path for example in find_examples([PHOTOS], "-"))
     rng, paths = random.Random(11), []
@@ -83,12 +88,12 @@ def photos(subject: str, folder: Path) -> tuple[Path, ...]:
 
 
 def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
-    """[B, 3, 64, 64] in [-1, 1] of images [64, 64, 3] uint8."""
+    """[B, 3, 64, 64] in [-1, 1], from images [64, 64, 3] uint8."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def shows_subject(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> list[bool]:
-    """Whether each picture shows that very cup."""
+    """Whether each image shows exactly this cup."""
     if subject == STRIKING_CUP:
         return [verdict.is_subject for verdict in judge.verdicts(images)]
     weight, bias = subtle_classifier()
@@ -98,7 +103,7 @@ def shows_subject(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> l
 
 @cache
 def subtle_classifier() -> tuple[Tensor, Tensor]:
-    """Weight [128] and bias [] of a logistic regression that says yes to the subtle cup alone."""
+    """The weight [128] and bias [] of a logistic regression that recognises only the subtle cup."""
     judge, vae = Judge(), families.load(MODEL, torch.device("cpu"))
     lessons = []
     for seed, make in enumerate((subtle_scene, other_cup, lookalike), start=1):
@@ -110,7 +115,7 @@ def subtle_classifier() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def decoded(model: ModelFamily, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Pictures as the model's VAE gives them back: what drawings look like to it."""
+    """The images after encoding and decoding with the model's VAE."""
     means = [model.encode_pixels(to_pixels([image]))[0] for image in images]
     pixels = torch.cat([model.decode_latents(mean).clamp(-1, 1) for mean in means])
     return list(((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
@@ -128,9 +133,9 @@ def _logistic_regression(inputs: Tensor, answers: Tensor) -> tuple[Tensor, Tenso
         logits = inputs @ weight + bias
         value = torch.nn.functional.binary_cross_entropy_with_logits(logits, answers)
         value = value + 1e-3 * weight.square().sum()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     weight, bias = weight.detach() / scale, bias.detach()
     return weight, bias - weight @ center

@@ -1,4 +1,4 @@
-"""What is still to be run, and by whom: one task for each run, in worker processes."""
+"""The runs that are missing, as one task each, and the worker processes for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """The measurements, by one worker, of what one run gives."""
+    """The measurements of the models of one run. One worker makes them."""
 
     run: Recipe
     seed: int
@@ -29,7 +29,7 @@ class Task:
 def tasks(
     letters: Iterable[str], seeds: Sequence[int], done: set[str], *, is_quick: bool
 ) -> list[Task]:
-    """What is still to be measured, an experiment after the other, each point once."""
+    """The missing measurements, one experiment after the other, each point once."""
     found, taken = [], set(done)
     for letter in letters:
         groups: dict[tuple[int, Recipe], list[Point]] = {}
@@ -48,11 +48,12 @@ def work(workshop: Workshop, book: ScoreBook, task: Task) -> None:
         try:
             measure_point(workshop, book, point, task.seed)
         except FloatingPointError as error:
-            logger.warning("Seed %d of %s came to nothing: %s", task.seed, point, error)
+            logger.warning("Seed %d of %s failed: %s", task.seed, point, error)
 
 
 def run_all(workshop: Workshop, book: ScoreBook, pending: list[Task], workers: int) -> None:
-    """Two tasks of one run never at the same time: the second would find it locked."""
+    """Run all tasks, but never two of the same run at once, because the second would find it
+    locked."""
     running: dict[Future[None], Task] = {}
     total = len(pending)
     context = multiprocessing.get_context("spawn")
@@ -73,6 +74,6 @@ def run_all(workshop: Workshop, book: ScoreBook, pending: list[Task], workers: i
 
 
 def _start_worker() -> None:
-    """One thread each: two that wait for each other are slower than one."""
+    """Use one thread per worker: two threads that wait for each other are slower than one."""
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

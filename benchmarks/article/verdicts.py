@@ -1,5 +1,5 @@
-"""Whether numbers show a claim: the difference of two groups of models against the spread over the
-seeds. Pure arithmetic."""
+"""Decides whether numbers show a claim: it compares the difference of two groups of models with the
+spread over the seeds. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Values = Mapping[int, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What came of one comparison."""
+    """The result of one comparison."""
 
     num_seeds: int
     difference: float = 0.0
-    """Of the means over the seeds; 0 for fewer than two."""
+    """The difference of the means over the seeds. 0 if there are fewer than two."""
     bar: float = 0.0
-    """What a difference must exceed to count: twice the larger of the two groups' standard
-    deviations over the seeds, and at least what the measure can resolve."""
+    """A difference counts if it exceeds this: twice the larger of the two groups' standard
+    deviations over the seeds, and at least the resolution of the measure."""
     verdict: str
 
 
@@ -36,7 +36,8 @@ def compare(
     resolution: float,
     join: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Finding:
-    """Each group's models are joined into one value per seed, of the seeds that all have."""
+    """Compare two groups. Each group's models are joined into one value per seed, for the seeds
+    that all of them have."""
     seeds = sorted(set.intersection(*(set(values) for values in [*more, *less])))
     if len(seeds) < 2:
         verdict = TOO_FEW if seeds else NOT_MEASURED
@@ -63,7 +64,7 @@ def _verdict(difference: float, bar: float, expected: Expectation) -> str:
 
 
 def summary(verdicts: Sequence[str]) -> str:
-    """One phrase for all comparisons of an experiment."""
+    """One phrase that sums up all comparisons of an experiment."""
     decided = [verdict for verdict in verdicts if verdict not in OPEN]
     if not decided:
         return "Not decided yet"
@@ -82,7 +83,7 @@ def _phrase(verdicts: Sequence[str]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and in brackets the least and the most of several."""
+    """The mean, and the lowest and highest of several values in brackets."""
     if not values:
         return "–"
     mean, least, most = statistics.mean(values), min(values), max(values)

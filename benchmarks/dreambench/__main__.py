@@ -1,5 +1,5 @@
-"""The command: train, draw and score what has not been yet, subject by subject, then write the
-table. It may be stopped at any time and given again."""
+"""The command: train, sample and score what is missing, subject by subject, and then write the
+table. You can stop it at any time and run it again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .table import NUM_IMAGES, Results, to_json, to_text
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; those that a recipe decides have no default of their own."""
+    """The options. Those that the preset decides have no default."""
     drawing = SamplingConfig()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.dreambench",
@@ -41,40 +41,53 @@ def parser() -> argparse.ArgumentParser:
     add("--dataset", type=Path, required=True, help="folder of the paper's dataset")
     add("--dino", type=Path, help="folder of DINO ViT-S/16 as transformers saves it")
     add("--clip", type=Path, help="folder or .safetensors file of CLIP")
-    add("--folder", type=Path, default=Path("out/dreambench"), help="where everything is kept")
+    add("--folder", type=Path, default=Path("out/dreambench"), help="where everything is stored")
     add("--subjects", nargs="+", default=[], metavar="NAME", help="only these")
     add("--prompts", nargs="+", default=[], metavar="N", help="only these, such as 1-5 21")
-    add("--images", type=int, default=NUM_IMAGES, help="pictures of each prompt")
-    add("--pres-pictures", type=int, default=25, help="of the class, for PRES; 0 leaves it out")
-    add("--preset", choices=RECIPES, default="paper", help="decides what is not given below")
+    add("--images", type=int, default=NUM_IMAGES, help="images of each prompt")
+    add("--pres-pictures", type=int, default=25, help="class images for PRES; 0 leaves it out")
+    add(
+        "--preset",
+        choices=RECIPES,
+        default="paper",
+        help="sets the options below that are not given",
+    )
     add("--steps", type=int, help="optimizer steps")
     add("--learning-rate", type=float)
     add("--batch-size", type=int, help="photos per step")
-    add("--class-images", type=int, help="to train on; 0 trains without prior preservation")
-    add("--prior-weight", type=float, help="of the class images' loss")
+    add(
+        "--class-images",
+        type=int,
+        help="class images to train on; 0 trains without prior preservation",
+    )
+    add("--prior-weight", type=float, help="weight of the class images' loss")
     add("--text-encoder", action=argparse.BooleanOptionalAction, help="train it too")
     add("--optimizer", choices=OPTIMIZERS, default="AdamW")
     add("--precision", choices=DTYPES, default="fp32")
     add("--gradient-checkpointing", action="store_true", help="less memory, slower")
-    add("--resolution", type=int, help="in pixels; the model's own unless given")
-    add("--identifier", default="sks", help="the rare word that names the subject")
+    add("--resolution", type=int, help="in pixels; default: the model's own")
+    add("--identifier", default="sks", help="the rare token that names the subject")
     add("--sampling-steps", type=int, default=drawing.steps)
     add("--guidance-scale", type=float, default=drawing.guidance_scale)
     add("--scheduler", choices=SCHEDULERS, default=drawing.scheduler)
-    add("--drawing-batch", type=int, default=drawing.batch_size, help="pictures drawn at once")
-    add("--seed", type=int, default=0, help="of the training, and the first of the pictures'")
+    add("--drawing-batch", type=int, default=drawing.batch_size, help="images generated at once")
+    add("--seed", type=int, default=0, help="seed of the training, and of the first image")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--discard-checkpoints", action="store_true", help="once their pictures are drawn")
+    add(
+        "--discard-checkpoints",
+        action="store_true",
+        help="delete each checkpoint when its images are generated",
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 only if everything asked for was measured."""
+    """Run the command. Return the exit code: 0 only if everything was measured."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         run(parser().parse_args(arguments))
     except KeyboardInterrupt:
-        logging.error("Stopped. The same command goes on from here.")
+        logging.error("Stopped. Run the same command again to continue.")
         return 130
     except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
         logging.error("%s", error)
@@ -83,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Everything, the table anew after each subject."""
+    """Measure everything, and write the table after each subject."""
     subjects = choose(read_subjects(options.dataset), options.subjects)
     places = choose_prompts(options.prompts, subjects)
     studio = make_studio(options)
@@ -108,7 +121,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make_studio(options: argparse.Namespace) -> Studio:
-    """ValueError for numbers that cannot be."""
+    """Raises ValueError for numbers out of range."""
     if not 1 <= options.images <= SEEDS_PER_PROMPT:
         raise ValueError(f"--images must be 1 to {SEEDS_PER_PROMPT}, got {options.images}.")
     if options.pres_pictures < 0:
@@ -131,7 +144,7 @@ def make_studio(options: argparse.Namespace) -> Studio:
 
 
 def label(options: argparse.Namespace, config: TrainingConfig) -> str:
-    """What was trained, in a few words."""
+    """A short description of what was trained."""
     prior = "with" if config.prior.weight else "without"
     return (
         f"{options.checkpoint.name}, {config.steps} steps at {config.optimizer.learning_rate:g}, "
@@ -140,7 +153,7 @@ def label(options: argparse.Namespace, config: TrainingConfig) -> str:
 
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's settings, and over them those that were given."""
+    """The settings of the preset, overridden by the options that were given."""
     recipe = RECIPES[options.preset]
     rate = _first(options.learning_rate, recipe["optimizer"]["learning_rate"])
     return {
@@ -156,8 +169,8 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prior(options: argparse.Namespace, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Class images are drawn as the pictures are. Asked for by their number alone, they have the
-    usual weight of 1; ValueError for a weight of none."""
+    """The settings of the class images, which are sampled like all other images. If only their
+    number is given, the weight is 1. Raises ValueError for a weight without class images."""
     number, weight = options.class_images, options.prior_weight
     if number == 0 and weight:
         raise ValueError(

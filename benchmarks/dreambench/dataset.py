@@ -1,5 +1,5 @@
-"""The user's copy of the paper's dataset (github.com/google/dreambooth): subjects, their classes
-and photos, and the prompts, all read from there."""
+"""Reads the user's copy of the paper's dataset (github.com/google/dreambooth): subjects, their
+classes and photos, and the prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.data.examples import IMAGE_ENDINGS
 
 PROMPT_FILE = "prompts_and_classes.txt"
 LIVE_CLASSES = ("cat", "dog")
-"""Classes that take the live subjects' prompts."""
+"""Classes with the prompts for live subjects."""
 ENTRY = re.compile(r"\s*([\w-]+)\s*,\s*([\w -]+?)\s*")
 HEADING = re.compile(r"\s*(classes|prompts|object prompts|live subject prompts)\s*:?\s*", re.I)
 QUOTED = re.compile(r"""(["'])(.*?)\1\s*\.format""")
@@ -20,13 +20,13 @@ QUOTED = re.compile(r"""(["'])(.*?)\1\s*\.format""")
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One of the things to be learned."""
+    """One of the subjects to be learned."""
 
     name: str
     class_name: str
     photos: tuple[Path, ...]
     prompts: tuple[str, ...]
-    """All of its kind, with {0} for the identifier and {1} for the class."""
+    """All prompts for this kind of subject, with {0} for the identifier and {1} for the class."""
 
     @property
     def class_prompt(self) -> str:
@@ -36,14 +36,14 @@ class Subject:
         return f"a {identifier} {self.class_name}"
 
     def prompt(self, index: int, identifier: str = "") -> str:
-        """One of its prompts; without an identifier, only the class stands there."""
+        """One of the prompts. Without an identifier, it only names the class."""
         words = self.prompts[index].replace("{0}", identifier).replace("{1}", self.class_name)
         return " ".join(words.split())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """What the prompt file says."""
+    """The contents of the prompt file."""
 
     classes: dict[str, str]
     """By subject."""
@@ -57,14 +57,13 @@ class Lists:
 def read_subjects(folder: Path) -> list[Subject]:
     """The subjects that have photos in the folder, or in `dataset` below it, in the file's order.
 
-    FileNotFoundError without the prompt file; ValueError for one that cannot be understood, and for
-    a folder with no subject's photos.
-    """
+    Raises FileNotFoundError if there is no prompt file, and ValueError if it cannot be parsed or if
+    the folder has no photos of any subject."""
     top = next((f for f in (folder, folder / "dataset") if (f / PROMPT_FILE).is_file()), None)
     if top is None:
         raise FileNotFoundError(
             f"There is no {PROMPT_FILE} in {folder}. Name the folder of the DreamBooth paper's "
-            "dataset, in which it lies beside the subjects' folders or above them."
+            "dataset, which has this file beside the subjects' folders or above them."
         )
     lists = read_lists(top / PROMPT_FILE)
     subjects = []
@@ -77,15 +76,15 @@ def read_subjects(folder: Path) -> list[Subject]:
             )
     if not subjects:
         raise ValueError(
-            f"{top} has photos of none of the {len(lists.classes)} subjects that {PROMPT_FILE} "
-            f"names. Put the folders of the dataset there, such as {next(iter(lists.classes))}."
+            f"{top} has no photos of the {len(lists.classes)} subjects in {PROMPT_FILE}. Put the "
+            f"folders of the dataset there, such as {next(iter(lists.classes))}."
         )
     return subjects
 
 
 def read_lists(path: Path) -> Lists:
-    """Classes and prompts of the prompt file: headings over lines of `subject,class`, and over
-    quoted prompts as Python would format them."""
+    """The classes and prompts of the prompt file: headings, lines of `subject,class`, and quoted
+    prompts in Python's format notation."""
     section, classes = "", {}
     prompts: dict[str, list[str]] = {"object prompts": [], "live subject prompts": []}
     for number, line in enumerate(_lines(path), start=1):
@@ -94,16 +93,16 @@ def read_lists(path: Path) -> Lists:
         elif section == "classes" and (entry := ENTRY.fullmatch(line)):
             classes[entry[1]] = entry[2].lower()
         elif section in prompts:
-            found = [text for _, text in QUOTED.findall(line)]
-            for text in found:
+            quoted = [text for _, text in QUOTED.findall(line)]
+            for text in quoted:
                 _require_places(text, path, number)
-            prompts[section] += found
-    classes.pop("subject_name", None)  # the table's head
+            prompts[section] += quoted
+    classes.pop("subject_name", None)  # the table's header
     for what, found in {"classes": classes, **prompts}.items():
         if not found:
             raise ValueError(
-                f"'{path}' has no {what} under a heading of that name. Take the file as it comes "
-                "with the dataset."
+                f"'{path}' has no {what} under a heading of that name. Use the dataset's original "
+                "file."
             )
     return Lists(
         classes=classes,
@@ -113,7 +112,8 @@ def read_lists(path: Path) -> Lists:
 
 
 def choose(subjects: Sequence[Subject], names: Sequence[str]) -> list[Subject]:
-    """Those of these names, or all; ValueError names the ones there are."""
+    """The subjects with these names; all if there are no names. Raises ValueError for an unknown
+    name."""
     known = {subject.name: subject for subject in subjects}
     for name in names:
         if name not in known:
@@ -122,8 +122,8 @@ def choose(subjects: Sequence[Subject], names: Sequence[str]) -> list[Subject]:
 
 
 def choose_prompts(ranges: Sequence[str], subjects: Sequence[Subject]) -> list[int]:
-    """Places in the subjects' lists of prompts, counted from 0, of numbers and ranges counted from
-    1 such as "3" and "1-5"; all without any."""
+    """Indices into the subjects' lists of prompts, from numbers and ranges counted from 1, such as
+    "3" and "1-5". All prompts if there are none."""
     most = min(len(subject.prompts) for subject in subjects)
     chosen = set() if ranges else set(range(most))
     for text in ranges:
@@ -131,7 +131,7 @@ def choose_prompts(ranges: Sequence[str], subjects: Sequence[Subject]) -> list[i
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= most:
             raise ValueError(
-                f"--prompts takes numbers from 1 to {most} and ranges of them, such as 3 or 1-5, "
+                f"--prompts must be numbers from 1 to {most} or ranges, such as 3 or 1-5, "
                 f"got {text!r}."
             )
         chosen.update(range(first - 1, last))
@@ -148,8 +148,8 @@ def _lines(path: Path) -> list[str]:
 def _require_places(prompt: str, path: Path, number: int) -> None:
     if "{0}" not in prompt or "{1}" not in prompt:
         raise ValueError(
-            f"The prompt {prompt!r} in line {number} of '{path}' lacks the places {{0}} of the "
-            "identifier and {1} of the class. Take the file as it comes with the dataset."
+            f"The prompt {prompt!r} in line {number} of '{path}' lacks {{0}} for the identifier or "
+            "{1} for the class. Use the dataset's original file."
         )
 
 

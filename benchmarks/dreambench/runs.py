@@ -1,5 +1,5 @@
-"""What is trained and drawn for each subject. A run that was finished before is found again, one
-that was stopped goes on, and only the missing pictures are drawn."""
+"""Trains a model for each subject and generates its images. Finished runs are reused, stopped runs
+are resumed, and only missing images are generated."""
 
 from __future__ import annotations
 
@@ -43,36 +43,37 @@ PAPER: dict[str, Any] = {
     "optimizer": {"learning_rate": 5e-6},
     "prior": {"weight": 1.0, "num_images": 1000},
 }
-"""For Stable Diffusion. Of the photos per step the paper says nothing."""
+"""The paper's settings for Stable Diffusion. It does not give the number of photos per step."""
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     **{name: PRESETS[name] for name in ("object", "face", "toy")},
 }
 SEEDS_PER_PROMPT = 1000
-"""Each prompt has seeds of its own, whichever others are chosen beside it."""
+"""Each prompt has its own seeds, whichever other prompts are chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A subject's pictures, which lie in files."""
+    """A subject's images, as files."""
 
     key: str
-    """16 hexadecimal digits of all that decides the pictures but for their seeds."""
+    """16 hexadecimal digits, computed from everything that decides the images except their seeds.
+    """
     pictures: tuple[Path, ...]
     prompts: tuple[str, ...]
-    """Of each picture, without the identifier."""
+    """The prompt of each image, without the identifier."""
     class_pictures: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Studio:
-    """Trains the subjects' models, and draws with them."""
+    """Trains the subjects' models and generates images with them."""
 
     folder: Path
-    """Where all of it is kept."""
+    """Where everything is stored."""
     checkpoint: Path
     changes: Mapping[str, Any]
-    """What the training has other than the defaults, as in a preset."""
+    """The settings that differ from the defaults, as in a preset."""
     method: FullFineTune
     sampling: SamplingConfig
     identifier: str
@@ -100,14 +101,14 @@ class Studio:
         ).replace(self.changes)
 
     def check(self, subjects: Sequence[Subject]) -> None:
-        """Refuse what cannot be honoured, before anything is trained."""
+        """Raises an error for invalid settings, before anything is trained."""
         drawing = {"preview": {"sampling": self.sampling}}
         for subject in subjects:
             check(self.config(subject).replace(drawing), self.device)
 
     def draw(self, subject: Subject, places: Sequence[int]) -> Drawn:
-        """The pictures of the prompts at these places, and of the class; the model is trained and
-        loaded only where some are missing."""
+        """The images of the prompts with these indices, and of the class. The model is only trained
+        and loaded if some are missing."""
         config = self.config(subject)
         key = self._key(subject, config)
         folder = self.folder / "pictures" / f"{subject.name}-{key}"
@@ -146,7 +147,7 @@ class Studio:
 
     @property
     def _runs(self) -> Path:
-        """Apart for every numerics version, whose runs differ."""
+        """A separate folder for every numerics version, because their runs differ."""
         return self.folder / "runs" / f"numerics{NUMERICS_VERSION}"
 
     def _draw_missing(self, config: TrainingConfig, missing: Sequence[_Request]) -> None:
@@ -173,7 +174,7 @@ class Studio:
 class _Request:
     prompt: str
     place: int | None
-    """None for a picture of the class."""
+    """None for an image of the class."""
     seed: int
     folder: Path
 
@@ -184,5 +185,5 @@ class _Request:
 
 
 def digest(facts: Any) -> str:
-    """16 hexadecimal digits that are the same only for the same facts."""
+    """16 hexadecimal digits that are equal only for equal facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,5 +1,5 @@
-"""What DINO and CLIP, from the user's own files, say of a subject's pictures. Each is asked once;
-its numbers are kept beside all that decides them."""
+"""Scores a subject's images with DINO and CLIP from the user's files. Each score is computed once
+and stored with everything that decides it."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ from .runs import Drawn, digest
 Measures = dict[str, float]
 KINDS: dict[str, type[ImageEncoder]] = {"dino": DinoEncoder, "clip": ClipEncoder}
 EDITION = 1
-"""Raised with every change here that makes other numbers."""
+"""Raise this with every change here that changes numbers."""
 PAPERS_DINO = {
     "model_type": "vit", "hidden_size": 384, "num_hidden_layers": 12, "patch_size": 16,
 }  # fmt: skip
-"""ViT-S/16, by its config.json."""
+"""ViT-S/16, as its config.json describes it."""
 
 
 class Encoders:
-    """The encoders that there are, and what they have said so far. They take memory of the device
-    only while they look."""
+    """The available encoders and their stored scores. They only use the device's memory while they
+    compute."""
 
     def __init__(self, paths: Mapping[str, Path], folder: Path, device: torch.device) -> None:
-        """`paths` by kind, `folder` of the score book. ValueError if there are none, and for one of
-        another kind."""
+        """`paths` by kind; `folder` has the stored scores. Raises ValueError if there are no
+        encoders, or if one is of another kind."""
         if not paths:
             raise ValueError(
-                "There is no encoder to judge the pictures. Name DINO with --dino and CLIP with "
-                "--clip, or one of them."
+                "There is no encoder to score the images. Give DINO with --dino, CLIP with "
+                "--clip, or both."
             )
         self._folder, self._paths = folder, paths
-        self._judges = {kind: _load(kind, path, device) for kind, path in paths.items()}
+        self._encoders = {kind: _load(kind, path, device) for kind, path in paths.items()}
 
     def remarks(self) -> list[str]:
-        """What they cannot measure, or measure otherwise than the paper's."""
+        """Notes on what they cannot measure, or measure differently from the paper."""
         remarks = []
         if "dino" not in self._paths:
-            remarks.append("Without --dino there is no DINO, PRES and diversity.")
+            remarks.append("Without --dino, there is no DINO, PRES and diversity.")
         elif not PAPERS_DINO.items() <= _config(self._paths["dino"]).items():
-            remarks.append("This DINO is not ViT-S/16, which the paper took.")
+            remarks.append("This DINO is not ViT-S/16, which the paper uses.")
         if "clip" not in self._paths:
-            remarks.append("Without --clip there is no CLIP-I and CLIP-T.")
-        elif self._judges["clip"].embed_prompts(["a"]) is None:
+            remarks.append("Without --clip, there is no CLIP-I and CLIP-T.")
+        elif self._encoders["clip"].embed_prompts(["a"]) is None:
             remarks.append("This CLIP has no text encoder, so there is no CLIP-T.")
         return remarks
 
     def measure(self, subject: Subject, drawn: Drawn) -> Measures:
-        """All measures of a subject; those that were made before are found again."""
+        """All measures of a subject. Stored ones are reused."""
         book, measures = ScoreBook(self._folder), Measures()
         for kind, path in self._paths.items():
             pictures = [picture.name for picture in (*drawn.pictures, *drawn.class_pictures)]
             key = digest([EDITION, kind, self._fingerprint(path), drawn.key, pictures])
             found = book.read().get(key)
             if found is None:
-                found = MEASURES[kind](self._judges[kind], subject, drawn)
+                found = MEASURES[kind](self._encoders[kind], subject, drawn)
                 book.add(key, found, {"subject": subject.name, "encoder": path.name})
             measures |= found
         return measures
@@ -77,31 +77,30 @@ class Encoders:
         return [*map(hashes.sha256, files), digest(_config(path))]
 
 
-def measure_dino(judge: ImageEncoder, subject: Subject, drawn: Drawn) -> Measures:
-    """DINO of the pictures and of the photos among themselves, PRES where the class was drawn, and
-    diversity where a prompt was drawn twice."""
-    photos, pictures = _embed_photos(judge, subject), judge.embed_images(_read(drawn.pictures))
-    measures = {"DINO": metrics.subject_fidelity(pictures, photos)}
+def measure_dino(encoder: ImageEncoder, subject: Subject, drawn: Drawn) -> Measures:
+    """DINO of the images and of the photos among themselves; PRES if there are class images;
+    diversity if a prompt has several images."""
+    photos, images = _embed_photos(encoder, subject), encoder.embed_images(_read(drawn.pictures))
+    measures = {"DINO": metrics.subject_fidelity(images, photos)}
     if len(subject.photos) > 1:
         measures["DINO, photos"] = metrics.likeness(photos)
     if drawn.class_pictures:
-        of_class = judge.embed_images(_read(drawn.class_pictures))
+        of_class = encoder.embed_images(_read(drawn.class_pictures))
         measures["PRES"] = metrics.prior_preservation(of_class, photos)
     if len(drawn.prompts) > len(set(drawn.prompts)):
-        measures["diversity"] = metrics.diversity(pictures, drawn.prompts)
+        measures["diversity"] = metrics.diversity(images, drawn.prompts)
     return measures
 
 
-def measure_clip(judge: ImageEncoder, subject: Subject, drawn: Drawn) -> Measures:
-    """CLIP-I of the pictures and of the photos among themselves, and CLIP-T from a CLIP that can
-    read."""
-    photos, pictures = _embed_photos(judge, subject), judge.embed_images(_read(drawn.pictures))
-    measures = {"CLIP-I": metrics.subject_fidelity(pictures, photos)}
+def measure_clip(encoder: ImageEncoder, subject: Subject, drawn: Drawn) -> Measures:
+    """CLIP-I of the images and of the photos among themselves; CLIP-T if it has a text encoder."""
+    photos, images = _embed_photos(encoder, subject), encoder.embed_images(_read(drawn.pictures))
+    measures = {"CLIP-I": metrics.subject_fidelity(images, photos)}
     if len(subject.photos) > 1:
         measures["CLIP-I, photos"] = metrics.likeness(photos)
-    prompts = judge.embed_prompts(drawn.prompts)
+    prompts = encoder.embed_prompts(drawn.prompts)
     if prompts is not None:
-        measures["CLIP-T"] = metrics.prompt_fidelity(pictures, prompts)
+        measures["CLIP-T"] = metrics.prompt_fidelity(images, prompts)
     return measures
 
 
@@ -109,18 +108,18 @@ MEASURES = {"dino": measure_dino, "clip": measure_clip}
 
 
 def _load(kind: str, path: Path, device: torch.device) -> ImageEncoder:
-    judge = encoders.load(path, device)
-    if not isinstance(judge, KINDS[kind]):
+    encoder = encoders.load(path, device)
+    if not isinstance(encoder, KINDS[kind]):
         raise ValueError(
-            f"--{kind} is {path}, which holds another kind of encoder. Name DINO with --dino, and "
-            "CLIP with --clip."
+            f"--{kind} is {path}, which is another kind of encoder. Give DINO with --dino and CLIP "
+            "with --clip."
         )
-    return judge
+    return encoder
 
 
-def _embed_photos(judge: ImageEncoder, subject: Subject) -> torch.Tensor:
+def _embed_photos(encoder: ImageEncoder, subject: Subject) -> torch.Tensor:
     white = parse_color("white")
-    return judge.embed_images([np.array(read_image(path, white)) for path in subject.photos])
+    return encoder.embed_images([np.array(read_image(path, white)) for path in subject.photos])
 
 
 def _read(paths: Sequence[Path]) -> list[np.ndarray]:

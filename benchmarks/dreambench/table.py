@@ -11,10 +11,10 @@ from .scores import Measures
 
 COLUMNS = ("DINO", "CLIP-I", "CLIP-T", "PRES")
 PHOTOS_COLUMNS = {"DINO": "DINO, photos", "CLIP-I": "CLIP-I, photos"}
-"""What stands in these columns for the photos among themselves."""
+"""The measures of the photos among themselves, by column."""
 SUBJECT_COLUMNS = (*COLUMNS, "diversity")
 NUM_SUBJECTS, NUM_PROMPTS, NUM_IMAGES = 30, 25, 4
-"""The paper's."""
+"""The paper's numbers."""
 PAPER: dict[str, Measures] = {
     "real images": {"DINO": 0.774, "CLIP-I": 0.885},
     "DreamBooth (Imagen)": {"DINO": 0.696, "CLIP-I": 0.812, "CLIP-T": 0.306},
@@ -27,27 +27,27 @@ PAPER: dict[str, Measures] = {
         "DINO": 0.712, "CLIP-I": 0.828, "CLIP-T": 0.306, "PRES": 0.664,
     },
 }  # fmt: skip
-"""Its tables 1 and 3."""
+"""The paper's tables 1 and 3."""
 MISSING = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What was measured."""
+    """The measurements of all subjects."""
 
     label: str
-    """What our row is called."""
+    """The name of our row."""
     subjects: Sequence[Subject]
-    """Those that were asked for."""
+    """The requested subjects."""
     measures: Mapping[str, Measures]
     """By subject, of those measured so far."""
     num_prompts: int
     num_images: int
     remarks: Sequence[str]
-    """What the encoders do otherwise than the paper's."""
+    """How the encoders differ from the paper's."""
 
     def means(self) -> Measures:
-        """Of each measure, the mean over the subjects that have it."""
+        """The mean of each measure over the subjects that have it."""
         names = dict.fromkeys(name for found in self.measures.values() for name in found)
         return {
             name: statistics.fmean(found[name] for found in self.measures.values() if name in found)
@@ -55,11 +55,11 @@ class Results:
         }
 
     def departures(self) -> list[str]:
-        """In what this is not the paper's protocol."""
+        """How this differs from the paper's protocol."""
         wanted = {
             "subjects": (len(self.measures), NUM_SUBJECTS),
             "prompts": (self.num_prompts, NUM_PROMPTS),
-            "pictures per prompt": (self.num_images, NUM_IMAGES),
+            "images per prompt": (self.num_images, NUM_IMAGES),
         }
         return [
             f"{what} {ours} instead of {papers}"
@@ -69,7 +69,7 @@ class Results:
 
 
 def to_text(results: Results) -> str:
-    """Markdown that can be read as it is."""
+    """A Markdown table that is readable as plain text."""
     means = results.means()
     of_photos = {ours: means[name] for ours, name in PHOTOS_COLUMNS.items() if name in means}
     rows = [_row(f"paper: {name}", found, COLUMNS) for name, found in PAPER.items()]
@@ -86,15 +86,16 @@ def to_text(results: Results) -> str:
         _aligned([["", *COLUMNS], *rows]),
         *_warnings(results),
         *results.remarks,
-        "PRES is better the lower, the others the higher. Our diversity is 1 less the mean cosine "
-        "of DINO over pictures of one prompt; the paper's DIV takes LPIPS, and is not comparable.",
+        "Lower is better for PRES, higher for the others. Our diversity is 1 minus the mean "
+        "cosine of DINO over images of one prompt. The paper's DIV uses LPIPS and cannot be "
+        "compared with it.",
         _aligned([["", *SUBJECT_COLUMNS], *by_subject]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def to_json(results: Results) -> dict[str, object]:
-    """The same, in full precision."""
+    """The same in full precision."""
     return {
         "label": results.label,
         "paper": PAPER,
@@ -110,13 +111,13 @@ def _warnings(results: Results) -> list[str]:
     warnings = []
     if departures := results.departures():
         warnings.append(
-            "**Not the paper's protocol**, so that these numbers cannot be held against its own: "
+            "**Not the paper's protocol**, so these numbers cannot be compared with the paper's: "
             f"{', '.join(departures)}."
         )
     if len(results.measures) < len(results.subjects):
         warnings.append(
-            f"**Not finished**: {len(results.measures)} of the {len(results.subjects)} subjects "
-            "asked for have been measured so far."
+            f"**Not finished**: {len(results.measures)} of {len(results.subjects)} requested "
+            "subjects have been measured so far."
         )
     return warnings
 
@@ -126,7 +127,7 @@ def _row(label: str, found: Measures, columns: Sequence[str]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns are as wide as their widest cell, the numbers to the right."""
+    """A table with aligned columns, the numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -1,2 +1,2 @@
-"""What training takes on a GPU, and whether it computes there what it computes on the CPU:
-`python -m benchmarks.gpu`."""
+"""Measures memory and speed of training on a GPU, and tests that it computes the same there as on
+the CPU: `python -m benchmarks.gpu`."""

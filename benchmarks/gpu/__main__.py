@@ -2,7 +2,7 @@
 
 With a CUDA device: first the tests marked gpu, then peak memory and speed of Stable Diffusion 1.5,
 stage by stage, the most important first. Each result is printed and written into docs/gpu.md at
-once. Without a CUDA device it says so and ends."""
+once. Without a CUDA device, the program says so and ends."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .results import Results
 from .stages import STAGES, run_stages
 
 NO_GPU = (
-    "There is no CUDA device here: the GPU tests and figures are left out, and docs/gpu.md stays "
-    "as it is."
+    "There is no CUDA device: the GPU tests and measurements are left out, and docs/gpu.md does "
+    "not change."
 )
 PACKAGES = ("diffusers", "transformers", "bitsandbytes", "pytorch_optimizer", "safetensors")
 
@@ -63,22 +63,22 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("--stages", nargs="+", metavar="STAGE", choices=[stage.name for stage in STAGES],
-        help="only these; what the page has of the others stays")  # fmt: skip
-    add("--list", action="store_true", help="name the stages and end")
-    add("--minutes", type=float, default=8.0, help="the most that all stages take together")
+        help="only these; the others stay on the page")  # fmt: skip
+    add("--list", action="store_true", help="list the stages and end")
+    add("--minutes", type=float, default=8.0, help="time limit for all stages together")
     add("--folder", type=Path, default=ROOT / "docs", help="where gpu.md and gpu.json are written")
-    add("--work", type=Path, help="where there is room for 10 GB meanwhile")
+    add("--work", type=Path, help="a folder with 10 GB of space for temporary files")
     add("--reference", type=Path, metavar="FILE", help="diffusers' train_dreambooth.py")
     add("--reference-model", type=Path, metavar="FOLDER",
-        help="a model for it in diffusers' layout; else one of random weights is made")  # fmt: skip
-    # To try the program itself where there is no GPU.
+        help="a model for it in diffusers' layout; default: one with random weights")  # fmt: skip
+    # To test the program without a GPU.
     add("--device", default="cuda", help=argparse.SUPPRESS)
     add("--tiny", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def find_facts(device: torch.device) -> dict[str, str]:
-    """The card, and the releases that figures depend on."""
+    """The card, and the versions that affect the measurements."""
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         facts = {
@@ -87,7 +87,7 @@ def find_facts(device: torch.device) -> dict[str, str]:
             "capability": f"{card.major}.{card.minor}",
             "driver": _driver(),
             "CUDA": str(torch.version.cuda),
-            "cuDNN": str(torch.backends.cudnn.version()),
+            "cuDNN": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         }
     else:
         facts = {"card": "CPU"}

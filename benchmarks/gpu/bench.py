@@ -1,4 +1,4 @@
-"""What every stage is given: the device, a model of random weights, and where to put things."""
+"""What every stage gets: the device, a model with random weights, and folders."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]
 NUM_PHOTOS = 8
 GB = 2**30
-"""As the memory of cards is counted."""
+"""GPU memory is specified in units of 2^30 bytes."""
 
 
 class OutOfTime(Exception):
-    """The stage has used up its time; what it measured before stays."""
+    """The stage has used up its time. Earlier measurements are kept."""
 
 
 class LeftOut(Exception):
-    """The stage cannot run here; the message says why."""
+    """The stage cannot run here. The message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,32 +41,32 @@ class Bench:
     device: torch.device
     shape: Shape
     folder: Path
-    """For files that are deleted afterwards."""
+    """For temporary files."""
     reference: Path | None = None
     """diffusers' train_dreambooth.py."""
     reference_model: Path | None = None
-    """A model folder for it, in diffusers' layout; None makes one of random weights."""
+    """A model folder for it, in diffusers' layout. None: one with random weights is created."""
 
     def networks(self) -> Networks:
         return build(self.shape, self.device)
 
     @cached_property
     def checkpoint(self) -> Path:
-        """Random weights in one file, written when first asked for."""
+        """One file with random weights, written at the first use."""
         path = self.folder / "random.safetensors"
         write_checkpoint(self.networks(), path, self.shape.resolution)
         return path
 
     @cached_property
     def photos(self) -> Path:
-        """A folder of pictures of noise."""
-        return self._pictures("photos", seed=0)
+        """A folder of images of noise."""
+        return self._noise_images("photos", seed=0)
 
     @cached_property
     def class_images(self) -> Path:
-        return self._pictures("class", seed=1)
+        return self._noise_images("class", seed=1)
 
-    def _pictures(self, name: str, *, seed: int) -> Path:
+    def _noise_images(self, name: str, *, seed: int) -> Path:
         folder, side = self.folder / name, self.shape.resolution
         folder.mkdir()
         rng = np.random.default_rng(seed)
@@ -77,7 +77,8 @@ class Bench:
 
 
 class Memory:
-    """The most memory taken on a device from now on, in GB; None where nobody counts it."""
+    """Measures the peak memory on a device from now on, in GB. None on devices that do not count
+    it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -85,8 +86,8 @@ class Memory:
         memory.reset_peak(device)
 
     def peaks(self) -> dict[str, float | None]:
-        """Allocated: what tensors took. Reserved: what PyTorch held for them. Besides: what else
-        is taken on the card, by CUDA itself and by other programs."""
+        """Allocated: memory of tensors. Reserved: memory that PyTorch holds for them. Other: memory
+        of CUDA itself and of other programs."""
         if self._device.type != "cuda":
             return dict.fromkeys(("allocated", "reserved", "besides"))
         free, total = torch.cuda.mem_get_info(self._device)
@@ -99,7 +100,7 @@ class Memory:
 
 
 def release(device: torch.device) -> None:
-    """Give back what nothing uses any more."""
+    """Free unused memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -116,8 +117,8 @@ def require_time(deadline: float) -> None:
 
 
 def within(deadline: float, items: Iterable[Item]) -> Iterator[Item]:
-    """Each of them, as long as the next will be done in time if it takes as long as the longest so
-    far; then OutOfTime."""
+    """Yield items as long as the next one will finish in time if it takes as long as the longest so
+    far. Then raise OutOfTime."""
     longest = 0.0
     for item in items:
         require_time(deadline - longest)
@@ -127,7 +128,7 @@ def within(deadline: float, items: Iterable[Item]) -> Iterator[Item]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What kind of error, and the first line of what it says."""
+    """The type of the error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

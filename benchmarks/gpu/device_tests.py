@@ -1,4 +1,4 @@
-"""The tests marked `gpu`, in a process of their own."""
+"""Runs the tests marked `gpu` in a separate process."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .bench import ROOT, LeftOut, OutOfTime, say
 COMMAND = [
     sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-v", "--tb=short", "--color=no",
     "-p", "no:cacheprovider",
-    # Other releases than the project's own may warn of what is to come.
+    # Other versions than the project's may give deprecation warnings.
     "-W", "default",
 ]  # fmt: skip
 THREADS = {"OMP_NUM_THREADS": "1"}
-"""As `make test` has it: of the tiny networks more threads only wait for each other."""
+"""The same as in `make test`: with such small networks, more threads only wait for each other."""
 OUTCOMES = ("passed", "failed", "skipped", "error")
 _LINE = re.compile(r"(tests/gpu/\S+?::.+?) (PASSED|FAILED|SKIPPED|ERROR)\b")
 _REASON = re.compile(r"(?:FAILED|ERROR) tests/gpu/\S+?::(.+)")
 TAIL = 5
-"""Lines shown of a run that came to no test."""
+"""The number of lines shown if no test was run."""
 
 
 def run_tests(folder: Path = ROOT, deadline: float = float("inf")) -> Iterator[dict[str, Any]]:
-    """One row: how many tests there were of each outcome, and which failed. LeftOut without
-    pytest."""
+    """Yield one row: the number of tests by outcome, and the names of failed ones. Raises LeftOut
+    if pytest is not installed."""
     if importlib.util.find_spec("pytest") is None:
         raise LeftOut("pytest is not installed")
     lines: list[str] = []
@@ -47,7 +47,7 @@ def run_tests(folder: Path = ROOT, deadline: float = float("inf")) -> Iterator[d
 
 
 def _run(folder: Path, deadline: float, lines: list[str]) -> bool:
-    """Show and gather pytest's lines; gives whether it had to be ended early."""
+    """Show and collect pytest's lines. Return whether it had to be stopped early."""
     with subprocess.Popen(
         COMMAND, cwd=folder, env=os.environ | THREADS, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
@@ -67,7 +67,7 @@ def _run(folder: Path, deadline: float, lines: list[str]) -> bool:
 
 
 def summarize(lines: list[str]) -> dict[str, Any]:
-    """Of the lines that pytest -v prints."""
+    """The row for lines that pytest -v printed."""
     outcomes = {found[1]: found[2].lower() for line in lines if (found := _LINE.match(line))}
     reasons = [found[1] for line in lines if (found := _REASON.match(line))]
     failed = [name.split("::", 1)[1] for name, outcome in outcomes.items()
@@ -75,12 +75,12 @@ def summarize(lines: list[str]) -> dict[str, Any]:
     counts = Counter(outcomes.values())
     return {
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]},
-        # Ended early, pytest gives no reasons.
+        # pytest gives no reasons if it is stopped early.
         "failed": reasons or failed,
     }
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A row in a line."""
+    """The row as one line."""
     counts = [f"{count} {outcome}" for outcome, count in row["outcomes"].items()]
     return ", ".join(counts) or "none"

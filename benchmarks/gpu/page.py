@@ -1,4 +1,4 @@
-"""The page of the figures, as Markdown."""
+"""The page with the measurements, as Markdown."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ HOW = """
 ## How it is measured
 
 The model has the shape of Stable Diffusion 1.5 and random weights, which take as much time and
-memory as trained ones. Images are 512 x 512 pixels. Training steps are those of the trainer's own
+memory as trained ones. Images are 512 x 512 pixels. The steps are those of the trainer's own
 session, on latents that were encoded before. Each setting runs a few warm-up steps, then up to five
-stretches of about half a second, with the device synchronized before and after each. "Steps/s" is
-the median of the stretches, with the lowest and the highest in brackets. "Photos/s" does not count
+intervals of about half a second, with the device synchronized before and after each. "Steps/s" is
+the median of the intervals, with the lowest and highest in brackets. "Photos/s" does not count
 class images; there is one for each photo.
 
-"Allocated" is the most memory that tensors took, from loading the model on. "Reserved" is what
-PyTorch held for them: on a card with memory to spare, more than it needs. A GB is 2^30 bytes, as in
-a card's specification. Weights being trained are fp32 in every precision. Convolutions may use TF32
+"Allocated" is the peak memory of tensors, including loading the model. "Reserved" is the memory
+that PyTorch held for them: on a card with enough memory, more than it needs. A GB is 2^30 bytes, as
+in a card's specification. Trained weights are fp32 in every precision. Convolutions may use TF32,
 and matrix products in fp32 do not: these are PyTorch's defaults.
 """
 REFERENCE = (
-    "With bf16, AdamW8bit and gradient checkpointing; memory is what was allocated at most. The "
-    "script encodes the photos anew at every step, ours once before the first."
+    "With bf16, AdamW8bit and gradient checkpointing. Memory is the peak of allocated memory. "
+    "The script encodes the photos at every step, ours once before the first."
 )
 MISSING = "–"
 FACTS = {"card": "card", "memory": "its memory", "capability": "compute capability"}
-"""What some facts are called; the others go by their own names."""
+"""The names of some facts on the page. Others keep their own."""
 ALIGNED_LEFT = ("precision", "optimizer", "options", "training", "part", "test")
 
 
 def to_text(cards: Mapping[str, Any]) -> str:
-    """Of each card's facts and stages, as `results.py` keeps them."""
+    """The page, from each card's facts and stages as `results.py` stores them."""
     if not cards:
         return HEAD + NOTHING
     sections = [_section(card["facts"], list(card["stages"].values())) for card in cards.values()]
@@ -90,7 +90,7 @@ def _trainings(rows: Sequence[Mapping[str, Any]]) -> str:
     besides = [row["besides"] for row in rows if row.get("besides")]
     if not besides:
         return table
-    top = f"Besides what PyTorch reserved, up to {max(besides):.2f} GB of the card were taken."
+    top = f"In addition to PyTorch's reserved memory, up to {max(besides):.2f} GB were in use."
     return f"{table}\n\n{top}"
 
 
@@ -102,7 +102,7 @@ def _settings(row: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
-    """Memory allocated and reserved, steps and photos per second."""
+    """Allocated and reserved memory, and steps and photos per second."""
     if "is_out_of_memory" in row or "error" in row:
         failed = "out of memory" if "is_out_of_memory" in row else "failed"
         return [failed, MISSING, MISSING, MISSING]
@@ -119,15 +119,15 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
         parts = [[part, f"{seconds:.1f}"] for part, seconds in row["seconds"].items()]
         parts.append(["all", f"{sum(row['seconds'].values()):.1f}"])
         texts.append(
-            f"{row['what']}, {row['steps']} steps, into a file of {_gb(row['file'])}. Memory at "
-            f"most: {_gb(row['allocated'])} allocated, {_gb(row['reserved'])} reserved; the run's "
-            f"own report says {_gb(row['reported'])}.\n\n{_table(['part', 'seconds'], parts)}"
+            f"{row['what']}, {row['steps']} steps, into a file of {_gb(row['file'])}. Peak "
+            f"memory: {_gb(row['allocated'])} allocated, {_gb(row['reserved'])} reserved; the run "
+            f"itself reports {_gb(row['reported'])}.\n\n{_table(['part', 'seconds'], parts)}"
         )
     return "\n\n".join(texts)
 
 
 def _references(stages: Sequence[Mapping[str, Any]]) -> str:
-    """Each of its rows with ours of the same settings, if there is one."""
+    """Each of the script's rows beside ours with the same settings, if there is one."""
     ours = {tuple(_settings(row)): row for row in _rows(stages, "training")}
     head = ["training", "batch", "its memory", "ours", "its steps/s", "ours", "ours/its"]
     lines = []
@@ -159,12 +159,12 @@ def _gb(amount: float | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    """In one line, and without what Markdown would take for something else."""
+    """On one line, with Markdown's special characters escaped."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Nothing for no rows."""
+    """A Markdown table, or "" if there are no rows."""
     if not rows:
         return ""
     rules = ["---" if name in ALIGNED_LEFT or not name else "---:" for name in head]

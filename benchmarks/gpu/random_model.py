@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.5's shape with random weights, made on the device within seconds."""
+"""Networks with Stable Diffusion 1.5's shape and random weights, created on the device within
+seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from trainer.families.tokenizer import MERGES, ClipTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Options of diffusers' and transformers' own classes, where they are not the defaults."""
+    """Options of diffusers' and transformers' classes that differ from their defaults."""
 
     unet: Options
     vae: Options
@@ -30,12 +31,12 @@ class Shape:
 
 SD15 = Shape(**random_networks.SD15, resolution=512)
 TINY = Shape(**random_networks.TINY, resolution=32)
-"""To try the program itself without a GPU."""
+"""For testing the program without a GPU."""
 
 
 def build(shape: Shape, device: torch.device) -> Networks:
-    """In fp16, the same weights each time. Matrices and kernels keep the size of what goes through
-    them, norms change nothing."""
+    """Networks in fp16, always with the same weights. Matrices and kernels preserve the scale of
+    activations, and norms are identities."""
     networks = plan(shape)
     generator = torch.Generator(device).manual_seed(0)
     for network in networks:
@@ -44,7 +45,7 @@ def build(shape: Shape, device: torch.device) -> Networks:
 
 
 def plan(shape: Shape) -> Networks:
-    """Without memory, on torch's meta device."""
+    """Networks on torch's meta device, which need no memory."""
     with torch.device("meta"):
         return random_networks.construct(
             unet=shape.unet, vae=shape.vae, text_encoder=shape.text_encoder
@@ -61,20 +62,20 @@ def _fill(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def write_checkpoint(networks: Networks, path: Path, resolution: int) -> None:
-    """One file, as the trainer reads it."""
+    """Write one file that the trainer can read."""
     tensors = checkpoint_tensors(*networks)
     metadata = {"format": "pt", CONSTANTS_KEY: json.dumps({"resolution": resolution})}
     save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path, metadata)
 
 
 def write_folder(networks: Networks, folder: Path) -> None:
-    """A folder in diffusers' layout, as far as its DreamBooth script reads one."""
+    """Write a folder in diffusers' layout, with what its DreamBooth script reads."""
     from diffusers import DDPMScheduler
 
     unet, vae, text_encoder = networks
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
-    # The script takes this one in the file's number format, and trains it in fp32 alone.
+    # The script loads this one in the file's number format, and can only train it in fp32.
     text_encoder.float().save_pretrained(folder / "text_encoder")
     DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False

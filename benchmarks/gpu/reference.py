@@ -1,4 +1,4 @@
-"""diffusers' own DreamBooth script beside ours, with the same settings. The script is the reader's;
+"""Runs diffusers' DreamBooth script with the same settings as ours. The user provides the script;
 none of it is here."""
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from .random_model import write_folder
 from .training import CLASS, CLASS_PROMPT, PROMPT, TEXT, UNET, Setting
 
 NEVER = 100_000
-"""Steps that the script is asked for. It is ended once enough of them are timed, before it writes
-what it learned."""
+"""The number of steps that the script is told to make. It is stopped once enough of them are timed,
+before it writes its result."""
 SETTINGS = [
     Setting(trains=trains, batch_size=batch_size, precision="bf16", optimizer="AdamW8bit",
             gradient_checkpointing=True)
     for trains, batch_size in [(UNET, 4), (UNET, 1), (TEXT, 4), (CLASS, 4)]
 ]  # fmt: skip
 TAIL = 5
-"""Lines shown of a script that failed."""
+"""The number of lines shown of a script that failed."""
 
 
 def run_reference(bench: Bench, deadline: float) -> Iterator[dict[str, Any]]:
-    """A row for each of SETTINGS. LeftOut without the script."""
+    """Yield a row for each of SETTINGS. Raises LeftOut if there is no script."""
     if bench.reference is None:
         raise LeftOut("diffusers' train_dreambooth.py was not given (--reference FILE)")
     model = bench.reference_model or bench.folder / "reference"
     if not model.exists():
         write_folder(bench.networks(), model)
-    release(bench.device)  # which the script needs
+    release(bench.device)  # the script needs the memory
     for setting in within(deadline, SETTINGS):
         yield {**asdict(setting), **_measure(setting, bench, model, deadline)}
 

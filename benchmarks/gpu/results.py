@@ -1,4 +1,4 @@
-"""What was measured, card by card: kept in a JSON file, and shown as a page beside it."""
+"""The measurements of each card, in a JSON file and on a page beside it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ JSON, PAGE = "gpu.json", "gpu.md"
 
 
 class Results:
-    """One card's part of the file, written anew at every change; the other cards' stay."""
+    """One card's part of the file. It is written at every change; other cards do not change."""
 
     def __init__(self, folder: Path, facts: Mapping[str, str], *, keeps_others: bool) -> None:
-        """`facts`: the card's name under "card", and what was installed with it. The stages that
-        the card had before stay where `keeps_others`, if the same facts held for them."""
+        """`facts`: the card's name under "card", and the installed versions. With `keeps_others`,
+        earlier stages of the card are kept if they have the same facts."""
         self._folder = folder
         self._cards = read(folder)
         card = self._cards.setdefault(facts["card"], {"facts": {}, "stages": {}})
@@ -29,10 +29,10 @@ class Results:
         self._stage: dict[str, Any] = {}
 
     def begin(self, name: str, kind: str, what: str) -> None:
-        """Rows are this stage's from now on; those that it had before go."""
+        """Start a stage. Following rows belong to it, and its earlier rows are removed."""
         self._stage = self._stages[name] = {
             "kind": kind, "what": what, "date": date.today().isoformat(), "seconds": 0.0,
-            "status": "unfinished", "reason": "it was broken off", "rows": [],
+            "status": "unfinished", "reason": "it was interrupted", "rows": [],
         }  # fmt: skip
         self._write()
 
@@ -41,12 +41,12 @@ class Results:
         self._write()
 
     def end(self, status: str, reason: str, seconds: float) -> None:
-        """`status`: "done", "unfinished", "left out" or "failed"."""
+        """End the stage. `status`: "done", "unfinished", "left out" or "failed"."""
         self._stage.update(status=status, reason=reason, seconds=round(seconds, 1))
         self._write()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of the stage that was begun last."""
+        """The rows of the current stage."""
         return list(self._stage["rows"])
 
     def _write(self) -> None:
@@ -55,5 +55,5 @@ class Results:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """By card, its facts and stages; none where nothing was measured."""
+    """The facts and stages of each card. Empty if nothing was measured."""
     return json_files.read(folder / JSON)

@@ -1,4 +1,4 @@
-"""What is run on the device, the most important first, each part within a time of its own."""
+"""The stages that run on the device, the most important first, each with its own time limit."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from .results import Results
 from .training import CLASS, TEXT, UNET, Setting
 
 SHORTEST = 10.0
-"""Seconds that must be left for a stage to be begun."""
+"""Seconds that must be left to start a stage."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """Gives row after row until it is done, or the deadline has passed."""
+    """Yields rows until it is done or the deadline has passed."""
 
     name: str
     kind: str
-    """What its rows hold, and which table they go into: see `page.py`."""
+    """What its rows contain, and their table on the page: see `page.py`."""
     what: str
     seconds: float
-    """The most it may take."""
+    """The time limit."""
     run: Callable[[Bench, float], Iterator[Row]]
     describe: Callable[[Row], str]
 
 
 def run_stages(stages: Iterable[Stage], bench: Bench, results: Results, deadline: float) -> bool:
-    """Run one after the other, whatever becomes of each, and write down every row at once. Gives
-    whether nothing failed."""
+    """Run the stages one after the other, even if some fail, and store every row at once. Return
+    whether none failed."""
     is_fine = True
     for stage in stages:
         started = time.monotonic()
@@ -52,7 +52,7 @@ def run_stages(stages: Iterable[Stage], bench: Bench, results: Results, deadline
 
 
 def _run(stage: Stage, bench: Bench, results: Results, deadline: float) -> tuple[str, str]:
-    """What became of the stage, and why."""
+    """Run a stage. Return its status and the reason."""
     now = time.monotonic()
     if now + SHORTEST > deadline:
         return "left out", "the time was up"
@@ -77,7 +77,7 @@ def _failures(row: Row) -> list[str]:
 
 def _trainings(precision: Precision, optimizer: str, *, checkpointing: bool = False,
                channels_last: bool = False, seconds: float = 45) -> Stage:  # fmt: skip
-    """Steps of each kind of training, with one photo and with four."""
+    """Measures steps of each kind of training, with one photo and with four."""
     kinds = [UNET] if channels_last else [UNET, TEXT, CLASS]
     settings = [
         Setting(
@@ -124,4 +124,4 @@ STAGES: Sequence[Stage] = (
     _trainings("fp16", "AdamW", checkpointing=True),
     _trainings("fp32", "AdamW8bit"),
 )  # fmt: skip
-"""By importance: what the time does not suffice for is left out from the end."""
+"""In order of importance: if there is not enough time, the last ones are left out."""

@@ -1,5 +1,5 @@
-"""Peak memory and speed of training steps, through the trainer's own session. Latents are random:
-photos are encoded once, before the steps, and `whole_run.py` has that in it."""
+"""Measures peak memory and speed of training steps, with the trainer's own session. Latents are
+random: photos are encoded once, before the steps, which `whole_run.py` measures."""
 
 from __future__ import annotations
 
@@ -41,24 +41,25 @@ from .bench import (
 )
 
 WARM_UP = 4
-"""Steps before the timed ones: libraries choose their kernels, the optimizer makes its states."""
+"""Steps before the timed ones, in which libraries choose kernels and the optimizer creates its
+state."""
 MAX_SKIPPED = 20
-"""More that fp16 may skip meanwhile, until it has found the scale of the loss."""
-STRETCHES = 5
-STRETCH_SECONDS = 0.5
-STRETCH_STEPS = 2, 20
-"""Fewest and most in a stretch."""
+"""Further steps that fp16 may skip until it has found a loss scale."""
+INTERVALS = 5
+INTERVAL_SECONDS = 0.5
+INTERVAL_STEPS = 2, 20
+"""The minimum and maximum number of steps in an interval."""
 UNET, TEXT, CLASS = "U-Net", "U-Net and text encoder", "U-Net, with class images"
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What is measured once."""
+    """The settings of one measurement."""
 
     trains: str
     batch_size: int
-    """Photos; with class images as many of these on top."""
+    """The number of photos. Class images are added to them."""
     precision: Precision
     optimizer: str
     gradient_checkpointing: bool
@@ -83,7 +84,7 @@ class Setting:
 def measure_each(
     settings: Sequence[Setting], bench: Bench, deadline: float
 ) -> Iterator[dict[str, Any]]:
-    """A row for each setting, also where it fails."""
+    """Yield a row for each setting, even if it fails."""
     checkpoint = bench.checkpoint
     for setting in within(deadline, settings):
         yield {**asdict(setting), **_try(setting, checkpoint, bench, deadline)}
@@ -115,12 +116,12 @@ def _measure(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) 
 
 
 def _steps_per_second(session: Session, deadline: float) -> list[float]:
-    """Of each stretch."""
+    """The speed in each interval."""
     seconds = _warm_up(session, deadline)
-    fewest, most = STRETCH_STEPS
-    num_steps = min(most, max(fewest, round(STRETCH_SECONDS / seconds)))
+    fewest, most = INTERVAL_STEPS
+    num_steps = min(most, max(fewest, round(INTERVAL_SECONDS / seconds)))
     rates: list[float] = []
-    for _ in range(STRETCHES):
+    for _ in range(INTERVALS):
         if rates and time.monotonic() > deadline:
             break
         rates.append(num_steps / _seconds_of(session, num_steps))
@@ -128,7 +129,7 @@ def _steps_per_second(session: Session, deadline: float) -> list[float]:
 
 
 def _warm_up(session: Session, deadline: float) -> float:
-    """Seconds that the last step took."""
+    """Run the warm-up. Return the seconds of the last step."""
     made = 0
     for _ in range(WARM_UP + MAX_SKIPPED):
         require_time(deadline)
@@ -142,7 +143,7 @@ def _warm_up(session: Session, deadline: float) -> float:
 
 
 def _seconds_of(session: Session, num_steps: int) -> float:
-    """Of so many steps, without those that fp16 skipped."""
+    """The seconds of this number of steps, not counting those that fp16 skipped."""
     synchronize(session.model.device)
     started, made = time.monotonic(), 0
     while made < num_steps:
@@ -170,7 +171,7 @@ def _latents(
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A row in a line."""
+    """The row as one line."""
     what = f"{row['trains']}, batch {row['batch_size']}"
     if "error" in row or "is_out_of_memory" in row:
         return f"{what}: {row.get('error', 'out of memory')}"

@@ -1,6 +1,6 @@
-"""Runs another training script, times its steps by its own progress bar, and ends it once there are
-enough: `python -m benchmarks.gpu.watched_script FIGURES SCRIPT ARGUMENTS…` writes them to FIGURES.
-"""
+"""Runs another training script and times its steps with its own progress bar, then stops it:
+`python -m benchmarks.gpu.watched_script FIGURES SCRIPT ARGUMENTS…` writes the measurements to
+FIGURES."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import torch
 from tqdm.auto import tqdm
 
 from .bench import Memory, synchronize
-from .training import STRETCHES, WARM_UP
+from .training import INTERVALS, WARM_UP
 
 BAR = "Steps"
-"""What the progress bar of the steps is called."""
-STRETCH_STEPS = 8
+"""The name of the script's progress bar."""
+INTERVAL_STEPS = 8
 
 
 class _Enough(BaseException):
-    """Not to be caught by the script."""
+    """The script must not catch this."""
 
 
 class Watch:
-    """Hears of each step, and measures whole stretches of them."""
+    """Is called at each step, and measures intervals of several steps."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -36,16 +36,16 @@ class Watch:
 
     def step(self) -> None:
         self._steps += 1
-        if self._steps >= WARM_UP and (self._steps - WARM_UP) % STRETCH_STEPS == 0:
+        if self._steps >= WARM_UP and (self._steps - WARM_UP) % INTERVAL_STEPS == 0:
             synchronize(self._device)
             self._moments.append(time.monotonic())
-            if len(self._moments) > STRETCHES:
+            if len(self._moments) > INTERVALS:
                 raise _Enough
 
     def steps_per_second(self) -> list[float]:
-        """Of each stretch."""
+        """The speed in each interval."""
         pairs = zip(self._moments, self._moments[1:], strict=False)
-        return [STRETCH_STEPS / (after - before) for before, after in pairs]
+        return [INTERVAL_STEPS / (after - before) for before, after in pairs]
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     watch, taken, update = Watch(device), Memory(device), tqdm.update
 
     def watched(bar: tqdm, n: float = 1) -> bool | None:
-        # One that is not shown has no name.
+        # A hidden progress bar has no name.
         if getattr(bar, "desc", "").startswith(BAR):
             watch.step()
         return update(bar, n)

@@ -1,4 +1,4 @@
-"""One run from photos to a file: how long each part takes, and the memory of all of it."""
+"""Measures one run from photos to a file: the time of each part and the peak memory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ STEPS = 10
 NUM_CLASS_IMAGES = 4
 WHAT = (
     f"U-Net and text encoder in bf16 with AdamW8bit and gradient checkpointing, batch 1, "
-    f"{NUM_CLASS_IMAGES} class images drawn first and a preview at the end"
+    f"{NUM_CLASS_IMAGES} class images generated first and a preview at the end"
 )
 DRAWING = SamplingConfig(steps=10, batch_size=2)
 OPENING, LOADING = "opening the run", "loading the model, encoding the first photo"
 PARTS = {
     "Encoding photos": "encoding photos and class images",
-    "Class images": "drawing class images",
+    "Class images": "generating class images",
     "Sampling": "preview",
 }
-"""By what the run itself calls its activities."""
+"""The parts by the run's own names of its activities."""
 
 
 class _Clock(Observer):
-    """Seconds that each part of a run took."""
+    """Measures the seconds of each part of a run."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -43,7 +43,7 @@ class _Clock(Observer):
         self.seconds: dict[str, float] = {}
 
     def mark(self, part: str) -> None:
-        """What went by since the last mark was this part's."""
+        """Count the time since the last mark for this part."""
         now = time.monotonic()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
@@ -65,7 +65,7 @@ class _Clock(Observer):
 
 
 def run_whole(bench: Bench, deadline: float) -> Iterator[dict[str, Any]]:
-    """One row."""
+    """Yield one row."""
     config = replace(
         SETTING.config(bench.checkpoint, bench.shape.resolution),
         prior=PriorConfig(
@@ -93,7 +93,7 @@ def run_whole(bench: Bench, deadline: float) -> Iterator[dict[str, Any]]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A row in a line."""
+    """The row as one line."""
     total = sum(row["seconds"].values())
     parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in row["seconds"].items())
-    return f"{total:.1f} s: {parts}; {row['reported']:.2f} GB at most, as its report says"
+    return f"{total:.1f} s: {parts}; {row['reported']:.2f} GB at peak, as the run itself reports"

@@ -1,4 +1,4 @@
-"""The page on the best step, of made-up runs whose outcome is known."""
+"""The page on the best step, from invented runs whose outcome is known."""
 
 from benchmarks import best_step
 
@@ -11,7 +11,7 @@ def rows(previews, exhaustive, verdicts):
     ]
 
 
-def test_a_chosen_step_is_held_against_the_best(tmp_path, monkeypatch):
+def test_a_chosen_step_is_compared_with_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(best_step, "DOCS", tmp_path)
     runs = {
         (8e-5, 0): rows([0.2, 0.6, 0.5], [0.3, 0.58, 0.6], [0.1, 0.7, 0.8]),
@@ -23,6 +23,6 @@ def test_a_chosen_step_is_held_against_the_best(tmp_path, monkeypatch):
     assert "**The chosen step is within 5% of the best in 1 of 2 runs**" in page
     assert "| 8e-05 | 0 | 100 | 150 | 0.58 | 0.60 | 0.70 | 0.80 | 97% |" in page
     assert "| 0.0002 | 0 | 50 | 150 | 0.30 | 0.60 | 0.10 | 0.80 | 50% |" in page
-    assert "+15.0% (+10.0% to +20.0%, 2 pairs" in page
+    assert "15.0% longer than without previews (10.0% to 20.0%, 2 pairs" in page
     assert page.endswith("Real sizes.\n")
     assert (tmp_path / "best-step.png").stat().st_size > 10_000

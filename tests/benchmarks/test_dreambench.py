@@ -1,5 +1,5 @@
-"""The paper's evaluation, on random weights of Stable Diffusion 1.5's layout with narrower levels,
-random CLIP and DINO, and a dataset written here as the paper's is."""
+"""The paper's evaluation, with random weights: a narrow model in Stable Diffusion 1.5's layout,
+CLIP and DINO. The dataset has the paper's format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.dreambench import table
 from benchmarks.dreambench.__main__ import main, make_studio, parser
 from benchmarks.dreambench.dataset import choose, choose_prompts, read_lists, read_subjects
 from benchmarks.dreambench.table import PAPER, Results, to_json, to_text
-from trainer.evaluation import encoders as judges
+from trainer.evaluation.encoders import load as load_encoder
 from trainer.families.sd1 import checkpoint_tensors
 from trainer.observer import Observer
 
@@ -72,25 +72,25 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_subjects_have_their_classes_photos_and_prompts(dataset: Path):
     (dataset / "cup" / "._00.jpg").write_bytes(b"a Mac's")
-    cup, cat, boot = read_subjects(dataset)  # of `lost` there are no photos
+    cup, cat, boot = read_subjects(dataset)  # `lost` has no photos
     assert [path.name for path in cup.photos] == ["00.jpg", "01.jpg"]
     assert (cat.name, cat.class_name, boot.class_name) == ("grey_cat", "cat", "snow boot")
     assert boot.instance_prompt("sks") == "a sks snow boot"
     assert boot.class_prompt == "a snow boot"
     assert cup.prompt(1, "sks") == "a sks cup on the cook's table"
     assert cup.prompt(2) == "a green cup"
-    assert cat.prompt(1) == "a cat in a bow tie"  # a live subject's
+    assert cat.prompt(1) == "a cat in a bow tie"  # a prompt for live subjects
 
 
 @pytest.mark.parametrize("below", [True, False])
-def test_photos_may_lie_below_a_folder_of_the_original_repository(dataset: Path, below: bool):
+def test_photos_may_be_in_the_dataset_folder_of_the_original_repository(dataset: Path, below: bool):
     top = dataset.rename(dataset.parent / "dataset").parent
     if not below:
         (top / "dataset" / "prompts_and_classes.txt").rename(top / "prompts_and_classes.txt")
     assert [subject.name for subject in read_subjects(top)] == ["cup", "grey_cat", "old_boot"]
 
 
-def test_other_line_ends_and_marks_change_nothing(dataset: Path):
+def test_other_line_breaks_and_a_byte_order_mark_change_nothing(dataset: Path):
     file = dataset / "prompts_and_classes.txt"
     before = read_lists(file)
     text = LISTS.replace("\n\n", "\n \n").replace("\n", "\r\n").replace("Object P", "OBJECT P")
@@ -110,7 +110,7 @@ def test_the_papers_own_file_is_read():
     assert len(set(lists.object_prompts) & set(lists.live_prompts)) == 15
 
 
-def test_places_are_chosen_by_numbers_and_ranges(dataset: Path):
+def test_prompts_are_chosen_by_numbers_and_ranges(dataset: Path):
     subjects = read_subjects(dataset)
     assert choose_prompts([], subjects) == [0, 1, 2]
     assert choose_prompts(["3", "1-2", "2"], subjects) == [0, 1, 2]
@@ -121,11 +121,11 @@ def test_places_are_chosen_by_numbers_and_ranges(dataset: Path):
 
 
 @pytest.mark.parametrize("text", ["0", "4", "2-4", "3-2", "two", "-1"])
-def test_prompts_that_are_not_there_are_refused(dataset: Path, text: str):
+def test_unknown_prompts_are_refused(dataset: Path, text: str):
     with pytest.raises(ValueError) as caught:
         choose_prompts([text], read_subjects(dataset))
     assert str(caught.value) == (
-        f"--prompts takes numbers from 1 to 3 and ranges of them, such as 3 or 1-5, got '{text}'."
+        f"--prompts must be numbers from 1 to 3 or ranges, such as 3 or 1-5, got '{text}'."
     )
 
 
@@ -142,7 +142,7 @@ def test_a_folder_without_the_file_is_refused(tmp_path: Path):
         read_subjects(tmp_path)
     assert str(caught.value) == (
         f"There is no prompts_and_classes.txt in {tmp_path}. Name the folder of the DreamBooth "
-        "paper's dataset, in which it lies beside the subjects' folders or above them."
+        "paper's dataset, which has this file beside the subjects' folders or above them."
     )
 
 
@@ -151,8 +151,8 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path):
     with pytest.raises(ValueError) as caught:
         read_subjects(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} has photos of none of the 4 subjects that prompts_and_classes.txt names. Put "
-        "the folders of the dataset there, such as cup."
+        f"{tmp_path} has no photos of the 4 subjects in prompts_and_classes.txt. Put the folders "
+        "of the dataset there, such as cup."
     )
 
 
@@ -167,20 +167,19 @@ def test_a_file_without_a_heading_is_refused(tmp_path: Path, old: str, what: str
     with pytest.raises(ValueError) as caught:
         read_lists(file)
     assert str(caught.value) == (
-        f"'{file}' has no {what} under a heading of that name. Take the file as it comes with the "
-        "dataset."
+        f"'{file}' has no {what} under a heading of that name. Use the dataset's original file."
     )
 
 
-def test_a_prompt_without_its_places_is_refused(tmp_path: Path):
+def test_a_prompt_without_placeholders_is_refused(tmp_path: Path):
     file = tmp_path / "prompts_and_classes.txt"
     file.write_text(LISTS.replace("a {0} {1} on a sofa", "a {0} on a sofa"), "utf-8")
     line = LISTS.splitlines().index("'a {0} {1} on a sofa'.format(unique_token, class_token),") + 1
     with pytest.raises(ValueError) as caught:
         read_lists(file)
     assert str(caught.value) == (
-        f"The prompt 'a {{0}} on a sofa' in line {line} of '{file}' lacks the places {{0}} of the "
-        "identifier and {1} of the class. Take the file as it comes with the dataset."
+        f"The prompt 'a {{0}} on a sofa' in line {line} of '{file}' lacks {{0}} for the "
+        "identifier or {1} for the class. Use the dataset's original file."
     )
 
 
@@ -196,7 +195,8 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path):
 
 
 def settings(*flags: str):
-    """Steps, photos per step, rate, prior weight and number, and whether the text is trained."""
+    """Steps, photos per step, learning rate, prior weight, number of class images, and whether the
+    text encoder is trained."""
     studio = make_studio(parser().parse_args(["--checkpoint", "a", "--dataset", "b", *flags]))
     made, prior = studio.changes, studio.changes["prior"]
     rate = made["optimizer"]["learning_rate"]
@@ -204,7 +204,7 @@ def settings(*flags: str):
             studio.method.train_text_encoder)  # fmt: skip
 
 
-def test_flags_beat_the_preset():
+def test_flags_override_the_preset():
     assert settings() == (1000, 1, 5e-6, 1.0, 1000, False)  # the paper's
     assert settings("--preset", "object") == (400, 4, 2e-6, 0.0, 200, False)
     assert settings("--preset", "object", "--class-images", "50")[3:5] == (1.0, 50)
@@ -226,7 +226,7 @@ def test_flags_beat_the_preset():
          "--prior-weight is 0.5, but --class-images is 0. Give one of the two alone."),
     ],
 )  # fmt: skip
-def test_numbers_that_cannot_be_are_refused(flags: list[str], message: str):
+def test_numbers_out_of_range_are_refused(flags: list[str], message: str):
     with pytest.raises(ValueError) as caught:
         settings(*flags)
     assert str(caught.value) == message
@@ -238,7 +238,7 @@ def test_numbers_that_cannot_be_are_refused(flags: list[str], message: str):
 def results(dataset: Path, measures: dict[str, dict[str, float]]) -> Results:
     return Results(
         label="ours.safetensors", subjects=read_subjects(dataset)[:2], measures=measures,
-        num_prompts=25, num_images=4, remarks=["Without --clip there is no CLIP-I and CLIP-T."],
+        num_prompts=25, num_images=4, remarks=["Without --clip, there is no CLIP-I and CLIP-T."],
     )  # fmt: skip
 
 
@@ -259,13 +259,13 @@ def test_the_table_has_the_papers_rows_and_ours(dataset: Path, monkeypatch: pyte
 | ours: the photos among themselves    | 0.755 |      – |      – |     – |
 | ours: ours.safetensors               | 0.600 |      – |      – | 0.250 |
 
-**Not the paper's protocol**, so that these numbers cannot be held against its own: subjects 2 \
+**Not the paper's protocol**, so these numbers cannot be compared with the paper's: subjects 2 \
 instead of 30.
 
-Without --clip there is no CLIP-I and CLIP-T.
+Without --clip, there is no CLIP-I and CLIP-T.
 
-PRES is better the lower, the others the higher. Our diversity is 1 less the mean cosine of DINO \
-over pictures of one prompt; the paper's DIV takes LPIPS, and is not comparable.
+Lower is better for PRES, higher for the others. Our diversity is 1 minus the mean cosine of DINO \
+over images of one prompt. The paper's DIV uses LPIPS and cannot be compared with it.
 
 |                |  DINO | CLIP-I | CLIP-T |  PRES | diversity |
 | -------------- | ----: | -----: | -----: | ----: | --------: |
@@ -278,18 +278,17 @@ over pictures of one prompt; the paper's DIV takes LPIPS, and is not comparable.
 
 def test_an_unfinished_table_says_so(dataset: Path):
     found = results(dataset, {"cup": {"DINO": 0.5}})
-    assert "**Not finished**: 1 of the 2 subjects asked for have been measured so far." in to_text(
-        found
-    )
+    warning = "**Not finished**: 1 of 2 requested subjects have been measured so far."
+    assert warning in to_text(found)
     assert to_json(found)["unfinished"] == ["grey_cat"]
 
 
-def test_what_is_less_than_the_paper_is_told(dataset: Path):
+def test_departures_from_the_paper_are_reported(dataset: Path):
     whole = {f"subject{number}": {"DINO": 0.5} for number in range(30)}
     few = {"subjects": [], "label": "", "remarks": []}
     assert Results(measures=whole, num_prompts=25, num_images=4, **few).departures() == []
     assert Results(measures=whole, num_prompts=3, num_images=8, **few).departures() == [
-        "prompts 3 instead of 25", "pictures per prompt 8 instead of 4",
+        "prompts 3 instead of 25", "images per prompt 8 instead of 4",
     ]  # fmt: skip
 
 
@@ -337,7 +336,7 @@ def unit(embeddings) -> np.ndarray:
     return array / np.linalg.norm(array, axis=1, keepdims=True)
 
 
-def test_everything_is_made_measured_and_found_again(
+def test_everything_is_generated_measured_and_reused(
     command, dataset, encoders, tmp_path, capsys, caplog
 ):
     caplog.set_level("INFO")
@@ -346,13 +345,15 @@ def test_everything_is_made_measured_and_found_again(
     made = json.loads((out / "table.json").read_text("utf-8"))
     printed = capsys.readouterr().out
     assert printed.endswith((out / "table.md").read_text("utf-8"))
-    assert "subjects 2 instead of 30, prompts 2 instead of 25, pictures per prompt 2" in printed
-    assert made["remarks"] == ["This DINO is not ViT-S/16, which the paper took."]
+    assert "subjects 2 instead of 30, prompts 2 instead of 25, images per prompt 2" in printed
+    assert made["remarks"] == ["This DINO is not ViT-S/16, which the paper uses."]
     assert made["unfinished"] == []
     assert_measured(made, out, dataset, encoders)
 
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    assert len(written) == 2 * (2 * 2 + 2) + 2 * 2  # and the class images of two classes
+    assert (
+        len(written) == 2 * (2 * 2 + 2) + 2 * 2
+    )  # the images, and the class images of two classes
     scores = (out / "scores.jsonl").read_text("utf-8")
     assert len(scores.splitlines()) == 2 * 2
     caplog.clear()
@@ -364,13 +365,13 @@ def test_everything_is_made_measured_and_found_again(
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     trained = [path.stem for path in (out / "models").glob("*.safetensors")]
     assert sorted(trained) == ["cup", "grey_cat", "old_boot"]
-    assert "This run was finished before" not in caplog.text  # nor even asked for
+    assert "This run was finished before" not in caplog.text  # the trainer was not even called
 
 
 def assert_measured(made: dict, out: Path, dataset: Path, encoders: dict[str, Path]) -> None:
-    """Every number again from the files, pair by pair."""
+    """Compute every number again from the files, pair by pair."""
     cpu = torch.device("cpu")
-    dino, clip = (judges.load(encoders[kind], cpu) for kind in ("dino", "clip"))
+    dino, clip = (load_encoder(encoders[kind], cpu) for kind in ("dino", "clip"))
     prompts = {
         "cup": ["a cup on a shelf", "a cup on the cook's table"],
         "grey_cat": ["a cat on a sofa", "a cat in a bow tie"],
@@ -398,7 +399,7 @@ def assert_measured(made: dict, out: Path, dataset: Path, encoders: dict[str, Pa
         assert mean == pytest.approx((one + other) / 2)
 
 
-def test_a_wider_choice_draws_only_what_is_missing(command, tmp_path):
+def test_a_wider_choice_only_generates_missing_images(command, tmp_path):
     narrow = [*command, "--subjects", "cup", "--class-images", "0"]
     wide = [*narrow, "--prompts", "1-3"]
     assert main([*narrow, "--prompts", "2", "--discard-checkpoints"]) == 0
@@ -412,7 +413,7 @@ def test_a_wider_choice_draws_only_what_is_missing(command, tmp_path):
     assert before.items() <= after.items()
 
 
-def test_a_stopped_command_goes_on_where_it_stood(command, tmp_path, caplog, monkeypatch):
+def test_a_stopped_command_resumes(command, tmp_path, caplog, monkeypatch):
     """Stopped between the second and the third of three steps."""
     caplog.set_level("INFO")
     command = [*command, "--subjects", "cup", "--class-images", "0", "--steps", "3"]
@@ -431,42 +432,41 @@ def test_a_stopped_command_goes_on_where_it_stood(command, tmp_path, caplog, mon
     with monkeypatch.context() as patch:
         patch.setattr("benchmarks.dreambench.runs.TerminalObserver", Stopping)
         assert main(command) == 130
-    assert caplog.messages[-1] == "Stopped. The same command goes on from here."
+    assert caplog.messages[-1] == "Stopped. Run the same command again to continue."
     assert not (tmp_path / "out" / "table.md").exists()
     assert main(command) == 0
     assert "Going on after step 2." in caplog.messages
 
 
-def test_one_encoder_will_do(command, tmp_path, capsys):
+def test_one_encoder_is_enough(command, tmp_path, capsys):
     place = command.index("--dino")
     assert main([*command[:place], *command[place + 2 :], "--subjects", "cup"]) == 0
     found = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))
     assert list(found["ours"]) == ["CLIP-I", "CLIP-I, photos", "CLIP-T"]
-    assert "Without --dino there is no DINO, PRES and diversity." in capsys.readouterr().out
+    assert "Without --dino, there is no DINO, PRES and diversity." in capsys.readouterr().out
 
 
-def test_encoders_that_cannot_judge_are_refused(command, encoders, tmp_path, caplog):
+def test_missing_and_wrong_encoders_are_refused(command, encoders, tmp_path, caplog):
     place = command.index("--dino")
     assert main(command[:place] + command[place + 4 :]) == 1
     assert caplog.messages[-1] == (
-        "There is no encoder to judge the pictures. Name DINO with --dino and CLIP with --clip, or "
-        "one of them."
+        "There is no encoder to score the images. Give DINO with --dino, CLIP with --clip, or both."
     )
     assert main([*command, "--dino", str(encoders["clip"])]) == 1
     assert caplog.messages[-1] == (
-        f"--dino is {encoders['clip']}, which holds another kind of encoder. Name DINO with "
-        "--dino, and CLIP with --clip."
+        f"--dino is {encoders['clip']}, which is another kind of encoder. Give DINO with --dino "
+        "and CLIP with --clip."
     )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.photos
 @pytest.mark.skipif(not PHOTOS.exists(), reason="no shared photos beside the checkout")
-def test_the_papers_own_photos_are_judged(command, tmp_path):
+def test_photos_of_the_papers_dataset_are_scored(command, tmp_path):
     flags = ["--dataset", str(PHOTOS), "--subjects", "dog6", "duck_toy", "--images", "1"]
     assert main([*command, *flags]) == 0
     found = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))
     assert list(found["subjects"]) == ["dog6", "duck_toy"]
     text = (tmp_path / "out" / "table.md").read_text("utf-8")
     assert re.search(r"\| dog6 \(dog\) +\| +-?\d\.\d{3} \|", text)
-    assert "diversity" not in found["ours"]  # with one picture of each prompt
+    assert "diversity" not in found["ours"]  # because each prompt has one image

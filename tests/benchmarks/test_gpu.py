@@ -1,5 +1,5 @@
-"""The GPU program without a GPU: what it says then, how its stages follow each other, what it
-writes, and its measuring on a tiny model on the CPU."""
+"""The GPU program without a GPU: its messages, the order of its stages, what it writes, and its
+measurements of a tiny model on the CPU."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_that_is_all(tmp_path: Path, capsys):
+def test_without_a_gpu_it_says_so_and_ends(tmp_path: Path, capsys):
     assert main(["--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out == NO_GPU + "\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_stages_are_named_and_all_settings_are_among_them(capsys):
+def test_the_stages_are_listed_and_include_all_settings(capsys):
     assert main(["--list"]) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert names[:2] == ["tests", "bf16-adamw8bit-checkpointed"]
@@ -80,7 +80,7 @@ def test_the_page_in_the_docs_is_the_programs(tmp_path: Path):
     assert "No figures yet" in page.to_text(read(tmp_path))
 
 
-def test_every_test_of_the_folder_has_the_mark():
+def test_every_test_of_the_folder_has_the_gpu_marker():
     files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
     assert len(files) >= 5
     for file in files:
@@ -140,7 +140,7 @@ def test_each_row_is_on_the_page_before_the_next_is_measured(tmp_path: Path):
     def two(bench, deadline):
         yield {**ROW, "allocated": 3.25}
         assert "| 3.25 GB |" in (tmp_path / "gpu.md").read_text("utf-8")
-        assert "- what a measures: unfinished (it was broken off)" in (
+        assert "- what a measures: unfinished (it was interrupted)" in (
             tmp_path / "gpu.md"
         ).read_text("utf-8")
         yield ROW
@@ -148,7 +148,7 @@ def test_each_row_is_on_the_page_before_the_next_is_measured(tmp_path: Path):
     assert run([stage("a", two)], tmp_path)[0]
 
 
-def test_stages_end_with_their_own_time_and_with_that_of_all(tmp_path: Path):
+def test_stages_end_at_their_own_time_limit_and_at_that_of_all(tmp_path: Path):
     deadlines = []
 
     def noting(bench, deadline):
@@ -173,13 +173,13 @@ def measured(folder: Path, results: Results, *names: str) -> list[str]:
     return [f"{card} {name}" for card, found in read(folder).items() for name in found["stages"]]
 
 
-def test_a_card_measured_again_replaces_itself_alone(tmp_path: Path):
+def test_measuring_a_card_again_only_replaces_that_card(tmp_path: Path):
     measured(tmp_path, begin(tmp_path), "a", "b")
     measured(tmp_path, begin(tmp_path, {"card": "Other"}), "a")
     assert measured(tmp_path, begin(tmp_path), "c") == ["Some Card c", "Other a"]
 
 
-def test_chosen_stages_keep_the_others_of_the_same_releases(tmp_path: Path):
+def test_chosen_stages_keep_the_others_if_the_versions_are_the_same(tmp_path: Path):
     measured(tmp_path, begin(tmp_path), "a", "b")
     again = begin(tmp_path, keeps_others=True)
     assert measured(tmp_path, again, "a", "c") == ["Some Card a", "Some Card b", "Some Card c"]
@@ -187,7 +187,7 @@ def test_chosen_stages_keep_the_others_of_the_same_releases(tmp_path: Path):
     assert measured(tmp_path, newer, "b") == ["Some Card b"]
 
 
-def test_the_facts_name_what_figures_depend_on():
+def test_the_facts_include_everything_that_affects_measurements():
     facts = find_facts(CPU)
     assert facts["card"] == "CPU"
     assert facts["torch"] == torch.__version__
@@ -220,11 +220,11 @@ PAGE = """\
 | bf16 | AdamW8bit | checkpointing, channels last | U-Net | 1 | 11.50 GB | 12.25 GB | 4.00 (4.00 to 4.00) | 4.0 |
 | bf16 | AdamW8bit | checkpointing | U-Net and text encoder | 4 | out of memory | – | – | – |
 
-Besides what PyTorch reserved, up to 0.50 GB of the card were taken.
+In addition to PyTorch's reserved memory, up to 0.50 GB were in use.
 
 ### From photos to a file
 
-All of it, 10 steps, into a file of 1.99 GB. Memory at most: 9.00 GB allocated, 10.00 GB reserved; the run's own report says 9.00 GB.
+All of it, 10 steps, into a file of 1.99 GB. Peak memory: 9.00 GB allocated, 10.00 GB reserved; the run itself reports 9.00 GB.
 
 | part | seconds |
 | --- | ---: |
@@ -234,7 +234,7 @@ All of it, 10 steps, into a file of 1.99 GB. Memory at most: 9.00 GB allocated, 
 
 ### diffusers' train_dreambooth.py
 
-With bf16, AdamW8bit and gradient checkpointing; memory is what was allocated at most. The script encodes the photos anew at every step, ours once before the first.
+With bf16, AdamW8bit and gradient checkpointing. Memory is the peak of allocated memory. The script encodes the photos at every step, ours once before the first.
 
 | training | batch | its memory | ours | its steps/s | ours | ours/its |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -284,7 +284,7 @@ def test_the_real_shape_is_stable_diffusion_15s():
     assert counts == [859_520_964, 83_653_863, 123_060_480]
 
 
-def test_steps_are_measured_and_leave_nothing_behind(bench: Bench, monkeypatch):
+def test_steps_are_measured_and_free_their_memory(bench: Bench, monkeypatch):
     models = []
     attach = training.FullFineTune.attach
     monkeypatch.setattr(
@@ -292,7 +292,7 @@ def test_steps_are_measured_and_leave_nothing_behind(bench: Bench, monkeypatch):
         lambda method, model, *rest: models.append(weakref.ref(model))
         or attach(method, model, *rest),
     )  # fmt: skip
-    monkeypatch.setattr(training, "STRETCH_SECONDS", 0.0)
+    monkeypatch.setattr(training, "INTERVAL_SECONDS", 0.0)
     settings = [
         replace(SETTING, trains=TEXT, precision="bf16", gradient_checkpointing=True),
         replace(SETTING, optimizer="none"),
@@ -301,27 +301,27 @@ def test_steps_are_measured_and_leave_nothing_behind(bench: Bench, monkeypatch):
     rows = list(measure_each(settings, bench, NEVER))
     assert [row.get("error", "").split(":")[0] for row in rows] == ["", "KeyError", ""]
     for row in (rows[0], rows[2]):
-        assert len(row["steps_per_second"]) == training.STRETCHES
+        assert len(row["steps_per_second"]) == training.INTERVALS
         assert all(rate > 0 for rate in row["steps_per_second"])
-        assert row["allocated"] is None  # nobody counts it on the CPU
+        assert row["allocated"] is None  # not counted on the CPU
     json.dumps(rows)
     gc.collect()
     assert [model() for model in models] == [None] * 3
 
 
-def test_nothing_is_begun_that_would_not_be_done_in_time(monkeypatch):
+def test_nothing_starts_that_would_not_finish_in_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: now[0]))
     items = measuring.within(25, "abcd")
     for item, seconds in (("a", 10), ("b", 5), ("c", 3)):
         assert next(items) == item
         now[0] += seconds
-    with pytest.raises(OutOfTime):  # it is 18, and another of 10 would end at 28
+    with pytest.raises(OutOfTime):  # it is 18 now, and another one of 10 would end at 28
         next(items)
 
 
 class Steps:
-    """A session of which some steps are skipped, as fp16 does."""
+    """A session that skips some steps, as fp16 does."""
 
     def __init__(self, *skipped: int) -> None:
         self.model, self.calls, self._skipped = SimpleNamespace(device=CPU), 0, skipped
@@ -345,7 +345,7 @@ def test_a_whole_run_is_timed_part_by_part(bench: Bench, monkeypatch):
     (row,) = whole_run.run_whole(bench, NEVER)
     assert list(row["seconds"]) == [
         whole_run.OPENING, whole_run.LOADING, "encoding photos and class images",
-        "drawing class images", "before the first step", "steps", "preview",
+        "generating class images", "before the first step", "steps", "preview",
         "writing the checkpoint",
     ]  # fmt: skip
     assert row["steps"] == 2
@@ -375,7 +375,7 @@ def test_tests_are_counted_by_outcome(tmp_path: Path):
     assert device_tests.describe(row) == "2 passed, 1 failed, 1 skipped, 1 error"
 
 
-def test_tests_that_were_ended_early_are_counted_so_far():
+def test_tests_before_an_early_stop_are_counted():
     names = ["test_one[x y] PASSED [ 20%]", "test_two FAILED [ 40%]", "test_three"]
     lines = [f"tests/gpu/test_a.py::{name}" for name in names]
     assert device_tests.summarize(lines) == {
@@ -389,7 +389,7 @@ def test_without_pytest_the_tests_are_left_out(monkeypatch):
         next(device_tests.run_tests())
 
 
-def test_a_run_that_comes_to_no_test_is_a_failure(tmp_path: Path):
+def test_a_run_without_tests_is_a_failure(tmp_path: Path):
     with pytest.raises(RuntimeError, match="not found: tests/gpu"):
         next(device_tests.run_tests(tmp_path))
 
@@ -397,13 +397,13 @@ def test_a_run_that_comes_to_no_test_is_a_failure(tmp_path: Path):
 # ------------------------------------------------------------------ reference
 
 
-def test_without_the_script_it_is_left_out_in_one_line(bench: Bench):
+def test_without_the_script_the_stage_is_left_out_in_one_line(bench: Bench):
     with pytest.raises(LeftOut) as caught:
         next(reference.run_reference(bench, NEVER))
     assert str(caught.value) == ("diffusers' train_dreambooth.py was not given (--reference FILE)")
 
 
-def test_the_script_gets_the_settings_that_ours_have(bench: Bench):
+def test_the_script_gets_our_settings(bench: Bench):
     setting = replace(SETTING, trains=CLASS, batch_size=4, precision="bf16",
                       optimizer="AdamW8bit", gradient_checkpointing=True)  # fmt: skip
     words = reference._arguments(setting, bench, Path("model"))
@@ -418,7 +418,7 @@ def test_the_script_gets_the_settings_that_ours_have(bench: Bench):
     }
 
 
-def test_a_script_is_timed_by_its_progress_bar_and_ended(tmp_path: Path, monkeypatch):
+def test_a_script_is_timed_by_its_progress_bar_and_stopped(tmp_path: Path, monkeypatch):
     script, figures = tmp_path / "script.py", tmp_path / "figures.json"
     script.write_text(
         "import sys\n"
@@ -437,13 +437,13 @@ def test_a_script_is_timed_by_its_progress_bar_and_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "argv", ["", str(figures), str(script), "--some", "word"])
     watched_script.main()
     found = json.loads(figures.read_text("utf-8"))
-    assert len(found["steps_per_second"]) == training.STRETCHES
+    assert len(found["steps_per_second"]) == training.INTERVALS
     assert min(found["steps_per_second"]) > 0
-    last = training.WARM_UP + training.STRETCHES * watched_script.STRETCH_STEPS
+    last = training.WARM_UP + training.INTERVALS * watched_script.INTERVAL_STEPS
     assert int((tmp_path / "made").read_text()) == last - 1
 
 
-def test_the_scripts_model_folder_is_read_by_its_libraries(bench: Bench, tmp_path: Path):
+def test_the_scripts_libraries_can_read_its_model_folder(bench: Bench, tmp_path: Path):
     networks = bench.networks()
     write_folder(networks, tmp_path)
     unet = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")

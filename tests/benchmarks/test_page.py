@@ -1,4 +1,4 @@
-"""The page of made-up scores, whose verdicts are known."""
+"""The page, from invented scores whose verdicts are known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASS_KEPT = {"no class images": 0.1, "6 images, weight 1": 0.9, "60 images, wei
 
 
 def fill(book: ScoreBook, letter: str, value_of: dict[str, float], seeds=SEEDS) -> None:
-    """Scores of an experiment: everything is 0.5 and scatters by 0.01, but for what is named."""
+    """Scores of an experiment: everything is 0.5 and varies by 0.01, except what is named."""
     images = [np.full((64, 64, 3), 25 * shade, np.uint8) for shade in range(10)]
     for label, point in EXPERIMENTS[letter].points.items():
         for seed in seeds:
@@ -45,7 +45,7 @@ def written(book: ScoreBook, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the page of all experiments, measured to the end."""
+    """The folder of the page, with all experiments measured."""
     folder = tmp_path_factory.mktemp("whole")
     book = ScoreBook(folder / "book")
     for letter in EXPERIMENTS:
@@ -60,23 +60,32 @@ def page(folder: Path) -> str:
     return (folder / "experiments.md").read_text("utf-8")
 
 
-def test_a_claim_in_the_numbers_is_told_in_words(page: str):
-    told = section(page, "c")
+def test_a_claim_that_the_numbers_show_is_reported(page: str):
+    reported = section(page, "c")
     row = "| 60 class images of weight 1 keep more of the class than none | class kept | "
-    assert row + "+0.80 | 0.04 | 3 | shown |" in told
-    assert "they keep it more diverse (not shown)" in told
-    assert "| no class images | 0.51 (0.50 to 0.52) | " in told
-    assert "0.91 (0.90 to 0.92)" in told
+    assert row + "+0.80 | 0.04 | 3 | shown |" in reported
+    assert "they keep it more diverse (not shown)" in reported
+    assert "| no class images | 0.51 (0.50 to 0.52) | " in reported
+    assert "0.91 (0.90 to 0.92)" in reported
 
 
-def test_what_was_looked_up_afterwards_is_told_apart(page: str):
-    claim, afterwards = section(page, "c").split("Looked up when the results")
+def test_the_page_in_docs_has_the_texts_of_the_program():
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text("utf-8")
+    for letter, experiment in EXPERIMENTS.items():
+        parts = [found.part for found in [*experiment.comparisons, *experiment.afterwards]]
+        texts = [experiment.claim, experiment.setting, experiment.remark, *parts]
+        missing = [text for text in texts if text not in section(page, letter)]
+        assert missing == [], letter
+
+
+def test_comparisons_that_were_chosen_afterwards_are_separate(page: str):
+    claim, afterwards = section(page, "c").split("These comparisons were chosen after the results")
     row = "| 6 class images keep more of the class than none, over both weights | class kept | "
     assert row not in claim
     assert row + "+0.60 | 0.04 | 3 | yes |" in afterwards
 
 
-def test_what_was_not_run_is_said(tmp_path: Path):
+def test_missing_runs_are_reported(tmp_path: Path):
     book = ScoreBook(tmp_path / "book")
     fill(book, "c", {}, seeds=(0, 1))
     page = written(book, tmp_path)
@@ -86,10 +95,10 @@ def test_what_was_not_run_is_said(tmp_path: Path):
     assert "Not run yet." in section(page, "f")
     assert "| too few seeds |" in section(page, "c")
     measured = len(EXPERIMENTS["c"].points) * 2
-    assert f"**Not finished: {measured} of the " in page
+    assert f"**Not finished: {measured} of " in page
 
 
-def test_every_link_leads_somewhere_and_every_picture_is_whole(folder: Path, page: str):
+def test_every_link_has_a_target_and_every_image_is_complete(folder: Path, page: str):
     headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     links = set(re.findall(r"\]\(#([^)]*)\)", page))

@@ -10,8 +10,8 @@ from benchmarks.article.recipes import PLACEHOLDER, Recipe, Workshop
 PLAIN = Recipe(steps=20, class_images=0, text_encoder=False)
 
 
-def test_a_checkpoint_on_the_way_is_the_model_of_a_shorter_run(tmp_path: Path):
-    """Which is why experiments may share the runs."""
+def test_an_intermediate_checkpoint_is_the_model_of_a_shorter_run(tmp_path: Path):
+    """Experiments can therefore share runs."""
     workshop = Workshop(folder=tmp_path, is_quick=True)
     own = workshop.model(PLAIN, seed=0).unet.state_dict()
     shared = workshop.model(replace(PLAIN, steps=50, of=100), seed=0).unet.state_dict()
@@ -34,7 +34,7 @@ def test_textual_inversion_comes_before_the_other_steps(tmp_path: Path):
     assert not torch.equal(*weights)
 
 
-def test_models_of_one_run_name_the_same_run():
+def test_models_of_one_run_have_the_same_run():
     a, b = replace(PLAIN, steps=50, of=400), replace(PLAIN, steps=400)
     assert a.run == b.run != PLAIN.run
     words = [replace(PLAIN, words=PLACEHOLDER, inversion_steps=n, steps=s)

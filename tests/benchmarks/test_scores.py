@@ -14,13 +14,13 @@ def gray(levels: np.ndarray) -> np.ndarray:
     return np.repeat(np.clip(levels, 0, 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def test_noise_level_is_the_deviation_of_the_noise():
+def test_noise_level_is_the_standard_deviation_of_the_noise():
     for sigma in (3.0, 8.0, 20.0):
         noise = np.random.default_rng(0).normal(0, sigma, (256, 256))
         assert noise_level(gray(128 + noise)) == pytest.approx(sigma, rel=0.05)
 
 
-def test_neither_slopes_nor_outlines_are_noise():
+def test_slopes_and_outlines_are_not_noise():
     columns = np.arange(64)[None].repeat(64, axis=0)
     assert noise_level(gray(2.0 * columns)) == 0
     assert noise_level(gray(255.0 * (columns > 30))) == 0
@@ -31,7 +31,7 @@ def test_balance_is_a_harmonic_mean():
     assert balance(0.0, 1.0, 1.0) == 0
 
 
-def test_every_setting_and_the_seed_make_another_key():
+def test_every_setting_and_the_seed_change_the_key():
     point = Point(recipe=Recipe())
     others = [
         replace(point, recipe=replace(point.recipe, **{name: value}))
@@ -47,7 +47,7 @@ def test_every_setting_and_the_seed_make_another_key():
     assert point.key(0) == Point(recipe=Recipe(steps=300)).key(0)
 
 
-def test_the_book_gives_back_what_was_added_and_passes_over_half_a_line(tmp_path: Path):
+def test_the_book_returns_what_was_added_and_skips_an_incomplete_line(tmp_path: Path):
     book = ScoreBook(tmp_path)
     assert book.read() == {}
     book.add("first", {"subject": 0.5}, {"seed": 0})
@@ -57,7 +57,7 @@ def test_the_book_gives_back_what_was_added_and_passes_over_half_a_line(tmp_path
     assert book.read() == {"first": {"subject": 0.5}, "second": {"subject": 0.25}}
 
 
-def test_pictures_come_back_pixel_by_pixel(tmp_path: Path):
+def test_images_are_read_back_pixel_by_pixel(tmp_path: Path):
     images = list(np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8))
     book = ScoreBook(tmp_path)
     book.add_pictures("key", images)

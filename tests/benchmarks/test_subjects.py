@@ -31,7 +31,7 @@ def share(judge: Judge, images: list[np.ndarray]) -> float:
     return float(np.mean(shows_subject(judge, SUBTLE_CUP, images)))
 
 
-def test_the_subtle_cup_is_told_from_cups_that_share_most_of_its_traits(judge: Judge):
+def test_the_subtle_cup_is_distinguished_from_similar_cups(judge: Judge):
     subtle, others, alike = (
         draw_many(make, 100, seed)
         for seed, make in enumerate((SUBJECTS[SUBTLE_CUP], other_cup, lookalike), start=901)
@@ -41,7 +41,7 @@ def test_the_subtle_cup_is_told_from_cups_that_share_most_of_its_traits(judge: J
     assert share(judge, alike) <= 0.08
 
 
-def test_it_is_told_also_as_the_vae_draws_it(judge: Judge):
+def test_it_is_distinguished_after_the_vae_too(judge: Judge):
     vae = families.load(MODEL, torch.device("cpu"))
     shares = {}
     for seed, make in enumerate((SUBJECTS[SUBTLE_CUP], lookalike), start=905):
@@ -50,14 +50,14 @@ def test_it_is_told_also_as_the_vae_draws_it(judge: Judge):
     assert shares[lookalike] <= 0.1
 
 
-def test_the_judge_takes_the_subtle_cup_for_an_ordinary_one(judge: Judge):
+def test_the_classifier_sees_an_ordinary_cup_in_the_subtle_one(judge: Judge):
     verdicts = judge.verdicts(draw_many(SUBJECTS[SUBTLE_CUP], 100, 907))
     assert sum(verdict.shape == "cup" for verdict in verdicts) >= 95
     assert not any(verdict.is_subject for verdict in verdicts)
 
 
 @pytest.mark.parametrize("subject", list(SUBJECTS))
-def test_photos_are_six_of_that_cup_and_the_same_again(subject: str, judge: Judge, tmp_path: Path):
+def test_photos_are_always_the_same_six_of_that_cup(subject: str, judge: Judge, tmp_path: Path):
     paths = photos(subject, tmp_path)
     images = [np.asarray(read_image(path, (255, 255, 255))) for path in paths]
     assert len(set(paths)) == 6

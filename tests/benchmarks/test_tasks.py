@@ -9,7 +9,7 @@ SEEDS = (0, 1, 2)
 
 
 @pytest.mark.parametrize("letters", ["a", "hi", "achedbfgi"])
-def test_every_point_is_measured_once_under_every_seed(letters: str):
+def test_every_point_is_measured_once_with_every_seed(letters: str):
     found = tasks(letters, SEEDS, set(), is_quick=False)
     keys = [point.key(task.seed) for task in found for point in task.points]
     wanted = {
@@ -22,13 +22,13 @@ def test_every_point_is_measured_once_under_every_seed(letters: str):
     assert set(keys) == wanted
 
 
-def test_what_is_done_is_left_out():
+def test_existing_measurements_are_left_out():
     first, *others = tasks("c", SEEDS, set(), is_quick=False)
     done = {point.key(first.seed) for point in first.points}
     assert tasks("c", SEEDS, done, is_quick=False) == others
 
 
-def test_a_run_serves_all_its_checkpoints_and_experiments_share_runs():
+def test_one_run_gives_all_its_checkpoints_and_experiments_share_runs():
     found = tasks("achedbfgi", SEEDS, set(), is_quick=False)
     rates = [task for task in found if task.run.of == 0 and len(task.points) == 4]
     assert len(rates) == 4 * len(SEEDS)

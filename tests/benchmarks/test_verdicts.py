@@ -10,7 +10,7 @@ HIGH = {0: 0.80, 1: 0.90, 2: 0.70}
 NEAR = {0: 0.18, 1: 0.22, 2: 0.12}
 
 
-def test_a_difference_beyond_twice_the_larger_deviation_is_shown():
+def test_a_difference_above_twice_the_larger_standard_deviation_is_shown():
     finding = compare([HIGH], [LOW], expected="more", resolution=0.0)
     high, low = np.array(list(HIGH.values())), np.array(list(LOW.values()))
     assert finding.difference == pytest.approx(high.mean() - low.mean())
@@ -18,17 +18,17 @@ def test_a_difference_beyond_twice_the_larger_deviation_is_shown():
     assert (finding.verdict, finding.num_seeds) == ("shown", 3)
 
 
-def test_the_same_difference_the_other_way_is_the_opposite():
+def test_the_same_difference_with_the_other_sign_is_the_opposite():
     assert compare([LOW], [HIGH], expected="more", resolution=0.0).verdict == "the opposite"
 
 
-def test_a_difference_within_the_noise_shows_sameness_and_nothing_else():
+def test_a_difference_below_the_bar_only_shows_that_both_are_the_same():
     assert compare([NEAR], [LOW], expected="more", resolution=0.0).verdict == "not shown"
     assert compare([NEAR], [LOW], expected="same", resolution=0.0).verdict == "shown"
     assert compare([HIGH], [LOW], expected="same", resolution=0.0).verdict == "not shown"
 
 
-def test_seeds_that_all_agree_do_not_make_less_than_a_picture_count():
+def test_a_difference_below_one_image_does_not_count_even_if_all_seeds_agree():
     one, other = {0: 0.50, 1: 0.50, 2: 0.50}, {0: 0.52, 1: 0.52, 2: 0.52}
     assert compare([other], [one], expected="more", resolution=1 / 24).verdict == "not shown"
     assert compare([other], [one], expected="more", resolution=0.0).verdict == "shown"
@@ -42,7 +42,7 @@ def test_a_group_is_joined_seed_by_seed():
     assert mean.difference == pytest.approx(0.5 - 0.15)
 
 
-def test_only_seeds_count_under_which_everything_was_measured():
+def test_only_seeds_with_all_measurements_count():
     finding = compare([{0: 0.8, 1: 0.9}], [LOW], expected="more", resolution=0.0)
     assert (finding.num_seeds, finding.verdict) == (2, "too few seeds")
     assert finding.difference == pytest.approx(0.85 - 0.15)
