@@ -1,5 +1,5 @@
-"""A run that is killed, and killed again, ends as if nobody had touched it. `make soak` does it a
-hundred times."""
+"""A run that is killed several times ends as if it had never been killed. `make soak` repeats this
+a hundred times."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOAK = """
 import sys
-# Loaded once, rather than in every process that is forked: kills fall into its work instead.
+# Loaded once here rather than in every forked process, so that kills hit the run's work instead.
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 from benchmarks import soak

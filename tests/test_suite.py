@@ -1,5 +1,5 @@
-"""The house rules of the tests: each can fail, none waits for a time, and where there is no POSIX
-system they are collected all the same, and say what they cannot run."""
+"""The house rules of the tests: each test can fail, none waits for a time, and on systems without
+POSIX they are collected and skipped with a reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ours = {tuple(f"{ROOT / room}{os.sep}" for room in ("tests", "trainer", "nodes",
 
 def hiding(name, globals=None, *rest, **named):
     importer = (globals or {{}}).get("__file__") or ""
-    # The lock asks for the system first, and takes another module on Windows.
+    # The lock checks the system first and imports another module on Windows.
     if name in {HIDDEN} and importer.startswith(ours) and not importer.endswith("locks.py"):
         raise ModuleNotFoundError(f"{{name}} is hidden")
     return whole(name, globals, *rest, **named)
@@ -39,7 +39,7 @@ POSIX_ONLY = re.compile(
     r"\bsignal\.(?:SIGKILL|SIGALRM|alarm|pthread_kill|setitimer)\b|"
     r"\[Errno|File too large|No space left"
 )
-"""What stands in code that only a POSIX system runs, or in what such a system says."""
+"""Patterns of code that only runs on a POSIX system, and of such a system's messages."""
 
 
 @cache
@@ -52,7 +52,7 @@ def name(path: Path) -> str:
 
 
 def test_the_suite_is_collected_without_the_modules_of_posix(tmp_path: Path):
-    """They are hidden from our own files; the libraries' ways about Windows are their own."""
+    """The modules are hidden from our own files; libraries handle Windows themselves."""
     (tmp_path / "hiding.py").write_text(HIDING, "utf-8")
     command = ["-m", "pytest", "--collect-only", "-q", "-p", "hiding", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_the_suite_is_collected_without_the_modules_of_posix(tmp_path: Path):
 
 
 def test_the_suite_runs_in_a_folder_with_any_name(tmp_path: Path):
-    """Such as ComfyUI-DreamBooth, as a clone is called, which no Python package could be."""
+    """A clone may have a name that is not a valid Python package, such as ComfyUI-DreamBooth."""
     clone = tmp_path / "ComfyUI-DreamBooth"
     names = ("pyproject.toml", "__init__.py", "host_version.py", "trainer/__init__.py",
              "trainer/storage/names.py", "tests/trainer/storage/test_names.py")  # fmt: skip
@@ -79,8 +79,8 @@ def test_the_suite_runs_in_a_folder_with_any_name(tmp_path: Path):
 
 
 def needing_posix(path: Path, fixtures: set[str]) -> Iterator[ast.FunctionDef]:
-    """Functions and fixtures of a file that need it, or use what does; not those that see for
-    themselves whether the system has it."""
+    """Yield the functions and fixtures of a file that need POSIX or use something that does, except
+    those that check the system themselves."""
     lines, found, count = path.read_text("utf-8").splitlines(), set(fixtures), -1
     parts = {part: "\n".join(lines[part.lineno - 1 : part.end_lineno]) for part in parse(path).body}
     while len(found) != count:
@@ -105,7 +105,7 @@ def is_marked(path: Path, test: ast.FunctionDef) -> bool:
     return any("mark.posix" in ast.unparse(mark) for mark in [*test.decorator_list, *marks])
 
 
-def test_what_needs_a_posix_system_is_marked():
+def test_tests_that_need_posix_are_marked():
     everywhere = [needing_posix(path, set()) for path in TESTS.rglob("conftest.py")]
     fixtures = {fixture.name for found in everywhere for fixture in found}
     assert fixtures == {"file_size_limit"}
@@ -118,18 +118,18 @@ def test_what_needs_a_posix_system_is_marked():
     assert unmarked == []
 
 
-def test_no_assert_holds_whatever_comes():
-    """As a choice between two values, something made on the way, or a constant does."""
-    vain = (ast.IfExp, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Constant, ast.JoinedStr,
+def test_no_assert_is_always_true():
+    """Such as a conditional expression, a new object or a constant."""
+    always_true = (ast.IfExp, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Constant, ast.JoinedStr,
             ast.GeneratorExp, ast.ListComp, ast.DictComp, ast.SetComp, ast.Lambda)  # fmt: skip
     nodes = [(path, node) for path in FILES for node in ast.walk(parse(path))]
     asserts = [(path, node) for path, node in nodes if isinstance(node, ast.Assert)]
     found = [f"{name(path)}: {ast.unparse(node)}" for path, node in asserts
-             if isinstance(node.test, vain)]  # fmt: skip
+             if isinstance(node.test, always_true)]  # fmt: skip
     assert found == []
 
 
 def test_nothing_waits_for_a_time():
-    """But for a server that is asked again and again whether it is there."""
+    """Except for the start of a server, which is polled."""
     sleeping = [name(path) for path in FILES if re.search(r"\bsleep\(", path.read_text("utf-8"))]
     assert sleeping == ["tests/nodes/conftest.py"]
