@@ -78,11 +78,11 @@ class Studio:
     sampling: SamplingConfig
     identifier: str
     num_images: int
-    """Pictures of each prompt."""
+    """Images of each prompt."""
     num_class_pictures: int
     device: torch.device
     discards: bool = False
-    """Whether a checkpoint goes once its pictures have been drawn."""
+    """Whether a checkpoint is deleted once its images are generated."""
 
     def config(self, subject: Subject) -> TrainingConfig:
         """The run of one subject. All write into one folder, where subjects of the same class
