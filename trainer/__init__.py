@@ -1,2 +1,4 @@
-"""Teach Stable Diffusion a new subject from a few photos: `loop.train`, with the settings of
-`config` and a method of `methods`. Knows nothing of ComfyUI."""
+"""DreamBooth training for Stable Diffusion: teach a model a subject from a few photos.
+
+Start at `loop.train`, with the settings of `settings/config.py` and a method of `methods/`. This
+package does not depend on ComfyUI."""

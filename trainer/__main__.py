@@ -1,7 +1,8 @@
 """The command line: `python -m trainer train | textual-inversion | priors | sample | compare |
 score | runs | demo`.
 
-Its flags, their defaults and their help are the dataclasses' of `commands.py` and `config.py`."""
+The flags, their defaults and their help come from the dataclasses in `cli/commands.py`,
+`cli/evaluation_commands.py`, `settings/config.py` and `methods/`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import tyro
 
 from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train
 from .cli.evaluation_commands import Compare, Score
+from .cli.parsing import parse
 from .cli.settings_file import Values, defaults, read_toml, read_values
 from .cli.terminal import stopping_between_steps
 from .optimization.lr_schedules import LR_SCHEDULES
@@ -22,11 +24,19 @@ from .optimization.optimizers import OPTIMIZERS
 from .sampling.schedulers import SCHEDULERS
 from .settings.presets import INVERSION_PRESETS, PRESETS
 
-MENUS = (
-    f"Presets: {', '.join(PRESETS)}; of textual inversion: {', '.join(INVERSION_PRESETS)}. "
-    f"Optimizers: {', '.join(OPTIMIZERS)}. "
-    f"Learning-rate schedules: {', '.join(LR_SCHEDULES)}. Schedulers: {', '.join(SCHEDULERS)}."
-)
+DESCRIPTION = f"""\
+DreamBooth and textual inversion for Stable Diffusion. Each command explains its options: python -m
+trainer train --help.
+
+Presets of train: {", ".join(PRESETS)}.
+
+Presets of textual-inversion: {", ".join(INVERSION_PRESETS)}.
+
+Optimizers: {", ".join(OPTIMIZERS)}.
+
+Learning rate schedules: {", ".join(LR_SCHEDULES)}.
+
+Noise schedulers: {", ".join(SCHEDULERS)}."""
 COMMANDS: dict[str, type] = {
     "train": Train,
     "textual-inversion": InvertText,
@@ -40,7 +50,7 @@ COMMANDS: dict[str, type] = {
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0 only if everything asked for was written."""
+    """Run a command. Return the exit code: 0 if everything requested was done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command = _parse(arguments)
@@ -56,19 +66,20 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> Any:
-    """The command that is asked for: flags over the settings file over the preset over defaults."""
+    """The requested command. Flags override the settings file, which overrides the preset, which
+    overrides the defaults."""
     commands = []
     for name, command in COMMANDS.items():
-        given = {}
+        options = {}
         if arguments[:1] == [name]:
-            given["default"] = defaults(command, _values(command, arguments))
-        commands.append(Annotated[command, tyro.conf.subcommand(name, **given)])
-    any_of_them: Any = Union[tuple(commands)]  # noqa: UP007
-    return tyro.cli(any_of_them, args=arguments, prog="python -m trainer", description=MENUS)
+            options["default"] = defaults(command, _values(command, arguments))
+        commands.append(Annotated[command, tyro.conf.subcommand(name, **options)])
+    union: Any = Union[tuple(commands)]  # noqa: UP007
+    return parse(union, arguments, prog="python -m trainer", description=DESCRIPTION)
 
 
 def _values(command: type, arguments: list[str]) -> Values:
-    """What the preset and the settings file say of a command, the file over the preset."""
+    """The values from the preset and the settings file, which overrides the preset."""
     flags = {field.name for field in dataclasses.fields(command)}
     path = _value_of("--settings", arguments) if "settings" in flags else None
     values = read_values(command, read_toml(Path(path)), path) if path else {}
@@ -82,6 +93,7 @@ def _values(command: type, arguments: list[str]) -> Values:
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
+    """The value of a flag, before tyro parses the arguments. None: the flag is missing."""
     for index, argument in enumerate(arguments):
         if argument == flag and index + 1 < len(arguments):
             return arguments[index + 1]

@@ -365,7 +365,7 @@ def test_everything_is_generated_measured_and_reused(
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     trained = [path.stem for path in (out / "models").glob("*.safetensors")]
     assert sorted(trained) == ["cup", "grey_cat", "old_boot"]
-    assert "This run was finished before" not in caplog.text  # the trainer was not even called
+    assert "Reusing the finished run" not in caplog.text  # the trainer was not even called
 
 
 def assert_measured(made: dict, out: Path, dataset: Path, encoders: dict[str, Path]) -> None:
@@ -435,7 +435,7 @@ def test_a_stopped_command_resumes(command, tmp_path, caplog, monkeypatch):
     assert caplog.messages[-1] == "Stopped. Run the same command again to continue."
     assert not (tmp_path / "out" / "table.md").exists()
     assert main(command) == 0
-    assert "Going on after step 2." in caplog.messages
+    assert "Resuming after step 2." in caplog.messages
 
 
 def test_one_encoder_is_enough(command, tmp_path, capsys):

@@ -174,7 +174,7 @@ def test_cancelling_stops_within_a_step_and_the_next_queue_resumes(comfyui, toy_
     stopped_at.clear()
     outcome = comfyui.run(graph, on_message=stop)
     assert outcome.end == "execution_interrupted"
-    assert f"Going on after step {stopped}." in comfyui.log.read_text()
+    assert f"Resuming after step {stopped}." in comfyui.log.read_text()
     assert outcome.steps[0] > stopped
 
 
@@ -190,7 +190,9 @@ def test_finishing_early_saves_the_checkpoint_and_continues_the_graph(comfyui, t
     assert outcome.end == "execution_success", outcome.error
     assert answers == [(200, {"node": "3"})]
     assert len(outcome.outputs("5")["images"]) == 1
-    (step,) = re.findall(r"Finished after step (\d+) of 4000, as asked\.", comfyui.log.read_text())
+    (step,) = re.findall(
+        r"Finished early, after step (\d+) of 4000, as requested\.", comfyui.log.read_text()
+    )
     (saved,) = [data for kind, data in outcome.events if kind == "dreambooth.checkpoint"]
     assert (saved["step"], saved["name"]) == (
         int(step), os.path.join("dreambooth", "content.safetensors"),

@@ -84,7 +84,7 @@ def test_training_resumes_from_the_last_state_after_the_server_was_killed(
     server.start()
     outcome = server.run(graph)
     assert outcome.end == "execution_success", outcome.error
-    assert logged(server, r"Going on after step (\d+)\.", since) == [str(STATE_EVERY)]
+    assert logged(server, r"Resuming after step (\d+)\.", since) == [str(STATE_EVERY)]
     assert outcome.steps[0] > STATE_EVERY
     assert server.trained() == ["cup.safetensors"]
     assert list(Path(server.base).rglob("*.part")) == []
@@ -105,7 +105,7 @@ def test_cancelled_while_a_preview_is_drawn(comfyui, toy_graph, new_seed):
     drawing["steps"] = 2
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
-    assert logged(comfyui, r"Going on after step (\d+)\.", since) == ["4"]
+    assert logged(comfyui, r"Resuming after step (\d+)\.", since) == ["4"]
     assert outcome.steps[0] > 4
 
 
@@ -117,4 +117,4 @@ def test_more_steps_resume_from_a_kept_state(comfyui, toy_graph, new_seed):
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
     assert outcome.steps[0] > 3
-    assert logged(comfyui, r"Going on after step (\d+) of the run of 3 steps\.", since) == ["3"]
+    assert logged(comfyui, r"Resuming after step (\d+) of the run of 3 steps\.", since) == ["3"]

@@ -117,7 +117,7 @@ def test_cancelling_stops_it_and_the_next_queue_resumes(comfyui, graph):
     stopped = int(re.findall(r"Stopped after step (\d+)", comfyui.log.read_text())[-1])
     stopped_at.clear()
     outcome = comfyui.run(graph(**{"preset.steps": 4000}), on_message=stop)
-    assert f"Going on after step {stopped}." in comfyui.log.read_text()
+    assert f"Resuming after step {stopped}." in comfyui.log.read_text()
     assert outcome.steps[0] > stopped
 
 

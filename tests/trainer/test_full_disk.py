@@ -83,9 +83,9 @@ def test_no_state_is_saved_while_the_disk_is_full_and_the_last_one_stays(
     assert actions.steps == [1, 2, 3, 4, 5, 6]
     paused = [message for message in caplog.messages if message.startswith("Could not save")]
     assert [message.split(": ")[0] for message in paused] == [
-        f"Could not save the state of step {step}; that of step 1 stays" for step in (2, 3)
+        f"Could not save the state of step {step}; the state of step 1 is kept" for step in (2, 3)
     ]
-    assert paused[0].endswith(f"; '{next(disk.glob('*/states'))}' has 1.0 MB free")
+    assert paused[0].endswith(f", but '{next(disk.glob('*/states'))}' has only 1.0 MB free")
     assert state_names(disk) == ["step000005", "step000006"]
 
 
@@ -118,7 +118,7 @@ def test_the_oldest_state_is_deleted_to_make_room_for_the_newest(config, small_d
         run(config, disk, actions)
     assert kept == [["step000001", "step000002"], ["step000002", "step000003"]]
     assert state_names(disk) == ["step000004", "step000005"]
-    assert caplog.messages == ["Stopped after step 5. Run the same again to go on from there."]
+    assert caplog.messages == ["Stopped after step 5. Run the same again to resume from there."]
 
 
 def test_losses_that_could_not_be_written_are_written_once_there_is_room(
@@ -136,7 +136,7 @@ def test_losses_that_could_not_be_written_are_written_once_there_is_room(
     (message,) = caplog.messages
     step = int(re.search(r"from step (\d+) on", message)[1])
     assert 2 < step < 27
-    assert message == f"Could not write the losses from step {step} on into '{metrics}': {FULL}"
+    assert message == f"Could not write the losses to '{metrics}' from step {step} on: {FULL}"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["loss"] for line in lines] == [report.loss for report in result.reports]
 

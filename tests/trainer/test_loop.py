@@ -186,7 +186,7 @@ def test_a_private_file_says_nothing_of_its_photos_though_its_base_did(config, c
     dataset = replace(config.dataset, prompt="a photo of emma")
     public = run(replace(config, dataset=dataset))[2].checkpoint
     said = (
-        "The file's metadata holds the prompts and the names of the photos. Switch on "
+        "The file's metadata contains the prompts and the names of the photos. Turn on "
         "output.private to leave them out."
     )
     assert said in caplog.messages
@@ -386,9 +386,9 @@ def test_a_part_that_does_not_move_is_an_error(config):
     with pytest.raises(RuntimeError) as caught:
         run(rounded(config))
     assert str(caught.value) == (
-        "The unet was to be trained, but after 1 steps not one of its weights differs from "
-        "the base model's. Raise its learning rate (now 1e-12), or set output.dtype to fp32 so "
-        "that small changes are not rounded away."
+        "After 1 steps no weight of the unet differs from the base model's, although it was "
+        "trained. Raise its learning rate (now 1e-12), or set output.dtype to fp32 so that small "
+        "changes are not rounded away."
     )
     assert list(config.output.folder.glob("*.safetensors")) == []
 
@@ -431,7 +431,7 @@ def test_a_stopped_run_keeps_its_last_step(config, caplog):
         run(config, Stopping())
     kept = config.output.folder / "dog-step000003.safetensors"
     assert [path.name for path in config.output.folder.iterdir()] == [kept.name]
-    assert caplog.messages[-1] == f"Kept the weights of step 3: {kept}"
+    assert caplog.messages[-1] == f"Saved the weights of step 3: {kept}"
     assert same(load_file(kept), run(replace(config, steps=3))[1])
 
 

@@ -76,7 +76,7 @@ def test_a_judge_scores_the_previews_and_leaves_the_curve(train, tmp_path, caplo
     ]  # fmt: skip
     assert main(scored) == 0
     curve = tmp_path / "out" / "previews" / "curve.png"
-    assert f"What was learned and lost is in {curve}" in caplog.messages
+    assert f"Wrote the chart of losses and scores: {curve}" in caplog.messages
     with Image.open(curve) as image:
         assert image.size == (800, 750)
     (scores,) = tmp_path.glob("out/runs/*/scores.jsonl")
@@ -152,7 +152,7 @@ def test_ctrl_c_finishes_the_run_with_what_was_learned(train, tmp_path):
         shown += process.communicate()[1]
     assert process.returncode == 0, shown
     assert FINISHING in shown
-    steps = int(re.search(r"Finished after step (\d+) of 100000, as asked\.", shown)[1])
+    steps = int(re.search(r"Finished early, after step (\d+) of 100000, as requested\.", shown)[1])
     with safe_open(tmp_path / "out" / "dog.safetensors", framework="pt") as file:
         assert file.metadata()["ss_steps"] == str(steps)
 
@@ -176,6 +176,6 @@ def test_a_second_ctrl_c_stops_the_run_to_be_gone_on_with(
     assert main(train) == 130
     shown = capfd.readouterr().err
     assert shown.index(FINISHING) < shown.index(STOPPING_A_RUN)
-    assert "Stopped after step 2. Run the same again to go on from there." in caplog.messages
+    assert "Stopped after step 2. Run the same again to resume from there." in caplog.messages
     assert len(list((tmp_path / "out" / "runs").glob("*/states/*.pt"))) == 1
     assert not (tmp_path / "out" / "dog.safetensors").exists()

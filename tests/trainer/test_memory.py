@@ -96,7 +96,7 @@ def test_a_run_out_of_memory_resumes_with_settings_that_need_less(
         fail_at(patch, "predict", {3})
         with pytest.raises(MemoryError, match="^Out of memory at step 3"):
             run(config, tmp_path / "runs")
-    assert caplog.messages == ["Stopped after step 2. Run the same again to go on from there."]
+    assert caplog.messages == ["Stopped after step 2. Run the same again to resume from there."]
     watching = Watching()
     result = run(replace(config, gradient_checkpointing=True), tmp_path / "runs", watching)
     assert watching.steps == [3, 4]

@@ -1,1 +1,1 @@
-"""The command line: commands, their settings file, and progress in the terminal."""
+"""The command line: its commands, settings files, and progress in the terminal."""

@@ -1,16 +1,15 @@
-"""What `python -m trainer` can do: a class for each command, whose fields are its flags. Those that
-look at pictures are in `evaluation_commands.py`."""
+"""The commands of `python -m trainer`: a dataclass each, whose fields are its flags. Those that
+compare and score images are in `evaluation_commands.py`."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
@@ -19,7 +18,7 @@ from PIL import Image
 from .. import families, precision, toy
 from ..evaluation import encoders
 from ..evaluation.plots import loss_curve
-from ..loop import train
+from ..loop import TrainingResult, train
 from ..methods.base import Method
 from ..methods.full import FullFineTune
 from ..methods.textual_inversion import TextualInversion
@@ -29,18 +28,20 @@ from ..runs.run import OnExisting
 from ..sampling.class_images import make_class_images
 from ..sampling.sampler import sample
 from ..settings.config import Precision, PriorConfig, SamplingConfig, TrainingConfig
+from ..settings.values import flatten
 from ..storage import json_files
 from .terminal import TerminalObserver
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What every command takes."""
+    """The options of almost every command."""
 
     device: str = ""
-    """cuda, cuda:1, mps or cpu; empty takes the best there is."""
+    """cuda, cuda:1, mps or cpu. If empty, the best one available."""
     settings: Path | None = None
-    """A TOML file of options: `steps = 400`, or under a heading `[optimizer]`. Flags beat it."""
+    """A TOML file of options, such as `steps = 400`, or `learning_rate = 1e-6` under `[optimizer]`.
+    Flags override it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +49,21 @@ class _Training(Shared):
     config: Annotated[TrainingConfig, tyro.conf.arg(name="")]
     method: Method
     preset: str = ""
-    """Start from the values that suit an object, a face, or the toy model. The settings file and
-    flags beat it."""
+    """Start from settings for an object, a face or the toy model; the list is in python -m trainer
+    --help. The settings file and flags override it."""
     runs: Path | None = None
-    """Where runs are kept, so that the same command goes on with one that was stopped, and does not
-    repeat one that was finished; none takes "runs" in output.folder."""
+    """Folder where runs are kept, so that the same command resumes a stopped run and does not
+    repeat a finished one. None: "runs" in output.folder."""
     judge: Path | None = None
-    """What scores the previews and so finds the best step: CLIP or DINO, as a folder or a file, or
-    "toy"; none scores nothing."""
+    """A CLIP or DINO model (folder or file), or "toy", to score the previews and find the best
+    step. None: no scores."""
     on_existing: OnExisting = "reuse"
-    """What to do with a run that is there: take its result or go on (reuse); the same, but never
-    begin one that is not there (resume); begin it anew (retrain)."""
+    """If the same run exists: return its result, or resume it if it is unfinished (reuse); also
+    resume a run that was finished early, and never start a new one (resume); start over (retrain).
+    """
 
     def run(self) -> None:
-        method, settings = dataclasses.asdict(self.method), dataclasses.asdict(self.config)
-        for name, value in flat({"method": method, **settings}):
-            logging.info("%s = %s", name, value)
+        self._log_settings()
         config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
         device = find_device(self.device)
         judge = toy.resolve_judge(self.judge) if self.judge else None
@@ -78,46 +78,56 @@ class _Training(Shared):
                 on_existing=self.on_existing,
                 load_encoder=partial(encoders.load, judge, device) if judge else None,
             )
-        for part, (distance, share) in result.moved.items():
-            logging.info("%s moved by %.2e of its length; %.1f %% of its weights changed in the "
-                         "file", part, distance, 100 * share)  # fmt: skip
-        for path in [*result.files.values(), *result.best.values()]:
-            logging.info("%s %s", "Found" if result.reused else "Wrote", path)
-        if result.best_step:
-            logging.info("The best step is %d of %d.", result.best_step, result.steps)
+        _log_result(result)
         if result.scores:
-            with json_files.warn_on_failure("the curve of the scores"):
-                curve = previews / "curve.png"
-                loss_curve(result.reports, result.scores).save(curve)
-                logging.info("What was learned and lost is in %s", curve)
+            with json_files.warn_on_failure("the chart of the scores"):
+                chart = previews / "curve.png"
+                loss_curve(result.reports, result.scores).save(chart)
+                logging.info("Wrote the chart of losses and scores: %s", chart)
+
+    def _log_settings(self) -> None:
+        method, settings = dataclasses.asdict(self.method), dataclasses.asdict(self.config)
+        for name, value in flatten({"method": method, **settings}):
+            logging.info("%s = %s", name, value)
+
+
+def _log_result(result: TrainingResult) -> None:
+    for part, (distance, share) in result.moved.items():
+        logging.info("%s: the weights changed by %.2e of their norm; %.1f %% of them differ in the "
+                     "file", part, distance, 100 * share)  # fmt: skip
+    for path in [*result.files.values(), *result.best.values()]:
+        logging.info("%s %s", "Found" if result.reused else "Wrote", path)
+    if result.best_step:
+        logging.info("The best step is %d of %d.", result.best_step, result.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(_Training):
-    """Train a checkpoint on photos of a subject, and write a new one that draws it."""
+    """Train a checkpoint on photos of a subject (DreamBooth), and save it as a new checkpoint."""
 
     method: FullFineTune = field(default_factory=FullFineTune)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InvertText(_Training):
-    """Learn a new word for the subject of the photos, and write it as an embedding; the model
-    itself stays as it is."""
+    """Train an embedding on photos of a subject (textual inversion). The model itself is not
+    changed."""
 
     method: TextualInversion
 
 
 @dataclass(frozen=True, kw_only=True)
 class Priors(Shared):
-    """Make class images with a base model, or those that are missing of an earlier request."""
+    """Generate class images with a base model. Only those missing from an earlier call are
+    generated."""
 
     base: Path
-    """The checkpoint that makes them, or "toy"."""
+    """The checkpoint that generates the images, or "toy"."""
     prior: Annotated[PriorConfig, tyro.conf.arg(name="")]
     folder: Path = Path("out/class_images")
-    """Each request gets a subfolder of its own here."""
+    """Output folder. Every combination of settings gets its own subfolder."""
     resolution: int | None = None
-    """Width and height, in pixels; none takes the model's own."""
+    """Width and height in pixels. None: the model's native resolution."""
     precision: Precision = "fp32"
     """Number format of the computation."""
 
@@ -135,23 +145,23 @@ class Priors(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Shared):
-    """Draw pictures from prompts."""
+    """Generate images from prompts."""
 
     checkpoint: Path
-    """The checkpoint that draws, or "toy"."""
+    """The checkpoint that generates the images, or "toy"."""
     prompts: tuple[str, ...]
-    """One picture per prompt and scheduler."""
+    """Generates one image per prompt and scheduler."""
     embedding: Path | None = None
-    """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
+    """An embedding file from textual inversion. Use its placeholder in the prompts."""
     schedulers: tuple[str, ...] = ()
-    """Several in place of the one of --scheduler, each from the same noise."""
+    """Several noise schedulers in place of --scheduler, each from the same noise."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(
         default_factory=SamplingConfig
     )
     size: tuple[int, int] | None = None
-    """Width and height, in pixels; none takes the model's own."""
+    """Width and height in pixels. None: the model's native resolution."""
     folder: Path = Path("out/samples")
-    """Where the pictures go, under new names."""
+    """Output folder. Existing files are not overwritten."""
     precision: Precision = "fp32"
     """Number format of the computation."""
 
@@ -173,44 +183,44 @@ class Sample(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """List the runs that were begun: how far each came, what it wrote, and how much room it takes;
-    or delete some of them. Checkpoints and embeddings are never deleted."""
+    """List training runs with their status, files and size, or delete some. Checkpoints and
+    embeddings are never deleted."""
 
     folder: tyro.conf.Positional[Path] = Path("out/runs")
-    """Where runs are kept: "runs" in --output.folder, unless --runs named another."""
+    """The folder where runs are kept: "runs" in --output.folder, unless --runs was used."""
     delete: tuple[str, ...] = ()
-    """IDs of runs to delete. The same command then trains them anew."""
+    """IDs of runs to delete. The command that trained such a run then trains it again."""
     delete_states: tuple[str, ...] = ()
-    """IDs of runs whose states to delete, or "all". One that was stopped then begins at step 1, and
-    one that is finished cannot be trained on."""
+    """IDs of runs whose saved states to delete, or "all". A stopped run then starts over at step 1,
+    and a finished one can no longer be continued with more steps."""
 
     def run(self) -> None:
         if self.delete:
             freed = run_list.delete(self.folder, self.delete)
-            logging.info("Deleted %d runs, which freed %s.", len(self.delete), format_bytes(freed))
+            logging.info("Deleted %d runs and freed %s.", len(self.delete), format_bytes(freed))
         if self.delete_states:
             freed = run_list.delete_states(self.folder, self.delete_states)
-            logging.info("Deleted states, which freed %s.", format_bytes(freed))
+            logging.info("Deleted states and freed %s.", format_bytes(freed))
         if self.delete or self.delete_states:
             return
         found = run_list.entries(self.folder)
         if not found:
             logging.info("There are no runs in '%s'.", self.folder)
             return
-        size, of_states = (
+        size, states_size = (
             format_bytes(sum(getattr(entry, what) for entry in found))
             for what in ("size", "size_of_states")
         )
         logging.info("%s", run_list.table(found))
-        logging.info("All together %s, of which states %s.", size, of_states)
+        logging.info("Total size: %s, of which states: %s.", size, states_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Shared):
-    """Teach the toy model a new cup, and show before and after."""
+    """Train the built-in toy model on a new cup, and show images from before and after."""
 
     folder: Path = Path("out/demo")
-    """Where the checkpoint, pictures and report go."""
+    """Output folder for the checkpoint, images and report."""
 
     def run(self) -> None:
         from ..toy.demo import demo_config, run_demo
@@ -221,17 +231,8 @@ class Demo(Shared):
         logging.info("%s", report)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted names and values."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def find_device(name: str) -> torch.device:
-    """The device of that name, or the best there is."""
+    """The device with this name; the best one available if the name is empty."""
     if name:
         return torch.device(name)
     if torch.cuda.is_available():
@@ -240,7 +241,8 @@ def find_device(name: str) -> torch.device:
 
 
 def new_names(folder: Path, *names: str) -> list[Path]:
-    """Of files that belong together: these names, or all with the same number that is free."""
+    """Paths in a folder for files that belong together, none of which exists yet: with these names,
+    or all with the same number appended."""
     for number in itertools.count():
         parts = [Path(name) for name in names]
         end = f"_{number}" if number else ""

@@ -1,4 +1,4 @@
-"""The commands that look at pictures: `python -m trainer compare | score`."""
+"""The commands that compare and score images: `python -m trainer compare | score`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .terminal import TerminalObserver
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Drawing(SamplingConfig):
-    """Without what is compared."""
+class _Sampling(SamplingConfig):
+    """Sampling settings without those that `compare` varies."""
 
     scheduler: tyro.conf.SuppressFixed[tyro.conf.Fixed[str]] = SamplingConfig().scheduler
     steps: tyro.conf.SuppressFixed[tyro.conf.Fixed[int]] = SamplingConfig().steps
@@ -34,28 +34,30 @@ class _Drawing(SamplingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Shared):
-    """Draw the same prompts from the same noise with several checkpoints, schedulers and numbers of
-    steps, and lay them out in one picture; with a judge, score them."""
+    """Generate images of the same prompts from the same noise with several checkpoints, schedulers
+    and numbers of steps, and lay them out in one grid. Optionally score them with CLIP or DINO."""
 
     checkpoints: tuple[Path, ...]
-    """The checkpoints that draw, or "toy"."""
+    """The checkpoints to compare; "toy" is the built-in model."""
     prompts: tuple[str, ...]
-    """A column each. One that is given several times shows, and scores, how the pictures vary."""
+    """One column per prompt. Repeat a prompt to see, and score, how much its images vary."""
     schedulers: tuple[str, ...] = (SamplingConfig().scheduler,)
-    """Each with every checkpoint."""
+    """Noise schedulers, each used with every checkpoint."""
     steps: tuple[int, ...] = (SamplingConfig().steps,)
-    """Denoising steps per image, 1 to 1000: each number with every checkpoint and scheduler."""
+    """Numbers of denoising steps per image, 1 to 1000, each used with every checkpoint and
+    scheduler."""
     embedding: Path | None = None
-    """The file of a textual inversion, whose placeholder then stands for its vectors in prompts."""
-    drawing: Annotated[_Drawing, tyro.conf.arg(name="")] = field(default_factory=_Drawing)
+    """An embedding file from textual inversion. Use its placeholder in the prompts."""
+    sampling: Annotated[_Sampling, tyro.conf.arg(name="")] = field(default_factory=_Sampling)
     size: tuple[int, int] = (0, 0)
-    """Width and height, in pixels; 0 takes the first checkpoint's own."""
+    """Width and height in pixels. 0: the native resolution of the first checkpoint."""
     judge: Path | None = None
-    """What scores: CLIP or DINO as a folder or a file, or "toy"; none scores nothing."""
+    """A CLIP or DINO model (folder or file), or "toy", to score the images against --photos. None:
+    no scores."""
     photos: Path | None = None
-    """A folder of photos of the subject, for the judge."""
+    """A folder of photos of the subject, for scoring."""
     folder: Path = Path("out/comparisons")
-    """Where grid, chart and scores go, under new names."""
+    """Output folder for the grid, chart and scores. Existing files are not overwritten."""
     precision: Precision = "fp32"
     """Number format of the computation."""
 
@@ -70,7 +72,7 @@ class Compare(Shared):
         with TerminalObserver() as observer:
             comparison = compare(
                 axes,
-                self.drawing,
+                self.sampling,
                 device=device,
                 size=self.size,
                 number_format=self.precision,
@@ -82,7 +84,7 @@ class Compare(Shared):
     def _image_scorer(self, device: torch.device) -> ImageScorer | None:
         if (self.judge is None) != (self.photos is None):
             raise ValueError(
-                "A judge holds pictures against photos of the subject: --judge and --photos go "
+                "Scoring compares images with photos of the subject, so --judge and --photos go "
                 "together. Give both, or neither."
             )
         if self.judge is None or self.photos is None:
@@ -107,27 +109,26 @@ class Compare(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Shared):
-    """Score pictures of a subject: how much they show it and their prompts, how much like one photo
-    they are, and how they vary."""
+    """Score images of a subject with CLIP or DINO: how well they show the subject and follow their
+    prompts, how close they are to a single photo (memorisation), and how much they vary."""
 
     images: tuple[Path, ...]
-    """The pictures: a folder of them, or files."""
+    """The images to score: a folder, or files."""
     photos: Path
     """A folder of photos of the subject."""
     judge: Path
-    """What scores: CLIP or DINO as a folder or a file, or "toy". Numbers of different judges cannot
-    be compared."""
+    """A CLIP or DINO model (folder or file), or "toy". Scores of different models cannot be
+    compared."""
     prompts: tuple[str, ...] = ()
-    """What the pictures should show: one for each, or one for all; none leaves it out."""
+    """The prompts of the images: one per image, or one for all. Empty: no prompt scores."""
     folder: Path | None = None
-    """Where the chart and the scores go, under new names; none writes nothing."""
+    """Output folder for the chart and scores. Existing files are not overwritten. None: scores are
+    only printed."""
 
     def run(self) -> None:
-        paths, judge = (
-            _paths(self.images),
-            encoders.load(toy.resolve_judge(self.judge), find_device(self.device)),
-        )
-        scores = ImageScorer(judge, _read([self.photos]), self.prompts).score(_read(paths))
+        paths = _paths(self.images)
+        encoder = encoders.load(toy.resolve_judge(self.judge), find_device(self.device))
+        scores = ImageScorer(encoder, _read([self.photos]), self.prompts).score(_read(paths))
         rows = scores.rows([path.name for path in paths])
         logging.info("%s", table(rows))
         if self.folder:
@@ -152,5 +153,5 @@ def _paths(entries: Sequence[Path]) -> list[Path]:
 
 
 def _read(entries: Sequence[Path]) -> list[np.ndarray]:
-    """The images in folders and files, [H, W, 3] uint8, transparent parts on white."""
+    """The images in folders and files, [H, W, 3] uint8, with transparent pixels on white."""
     return [np.asarray(read_image(path, parse_color("white"))) for path in _paths(entries)]

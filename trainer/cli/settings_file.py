@@ -1,4 +1,4 @@
-"""From a preset and a TOML file to the defaults of a command, which its flags then override."""
+"""Turns a preset and a TOML settings file into the defaults of a command. Flags override them."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ import tyro
 from ..settings.effects import default_of
 
 NO_KEYS = ("settings",)
-"""Flags of a command that are no keys of its file."""
+"""Flags that cannot be set in a settings file."""
 TEXT = (str, int, float, datetime.date, datetime.time)
-"""What counts as text, so that `name = 2024` needs no quotation marks."""
-WORDS: dict[Any, tuple[str, str]] = {
+"""TOML types accepted as text, so that `name = 2024` needs no quotation marks."""
+TYPE_NAMES: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     bool: ("true or false", "true or false"),
     str: ("text", "texts"),
     Path: ("a path", "paths"),
 }
-"""One and several of a type."""
+"""What messages call one value and several values of a type."""
 
 Values = dict[tuple[str, ...], Any]
-"""By the names of the fields that lead to each from the command."""
+"""Values by their path of field names from the command, such as ("config", "prior", "weight")."""
 
 
 class _Key(NamedTuple):
-    place: tuple[str, ...]
+    path: tuple[str, ...]
+    """Field names from the command."""
     kind: Any
+    """The type of the value."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """ValueError for a file that is not TOML, OSError for one that cannot be read."""
+    """The content of a TOML file. Raises ValueError if it is not valid TOML, OSError if it cannot
+    be read."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -50,57 +53,70 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_values(command: type, settings: Mapping[str, Any], source: str) -> Values:
-    """Nested settings, named as the command's flags are, as values of its fields. ValueError, which
-    names the source, for a key that is none of the command's, and for a value of another type."""
+    """Values for the fields of a command from nested settings, which are named like its flags.
+    Raises ValueError, naming the source, for an unknown key and for a value of the wrong type."""
     keys = dict(_keys(command))
     values = {}
     for name, value in _entries(settings, keys, source):
-        place, kind = keys[name]
+        path, kind = keys[name]
         try:
-            values[place] = _convert(value, kind)
+            values[path] = _convert(value, kind)
         except ValueError:
             shown = json.dumps(value, ensure_ascii=False, default=str)
-            raise ValueError(f"'{source}': {name} must be {_words(kind)}, got {shown}.") from None
+            expected = _describe(kind)
+            raise ValueError(f"'{source}': {name} must be {expected}, got {shown}.") from None
     return values
 
 
-def defaults(settings: type, values: Values, place: tuple[str, ...] = (), given: Any = None) -> Any:
-    """An instance of a dataclass with these values, and else its own defaults, which are those of
-    `given` where there is one; `tyro.MISSING` stands for what is required. Nothing is checked:
-    tyro makes the instance that counts."""
-    made: Any = object.__new__(settings)
-    hints = get_type_hints(settings)
+def defaults(settings: type, values: Values, path: tuple[str, ...] = (), base: Any = None) -> Any:
+    """An unchecked instance of a dataclass with these values. The others come from `base`, or are
+    the dataclass's own defaults; `tyro.MISSING` marks required ones."""
+    found, hints = {}, get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        here, kind = (*place, field.name), hints[field.name]
-        value = default_of(field) if given is None else getattr(given, field.name)
+        here, kind = (*path, field.name), hints[field.name]
+        value = default_of(field) if base is None else getattr(base, field.name)
         if dataclasses.is_dataclass(kind):
             nested = None if value is dataclasses.MISSING else value
             value = defaults(kind, values, here, nested)  # type: ignore[arg-type]
         elif value is dataclasses.MISSING:
             value = tyro.MISSING
-        object.__setattr__(made, field.name, values.get(here, value))
+        found[field.name] = values.get(here, value)
+    return unchecked(settings, **found)
+
+
+def unchecked(settings: type, /, **values: Any) -> Any:
+    """An instance of a dataclass with these values, made without calling `__post_init__`."""
+    made: Any = object.__new__(settings)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
     return made
 
 
+def is_unnamed(hint: Any) -> bool:
+    """Whether the flags of nested settings omit the name of the field with this type hint:
+    `--steps` rather than `--config.steps`."""
+    return any(getattr(mark, "name", None) == "" for mark in getattr(hint, "__metadata__", ()))
+
+
 def _keys(
-    settings: type, place: tuple[str, ...] = (), heading: str = ""
+    settings: type, path: tuple[str, ...] = (), heading: str = ""
 ) -> Iterator[tuple[str, _Key]]:
-    """The dotted name of every key, and what it sets."""
+    """The dotted name of every key of a settings file, and what it sets."""
     for name, hint in get_type_hints(settings, include_extras=True).items():
         kind, *marks = get_args(hint) if get_origin(hint) is Annotated else [hint]
-        if tyro.conf.Fixed in marks or (*place, name) == NO_KEYS:
+        if tyro.conf.Fixed in marks or (*path, name) == NO_KEYS:
             continue
-        is_unnamed = any(getattr(mark, "name", None) == "" for mark in marks)
         if dataclasses.is_dataclass(kind):
-            below = heading if is_unnamed else f"{heading}{name}."
-            yield from _keys(kind, (*place, name), below)  # type: ignore[arg-type]
+            below = heading if is_unnamed(hint) else f"{heading}{name}."
+            yield from _keys(kind, (*path, name), below)  # type: ignore[arg-type]
         else:
-            yield heading + name, _Key((*place, name), kind)
+            yield heading + name, _Key((*path, name), kind)
 
 
 def _entries(
     settings: Mapping[str, Any], keys: Mapping[str, _Key], source: str, heading: str = ""
 ) -> Iterator[tuple[str, Any]]:
+    """The dotted name and value of every setting. Raises ValueError for an unknown key."""
     for name, value in settings.items():
         key = heading + name.replace("-", "_")
         is_heading = any(other.startswith(f"{key}.") for other in keys)
@@ -117,19 +133,19 @@ def _unknown(key: str, keys: Mapping[str, _Key], source: str, heading: str) -> s
     names = dict.fromkeys(
         f"[{heading}{name.split('.')[0]}]" if "." in name else name for name in below
     )
-    where = f"Under [{heading[:-1]}]" if heading else "There"
+    where = f"Known keys under [{heading[:-1]}]" if heading else "Known keys"
     return (
-        f"'{source}' has the key '{key}', which this command does not have. {where} can be: "
+        f"'{source}' contains the key '{key}', which this command does not know. {where}: "
         f"{', '.join(sorted(names, key=lambda name: name.startswith('[')))}."
     )
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """ValueError for a value of another type."""
+    """The value as the type of its field. Raises ValueError if it has the wrong type."""
     members = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
-        # TOML has no word for none.
-        return None if value == "None" else _convert(value, _something(kind))
+        # TOML has no null.
+        return None if value == "None" else _convert(value, _non_optional(kind))
     if get_origin(kind) is tuple:
         return _convert_list(value, members)
     if get_origin(kind) is Literal and value in members:
@@ -151,20 +167,20 @@ def _convert_list(value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(_convert(one, kind) for one, kind in zip(values, kinds, strict=True))
 
 
-def _words(kind: Any) -> str:
-    """What a value of a type is, in words."""
+def _describe(kind: Any) -> str:
+    """What messages call a value of a type."""
     members = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
-        return _words(_something(kind))
+        return _describe(_non_optional(kind))
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, members))}"
     if get_origin(kind) is tuple:
         number = "" if members[-1] is ... else f"{len(members)} "
-        return f"a list of {number}{WORDS[members[0]][1]}"
-    return WORDS[kind][0]
+        return f"a list of {number}{TYPE_NAMES[members[0]][1]}"
+    return TYPE_NAMES[kind][0]
 
 
-def _something(kind: Any) -> Any:
-    """What an optional value is where there is one."""
+def _non_optional(kind: Any) -> Any:
+    """The type of an optional value without None."""
     (found,) = (member for member in get_args(kind) if member is not type(None))
     return found

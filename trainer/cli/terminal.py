@@ -1,4 +1,4 @@
-"""A run as someone at a terminal sees it: progress bars, and a Ctrl+C that ends it cleanly."""
+"""A run in the terminal: progress bars, and Ctrl+C that ends the run cleanly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -20,48 +21,59 @@ from ..observer import Observer, ScoreReport, StepReport
 logger = logging.getLogger(__name__)
 
 FINISHING = (
-    "Finishing with this step: what was learned so far is the result. Ctrl+C again stops without "
-    "one, to be gone on with later."
+    "Finishing after this step and saving the result. Press Ctrl+C again to stop without a result; "
+    "you can resume later."
 )
 STOPPING_A_RUN = (
-    "Stopping after this step, to be gone on with later. Ctrl+C again stops at once, and loses the "
-    "steps since the last state."
+    "Stopping after this step; you can resume later. Press Ctrl+C again to stop at once and lose "
+    "the steps since the last saved state."
 )
-STOPPING = "Stopping once what is being done is done. Ctrl+C again stops at once."
+STOPPING = "Stopping as soon as the current work is done. Press Ctrl+C again to stop at once."
 
 
-class _Presses:
-    """How often Ctrl+C was pressed. While steps are made the first press finishes the run, and the
-    others do what they do elsewhere: one stops at the next occasion, one more at once."""
+class _Request(Enum):
+    """What Ctrl+C has requested so far."""
+
+    NOTHING = "continue"
+    FINISH = "make this step the last one"
+    STOP = "raise KeyboardInterrupt at the next report"
+
+
+class _CtrlC:
+    """Turns each Ctrl+C into the next request: FINISH, which is skipped if no steps are being made,
+    then STOP. The one after that stops at once."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.is_training = False
+        self.request = _Request.NOTHING
+        self._is_training = False
 
-    def add(self, signum: int, frame: FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1 + self.is_training:
+    def on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self.request is _Request.STOP:
             raise KeyboardInterrupt
-        texts = [FINISHING, STOPPING_A_RUN] if self.is_training else [STOPPING]
-        # Not by print, which may be at work just now and cannot be entered twice.
-        os.write(2, f"\n{texts[self.count - 1]}\n".encode())
+        if self._is_training and self.request is _Request.NOTHING:
+            self.request, text = _Request.FINISH, FINISHING
+        else:
+            self.request = _Request.STOP
+            text = STOPPING_A_RUN if self._is_training else STOPPING
+        # Not print: the signal may have interrupted a print, which is not reentrant.
+        os.write(2, f"\n{text}\n".encode())
 
-    def stop_if_asked(self) -> None:
-        if self.count > self.is_training:
+    def stop_if_requested(self) -> None:
+        if self.request is _Request.STOP:
             raise KeyboardInterrupt
 
-    def begin(self, *, training: bool = False) -> None:
-        self.count, self.is_training = 0, training
+    def reset(self, *, is_training: bool = False) -> None:
+        self.request, self._is_training = _Request.NOTHING, is_training
 
 
-_presses = _Presses()
+_ctrl_c = _CtrlC()
 
 
 @contextmanager
 def stopping_between_steps() -> Iterator[None]:
-    """Inside, Ctrl+C ends the work cleanly, as its first press tells."""
-    _presses.begin()
-    previous = signal.signal(signal.SIGINT, _presses.add)
+    """While it is active, Ctrl+C ends the work cleanly, and says how."""
+    _ctrl_c.reset()
+    previous = signal.signal(signal.SIGINT, _ctrl_c.on_signal)
     try:
         yield
     finally:
@@ -69,7 +81,7 @@ def stopping_between_steps() -> Iterator[None]:
 
 
 class TerminalObserver(Observer):
-    """One bar per activity; previews into a folder, if one is given."""
+    """Shows a progress bar per activity, and saves previews if a folder is given."""
 
     def __init__(self, previews: Path | None = None) -> None:
         self._previews = previews
@@ -86,15 +98,15 @@ class TerminalObserver(Observer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _presses.begin()
+        _ctrl_c.reset()
         self._close()
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
         self._advance(activity, done, total)
 
     def on_start(self, total_steps: int) -> None:
-        _presses.stop_if_asked()
-        _presses.begin(training=True)
+        _ctrl_c.stop_if_requested()
+        _ctrl_c.reset(is_training=True)
 
     def on_step(self, report: StepReport) -> None:
         bar = self._advance("Training", report.step, report.total_steps)
@@ -106,13 +118,13 @@ class TerminalObserver(Observer):
         self._is_last_step = report.step == report.total_steps
 
     def on_skipped_step(self, step: int) -> None:
-        _presses.stop_if_asked()
+        _ctrl_c.stop_if_requested()
 
     def wants_to_finish(self) -> bool:
-        finishing = _presses.count > 0
-        if finishing or self._is_last_step:
-            _presses.begin()
-        return finishing
+        is_finishing = _ctrl_c.request is not _Request.NOTHING
+        if is_finishing or self._is_last_step:
+            _ctrl_c.reset()  # no steps follow, so the next Ctrl+C stops
+        return is_finishing
 
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
         if self._previews is None:
@@ -121,7 +133,7 @@ class TerminalObserver(Observer):
             self._previews.mkdir(parents=True, exist_ok=True)
             for index, image in enumerate(images):
                 Image.fromarray(image).save(self._previews / f"step{step:06d}_{index}.png")
-        except OSError as error:  # such as a full disk, which need not end the run
+        except OSError as error:  # such as a full disk: the run continues
             logger.warning("Could not save the previews of this step: %s", error)
 
     def on_score(self, report: ScoreReport) -> None:
@@ -131,7 +143,7 @@ class TerminalObserver(Observer):
         tqdm.write(f"Saved {path}")
 
     def _advance(self, activity: str, done: int, total: int) -> tqdm[None]:
-        _presses.stop_if_asked()
+        _ctrl_c.stop_if_requested()
         if self._bar is None or activity != self._activity or total != self._bar.total:
             self._close()
             self._bar = tqdm(

@@ -86,25 +86,27 @@ class CheckpointFile:
 
     def sha256(self) -> str:
         """The hash of the whole file, in hexadecimal. Cached until the file changes."""
-        stamp = _stamp(self.path)
-        if stamp not in _HASHES:
-            _HASHES[stamp] = sha256_of(self.path)
-        return _HASHES[stamp]
+        key = self.path.resolve(), file_stamp(self.path)
+        if key not in _HASHES:
+            _HASHES[key] = sha256_of(self.path)
+        return _HASHES[key]
 
 
 def remember_sha256(path: Path, sha256: str) -> None:
     """Cache a hash that is already known, so that a file of several GB need not be read for it."""
-    _HASHES[_stamp(path)] = sha256
+    _HASHES[path.resolve(), file_stamp(path)] = sha256
 
 
-_Stamp = tuple[Path, int, int]
-_HASHES: dict[_Stamp, str] = {}
-"""Keys: path, size and time of the last change."""
+Stamp = tuple[int, int]
+_HASHES: dict[tuple[Path, Stamp], str] = {}
+"""By path and stamp."""
 
 
-def _stamp(path: Path) -> _Stamp:
+def file_stamp(path: Path) -> Stamp:
+    """The size of a file and the time of its last change in ns. A different stamp means that the
+    file was written to."""
     stat = path.stat()
-    return path.resolve(), stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _require_checkpoint(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The folder of one run: identity, recording, resuming, results and output files."""
+"""The folder of one run: its identity, recording, resuming, result and output files."""

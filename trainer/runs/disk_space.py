@@ -1,4 +1,4 @@
-"""Room on the disk for what a run will write, estimated before its first step."""
+"""Estimates the disk space that a run will need, and keeps enough of it free for the result."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ..training.session import Session
 logger = logging.getLogger(__name__)
 
 NUM_BEST = 2
-"""The best one so far, and the next while it is written."""
+"""Best checkpoints that exist at once: the best so far, and the next one while it is written."""
 BYTES_PER_WEIGHT = 4
-"""Of a weight in training, and of its average."""
+"""Bytes of a trained weight, and of its running average, in a state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Files of one kind and about one size that will be on the disk at the same time."""
+    """Files of one kind and similar size that will exist at the same time."""
 
     folder: Path
     what: str
     num: int
     size: int
-    """Bytes of each."""
+    """Bytes per file."""
     is_result: bool = False
-    """Without room for it the run is of no use."""
+    """Whether the run is useless without these files."""
 
     def __str__(self) -> str:
         return f"{self.num} {self.what} of {format_bytes(self.size)}"
@@ -50,8 +50,12 @@ def check(
     steps_made: int = 0,
     is_scored: bool = False,
 ) -> None:
-    """OSError where the run's result will not fit on the disk; a warning where intermediate
-    checkpoints and states will not all. `steps_made` were made by an earlier session."""
+    """Warn if the intermediate checkpoints and states will not all fit on the disk. Raises OSError
+    if the result will not fit.
+
+    states_folder: None: no states are saved.
+    steps_made: The steps of earlier sessions.
+    """
     needs = [*_checkpoint_needs(config, model, trainable, steps_made, is_scored)]
     if states_folder:
         is_early = 0 < config.output.state_every < config.steps - steps_made
@@ -72,29 +76,30 @@ def _require_room(needs: Sequence[Need]) -> None:
         results = [need for need in needs if need.is_result]
         if free < _total(results):
             raise OSError(
-                f"The run will write {_listed(results)} into '{results[0].folder}', where "
-                f"{format_bytes(free)} are free. Free some, choose another folder, or set "
-                "output.dtype to fp16."
+                f"The run will write {_listed(results)} to '{results[0].folder}', but only "
+                f"{format_bytes(free)} are free there. Free some space, choose another folder, or "
+                "set output.dtype to fp16."
             )
         if free < _total(needs):
             logger.warning(
-                "The run will want %s on the disk of '%s', where %s are free: %s. What does not "
-                "fit is left out until there is room, and a run that is ended early then goes on "
-                "from further back. Free some, or lower output.keep.",
+                "The run needs %s on the disk of '%s', but only %s are free: %s. Files that do not "
+                "fit are skipped until there is space, so a run that is stopped may resume from an "
+                "earlier step. Free some space, or lower output.keep.",
                 format_bytes(_total(needs)), folder, format_bytes(free), _listed(needs),
             )  # fmt: skip
 
 
 def require_for_step(session: Session) -> None:
-    """OSError where an intermediate checkpoint would take the room that the result needs."""
+    """Raise OSError if an intermediate checkpoint would leave too little space for the result."""
     for file in _checkpoints(session.trainable):
         size = file_size(session.model, session.trainable, file)
         _require(file.output.folder, "a checkpoint", size, session)
 
 
 def require_for_state(session: Session, folder: Path, *, is_last: bool) -> None:
-    """OSError where a state would take the room that the result needs; nothing is left for that
-    once the run has ended early. The older of two states goes before there is too little."""
+    """Raise OSError if a state would leave too little space for the result. If necessary, the older
+    of two states is deleted first. `is_last`: the run ends early, so it needs no space for a
+    result."""
     size = state_size(session.config, session.model, session.trainable)
     result = None if is_last else session
     try:
@@ -105,24 +110,26 @@ def require_for_state(session: Session, folder: Path, *, is_last: bool) -> None:
 
 
 def _require(folder: Path, what: str, size: int, result_of: Session | None) -> None:
+    """`what` needs `size` bytes beside the result of the session, if one is given."""
     folder = _existing(folder)
-    left = 0
+    reserved = 0
     if result_of:
-        left = sum(
+        reserved = sum(
             file_size(result_of.model, result_of.trainable, file)
             for file in _checkpoints(result_of.trainable)
             if _disk(file.output.folder) == _disk(folder)
         )
     free = shutil.disk_usage(folder).free
-    if free < size + left:
-        reason = f", and the run's result still {format_bytes(left)}" if left else ""
+    if free < size + reserved:
+        also = f", and the run's result another {format_bytes(reserved)}" if reserved else ""
         raise OSError(
-            f"{what} needs {format_bytes(size)}{reason}; '{folder}' has {format_bytes(free)} free"
+            f"{what} needs {format_bytes(size)}{also}, but '{folder}' has only "
+            f"{format_bytes(free)} free"
         )
 
 
 def state_size(config: TrainingConfig, model: ModelFamily, trainable: Trainable) -> int:
-    """About how many bytes a state takes."""
+    """The approximate size of a state in bytes."""
     parameters = [p for part in trainable.parts for p in part.parameters]
     copies = 2 if config.ema else 1
     weights = sum(p.numel() for p in parameters) * BYTES_PER_WEIGHT * copies
@@ -130,7 +137,7 @@ def state_size(config: TrainingConfig, model: ModelFamily, trainable: Trainable)
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Such as "10.3 GB"."""
+    """A number of bytes for people, such as "10.3 GB"."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
@@ -152,7 +159,8 @@ def _checkpoint_needs(
 
 
 def file_size(model: ModelFamily, trainable: Trainable, file: OutputFile) -> int:
-    """Of a checkpoint: the base model's, with the trained weights in their new number format."""
+    """The size of a written checkpoint in bytes: that of the base model, with the trained weights
+    in their new number format."""
     size = model.path.stat().st_size
     choice = file.output.dtype
     for name, tensor in trainable.file_tensors(file).items():
@@ -167,10 +175,12 @@ def _checkpoints(trainable: Trainable) -> list[OutputFile]:
 
 
 def _disk(folder: Path) -> int:
+    """A number that is the same for folders on the same disk."""
     return os.stat(_existing(folder)).st_dev
 
 
 def _existing(folder: Path) -> Path:
+    """The folder, or the nearest parent that exists."""
     return next(path for path in [folder, *folder.parents] if path.exists())
 
 

@@ -1,5 +1,5 @@
-"""What makes a run the same run: everything that decides its result, by content rather than by
-name."""
+"""Which runs are the same: those with equal values of everything that decides the result. Files
+count by their content, not by their names."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..data.examples import Example
-from ..families.files import CheckpointFile, remember_sha256
+from ..families.files import CheckpointFile, file_stamp, remember_sha256
 from ..methods.base import Method
 from ..settings.config import PriorConfig, SamplingConfig, TrainingConfig
 from ..settings.effects import Effect, default_of, effects
+from ..settings.values import as_json, flatten
 from ..storage import json_files
 from ..storage.hashing import sha256_of
-from .metadata import plain
 
 OLD_VERSION = "version of the trainer"
-"""Among the facts of runs of numerics version 0: a hash of the sources, which counts no more."""
+"""A fact of runs with numerics version 0: a hash of the source code, which is ignored now."""
 _MISSING = object()
 
 
@@ -30,18 +30,18 @@ class Definition:
     """Everything that decides a run's result."""
 
     facts: Mapping[str, Any]
-    """The settings that matter by their dotted names, and hashes."""
+    """Settings by their dotted names, and hashes of files."""
     at_default: frozenset[str]
-    """The settings that have their default values."""
+    """Names of the settings that have their default values."""
 
     @property
     def identity(self) -> str:
-        """16 hexadecimal digits that are the same only for runs of the same facts."""
+        """16 hexadecimal digits computed from the facts."""
         return _digest(self.facts)[:16]
 
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
-        """The names of the facts in which another run differs. A setting at its default is no
-        difference to a run that was begun before there was that setting."""
+        """The sorted names of the facts in which another run differs. A setting that the other run
+        lacks, because it is older than the setting, counts as the default."""
         names = {*self.facts, *facts} - (self.at_default - facts.keys()) - {OLD_VERSION}
         return [
             name
@@ -58,13 +58,13 @@ def define(
     photos: Sequence[Example],
     class_images: Sequence[Example],
 ) -> Definition:
-    """The hashes are "" for no embedding. `class_images` are the user's own; others follow from the
-    settings and the base model."""
+    """The definition of a run. `embedding_sha256` is "" without an embedding. `class_images` are
+    the user's own; generated ones follow from the settings and the base model."""
     method_name = f"method.{type(method).__name__}."
-    settings = dict(_flat(plain(config))) | dict(_flat(plain(method), method_name))
+    settings = {**_values(config), **_values(method, method_name)}
     names = deciding(TrainingConfig) | deciding(type(method), method_name)
     facts = {
-        **{name: settings[name] for name in settings if name in names - _idle(config)},
+        **{name: settings[name] for name in settings if name in names - _unused(config)},
         "photos per step": config.batch_size * config.gradient_accumulation,
         "base model": base_sha256,
         "embedding": embedding_sha256,
@@ -75,27 +75,28 @@ def define(
 
 
 def deciding(settings: type, prefix: str = "") -> set[str]:
-    """The dotted names, after `prefix`, of a dataclass's settings that tell runs apart by their
-    value."""
+    """The dotted names, after `prefix`, of a dataclass's settings whose values decide the
+    result."""
     named = effects(settings, prefix)
     return {name for name, effect in named.items() if effect is Effect.VALUE}
 
 
-def _idle(config: TrainingConfig) -> set[str]:
-    """The names of settings that decide nothing in this run, because others switch them off."""
-    idle: set[str] = set()
+def _unused(config: TrainingConfig) -> set[str]:
+    """The names of settings that have no effect in this run, because other settings turn them
+    off."""
+    unused: set[str] = set()
     if config.prior.weight == 0:
-        idle |= deciding(PriorConfig, "prior.")
+        unused |= deciding(PriorConfig, "prior.")
     if config.prior.images:
-        idle |= {"prior.num_images"} | deciding(SamplingConfig, "prior.sampling.")
+        unused |= {"prior.num_images"} | deciding(SamplingConfig, "prior.sampling.")
     if not config.ema:
-        idle.add("ema_decay")
-    return idle
+        unused.add("ema_decay")
+    return unused
 
 
 def _at_default(settings: Any, prefix: str = "", default: Any = None) -> Iterator[str]:
-    """The dotted names of the settings with their default values; `default` is that of the whole
-    dataclass, where it has one."""
+    """The dotted names of the settings that have their default values. `default` is the default of
+    the whole dataclass, if it has one."""
     for field in dataclasses.fields(settings):
         name, value = prefix + field.name, getattr(settings, field.name)
         expected = default_of(field) if default is None else getattr(default, field.name)
@@ -106,14 +107,13 @@ def _at_default(settings: Any, prefix: str = "", default: Any = None) -> Iterato
             yield name
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            # 7 and 7.0 are the same setting, but not the same text.
-            whole = isinstance(value, float) and value.is_integer()
-            yield prefix + name, int(value) if whole else value
+def _values(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names. Whole floats become ints: 7 and 7.0 are the same setting, but
+    not the same JSON."""
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in flatten(as_json(settings), prefix)
+    }
 
 
 def _content(example: Example) -> list[str]:
@@ -125,28 +125,23 @@ def _digest(value: Any) -> str:
 
 
 class Hashes:
-    """SHA-256 of checkpoint files, known from `file` for as long as they are not written to."""
+    """SHA-256 of checkpoint files. `file` remembers them, so that a file is read again only after
+    it was written to."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def sha256(self, path: Path) -> str:
-        """FileNotFoundError if there is no such file, ValueError if it is no checkpoint."""
+        """Raises FileNotFoundError if the file does not exist, ValueError if it is not a
+        checkpoint."""
         path = path.resolve()
-        stamp = _stamp(path)
+        stamp = list(file_stamp(path)) if path.is_file() else None
         known = json_files.read(self._file).get(str(path), {})
         if stamp and known.get("stamp") == stamp:
             remember_sha256(path, known["sha256"])
             return str(known["sha256"])
         found = CheckpointFile(path).sha256()
-        # Read again: another process may have added to it meanwhile.
+        # Read again: another process may have added an entry in the meantime.
         entry = {str(path): {"stamp": stamp, "sha256": found}}
         json_files.write(self._file, {**json_files.read(self._file), **entry})
         return found
-
-
-def _stamp(path: Path) -> list[int]:
-    if not path.is_file():
-        return []
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]

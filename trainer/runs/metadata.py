@@ -1,14 +1,12 @@
-"""What a saved checkpoint says of itself in its safetensors header: ModelSpec 1.0.1, the `ss_*`
-keys that other programs show, and our own `dreambooth.*`. Every value is a string."""
+"""The metadata in the safetensors header of a saved file: ModelSpec 1.0.1, the `ss_*` keys that
+other programs display, and our own `dreambooth.*` keys. All values are strings."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from ..data.examples import Example
@@ -16,12 +14,13 @@ from ..families.base import ModelFamily
 from ..methods.base import Method, Trainable
 from ..observer import StepReport
 from ..settings.config import OutputConfig, TrainingConfig
+from ..settings.values import as_json
 from ..storage.hashing import sha256_of
 from ..storage.versions import versions
 
 PRIVATE = ("modelspec.trigger_phrase", "dreambooth.config", "dreambooth.method",
            "dreambooth.images")  # fmt: skip
-"""What tells prompts and the names of photos."""
+"""The keys that contain prompts or the names of photos."""
 
 
 def describe_run(
@@ -31,7 +30,7 @@ def describe_run(
     trainable: Trainable,
     examples: Sequence[Example],
 ) -> dict[str, str]:
-    """What is known before the first step."""
+    """The metadata that is known before the first step."""
     rates = {part.name: part.learning_rate for part in trainable.parts}
     num_prior = sum(example.is_prior for example in examples)
     resolution = config.dataset.resolution or model.native_resolution
@@ -70,9 +69,9 @@ def describe_run(
         "ss_resolution": f"({resolution}, {resolution})",
         "ss_enable_bucket": config.dataset.buckets,
         "dreambooth.base_sha256": model.source.sha256(),
-        "dreambooth.config": json.dumps(plain(config)),
-        "dreambooth.method": json.dumps({type(method).__name__: plain(method)}),
-        "dreambooth.images": json.dumps([_identity(example) for example in examples]),
+        "dreambooth.config": json.dumps(as_json(config)),
+        "dreambooth.method": json.dumps({type(method).__name__: as_json(method)}),
+        "dreambooth.images": json.dumps([_describe_image(example) for example in examples]),
         "dreambooth.versions": json.dumps(versions()),
     }
     described = {key: str(value) for key, value in ours.items() if value is not None}
@@ -80,12 +79,13 @@ def describe_run(
 
 
 def without_private(metadata: Mapping[str, str], output: OutputConfig) -> dict[str, str]:
-    """Metadata as a file may have it: without prompts and names of photos, if that is chosen."""
-    return {k: text for k, text in metadata.items() if not (output.private and k in PRIVATE)}
+    """The metadata, without prompts and names of photos if `output.private` is set."""
+    removed = PRIVATE if output.private else ()
+    return {key: text for key, text in metadata.items() if key not in removed}
 
 
 def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[str, str]:
-    """What is known only when the file is written."""
+    """The metadata that is known only when the file is written."""
     now = datetime.now(timezone.utc)
     return {
         "modelspec.date": now.isoformat(timespec="seconds"),
@@ -97,19 +97,10 @@ def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[
     }
 
 
-def _identity(example: Example) -> dict[str, str | bool]:
+def _describe_image(example: Example) -> dict[str, str | bool]:
     return {
         "name": example.path.name,
         "sha256": sha256_of(example.path),
         "caption_sha256": hashlib.sha256("\n".join(example.captions).encode()).hexdigest(),
         "is_class_image": example.is_prior,
     }
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """Nested dataclasses as JSON can hold them. Folders are left out: they are nobody's business
-    but the user's, and the files' hashes stand beside."""
-    plain: dict[str, Any] = json.loads(
-        json.dumps(dataclasses.asdict(settings), default=lambda value: Path(value).name)
-    )
-    return plain

@@ -1,5 +1,5 @@
-"""The files that a run writes, and how far what is in them moved. How one is written lives in
-`checkpoint.py`."""
+"""The files that a run writes, and how far their weights moved. `checkpoint.py` writes a single
+file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .metadata import describe_progress, without_private
 
 
 class Outputs:
-    """The files that a run writes, from the weights as they are then."""
+    """Writes the files of a run from the current weights of its session."""
 
     def __init__(
         self,
@@ -28,7 +28,8 @@ class Outputs:
         started: datetime,
         intermediate: Sequence[Path],
     ) -> None:
-        """`intermediate`: files that earlier sessions of the run wrote, oldest first."""
+        """`intermediate` are the intermediate files that earlier sessions of the run wrote, oldest
+        first."""
         self._session, self._description, self._started = session, description, started
         self._writers = [
             (file, CheckpointWriter(file.original, file.output, intermediate))
@@ -36,8 +37,8 @@ class Outputs:
         ]
 
     def save_step(self, *, is_last: bool = False) -> dict[str, Path]:
-        """Write intermediate files; gives their paths by kind, none where there is no room. The
-        last ones may take what a result would need."""
+        """Write intermediate files. Return their paths by kind, or {} with a warning if the disk is
+        full. `is_last`: the run ends early, so they may use the space of its result."""
         step = len(self._session.reports)
         with json_files.warn_on_failure(f"the weights of step {step}"), self._session.averaged():
             if not is_last:
@@ -49,11 +50,11 @@ class Outputs:
         return {}
 
     def save_best(self) -> dict[str, Path]:
-        """Write these weights as the best so far, in place of those that were; gives the paths by
-        kind, none where there is no room."""
+        """Write the weights as the best so far, replacing the previous best. Return the paths by
+        kind, or {} with a warning if the disk is full."""
         step = len(self._session.reports)
         with (
-            json_files.warn_on_failure(f"the weights of step {step}, the best"),
+            json_files.warn_on_failure(f"the best weights so far, of step {step}"),
             self._session.averaged(),
         ):
             disk_space.require_for_step(self._session)
@@ -64,8 +65,8 @@ class Outputs:
         return {}
 
     def publish_best(self) -> dict[str, Path]:
-        """Give the files of the best step their names beside the result's; gives the paths by kind,
-        none where the last step is the best, or there is no judge to say so."""
+        """Give the files of the best step their final names. Return their paths by kind, or {} if
+        the last step is the best or previews were not scored."""
         top, last = best_step.best(self._session.scores), len(self._session.reports)
         step = top.step if top and top.step < last else None
         with json_files.warn_on_failure("the best step's file"):
@@ -74,14 +75,14 @@ class Outputs:
         return {}
 
     def saves(self) -> list[dict[str, Path]]:
-        """By kind, the files of each step that was saved before the last, the oldest first. One of
-        which a file is gone is left out."""
+        """The intermediate files of each saved step before the last, by kind, oldest first. Steps
+        with a missing file are left out."""
         kinds = {file.kind: writer.intermediate for file, writer in self._writers}
         steps = set.intersection(*map(set, kinds.values())) - {len(self._session.reports)}
         return [{kind: paths[step] for kind, paths in kinds.items()} for step in sorted(steps)]
 
     def save_final(self) -> dict[str, Path]:
-        """Write the run's result; gives the paths by kind."""
+        """Write the run's result. Return the paths by kind."""
         with self._session.averaged():
             return {
                 file.kind: writer.save_final(self._trained(file), self._metadata(file))
@@ -89,7 +90,7 @@ class Outputs:
             }
 
     def moved(self) -> dict[str, tuple[float, float]]:
-        """By part, how far its weights moved, as `weight_change` tells it."""
+        """How far the weights of each part moved, as `weight_change` returns it."""
         with self._session.averaged():
             return {
                 part.name: weight_change(writer, self._session.trainable.part_tensors(part))
@@ -101,7 +102,8 @@ class Outputs:
         return self._session.trainable.file_tensors(file)
 
     def _metadata(self, file: OutputFile) -> dict[str, str]:
-        """Keys of the original stay, except where ours differ, or are to be private."""
+        """The original file's metadata, overridden by ours. Private keys are removed if
+        configured."""
         progress = describe_progress(self._session.reports, self._started)
         kept = without_private(file.original.metadata, file.output)
         return {**kept, **self._description, **file.metadata, **progress}

@@ -1,4 +1,4 @@
-"""What a run tells its observer, kept in its folder: a line per step and per score, and the last
+"""Records what a run reports in its folder: a line per step and per score, and the last
 previews."""
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Report = TypeVar("Report", bound=StepReport | ScoreReport)
 
 
 class _Log(Generic[Report]):
-    """Reports of one kind in a file of JSON lines. What cannot be written is lost, with one
+    """Reports of one kind in a JSON Lines file. Reports that cannot be written are lost, with one
     warning."""
 
     def __init__(self, path: Path, kind: type[Report], what: str) -> None:
         self._path, self._what = path, what
         self._kind: type[Report] = kind
-        self._is_losing = False
+        self._is_failing = False
 
     def read(self) -> list[Report]:
-        """All so far, as far as they can be read."""
+        """All reports so far; [] with a warning if the file cannot be read."""
         try:
             lines = self._path.read_text("utf-8").splitlines()
             return [self._kind(**json.loads(line)) for line in lines]
@@ -44,43 +44,43 @@ class _Log(Generic[Report]):
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(_line(report))
-            self._is_losing = False
+            self._is_failing = False
         except OSError as error:
-            if not self._is_losing:
-                logger.warning("Could not write the %s from step %d on into '%s': %s",
-                               self._what, report.step, self._path, error)  # fmt: skip
-            self._is_losing = True
+            if not self._is_failing:
+                logger.warning("Could not write the %s to '%s' from step %d on: %s",
+                               self._what, self._path, report.step, error)  # fmt: skip
+            self._is_failing = True
 
     def rewrite(self, reports: Sequence[Report]) -> None:
         json_files.write_text(self._path, "".join(map(_line, reports)))
 
 
 class Recorder(Observer):
-    """Keeps what it hears, then passes it on."""
+    """Records every report, then passes it on to another observer."""
 
     def __init__(self, folder: Path, observer: Observer) -> None:
         self.checkpoints: list[Path] = []
-        """Those it heard of."""
+        """The reported checkpoints, as absolute paths."""
         self._steps = _Log(folder / "metrics.jsonl", StepReport, "losses")
         self._scores = _Log(folder / "scores.jsonl", ScoreReport, "scores")
         self._previews = folder / "previews"
         self._observer = observer
 
     def reports(self) -> list[StepReport]:
-        """Of all steps so far, as far as they can be read."""
+        """The reports of all steps so far; [] if they cannot be read."""
         return self._steps.read()
 
     def scores(self) -> list[ScoreReport]:
-        """Of all scores so far, as far as they can be read."""
+        """The reports of all scores so far; [] if they cannot be read."""
         return self._scores.read()
 
     def rewrite(self, reports: Sequence[StepReport], scores: Sequence[ScoreReport]) -> None:
-        """Keep these in place of all that were kept before."""
+        """Replace everything recorded so far by these reports."""
         self._steps.rewrite(reports)
         self._scores.rewrite(scores)
 
     def previews(self) -> list[np.ndarray]:
-        """The last ones, [H, W, 3] uint8 each."""
+        """The last previews, [H, W, 3] uint8 each."""
         images = []
         for path in sorted(self._previews.glob("*.png")):
             with Image.open(path) as image:
@@ -132,10 +132,10 @@ class Recorder(Observer):
 
 
 def _line(report: StepReport | ScoreReport) -> str:
-    """In JSON, which knows neither NaN nor infinity. Older versions took gradients that fp16 had
-    skipped for a step's."""
-    plain = {
+    """A report as a line of JSON. NaN and infinity, which JSON lacks, become null: older versions
+    reported them for steps that fp16 had skipped."""
+    finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in dataclasses.asdict(report).items()
     }
-    return json.dumps(plain, allow_nan=False) + "\n"
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""What a finished run made, and how it is kept to be found again."""
+"""The result of a finished run, and its record in the manifest."""
 
 from __future__ import annotations
 
@@ -21,55 +21,56 @@ Moved = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A finished run."""
+    """The result of a finished run."""
 
     files: Mapping[str, Path]
-    """What it wrote: a "checkpoint", an "embedding", or both."""
+    """The written files: a "checkpoint", an "embedding" or both."""
     steps: int
     """Optimizer steps made."""
     total_steps: int
-    """Optimizer steps planned: more than were made, if the observer wanted to finish early."""
+    """Optimizer steps planned: more than `steps` if the observer wanted to finish early."""
     reports: list[StepReport]
     moved: Moved
-    """By part of the model: the length of its weights' change over their own length, and the share
-    of its weights that changed in the file."""
+    """For each trained part of the model: the L2 norm of the weights' change over the norm of the
+    weights, and the share of the weights that changed in the file (0-1)."""
     previews: Sequence[np.ndarray]
-    """[H, W, 3] uint8, of the last step that had any."""
+    """The previews of the last step that had any, [H, W, 3] uint8 each."""
     scores: Sequence[ScoreReport] = ()
-    """Of the steps that a judge scored, the base model's first."""
+    """The scores of the base model (step 0) and of each scored step."""
     best: Mapping[str, Path] = field(default_factory=dict)
-    """The same kinds of files, of the best step where that was not the last."""
+    """The files of the best step, by kind; empty if the last step is the best."""
     saves: Sequence[Mapping[str, Path]] = ()
-    """The same kinds of files, of each step before the last that was saved and still is there, the
-    oldest first."""
+    """The intermediate files of each step before the last, by kind, oldest first. Only files that
+    still exist."""
     reused: bool = False
-    """It was finished before, and is only found again."""
+    """Whether the run was finished earlier and its result is reused."""
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint; KeyError for a method that writes none."""
+        """The checkpoint of the last step. Raises KeyError if the method writes none."""
         return self.files["checkpoint"]
 
     @property
     def best_checkpoint(self) -> Path:
-        """That of the best step, or of the last where none was better or there was no judge;
-        KeyError for a method that writes none."""
+        """The checkpoint of the best step; the last one if no step was better or previews were not
+        scored. Raises KeyError if the method writes none."""
         return self.best.get("checkpoint") or self.checkpoint
 
     @property
     def best_step(self) -> int | None:
-        """The step with the highest balance; None without a judge, or where nothing was learned."""
+        """The step with the highest balance. None: previews were not scored, or nothing was
+        learned."""
         found = best_step.best(self.scores)
         return found.step if found else None
 
     @property
     def embedding(self) -> Path | None:
-        """The learned embedding, if one was trained."""
+        """The trained embedding. None: the method writes none."""
         return self.files.get("embedding")
 
 
 def record(result: TrainingResult, hashes: Hashes) -> dict[str, Any]:
-    """A result as JSON can hold it, its files with their hashes."""
+    """A result as JSON values, its files with their hashes."""
     written = {
         kind: {"path": str(path.resolve()), "sha256": hashes.sha256(path)}
         for kind, path in result.files.items()
@@ -88,7 +89,8 @@ def record(result: TrainingResult, hashes: Hashes) -> dict[str, Any]:
 
 
 def changed_file(record: Mapping[str, Any], hashes: Hashes) -> str | None:
-    """The first of a recorded result's files that is gone or another by now."""
+    """The first file of a recorded result that is missing or has changed. None: all are
+    unchanged."""
     for file in record["files"].values():
         try:
             if hashes.sha256(Path(file["path"])) != file["sha256"]:
@@ -104,15 +106,24 @@ def recall(
     previews: Sequence[np.ndarray],
     scores: Sequence[ScoreReport],
 ) -> TrainingResult:
-    """The result that was recorded."""
+    """A result from its record and what the recorder kept."""
     files = {kind: Path(file["path"]) for kind, file in record["files"].items()}
     best = {kind: Path(path) for kind, path in record["best"].items() if Path(path).is_file()}
     saves = [{kind: Path(path) for kind, path in save.items()} for save in record["saves"]]
     saves = [save for save in saves if all(path.is_file() for path in save.values())]
     moved = {part: (distance, share) for part, (distance, share) in record["moved"].items()}
     steps, total_steps = record["steps"], record["total_steps"]
-    logger.info("This run was finished before, after step %d of %d: %s", steps, total_steps,
+    logger.info("Reusing the finished run, after step %d of %d: %s", steps, total_steps,
                 ", ".join(map(str, files.values())))  # fmt: skip
     return TrainingResult(
-        files, steps, total_steps, reports, moved, previews, scores, best, saves, reused=True
+        files=files,
+        steps=steps,
+        total_steps=total_steps,
+        reports=reports,
+        moved=moved,
+        previews=previews,
+        scores=scores,
+        best=best,
+        saves=saves,
+        reused=True,
     )

@@ -1,4 +1,4 @@
-"""From a state to a session that goes on from it, also from one of another numerics version."""
+"""Resume a session from a saved state, including states of other numerics versions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def resume(session: Session, folders: Sequence[Path], *, up_to: int) -> tuple[Path, int] | None:
-    """Of the states in these folders up to a step, load the newest that fits into a new session;
-    gives its file and numerics version, None if training begins at step 1. Those of another version
-    that do not fit are put aside."""
+    """Load the newest usable state of at most `up_to` steps from these folders into a new session.
+    States of another numerics version that cannot be loaded are renamed.
+
+    Return the state's file and numerics version. None: there is no state, so training starts at
+    step 1. Raises what `Session.load_state` raises if a state of the current version cannot be
+    loaded.
+    """
     mmap = session.model.device.type != "cpu"
     has_failed = False
     while found := states.load_newest(folders, up_to=up_to, mmap=mmap):
@@ -31,41 +35,41 @@ def resume(session: Session, folders: Sequence[Path], *, up_to: int) -> tuple[Pa
         if version == NUMERICS_VERSION:
             session.load_state(state)
             return path, version
-        made_by, fault = numerics.describe(version), _load(state, session)
+        made_by, fault = numerics.describe(version), _try_to_load(state, session)
         if not fault:
             logger.warning(
-                "The state of step %d was made by %s. Training goes on from it with this one's; "
-                "set on_existing to retrain to begin at step 1.", len(session.reports), made_by,
+                "The state of step %d was made by %s. Training continues from it with the current "
+                "version; set on_existing to retrain to start over.", len(session.reports), made_by,
             )  # fmt: skip
             return path, version
-        del found, state  # Windows renames no file that is still mapped
+        del found, state  # Windows cannot rename a file that is still mapped
         logger.warning(
-            "The state '%s' was made by %s, and does not fit into this one (%s). It is not used, "
-            "and kept as '%s'.", path, made_by, fault, states.put_aside(path, ".unusable").name,
+            "The state '%s' was made by %s. It cannot be loaded (%s), so it is not used, and kept "
+            "as '%s'.", path, made_by, fault, states.put_aside(path, ".unusable").name,
         )  # fmt: skip
         has_failed = True
     if has_failed:
-        logger.warning("There is no other state, so training begins at step 1.")
+        logger.warning("There is no other state, so training starts at step 1.")
     return None
 
 
-def _load(state: Mapping[str, Any], session: Session) -> str:
-    """Why the session cannot load a state of another version, and is as it was before; "" if it
-    could."""
-    before = _as_it_begins(session)
+def _try_to_load(state: Mapping[str, Any], session: Session) -> str:
+    """Load a state of another version. Return "", or the error, in which case the session is
+    unchanged."""
+    before = _initial_state(session)
     try:
         session.load_state(state)
     except memory.OUT_OF_MEMORY:
         raise
-    except Exception as error:  # what another version wrote can lack or hold anything
+    except Exception as error:  # a state of another version can lack or contain anything
         session.load_state(before)
         return repr(error)
     return ""
 
 
-def _as_it_begins(session: Session) -> dict[str, Any]:
-    """The state of a session that has made no step, with its weights on the CPU: the device may
-    have no room for them twice. The average still equals the weights."""
+def _initial_state(session: Session) -> dict[str, Any]:
+    """The state of a session before its first step. Its weights are copied to the CPU, because the
+    device may not have enough memory for two copies. The average still equals the weights."""
     state = session.state()
     weights = [weight.to("cpu", copy=True) for weight in state.pop("parameters")]
     average = state.pop("average") and {"averages": weights, "num_updates": 0}

@@ -1,5 +1,5 @@
-"""What is kept of the runs in a folder, how much room it takes, and how it is deleted. Checkpoints
-and embeddings never are."""
+"""Lists the runs in a folder with their status and size, and deletes them. Checkpoints and
+embeddings are never deleted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any
 
 from ..storage import json_files, states
 from ..storage.locks import LOCK, is_locked, locked
-from . import numerics
 from .disk_space import format_bytes
-from .shorter_runs import MANIFEST, STATES
+from .manifest import FINISHED, MANIFEST, STATES, numerics_of
 
 logger = logging.getLogger(__name__)
 
 ALL = "all"
 KEPT_ENDINGS = (".safetensors", ".ckpt")
-HEADINGS = ("ID", "name", "status", "begun", "steps", "numerics", "size", "states")
+HEADINGS = ("ID", "name", "status", "started", "steps", "numerics", "size", "states")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,57 +29,59 @@ class Entry:
 
     folder: Path
     name: str
-    """As its files are called."""
+    """The name of its files (output.name)."""
     status: str
-    begun: datetime | None
-    """None where the manifest cannot be read, as with the number of steps."""
+    started: datetime | None
+    """None: the manifest is damaged."""
     steps: int | None
+    """Planned steps. None: the manifest is damaged."""
     numerics: int
     size: int
-    """Bytes of all that is in its folder."""
+    """Size of the folder in bytes."""
     size_of_states: int
-    """Bytes of its states, usable or not."""
+    """Size of its states in bytes, usable or not."""
     files: Sequence[Path]
-    """The checkpoints and embeddings that it wrote."""
+    """The checkpoints and embeddings it wrote."""
 
 
 def entries(runs: Path) -> list[Entry]:
-    """The runs in a folder, the one begun first first. ValueError if there is no such folder."""
+    """The runs in a folder, oldest first. Raises ValueError if the folder does not exist."""
     found = map(_entry, _run_folders(runs))
-    return sorted(found, key=lambda entry: entry.begun.timestamp() if entry.begun else 0)
+    return sorted(found, key=lambda entry: entry.started.timestamp() if entry.started else 0)
 
 
 def table(found: Sequence[Entry]) -> str:
-    """A line for each run, and below it one for each of its files."""
+    """A line per run, and below it one per file of the run."""
     cells = [HEADINGS, *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
     for number, entry in reversed(list(enumerate(found, start=1))):
         lines[number + 1 : number + 1] = [
-            f"    {path}{'' if path.is_file() else ' (gone)'}" for path in entry.files
+            f"    {path}{'' if path.is_file() else ' (missing)'}" for path in entry.files
         ]
     return "\n".join(lines)
 
 
 def delete(runs: Path, ids: Sequence[str]) -> int:
-    """Delete all that is kept of these runs; gives how many bytes that freed. ValueError for an ID
-    that there is not, RuntimeError for a run that is being worked on: then nothing is deleted."""
+    """Delete these runs. Return the number of bytes freed. Nothing is deleted if an ID does not
+    exist (ValueError) or a run is in use (RuntimeError)."""
     folders = _folders(runs, ids)
     before = sum(map(_size, folders))
     with _all_locked(folders):
         for folder in folders:
             _clear(folder, keep=(MANIFEST, LOCK))
-            (folder / MANIFEST).unlink(missing_ok=True)  # last, or nothing would list the rest
+            # Last: without a manifest, what is left would not be listed.
+            (folder / MANIFEST).unlink(missing_ok=True)
     for folder in folders:
         (folder / LOCK).unlink(missing_ok=True)
-        with suppress(OSError):  # there is a checkpoint in it
+        with suppress(OSError):  # it contains a checkpoint
             folder.rmdir()
     return before - sum(map(_size, folders))
 
 
 def delete_states(runs: Path, ids: Sequence[str]) -> int:
-    """Delete the states of these runs, or of ["all"] but those that are being worked on; gives how
-    many bytes that freed. Else it raises what `delete` does."""
+    """Delete the states of these runs, or with ["all"] those of every run that is not in use.
+    Return the number of bytes freed. Raises the same errors as `delete`."""
     folders = _folders(runs, ids) if list(ids) != [ALL] else _idle(runs)
     with _all_locked(folders):
         before = sum(map(_size, folders))
@@ -98,9 +99,9 @@ def _entry(folder: Path) -> Entry:
         folder=folder,
         name=config.get("output", {}).get("name", "?"),
         status=_status(folder, manifest),
-        begun=datetime.fromisoformat(manifest["started"]) if manifest else None,
+        started=datetime.fromisoformat(manifest["started"]) if manifest else None,
         steps=config.get("steps"),
-        numerics=manifest.get(numerics.KEY, 0),
+        numerics=numerics_of(manifest),
         size=_size(folder),
         size_of_states=_size(folder / STATES),
         files=[Path(path) for path in dict.fromkeys(paths)],
@@ -109,10 +110,10 @@ def _entry(folder: Path) -> Entry:
 
 def _status(folder: Path, manifest: dict[str, Any]) -> str:
     if is_locked(folder):
-        return "being worked on"
+        return "in use"
     if not manifest:
         return "manifest missing or damaged"
-    if manifest["status"] == "finished":
+    if manifest["status"] == FINISHED:
         result = manifest["result"]
         if result["steps"] == result["total_steps"]:
             return "finished"
@@ -127,7 +128,7 @@ def _cells(entry: Entry) -> list[str]:
         entry.folder.name,
         entry.name,
         entry.status,
-        f"{entry.begun.astimezone():%Y-%m-%d %H:%M}" if entry.begun else "?",
+        f"{entry.started.astimezone():%Y-%m-%d %H:%M}" if entry.started else "?",
         str(entry.steps or "?"),
         str(entry.numerics),
         format_bytes(entry.size),
@@ -138,8 +139,8 @@ def _cells(entry: Entry) -> list[str]:
 def _run_folders(runs: Path) -> list[Path]:
     if not runs.is_dir():
         raise ValueError(
-            f"There is no folder '{runs}'. Name the one where runs are kept: 'runs' in the output "
-            "folder, unless --runs named another."
+            f"The folder '{runs}' does not exist. Give the folder where runs are kept: 'runs' in "
+            "the output folder, unless --runs was used."
         )
     return [folder for folder in sorted(runs.iterdir()) if _is_run(folder)]
 
@@ -149,21 +150,21 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(runs: Path, ids: Sequence[str]) -> list[Path]:
-    there = {folder.name for folder in _run_folders(runs)}
-    if unknown := [one for one in ids if one not in there]:
+    existing = {folder.name for folder in _run_folders(runs)}
+    if unknown := [run_id for run_id in ids if run_id not in existing]:
         known = [entry.folder.name for entry in entries(runs)]
         raise ValueError(
-            f"There is no run {', '.join(unknown)} in '{runs}', so nothing was deleted. There are: "
-            f"{', '.join(known) or 'none'}."
+            f"There is no run {', '.join(unknown)} in '{runs}', so nothing was deleted. Existing "
+            f"runs: {', '.join(known) or 'none'}."
         )
-    return [runs / one for one in dict.fromkeys(ids)]
+    return [runs / run_id for run_id in dict.fromkeys(ids)]
 
 
 def _idle(runs: Path) -> list[Path]:
     idle = []
     for folder in _run_folders(runs):
         if is_locked(folder):
-            logger.warning("The run %s is being worked on, and keeps its states.", folder.name)
+            logger.warning("The run %s is in use, so its states are kept.", folder.name)
         else:
             idle.append(folder)
     return idle
@@ -178,11 +179,12 @@ def _all_locked(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _clear(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Delete all in a folder but some of its files, and checkpoints wherever they lie in it."""
+    """Delete the contents of a folder, except the files in it named `keep`, and checkpoints at any
+    depth."""
     kept = {folder / name for name in keep}
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+    for path in sorted(folder.rglob("*"), reverse=True):  # contents before their folder
         if path.is_dir() and not path.is_symlink():
-            with suppress(OSError):  # something in it is kept
+            with suppress(OSError):  # it contains a kept file
                 path.rmdir()
         elif path not in kept and path.suffix not in KEPT_ENDINGS:
             path.unlink()

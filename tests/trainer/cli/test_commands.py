@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.__main__ import main
-from trainer.cli.commands import flat, new_names
+from trainer.cli.commands import new_names
 
 
 def test_priors_makes_class_images(tiny_checkpoint, tmp_path):
@@ -51,8 +51,3 @@ def test_files_that_belong_together_get_the_same_number(tmp_path):
     (tmp_path / "grid.png").touch()
     (tmp_path / "scores_1.json").touch()
     assert new_names(tmp_path, *names) == [tmp_path / "grid_2.png", tmp_path / "scores_2.json"]
-
-
-def test_nested_settings_get_dotted_names():
-    settings = {"steps": 3, "output": {"name": "dog", "more": {"a": []}}}
-    assert list(flat(settings)) == [("steps", 3), ("output.name", "dog"), ("output.more.a", [])]

@@ -79,7 +79,7 @@ def test_compare_scores_with_a_judge(comparison, tiny_checkpoint, tmp_path, capl
 def test_a_judge_and_photos_go_together(comparison, caplog, given):
     assert main([*comparison, *given]) == 1
     assert caplog.messages[-1] == (
-        "A judge holds pictures against photos of the subject: --judge and --photos go together. "
+        "Scoring compares images with photos of the subject, so --judge and --photos go together. "
         "Give both, or neither."
     )
 

@@ -209,8 +209,8 @@ def test_a_run_that_was_finished_without_scores_says_so(config, tmp_path, caplog
     assert result.reused
     assert list(result.scores) == []
     assert caplog.messages[-1] == (
-        "This run was finished without a judge, and is found again without scores and a best step. "
-        "Set on_existing to retrain to have them."
+        "This run was trained without scoring, so it has no scores and no best step. Set "
+        "on_existing to retrain to get them."
     )
 
 
@@ -218,8 +218,8 @@ def test_scoring_without_previews_is_refused_before_anything_is_loaded(config):
     with pytest.raises(ValueError, match="judge") as error:
         run(replace(config, preview=PreviewConfig()), Judge())
     assert str(error.value) == (
-        "There is a judge, but preview.prompts is empty, and previews are what it scores. Write "
-        "four or more prompts of the subject in different places, or name no judge."
+        "Scoring needs previews, but preview.prompts is empty. Write four or more prompts that "
+        "show the subject in different places, or choose no judge."
     )
 
 

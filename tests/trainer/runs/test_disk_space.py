@@ -94,8 +94,8 @@ def test_a_result_without_room_is_refused_before_the_first_step(config, small_di
         )
     size = format_bytes(config.base.stat().st_size)
     assert str(caught.value) == (
-        f"The run will write 1 checkpoint of {size} into '{disk / 'out'}', where 1.0 MB are free. "
-        "Free some, choose another folder, or set output.dtype to fp16."
+        f"The run will write 1 checkpoint of {size} to '{disk / 'out'}', but only 1.0 MB are free "
+        "there. Free some space, choose another folder, or set output.dtype to fp16."
     )
     assert began == []
     assert list((disk / "out").iterdir()) == []
@@ -149,10 +149,10 @@ def test_states_and_intermediate_checkpoints_without_room_are_told_of(
     caplog.set_level(logging.WARNING)
     run(replace(config, output=output), disk / "runs")
     said = re.fullmatch(
-        r"The run will want (\S+ MB) on the disk of '(.*)', where (\S+ MB) are free: 1 checkpoint "
-        r"of (\S+ MB), 2 intermediate checkpoints of (\S+ MB), 2 states of (\S+ MB)\. What does "
-        r"not fit is left out until there is room, and a run that is ended early then goes on from "
-        r"further back\. Free some, or lower output\.keep\.",
+        r"The run needs (\S+ MB) on the disk of '(.*)', but only (\S+ MB) are free: 1 checkpoint "
+        r"of (\S+ MB), 2 intermediate checkpoints of (\S+ MB), 2 states of (\S+ MB)\. Files that "
+        r"do not fit are skipped until there is space, so a run that is stopped may resume from an "
+        r"earlier step\. Free some space, or lower output\.keep\.",
         caplog.messages[0],
     )
     assert said[2] == str(disk / "out")
@@ -162,8 +162,8 @@ def test_states_and_intermediate_checkpoints_without_room_are_told_of(
         (caplog.messages[2], "a state", "the state of step 1"),
     ]:
         assert re.fullmatch(
-            rf"Could not save {of}: {what} needs \S+ MB, and the run's result still "
-            rf"{format_bytes(size)}; '.*' has \S+ MB free",
+            rf"Could not save {of}: {what} needs \S+ MB, and the run's result another "
+            rf"{format_bytes(size)}, but '.*' has only \S+ MB free",
             message,
         )
     assert (disk / "out" / "dog.safetensors").exists()

@@ -85,7 +85,8 @@ def test_only_what_is_last_takes_the_room_of_the_result(session, small_disk, cap
     (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - one_and_a_half))
     assert (outputs.save_step(), outputs.save_best()) == ({}, {})
     assert [message.split(": ")[0] for message in caplog.messages] == [
-        "Could not save the weights of step 1", "Could not save the weights of step 1, the best",
+        "Could not save the weights of step 1",
+        "Could not save the best weights so far, of step 1",
     ]  # fmt: skip
     assert sorted(outputs.save_step(is_last=True)) == ["checkpoint", "embedding"]
 

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 MANIFESTS = json.loads(Path(__file__).with_name("manifests_version_0.json").read_text("utf-8"))
 """Of real runs, as they were written before there were versions."""
 OLD = (
-    "made by an older version of the trainer, whose numbers may differ (numerics version 0, now "
+    "made by an older version of the trainer, whose results may differ (numerics version 0, now "
     f"{NUMERICS_VERSION})"
 )
 
@@ -144,9 +144,8 @@ def test_a_finished_run_is_found_and_its_version_told(config, runs, caplog):
     again = run(config, runs, watching)
     assert (again.reused, again.checkpoint, watching.steps) == (True, first.checkpoint, [])
     assert caplog.messages == [
-        f"This run was {OLD}. Its result is taken as it is; set on_existing to retrain to train it "
-        "again.",
-        f"This run was finished before, after step 4 of 4: {first.checkpoint}",
+        f"This run was {OLD}. Its result is reused; set on_existing to retrain to train it again.",
+        f"Reusing the finished run, after step 4 of 4: {first.checkpoint}",
     ]
     assert [path.parent for path in runs.glob("*/manifest.json")] == [folder]
 
@@ -160,10 +159,10 @@ def test_a_stopped_run_is_resumed_in_its_own_folder_and_stays_of_its_version(con
     with pytest.raises(KeyboardInterrupt):
         run(config, runs, watching)
     assert (
-        f"The state of step 2 was {OLD}. Training goes on from it with this one's; set on_existing "
-        "to retrain to begin at step 1."
+        f"The state of step 2 was {OLD}. Training continues from it with the current version; set "
+        "on_existing to retrain to start over."
     ) in caplog.messages
-    assert "Going on after step 2." in caplog.messages
+    assert "Resuming after step 2." in caplog.messages
     watching = Watching()
     assert same(run(config, runs, watching), whole)
     assert watching.steps == [4]
@@ -200,7 +199,7 @@ def test_more_steps_go_on_from_the_state_of_an_old_run(config, runs, caplog):
     assert same(run(config, runs, watching), run(config, None))
     assert watching.steps == [4]
     assert f"The state of step 3 was {OLD}." in caplog.text
-    assert "Going on after step 3 of the run of 3 steps." in caplog.messages
+    assert "Resuming after step 3 of the run of 3 steps." in caplog.messages
     new = [path for path in runs.glob("*/manifest.json") if path.parent != old]
     assert json.loads(new[0].read_text("utf-8"))["numerics"] == 0
 
@@ -245,9 +244,9 @@ def test_an_old_state_that_does_not_fit_is_kept_aside_and_training_begins(
     assert watching.steps == [1, 2, 3, 4]
     aside = path.with_suffix(".unusable")
     told, begun = caplog.messages
-    assert told.startswith(f"The state '{path}' was {OLD}, and does not fit into this one ({error}")
-    assert told.endswith(f"). It is not used, and kept as '{aside.name}'.")
-    assert begun == "There is no other state, so training begins at step 1."
+    assert told.startswith(f"The state '{path}' was {OLD}. It cannot be loaded ({error}")
+    assert told.endswith(f"), so it is not used, and kept as '{aside.name}'.")
+    assert begun == "There is no other state, so training starts at step 1."
     assert list(aside.parent.iterdir()) == [aside]
     assert manifest_of(runs)["numerics"] == NUMERICS_VERSION
 
@@ -322,6 +321,6 @@ def test_an_edit_of_the_sources_hides_no_run(config, runs, tmp_path, caplog):
 @pytest.mark.parametrize(("version", "age"), [(NUMERICS_VERSION - 1, "an older"), (99, "a newer")])
 def test_a_version_is_told_as_older_or_newer(version, age):
     assert numerics.describe(version) == (
-        f"{age} version of the trainer, whose numbers may differ (numerics version {version}, now "
+        f"{age} version of the trainer, whose results may differ (numerics version {version}, now "
         f"{NUMERICS_VERSION})"
     )

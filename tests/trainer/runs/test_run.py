@@ -137,7 +137,7 @@ def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(everything, runs, ca
     config = replace(everything, optimizer=OptimizerConfig(name=optimizer, learning_rate=rate))
     whole = run(config, None)
     stop(config, runs, step=3)
-    assert "Stopped after step 3. Run the same again to go on from there." in caplog.messages
+    assert "Stopped after step 3. Run the same again to resume from there." in caplog.messages
     assert sum(" bytes per trained weight." in message for message in caplog.messages) == 1
     assert [path.name for path in config.output.folder.iterdir()] == ["dog.safetensors"]
     watching = Watching()
@@ -206,7 +206,7 @@ def test_a_run_that_is_finished_early_ends_with_what_it_learned(
     result = run(everything, runs, finishing)
     assert finishing.steps == [1, 2, 3]
     assert (result.steps, result.total_steps, len(result.reports)) == (3, 6, 3)
-    assert "Finished after step 3 of 6, as asked." in caplog.messages
+    assert "Finished early, after step 3 of 6, as requested." in caplog.messages
     with safe_open(result.checkpoint, framework="pt") as file:
         metadata = file.metadata()
     assert (metadata["ss_steps"], metadata["ss_max_train_steps"]) == ("3", "6")
@@ -222,7 +222,7 @@ def test_a_run_that_was_finished_early_is_found_again_and_says_so(everything, ru
     assert watching.steps == []
     assert (again.steps, again.total_steps, again.reports) == (3, 6, first.reports)
     assert caplog.messages[-1] == (
-        f"This run was finished before, after step 3 of 6: {first.checkpoint}"
+        f"Reusing the finished run, after step 3 of 6: {first.checkpoint}"
     )
     made = json.loads((only_run(runs) / "manifest.json").read_text())["result"]
     assert (made["steps"], made["total_steps"]) == (3, 6)
@@ -242,7 +242,7 @@ def test_more_steps_go_on_from_the_state_that_a_shorter_run_kept(everything, run
     watching = Watching()
     result = run(keeping(everything, steps=9), runs, watching, on_existing="resume")
     assert watching.steps == [7, 8, 9]
-    assert "Going on after step 6 of the run of 6 steps." in caplog.messages
+    assert "Resuming after step 6 of the run of 6 steps." in caplog.messages
     assert same(result, whole)
     assert [report.total_steps for report in result.reports] == [9] * 9
     assert run(everything, runs).checkpoint == short.checkpoint
@@ -269,13 +269,13 @@ def test_more_steps_than_a_run_that_left_no_state_begin_anew_and_say_so(config, 
     run(replace(config, steps=3), runs, watching)
     assert watching.steps == [1, 2, 3]
     assert caplog.messages == [
-        "The run of 2 steps with these same settings left no state to train on from "
-        "(output.keep_state). This one begins at step 1."
+        "A run of 2 steps with the same settings exists, but it kept no state to continue from "
+        "(output.keep_state). Training starts at step 1."
     ]
     with pytest.raises(ValueError) as caught:
         run(replace(config, steps=4), runs, on_existing="resume")
     assert str(caught.value).endswith(
-        " The last one there differs in: steps. Set on_existing to reuse to begin one."
+        " The most recent run there differs in: steps. Set on_existing to reuse to start a new run."
     )
 
 
@@ -304,9 +304,9 @@ def test_a_run_that_was_finished_early_without_a_state_cannot_be_gone_on_with(ev
     with pytest.raises(ValueError, match="^This run was finished early") as caught:
         run(everything, runs, on_existing="resume")
     assert str(caught.value) == (
-        "This run was finished early, after step 3 of 6, and left no state to go on from "
-        "(output.keep_state). Set on_existing to reuse to take its result, or to retrain to begin "
-        "anew."
+        "This run was finished early, after step 3 of 6, and cannot be resumed, because it kept no "
+        "state (output.keep_state). Set on_existing to reuse to get its result, or to retrain to "
+        "start over."
     )
 
 
@@ -314,8 +314,7 @@ def test_a_state_that_can_no_longer_be_kept_is_told_of(config, runs, caplog):
     run(config, runs)
     run(keeping(config), runs)
     assert caplog.messages == [
-        "This run was finished without output.keep_state, and is found again without a state to "
-        "train on from."
+        "This run was finished without output.keep_state, so it has no state to continue from."
     ]
 
 
@@ -342,8 +341,8 @@ def test_without_its_checkpoint_a_finished_run_is_trained_again(config, runs, ca
     assert not second.reused
     assert all(torch.equal(t, tensors[n]) for n, t in load_file(second.checkpoint).items())
     assert caplog.messages == [
-        f"This run was finished, but its file '{first.checkpoint}' is gone or another. "
-        "It is trained again."
+        f"This run is finished, but its file '{first.checkpoint}' is missing or has changed. "
+        "Training it again."
     ]
     assert logged_steps(runs) == [1, 2]
 
@@ -372,48 +371,6 @@ def test_the_base_model_is_hashed_once(config, runs, monkeypatch):
     files._HASHES.clear()
     run(config.replace({"seed": 1}), runs)
     assert hashed[2:] == [config.output.folder / "dog_00001.safetensors"]
-
-
-def test_a_changed_photo_makes_another_run(config, runs):
-    run(config, runs)
-    Image.new("RGB", (16, 16), "red").save(config.dataset.photos[0] / "0.png")
-    assert not run(config, runs).reused
-    assert len(list(runs.glob("*/manifest.json"))) == 2
-
-
-def test_a_changed_class_image_makes_another_run(config, runs, tmp_path):
-    images = draw(tmp_path / "class", count=2, seed=1)
-    prior = PriorConfig(weight=1.0, prompt="a photo of a dog", images=(images,))
-    config = replace(config, prior=prior, steps=1)
-    run(config, runs)
-    assert run(config, runs).reused
-    Image.new("RGB", (16, 16), "red").save(images / "0.png")
-    assert not run(config, runs).reused
-
-
-def test_resuming_never_begins_a_run(config, runs):
-    with pytest.raises(ValueError, match="^No run of these") as caught:
-        run(config, runs, on_existing="resume")
-    start = f"No run of these settings and images is in {runs}, so there is none to go on with."
-    assert str(caught.value) == f"{start} Set on_existing to reuse to begin one."
-    stop(config, runs, step=1)
-    with pytest.raises(ValueError, match="^No run of these") as caught:
-        run(config.replace({"seed": 1, "output": {"dtype": "fp16"}}), runs, on_existing="resume")
-    assert str(caught.value) == (
-        f"{start} The last one there differs in: output.dtype, seed. "
-        "Set on_existing to reuse to begin one."
-    )
-    watching = Watching()
-    run(config, runs, watching, on_existing="resume")
-    assert watching.steps == [2]
-
-
-def test_an_unknown_word_is_refused(config, runs):
-    with pytest.raises(ValueError, match="^on_existing") as caught:
-        run(config, runs, on_existing="overwrite")
-    assert str(caught.value) == (
-        "on_existing must be one of reuse, resume, retrain, got 'overwrite'."
-    )
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config, runs):
@@ -493,8 +450,9 @@ def test_a_state_without_room_costs_no_step_and_not_the_older_one(
         run(config, runs, filling)
     filling.limit.__exit__(None, None, None)
     assert caplog.messages == [
-        "Could not save the state of step 4; that of step 2 stays: [Errno 27] File too large",
-        "Stopped after step 4. Run the same again to go on from step 2.",
+        "Could not save the state of step 4; the state of step 2 is kept: [Errno 27] File too "
+        "large",
+        "Stopped after step 4. Run the same again to resume from step 2.",
     ]
     watching = Watching()
     run(config, runs, watching)

@@ -98,13 +98,13 @@ def test_runs_are_listed_with_what_they_wrote_and_take(made, runs, caplog):
     version = NUMERICS_VERSION
     ids = {name: entry.folder.name for name, entry in found.items()}
     assert re.sub(" +", " ", shown).splitlines() == [
-        "ID name status begun steps numerics size states",
+        "ID name status started steps numerics size states",
         f"{ids['whole']} whole finished 2026-01-02 03:04 1 {version} 0.0 MB -",
         f" {made}/whole-step000001.safetensors",
         f" {made}/whole.safetensors",
         f"{ids['early']} early finished early, at step 2 of 3 2026-01-02 03:04 3 {version} {early} "
         f"{early}",
-        f" {made}/early-step000001.safetensors (gone)",
+        f" {made}/early-step000001.safetensors (missing)",
         f" {made}/early-step000002.safetensors",
         f" {made}/early.safetensors",
         f"{ids['stopped']} stopped stopped at step 2 of 4 2026-01-02 03:04 4 {version} {stopped} "
@@ -115,7 +115,7 @@ def test_runs_are_listed_with_what_they_wrote_and_take(made, runs, caplog):
     assert len(set(places)) == 1
     both = found["early"].size_of_states + found["stopped"].size_of_states
     assert caplog.messages[1] == (
-        f"All together {sum(entry.size for entry in found.values()) / 1e6:.1f} MB, of which states "
+        f"Total size: {sum(entry.size for entry in found.values()) / 1e6:.1f} MB, of which states: "
         f"{both / 1e6:.1f} MB."
     )
 
@@ -128,7 +128,7 @@ def test_a_run_is_deleted_with_all_but_its_checkpoints(made, runs, caplog):
     before = contents(made)
     assert main(["runs", str(runs), "--delete", stopped.folder.name, early.folder.name]) == 0
     freed = (stopped.size + early.size) / 1e6
-    assert caplog.messages == [f"Deleted 2 runs, which freed {freed:.1f} MB."]
+    assert caplog.messages == [f"Deleted 2 runs and freed {freed:.1f} MB."]
     assert contents(made) == before
     assert not stopped.folder.exists()
     assert contents(early.folder) == {"mine.safetensors"}
@@ -141,7 +141,7 @@ def test_states_are_deleted_also_those_that_were_put_aside(runs, caplog):
     (state,) = (early.folder / "states").iterdir()
     state.rename(state.with_suffix(".unusable"))
     assert main(["runs", str(runs), "--delete-states", early.folder.name]) == 0
-    assert caplog.messages == [f"Deleted states, which freed {early.size_of_states / 1e6:.1f} MB."]
+    assert caplog.messages == [f"Deleted states and freed {early.size_of_states / 1e6:.1f} MB."]
     assert contents(early.folder) == {
         "lock", "manifest.json", "metrics.jsonl", "scores.jsonl", "states",
     }  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_run_that_is_being_worked_on_is_not_touched(runs, caplog):
     found = by_name(runs)
     stopped, early = found["stopped"], found["early"]
     with locked(stopped.folder):
-        assert by_name(runs)["stopped"].status == "being worked on"
+        assert by_name(runs)["stopped"].status == "in use"
         for delete in ("--delete", "--delete-states"):
             ids = [early.folder.name, stopped.folder.name]
             caplog.clear()
@@ -169,7 +169,7 @@ def test_a_run_that_is_being_worked_on_is_not_touched(runs, caplog):
         caplog.clear()
         assert run_list.delete_states(runs, ["all"]) == early.size_of_states
         assert caplog.messages == [
-            f"The run {stopped.folder.name} is being worked on, and keeps its states."
+            f"The run {stopped.folder.name} is in use, so its states are kept."
         ]
     assert by_name(runs)["stopped"].size_of_states == stopped.size_of_states
 
@@ -180,8 +180,8 @@ def test_an_unknown_run_is_refused_and_nothing_deleted(runs, caplog, delete):
     known = [entry.folder.name for entry in run_list.entries(runs)]
     assert main(["runs", str(runs), delete, known[0], "..", "0123"]) == 1
     assert caplog.messages == [
-        f"There is no run .., 0123 in '{runs}', so nothing was deleted. There are: "
-        f"{', '.join(known)}."
+        f"There is no run .., 0123 in '{runs}', so nothing was deleted. Existing "
+        f"runs: {', '.join(known)}."
     ]
     assert {entry.name: entry.size for entry in run_list.entries(runs)} == before
 
@@ -192,8 +192,8 @@ def test_no_runs_and_no_folder(tmp_path, caplog):
     assert main(["runs", str(tmp_path / "none")]) == 1
     assert caplog.messages == [
         f"There are no runs in '{tmp_path}'.",
-        f"There is no folder '{tmp_path / 'none'}'. Name the one where runs are kept: 'runs' in "
-        "the output folder, unless --runs named another.",
+        f"The folder '{tmp_path / 'none'}' does not exist. Give the folder where runs are kept: "
+        "'runs' in the output folder, unless --runs was used.",
     ]
 
 

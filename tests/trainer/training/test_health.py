@@ -120,7 +120,7 @@ def test_nan_ends_the_run_and_keeps_the_last_saved_state(
     assert str(caught.value) == (
         f"The {what} became nan at step 4. Lower optimizer.learning_rate (now 1e-05)."
     )
-    assert caplog.messages == ["Stopped after step 3. Run the same again to go on from step 2."]
+    assert caplog.messages == ["Stopped after step 3. Run the same again to resume from step 2."]
     (state,) = tmp_path.glob("runs/*/states/*.pt")
     assert state.name.startswith("step000002-")
 
@@ -150,7 +150,7 @@ def test_weights_beyond_the_range_of_the_files_format_are_refused(config, tmp_pa
     with pytest.raises(FloatingPointError) as caught:
         run(replace(config, output=output, optimizer=optimizer, steps=1), tmp_path / "runs")
     assert str(caught.value) == (
-        "The unet holds weights that are infinite or not a number after 1 steps. Lower its "
-        "learning rate (now 1e+06), or set output.dtype to fp32."
+        "After 1 steps the unet has weights that are NaN or infinite. Lower its learning rate (now "
+        "1e+06), or set output.dtype to fp32."
     )
     assert list(config.output.folder.glob("*.safetensors")) == []

@@ -1,0 +1,91 @@
+"""Finds the run of given settings and images in a folder of runs, and opens it. `identity.py`
+decides which runs are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+from ..data.examples import Example, find_examples
+from ..methods.base import Method
+from ..observer import Observer
+from ..settings.config import TrainingConfig
+from ..storage.locks import locked
+from .identity import Hashes, define
+from .manifest import Manifest
+from .related_runs import RelatedRuns
+from .run import OnExisting, Run
+from .untracked_run import UntrackedRun
+
+
+@contextmanager
+def open_run(
+    runs: Path | None,
+    config: TrainingConfig,
+    method: Method,
+    photos: Sequence[Example],
+    *,
+    observer: Observer,
+    on_existing: str,
+) -> Iterator[Run | UntrackedRun]:
+    """The run of these settings and images, in its own folder in `runs`, locked for this process.
+    If it ends early, a state is saved from which it can be resumed. Without `runs` nothing is
+    found, resumed or recorded.
+
+    on_existing "reuse" returns the result of a finished run and resumes an unfinished one from its
+    newest state, which may be that of a run with another number of steps. "resume" does the same,
+    but also resumes a run that was finished early, and refuses to start a new one. "retrain" starts
+    over; finished checkpoints are kept.
+
+    Raises ValueError if `on_existing` is unknown or there is nothing to resume, RuntimeError if
+    another process is working on the run.
+    """
+    if on_existing not in get_args(OnExisting):
+        words = ", ".join(get_args(OnExisting))
+        raise ValueError(f"on_existing must be one of {words}, got {on_existing!r}.")
+    if runs is None:
+        yield UntrackedRun(observer)
+        return
+    run = _find(runs, config, method, photos, observer)
+    if on_existing == "resume":
+        run.require_begun()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder):
+        run.open(on_existing)
+        try:
+            yield run
+        except BaseException as error:
+            # Weights that led to NaN are not worth resuming from: the previous state stays.
+            run.stop(save=not isinstance(error, FloatingPointError))
+            raise
+
+
+def _find(
+    runs: Path,
+    config: TrainingConfig,
+    method: Method,
+    photos: Sequence[Example],
+    observer: Observer,
+) -> Run:
+    hashes = Hashes(runs / "hashes.json")
+    definition = define(
+        config,
+        method,
+        base_sha256=hashes.sha256(config.base),
+        embedding_sha256=hashes.sha256(config.embedding) if config.embedding else "",
+        photos=photos,
+        class_images=_own_class_images(config),
+    )
+    related = RelatedRuns(runs, definition, config)
+    manifest = Manifest(related.own_folder(), config, definition)
+    return Run(related, config, manifest, hashes=hashes, observer=observer)
+
+
+def _own_class_images(config: TrainingConfig) -> list[Example]:
+    """The user's class images; [] if there are none or they are not used."""
+    prior = config.prior
+    if prior.weight == 0 or not prior.images:
+        return []
+    return find_examples(prior.images, prior.prompt, is_prior=True)

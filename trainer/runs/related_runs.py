@@ -1,0 +1,105 @@
+"""The runs in a folder as seen from one run: which folder is its own, and which other runs have
+states that it may continue."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ..optimization import lr_schedules
+from ..settings.config import TrainingConfig
+from .identity import Definition
+from .manifest import (
+    FINISHED,
+    MANIFEST,
+    STATES,
+    Content,
+    definition_of,
+    numerics_of,
+    read_all,
+)
+
+logger = logging.getLogger(__name__)
+
+STEPS = "steps"
+
+
+class RelatedRuns:
+    """The runs related to one run.
+
+    A run may continue the states of another run if their definitions differ in the number of steps
+    alone, shorter or longer, and if its learning rates do not depend on that number: then both runs
+    compute the same up to the state."""
+
+    def __init__(self, runs: Path, definition: Definition, config: TrainingConfig) -> None:
+        self._runs, self._definition, self._config = runs, definition, config
+        self._manifests = dict(read_all(runs))
+        self._steps = {
+            folder: definition_of(content)[STEPS]
+            for folder, content in self._manifests.items()
+            if definition.differences(definition_of(content)) == [STEPS]
+        }
+        """The planned steps of the runs that differ in nothing else."""
+
+    def own_folder(self) -> Path:
+        """The folder of the run itself, which need not exist yet.
+
+        Several folders can have the same definition, because old versions started a new run
+        whenever the source code changed. The newest numerics version wins, then a finished run,
+        then the last one written."""
+        found = [
+            (_preference(folder, content), folder)
+            for folder, content in self._manifests.items()
+            if not self._definition.differences(definition_of(content))
+        ]
+        return max(found)[1] if found else self._runs / self._definition.identity
+
+    def exclude_states(self) -> None:
+        """Do not continue any other run."""
+        self._steps.clear()
+
+    def states(self) -> list[Path]:
+        """The folders of the states of other runs that this run may continue."""
+        return [folder / STATES for folder in self._steps] if self._ignores_total_steps() else []
+
+    def steps_of(self, state: Path) -> int | None:
+        """The planned steps of the other run that a state file belongs to. None: the state belongs
+        to this run itself."""
+        return self._steps.get(state.parent.parent)
+
+    def warn_of_shorter(self) -> None:
+        """If shorter runs exist, say why their steps cannot be continued."""
+        shorter = [steps for steps in self._steps.values() if steps < self._config.steps]
+        if not shorter:
+            return
+        reason = "it kept no state to continue from (output.keep_state)"
+        if not self._ignores_total_steps():
+            reason = (
+                f"it cannot be continued, because the {self._config.optimizer.lr_schedule} "
+                "schedule depends on the number of steps (optimizer.lr_schedule)"
+            )
+        logger.warning("A run of %d steps with the same settings exists, but %s. Training starts "
+                       "at step 1.", max(shorter), reason)  # fmt: skip
+
+    def nothing_to_resume(self) -> str:
+        """A message that there is no run to resume, and how the most recent run differs."""
+        message = (
+            f"There is nothing to resume: {self._runs} contains no run with these settings and "
+            "images."
+        )
+        if self._manifests:
+            last = self._manifests[max(self._manifests, key=_written)]
+            names = self._definition.differences(definition_of(last))
+            message += f" The most recent run there differs in: {', '.join(names)}."
+        return message + " Set on_existing to reuse to start a new run."
+
+    def _ignores_total_steps(self) -> bool:
+        return lr_schedules.ignores_total_steps(self._config.optimizer)
+
+
+def _preference(folder: Path, content: Content) -> tuple[int, bool, float]:
+    return numerics_of(content), content.get("status") == FINISHED, _written(folder)
+
+
+def _written(folder: Path) -> float:
+    return (folder / MANIFEST).stat().st_mtime
