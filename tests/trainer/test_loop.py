@@ -76,7 +76,7 @@ def part_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("train_text_encoder", [False, True])
-def test_only_what_is_trained_differs_in_the_file(config, train_text_encoder):
+def test_only_trained_parts_differ_in_the_file(config, train_text_encoder):
     before = load_file(config.base)
     _, after, result = run(config, train_text_encoder=train_text_encoder)
     assert list(after) == list(before)
@@ -122,7 +122,7 @@ def test_previews_change_nothing(config, batch_size):
     assert not np.array_equal(drawn[0], drawn[-1])
 
 
-def test_timesteps_are_those_of_the_models_own_schedule(config, monkeypatch):
+def test_timesteps_are_drawn_from_the_models_own_schedule(config, monkeypatch):
     """With one of ten, any later timestep would be outside of it."""
     monkeypatch.setattr("trainer.noise.NUM_TIMESTEPS", 10)
     losses, _, _ = run(replace(config, batch_size=8))
@@ -180,7 +180,7 @@ def test_a_short_run_in_fp16_makes_all_its_steps(config):
         assert file.metadata()["dreambooth.skipped_steps"] == str(num_skipped)
 
 
-def test_a_private_file_says_nothing_of_its_photos_though_its_base_did(config, caplog):
+def test_a_private_file_names_no_photos_even_if_its_base_does(config, caplog):
     caplog.set_level(logging.INFO)
     (config.dataset.photos[0] / "0.png").rename(config.dataset.photos[0] / "emma.png")
     dataset = replace(config.dataset, prompt="a photo of emma")
@@ -198,7 +198,7 @@ def test_a_private_file_says_nothing_of_its_photos_though_its_base_did(config, c
     assert b"emma" not in private.read_bytes()
 
 
-def test_the_process_wide_generators_are_not_touched(config, prior):
+def test_the_global_random_generators_are_not_touched(config, prior):
     torch.manual_seed(7)
     np.random.seed(7)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -237,7 +237,7 @@ def test_every_optimizer_trains_every_part(config, name, train_text_encoder):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_low_precision_comes_close_to_fp32_and_keeps_fp32_weights(config, precision):
+def test_low_precision_is_close_to_fp32_and_keeps_fp32_weights(config, precision):
     exact, rough = run(config), run(replace(config, precision=precision))
     assert rough[0] == pytest.approx(exact[0], rel=0.05)
     name = "model.diffusion_model.out.2.weight"
@@ -256,7 +256,7 @@ def test_channels_last_computes_the_same(config):
     assert run(replace(config, channels_last=True))[0] == pytest.approx(run(config)[0], rel=1e-4)
 
 
-def test_the_unet_is_compiled_where_that_is_asked_for(config):
+def test_the_unet_is_compiled_if_configured(config):
     # Where torch is told to compile with what does not exist, only what is compiled cannot run.
     with torch.compiler.set_stance(force_backend="none"):
         run(replace(config, steps=1))
@@ -271,7 +271,7 @@ def test_min_snr_lowers_the_loss_and_noise_offset_changes_it(config):
     assert run(replace(config, noise_offset=0.3))[0] != pytest.approx(plain, rel=1e-3)
 
 
-def test_the_average_is_saved_and_the_run_is_not_changed_by_it(config):
+def test_the_average_is_saved_and_does_not_affect_training(config):
     plain, averaged = run(config), run(replace(config, ema=True, ema_decay=0.5))
     assert averaged[0] == plain[0]
     name = "model.diffusion_model.out.2.bias"
@@ -279,7 +279,7 @@ def test_the_average_is_saved_and_the_run_is_not_changed_by_it(config):
     assert 0 < (averaged[1][name] - base).norm() < (plain[1][name] - base).norm()
 
 
-def test_the_text_encoder_stops_at_its_step(config):
+def test_training_of_the_text_encoder_stops_at_its_step(config):
     whole = run(config, train_text_encoder=True)
     stopped = run(config, train_text_encoder=True, text_encoder_stop_step=2)
     two_steps = run(replace(config, steps=2), train_text_encoder=True)
@@ -290,7 +290,7 @@ def test_the_text_encoder_stops_at_its_step(config):
     assert not all(torch.equal(stopped[1][name], whole[1][name]) for name in text)
 
 
-def test_photos_of_several_shapes_train_in_their_buckets(config, tmp_path):
+def test_photos_of_several_shapes_train_in_buckets(config, tmp_path):
     rng = np.random.default_rng(0)
     for number, (width, height) in enumerate([(96, 48), (48, 96)]):
         pixels = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
@@ -301,7 +301,7 @@ def test_photos_of_several_shapes_train_in_their_buckets(config, tmp_path):
     assert all(0 < loss < 10 for loss in losses)
 
 
-def test_class_images_can_be_named_one_by_one(config, prior):
+def test_class_images_can_be_listed_individually(config, prior):
     files = tuple(sorted(prior.images[0].iterdir()))
     losses, tensors, _ = run(replace(config, prior=prior))
     by_name, same_tensors, _ = run(replace(config, prior=replace(prior, images=files)))
@@ -312,7 +312,7 @@ def test_class_images_can_be_named_one_by_one(config, prior):
         assert file.metadata()["ss_num_reg_images"] == "2"
 
 
-def test_all_is_computed_in_the_chosen_format_and_class_images_made_at_the_size(
+def test_steps_previews_and_class_images_use_the_configured_precision_and_resolution(
     config, monkeypatch
 ):
     predict, found = SD1.predict, []
@@ -336,7 +336,7 @@ def test_all_is_computed_in_the_chosen_format_and_class_images_made_at_the_size(
             assert image.size == (24, 24)
 
 
-def test_mirrored_photos_are_trained_on_too(config):
+def test_mirror_doubles_the_photos(config):
     mirrored = replace(config.dataset, mirror=True)
     for dataset, count in ((config.dataset, "3"), (mirrored, "6")):
         _, _, result = run(replace(config, steps=1, dataset=dataset))
@@ -365,7 +365,7 @@ def test_the_seed_decides_random_crops(config, prior, monkeypatch):
     assert crops[0][3:] != crops[1][3:], "class images"
 
 
-def test_the_file_tells_what_made_it(config, prior):
+def test_the_file_describes_its_run(config, prior):
     _, _, result = run(replace(config, prior=prior))
     with safe_open(result.checkpoint, framework="pt") as file:
         metadata = file.metadata()
@@ -408,7 +408,7 @@ def rounded(config: TrainingConfig) -> TrainingConfig:
     return replace(config, base=path)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_step(config, caplog):
+def test_a_loss_that_is_nan_or_infinite_stops_the_run(config, caplog):
     config = replace(config, optimizer=OptimizerConfig(learning_rate=1e30), steps=20)
     with pytest.raises(FloatingPointError) as caught:
         run(config)
@@ -425,7 +425,7 @@ class Stopping(Observer):
             raise KeyboardInterrupt
 
 
-def test_a_stopped_run_keeps_its_last_step(config, caplog):
+def test_a_stopped_run_saves_its_last_step(config, caplog):
     caplog.set_level(logging.WARNING)
     with pytest.raises(KeyboardInterrupt):
         run(config, Stopping())
@@ -435,7 +435,7 @@ def test_a_stopped_run_keeps_its_last_step(config, caplog):
     assert same(load_file(kept), run(replace(config, steps=3))[1])
 
 
-def test_weights_in_the_middle_of_a_step_are_not_kept(config, monkeypatch):
+def test_weights_of_an_incomplete_step_are_not_saved(config, monkeypatch):
     """Here changed by the optimizer, but not yet in the average."""
     update = EMA.update
 
@@ -450,7 +450,7 @@ def test_weights_in_the_middle_of_a_step_are_not_kept(config, monkeypatch):
     assert list(config.output.folder.iterdir()) == []
 
 
-def test_captions_that_are_cut_are_told_of(config, caplog):
+def test_truncated_captions_are_reported(config, caplog):
     dataset = replace(config.dataset, prompt=" ".join(["dog"] * 75) + " in snow")
     run(replace(config, dataset=dataset, steps=1))
     assert caplog.messages == [
@@ -459,7 +459,7 @@ def test_captions_that_are_cut_are_told_of(config, caplog):
     ]
 
 
-def test_intermediate_checkpoints_are_announced_and_the_newest_stay(config):
+def test_intermediate_checkpoints_are_announced_and_the_newest_kept(config):
     heard = []
 
     class Listening(Observer):
@@ -479,7 +479,7 @@ def test_intermediate_checkpoints_are_announced_and_the_newest_stay(config):
     ]  # fmt: skip
 
 
-def test_settings_are_refused_before_the_model_is_read(config, tmp_path):
+def test_unusable_settings_are_refused_before_the_model_is_read(config, tmp_path):
     missing = replace(config, base=tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="^optimizer.name must be one of"):
         run(replace(missing, optimizer=OptimizerConfig(name="SGD")))

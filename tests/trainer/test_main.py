@@ -54,7 +54,7 @@ def settings_of(checkpoint: Path) -> dict:
         return json.loads(file.metadata()["dreambooth.config"])
 
 
-def test_train_writes_the_file_and_tells_the_settings(train, tmp_path, caplog):
+def test_train_writes_the_file_and_logs_the_settings(train, tmp_path, caplog):
     caplog.set_level("INFO")
     assert main(train) == 0
     path = tmp_path / "out" / "dog.safetensors"
@@ -67,7 +67,7 @@ def test_train_writes_the_file_and_tells_the_settings(train, tmp_path, caplog):
     assert f"Wrote {path.with_name('dog_00001.safetensors')}" in caplog.messages
 
 
-def test_a_judge_scores_the_previews_and_leaves_the_curve(train, tmp_path, caplog):
+def test_with_a_judge_previews_are_scored_and_a_chart_is_written(train, tmp_path, caplog):
     caplog.set_level("INFO")
     scored = [
         *train, "--judge", "toy", "--preview.prompts", "a dog at night", "a cup on the beach",
@@ -83,7 +83,7 @@ def test_a_judge_scores_the_previews_and_leaves_the_curve(train, tmp_path, caplo
     assert [json.loads(line)["step"] for line in scores.read_text().splitlines()] == [0, 1, 2]
 
 
-def test_flags_beat_the_settings_file_and_the_file_beats_the_preset(train, tmp_path):
+def test_flags_override_the_settings_file_and_the_file_overrides_the_preset(train, tmp_path):
     settings = tmp_path / "settings.toml"
     settings.write_text("seed = 7\nsteps = 9\n[optimizer]\nweight_decay = 0.5\n", "utf-8")
     assert main([*train, "--preset", "object", "--settings", str(settings)]) == 0
@@ -92,7 +92,7 @@ def test_flags_beat_the_settings_file_and_the_file_beats_the_preset(train, tmp_p
     assert (used["seed"], used["optimizer"]["weight_decay"]) == (7, 0.5)
 
 
-def test_unknown_names_are_refused_with_the_choice(train, caplog):
+def test_an_unknown_preset_is_refused_with_the_choices(train, caplog):
     assert main([*train, "--preset", "dog"]) == 1
     assert caplog.messages[-1] == (
         "--preset must be one of object, face, textual inversion + DreamBooth, toy, got 'dog'."
@@ -105,7 +105,7 @@ def test_a_damaged_settings_file_is_named(train, tmp_path, caplog):
     assert caplog.messages[-1].startswith(f"'{tmp_path / 's.toml'}' is not a TOML file: ")
 
 
-def test_a_failed_run_has_another_exit_code_and_leaves_no_file(train, tmp_path, caplog):
+def test_a_failed_run_exits_with_1_and_leaves_no_file(train, tmp_path, caplog):
     train[train.index("--dataset.photos") + 1] = str(tmp_path / "nowhere")
     assert main(train) == 1
     expected = f"'{tmp_path / 'nowhere'}' does not exist. Name a folder of images, or images."
@@ -142,7 +142,7 @@ def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.posix
-def test_ctrl_c_finishes_the_run_with_what_was_learned(train, tmp_path):
+def test_ctrl_c_finishes_the_run_and_saves_the_result(train, tmp_path):
     train[train.index("--steps") + 1] = "100000"
     with started(train) as process:
         shown = ""
@@ -157,7 +157,7 @@ def test_ctrl_c_finishes_the_run_with_what_was_learned(train, tmp_path):
         assert file.metadata()["ss_steps"] == str(steps)
 
 
-def test_a_second_ctrl_c_stops_the_run_to_be_gone_on_with(
+def test_a_second_ctrl_c_stops_the_run_so_that_it_can_be_resumed(
     train, tmp_path, monkeypatch, capfd, caplog
 ):
     """Both while step 2 is made."""

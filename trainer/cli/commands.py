@@ -93,8 +93,8 @@ class _Training(Shared):
 
 def _log_result(result: TrainingResult) -> None:
     for part, (distance, share) in result.moved.items():
-        logging.info("%s: the weights changed by %.2e of their norm; %.1f %% of them differ in the "
-                     "file", part, distance, 100 * share)  # fmt: skip
+        logging.info("%s: relative change of the weights %.2e (L2 norm), %.1f %% of them differ in "
+                     "the file", part, distance, 100 * share)  # fmt: skip
     for path in [*result.files.values(), *result.best.values()]:
         logging.info("%s %s", "Found" if result.reused else "Wrote", path)
     if result.best_step:

@@ -7,7 +7,7 @@ from trainer.__main__ import main
 from trainer.cli.commands import new_names
 
 
-def test_priors_makes_class_images(tiny_checkpoint, tmp_path):
+def test_priors_generates_class_images(tiny_checkpoint, tmp_path):
     code = main(
         [
             "priors", "--base", str(tiny_checkpoint), "--prompt", "a photo of a dog",
@@ -19,7 +19,7 @@ def test_priors_makes_class_images(tiny_checkpoint, tmp_path):
     assert len(list(tmp_path.rglob("*.png"))) == 3
 
 
-def test_sample_draws_with_each_scheduler_under_new_names(tiny_checkpoint, tmp_path):
+def test_sample_uses_each_scheduler_and_overwrites_nothing(tiny_checkpoint, tmp_path):
     arguments = [
         "sample", "--checkpoint", str(tiny_checkpoint), "--prompts", "a dog", "a cat",
         "--schedulers", "DDIM", "PNDM", "--steps", "2", "--folder", str(tmp_path), "--device",
@@ -34,7 +34,7 @@ def test_sample_draws_with_each_scheduler_under_new_names(tiny_checkpoint, tmp_p
     assert (first == again).all()
 
 
-def test_sample_draws_with_the_one_scheduler_that_is_named(tiny_checkpoint, tmp_path):
+def test_sample_uses_the_given_scheduler(tiny_checkpoint, tmp_path):
     code = main(
         [
             "sample", "--checkpoint", str(tiny_checkpoint), "--prompts", "a dog", "--scheduler",

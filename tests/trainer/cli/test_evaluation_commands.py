@@ -36,7 +36,7 @@ def draw(checkpoint: Path, sampling: SamplingConfig) -> list[np.ndarray]:
     return sample(families.load(checkpoint, torch.device("cpu")), ["a cup", PROMPT], sampling)
 
 
-def test_compare_draws_every_combination_and_keeps_what_was_there(
+def test_compare_generates_every_combination_and_overwrites_nothing(
     comparison, tiny_checkpoint, tmp_path
 ):
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_compare_draws_every_combination_and_keeps_what_was_there(
     assert places
 
 
-def test_compare_scores_with_a_judge(comparison, tiny_checkpoint, tmp_path, caplog):
+def test_compare_scores_images(comparison, tiny_checkpoint, tmp_path, caplog):
     caplog.set_level("INFO")
     comparison[comparison.index("a cup") + 1 :] = [
         PROMPT, "--folder", str(tmp_path / "made"), "--device", "cpu", "--steps", "2",
@@ -76,7 +76,7 @@ def test_compare_scores_with_a_judge(comparison, tiny_checkpoint, tmp_path, capl
 
 
 @pytest.mark.parametrize("given", [["--judge", "toy"], ["--photos", str(toy.PHOTOS)]])
-def test_a_judge_and_photos_go_together(comparison, caplog, given):
+def test_judge_and_photos_need_each_other(comparison, caplog, given):
     assert main([*comparison, *given]) == 1
     assert caplog.messages[-1] == (
         "Scoring compares images with photos of the subject, so --judge and --photos go together. "
@@ -84,7 +84,7 @@ def test_a_judge_and_photos_go_together(comparison, caplog, given):
     )
 
 
-def test_score_prints_what_the_yardstick_says_and_writes_nothing(tmp_path, caplog, monkeypatch):
+def test_score_prints_the_scores_and_writes_files_only_with_a_folder(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
     files = sorted(toy.PHOTOS.glob("*.png"))[:2]
@@ -103,7 +103,7 @@ def test_score_prints_what_the_yardstick_says_and_writes_nothing(tmp_path, caplo
     assert (tmp_path / "made" / "chart.png").exists()
 
 
-def test_score_names_a_folder_without_images(tmp_path, caplog):
+def test_score_reports_a_folder_without_images(tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     arguments = ["score", "--images", str(tmp_path / "empty"), "--photos", str(toy.PHOTOS)]
     assert main([*arguments, "--judge", "toy", "--device", "cpu"]) == 1

@@ -152,19 +152,19 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_can_say_everything_that_flags_can(parse, name):
+def test_a_settings_file_can_set_everything_that_flags_can(parse, name):
     """Also what begins like a flag."""
     toml, expected = FILES[name]
     command = parse(name, toml)
     assert {place: look_up(command, place) for place in expected} == expected
 
 
-def test_every_command_with_a_settings_file_is_tried():
+def test_every_command_with_a_settings_file_is_tested():
     assert {*FILES} == {*NEEDED} == {*COMMANDS} - {"runs"}
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_what_a_file_does_not_say_stays_as_it_is(parse, name):
+def test_an_empty_settings_file_changes_nothing(parse, name):
     bare = parse(name, None, *NEEDED[name])
     filed = parse(name, "", *NEEDED[name])
     assert filed.settings.name == "s.toml"
@@ -172,7 +172,7 @@ def test_what_a_file_does_not_say_stays_as_it_is(parse, name):
     assert differing == ["settings"]
 
 
-def test_flags_beat_the_file_and_the_file_beats_the_preset(parse):
+def test_flags_override_the_file_and_the_file_overrides_the_preset(parse):
     toml = 'steps = 9\nema = true\n[optimizer]\nweight_decay = 0.5\n[preview]\nprompts = ["a", "b"]'
     flags = ["--no-ema", "--preview.prompts", "c", "--prior.prompt", "dog", "--preset", "face"]
     command = parse("train", toml, *NEEDED["train"], *flags)
@@ -185,7 +185,7 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(parse):
     assert (kept.ema, kept.preview.prompts, kept.batch_size) == (True, ("a", "b"), 4)
 
 
-def test_a_file_can_name_the_preset(parse):
+def test_a_settings_file_can_name_the_preset(parse):
     command = parse("textual-inversion", 'preset = "toy"', *NEEDED["textual-inversion"])
     assert (command.preset, command.method.templates) == ("toy", "captions")
     assert command.config.steps == 300
@@ -206,7 +206,7 @@ def test_a_file_can_name_the_preset(parse):
         ("\ufeffseed = 3", "seed", 3),
     ],
 )
-def test_what_was_taken_before_still_is(parse, toml, place, value):
+def test_lenient_spellings_of_values_are_accepted(parse, toml, place, value):
     flags = [*NEEDED["train"][:2], "--dataset.prompt", "d", "--steps", "5"]
     flags = flags[:4] if "steps" in toml else flags
     flags += [] if "photos" in toml else ["--dataset.photos", "p"]
@@ -244,7 +244,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize(("name", "toml", "key", "choice"), UNKNOWN)
-def test_an_unknown_key_is_refused_with_those_there_are(
+def test_an_unknown_key_is_refused_with_the_known_ones(
     parse, tmp_path, caplog, name, toml, key, choice
 ):
     assert parse(name, toml, *NEEDED[name]) is None
@@ -284,12 +284,12 @@ def test_an_unknown_key_is_refused_with_those_there_are(
         ("sample", "size = [1, 2, 3]", "size must be a list of 2 whole numbers, got [1, 2, 3]"),
     ],
 )  # fmt: skip
-def test_a_value_of_another_type_is_refused(parse, tmp_path, caplog, name, toml, fault):
+def test_a_value_of_the_wrong_type_is_refused(parse, tmp_path, caplog, name, toml, fault):
     assert parse(name, toml, *NEEDED[name]) is None
     assert caplog.messages[-1] == f"'{tmp_path / 's.toml'}': {fault}."
 
 
-def test_what_is_required_can_come_from_either(parse, capsys):
+def test_required_settings_can_come_from_the_file_or_flags(parse, capsys):
     command = parse("train", '[dataset]\nprompt = "-d"', "--base", "b", "--dataset.photos", "p")
     assert command.config.dataset.prompt == "-d"
     with pytest.raises(SystemExit) as caught:

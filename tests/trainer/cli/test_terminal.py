@@ -19,7 +19,7 @@ def report(step: int) -> StepReport:
     )  # fmt: skip
 
 
-def test_the_bar_tells_loss_speed_time_left_and_memory(capsys):
+def test_the_bar_shows_loss_speed_time_left_and_memory(capsys):
     with TerminalObserver() as observer:
         observer.on_step(report(4))
     shown = capsys.readouterr().err
@@ -27,7 +27,7 @@ def test_the_bar_tells_loss_speed_time_left_and_memory(capsys):
     assert "loss 0.2500, 2.00 steps/s, 2 s left, 512 MB" in shown
 
 
-def test_previews_are_written_as_they_are(tmp_path):
+def test_previews_are_saved_unchanged(tmp_path):
     image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     TerminalObserver(tmp_path / "previews").on_preview(20, [image, 255 - image])
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())
@@ -41,7 +41,7 @@ def press() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_while_steps_are_made_the_first_ctrl_c_finishes_and_the_second_stops(capfd):
+def test_during_training_the_first_ctrl_c_finishes_and_the_second_stops(capfd):
     with stopping_between_steps(), TerminalObserver() as observer:
         observer.on_progress("Encoding photos", 3, 3)
         observer.on_start(4)
@@ -57,7 +57,7 @@ def test_while_steps_are_made_the_first_ctrl_c_finishes_and_the_second_stops(cap
     assert f"\n{terminal.STOPPING_A_RUN}\n" in shown
 
 
-def test_after_finishing_ctrl_c_stops_again():
+def test_after_a_finish_request_ctrl_c_stops_again():
     with stopping_between_steps(), TerminalObserver() as observer:
         observer.on_start(4)
         press()
@@ -80,7 +80,7 @@ def test_after_the_last_step_there_is_nothing_to_finish():
             observer.on_progress("Sampling", 1, 2)
 
 
-def test_the_third_ctrl_c_does_not_wait():
+def test_the_third_ctrl_c_stops_at_once():
     with stopping_between_steps(), TerminalObserver() as observer:
         observer.on_start(4)
         press()
@@ -89,7 +89,7 @@ def test_the_third_ctrl_c_does_not_wait():
             press()
 
 
-def test_elsewhere_the_first_ctrl_c_stops_and_the_second_does_not_wait(capfd):
+def test_outside_training_the_first_ctrl_c_stops_and_the_second_stops_at_once(capfd):
     with stopping_between_steps(), TerminalObserver() as observer:
         observer.on_progress("Encoding photos", 1, 3)
         press()
@@ -111,7 +111,7 @@ def test_one_stopped_run_does_not_stop_the_next():
         assert not observer.wants_to_finish()
 
 
-def test_previews_that_cannot_be_written_do_not_end_the_run(tmp_path, caplog):
+def test_the_run_continues_if_previews_cannot_be_saved(tmp_path, caplog):
     (tmp_path / "previews").write_text("in the way")
     TerminalObserver(tmp_path / "previews").on_preview(1, [np.zeros((8, 8, 3), np.uint8)])
     assert caplog.messages[0].startswith("Could not save the previews of this step: [")

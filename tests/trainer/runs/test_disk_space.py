@@ -80,7 +80,7 @@ def test_a_state_is_as_large_as_estimated(
 
 
 @pytest.mark.posix
-def test_a_result_without_room_is_refused_before_the_first_step(config, small_disk):
+def test_a_result_that_does_not_fit_is_refused_before_the_first_step(config, small_disk):
     disk = small_disk(1 << 20)
     began = []
 
@@ -102,7 +102,7 @@ def test_a_result_without_room_is_refused_before_the_first_step(config, small_di
 
 
 @pytest.mark.posix
-def test_the_disk_is_checked_before_class_images_are_drawn(config, small_disk):
+def test_the_disk_is_checked_before_class_images_are_generated(config, small_disk):
     drawing = SamplingConfig(steps=1, guidance_scale=1)
     prior = PriorConfig(weight=1, prompt="a dog", num_images=2, sampling=drawing)
     heard = []
@@ -117,7 +117,7 @@ def test_the_disk_is_checked_before_class_images_are_drawn(config, small_disk):
     assert heard == []
 
 
-def test_steps_that_a_state_saves_need_no_room(config, tmp_path, caplog):
+def test_steps_before_the_state_need_no_space(config, tmp_path, caplog):
     """Of a run that was stopped at its last step but one, no further intermediate checkpoint is
     counted."""
 
@@ -140,7 +140,7 @@ def test_steps_that_a_state_saves_need_no_room(config, tmp_path, caplog):
 
 
 @pytest.mark.posix
-def test_states_and_intermediate_checkpoints_without_room_are_told_of(
+def test_states_and_intermediate_checkpoints_that_do_not_fit_are_reported(
     config, small_disk, tmp_path, caplog
 ):
     size = config.base.stat().st_size
@@ -171,5 +171,5 @@ def test_states_and_intermediate_checkpoints_without_room_are_told_of(
     assert megabytes[0] == pytest.approx(3 * megabytes[1] + 2 * megabytes[2], rel=0.01)
 
 
-def test_amounts():
+def test_numbers_of_bytes_are_formatted_for_people():
     assert (format_bytes(23_247_646), format_bytes(10_318_000_000)) == ("23.2 MB", "10.3 GB")

@@ -59,7 +59,7 @@ def name(config: TrainingConfig, photos: list[Example], *, base: str = "00", **m
         {"ema_decay": 0.5},
     ],
 )
-def test_what_changes_nothing_about_the_result_is_the_same_run(config, photos, changes):
+def test_settings_without_effect_on_the_result_make_the_same_run(config, photos, changes):
     assert name(config.replace(changes), photos) == name(config, photos)
 
 
@@ -81,11 +81,11 @@ def test_what_changes_nothing_about_the_result_is_the_same_run(config, photos, c
         {"ema": True},
     ],
 )
-def test_what_decides_the_result_makes_another_run(config, photos, changes):
+def test_settings_that_decide_the_result_make_another_run(config, photos, changes):
     assert name(config.replace(changes), photos) != name(config, photos)
 
 
-def test_what_does_not_count_by_its_value_counts_otherwise():
+def test_the_settings_that_do_not_count_by_their_value():
     found = effects(TrainingConfig)
     of = lambda effect: {name for name in found if found[name] is effect}  # noqa: E731
     assert of(Effect.CONTENT) == {"base", "embedding", "dataset.photos", "prior.images"}
@@ -113,7 +113,7 @@ def settings_of(manifest: dict) -> tuple[TrainingConfig, FullFineTune | TextualI
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_runs_are_defined_as_they_were_before(name, tmp_path):
+def test_definitions_of_old_runs_have_not_changed(name, tmp_path):
     """By every key and value, so that they are found again. Settings that came later may add to
     them."""
     before = dict(MANIFESTS[name]["definition"])
@@ -125,7 +125,7 @@ def test_runs_are_defined_as_they_were_before(name, tmp_path):
     assert before.keys() - definition.facts.keys() == {"version of the trainer"}
 
 
-def test_photos_count_by_bytes_captions_and_order(config, photos, tmp_path):
+def test_photos_count_by_content_captions_and_order(config, photos, tmp_path):
     same = name(config, photos)
     shutil.copy(photos[0].path, tmp_path / "renamed.png")
     assert name(config, [replace(photos[0], path=tmp_path / "renamed.png"), photos[1]]) == same
@@ -140,7 +140,7 @@ def test_the_base_model_and_the_method_count(config, photos):
                 name(config, photos, train_text_encoder=True)}) == 3  # fmt: skip
 
 
-def test_class_images_count_where_they_are_used(config, photos):
+def test_class_images_count_only_if_they_are_used(config, photos):
     """Settings of what makes them count only where none are given."""
     own = replace(config, prior=replace(config.prior, images=(Path("own"),)))
     other = replace(own, prior=replace(own.prior, sampling=SamplingConfig(seed=5), num_images=3))
@@ -170,7 +170,7 @@ def test_a_definition_knows_which_settings_are_at_their_defaults(config, photos)
     assert found & (at_default | others) == at_default
 
 
-def test_none_is_another_value_than_one_that_is_missing():
+def test_none_differs_from_a_missing_value():
     definition = Definition({"resolution": None, "crop": "center"}, frozenset({"crop"}))
     assert definition.differences({"resolution": None}) == []
     assert definition.differences({"crop": "center"}) == ["resolution"]
@@ -178,7 +178,7 @@ def test_none_is_another_value_than_one_that_is_missing():
     assert definition.differences({"resolution": None, "gone": None}) == ["gone"]
 
 
-def test_a_file_is_read_once_as_long_as_it_is_not_written_to(tmp_path):
+def test_a_file_is_hashed_again_only_after_it_was_written_to(tmp_path):
     path = tmp_path / "base.safetensors"
     save_file({"weight": torch.zeros(10)}, path)
     expected = hashlib.sha256(path.read_bytes()).hexdigest()

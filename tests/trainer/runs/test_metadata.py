@@ -45,7 +45,7 @@ def test_the_run_is_described_in_strings(tiny_model, tmp_path):
     assert str(tmp_path) not in "".join(described.values())
 
 
-def test_what_is_private_is_left_out(tiny_model, tmp_path):
+def test_private_metadata_is_left_out(tiny_model, tmp_path):
     photo = tmp_path / "aunt emma.png"
     photo.write_bytes(b"pixels")
     prompts = {"dataset": "a photo of emma", "prior": "a photo of a lady", "preview": "emma at sea"}
@@ -71,7 +71,7 @@ def test_what_is_private_is_left_out(tiny_model, tmp_path):
         assert text not in found[True]
 
 
-def test_min_snr_says_what_it_weighs(tiny_model, tmp_path):
+def test_metadata_says_which_losses_min_snr_weights(tiny_model, tmp_path):
     config = TrainingConfig(
         base=tiny_model.path,
         dataset=DatasetConfig(photos=(tmp_path,), prompt="a dog"),
@@ -87,7 +87,7 @@ def test_min_snr_says_what_it_weighs(tiny_model, tmp_path):
     assert "dreambooth.min_snr" not in plain
 
 
-def test_progress_holds_the_losses_and_the_times():
+def test_progress_contains_the_losses_and_times():
     report = StepReport(
         step=1, total_steps=1, loss=0.125, instance_loss=0.125, prior_loss=None,
         learning_rates={}, grad_norm=1.0, steps_per_second=1.0, seconds_left=0.0,

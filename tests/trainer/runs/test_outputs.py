@@ -43,7 +43,7 @@ class _NoBatches:
     def state(self) -> None: ...
 
 
-def test_each_file_holds_its_parts_and_its_metadata(session, tmp_path):
+def test_each_file_contains_its_parts_and_its_metadata(session, tmp_path):
     files = Outputs(session, {"modelspec.title": "dog"}, STARTED, ()).save_final()
     assert {kind: path.name for kind, path in files.items()} == {
         "checkpoint": "dog.safetensors", "embedding": "dog-embedding.safetensors",
@@ -60,7 +60,7 @@ def test_each_file_holds_its_parts_and_its_metadata(session, tmp_path):
         assert ("dreambooth.constants" in metadata) == (kind == "checkpoint")
 
 
-def test_intermediate_files_of_each_kind_stay_as_many_as_asked(session, tmp_path):
+def test_the_configured_number_of_intermediate_files_of_each_kind_is_kept(session, tmp_path):
     earlier = tmp_path / "out" / "dog-step000000.safetensors"
     earlier.parent.mkdir()
     earlier.touch()
@@ -74,7 +74,7 @@ def test_intermediate_files_of_each_kind_stay_as_many_as_asked(session, tmp_path
     ]  # fmt: skip
 
 
-def test_only_what_is_last_takes_the_room_of_the_result(session, small_disk, caplog):
+def test_only_the_last_files_may_use_the_space_of_the_result(session, small_disk, caplog):
     disk = small_disk(64 << 20)
     session.trainable.files = [
         replace(file, output=replace(file.output, folder=disk)) for file in session.trainable.files
@@ -91,7 +91,7 @@ def test_only_what_is_last_takes_the_room_of_the_result(session, small_disk, cap
     assert sorted(outputs.save_step(is_last=True)) == ["checkpoint", "embedding"]
 
 
-def test_saves_are_told_by_step_with_all_their_files(session, tmp_path):
+def test_saves_are_listed_by_step_with_all_their_files(session, tmp_path):
     """Also those of an earlier session, the newer one of two of the same step, none of which one
     file was deleted, and not the last step's, which is the result."""
     session.trainable.files = [
@@ -121,13 +121,13 @@ def test_saves_are_told_by_step_with_all_their_files(session, tmp_path):
     ]
 
 
-def test_movement_is_told_by_part(session):
+def test_movement_is_reported_by_part(session):
     moved = Outputs(session, {}, STARTED, ()).moved()
     assert sorted(moved) == ["embedding", "unet"]
     assert moved["embedding"] == (pytest.approx(0.5), 1.0)
 
 
-def test_with_an_average_the_files_hold_it_and_movement_is_its_own(session, tmp_path):
+def test_with_an_average_it_is_saved_and_its_movement_reported(session, tmp_path):
     """The average has gone half as far as the weights."""
     session.ema = EMA(session.parameters, decay=0.9)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_with_an_average_the_files_hold_it_and_movement_is_its_own(session, tmp_
     assert torch.equal(session.parameters[-1].detach(), torch.full((1, 24), 1.5))
 
 
-def test_keys_of_the_original_stay_unless_the_run_says_otherwise(session):
+def test_metadata_of_the_original_is_kept_unless_the_run_overrides_it(session):
     source = session.trainable.files[0].original
     source.metadata.update({"modelspec.title": "base", "license": "free"})
     path = Outputs(session, {"modelspec.title": "dog"}, STARTED, ()).save_final()["checkpoint"]

@@ -29,7 +29,7 @@ def images(seed: int, count: int) -> list[np.ndarray]:
     return [rng.integers(0, 256, size=(8, 6, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def test_reports_come_back_exactly_and_rewriting_forgets_the_rest(tmp_path):
+def test_reports_are_read_back_exactly_and_rewriting_replaces_them(tmp_path):
     recorder = Recorder(tmp_path, Observer())
     for step in (1, 2, 3):
         recorder.on_step(report(step))
@@ -46,7 +46,7 @@ def test_reports_come_back_exactly_and_rewriting_forgets_the_rest(tmp_path):
     assert again.scores() == [score(0), score(2)]
 
 
-def test_every_line_is_json_that_others_read(tmp_path):
+def test_every_line_is_standard_json(tmp_path):
     """Older versions wrote NaN, which is none, for steps that fp16 had skipped."""
     recorder = Recorder(tmp_path, Observer())
     recorder.rewrite([replace(report(1), grad_norm=float(norm)) for norm in ("nan", "inf")], [])
@@ -59,7 +59,7 @@ def test_every_line_is_json_that_others_read(tmp_path):
     assert [found.grad_norm for found in recorder.reports()] == [None, None]
 
 
-def test_only_the_last_previews_stay(tmp_path):
+def test_only_the_last_previews_are_kept(tmp_path):
     recorder = Recorder(tmp_path, Observer())
     assert recorder.previews() == []
     recorder.on_preview(5, images(0, 3))
@@ -71,7 +71,7 @@ def test_only_the_last_previews_stay(tmp_path):
     ]  # fmt: skip
 
 
-def test_everything_is_passed_on_after_it_was_kept(tmp_path):
+def test_everything_is_recorded_and_then_passed_on(tmp_path):
     heard, skipped = [], []
 
     class Listening(Observer):
@@ -116,7 +116,7 @@ def test_everything_is_passed_on_after_it_was_kept(tmp_path):
     ]  # fmt: skip
 
 
-def test_lost_reports_are_told_and_not_fatal(tmp_path, caplog):
+def test_unreadable_reports_are_a_warning(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text("{")
     assert Recorder(tmp_path, Observer()).reports() == []
     assert Recorder(tmp_path, Observer()).scores() == []

@@ -88,7 +88,7 @@ def test_a_run_is_found_by_its_definition_or_gets_a_new_folder_named_after_it(ru
     assert related(runs, 400, ema=True).own_folder() == runs / unknown.identity
 
 
-def test_settings_that_came_later_hide_neither_a_run_nor_its_related(runs):
+def test_newer_settings_at_their_defaults_do_not_hide_older_runs(runs):
     found = related(runs, 400, buckets=False)
     assert found.own_folder() == runs / "same"
     assert found.states() == [runs / "long" / "states", runs / "short" / "states"]

@@ -45,7 +45,7 @@ def recorded(made: results.TrainingResult, hashes: Hashes) -> dict[str, Any]:
     return json.loads(json.dumps(results.record(made, hashes)))
 
 
-def test_a_result_comes_back_as_it_was_recorded(files, hashes):
+def test_a_recorded_result_is_recalled(files, hashes):
     record = recorded(result(files), hashes)
     found = results.recall(record, [], PREVIEWS, [])
     assert found == result(files, scores=[], saves=[], reused=True)
@@ -54,7 +54,7 @@ def test_a_result_comes_back_as_it_was_recorded(files, hashes):
     assert results.changed_file(record, hashes) is None
 
 
-def test_saves_come_back_but_for_those_that_are_gone(files, hashes, tmp_path):
+def test_saves_are_recalled_if_they_still_exist(files, hashes, tmp_path):
     saves = [{"checkpoint": tmp_path / f"{step}.safetensors"} for step in (1, 2)]
     for save in saves:
         save["checkpoint"].touch()
@@ -64,7 +64,7 @@ def test_saves_come_back_but_for_those_that_are_gone(files, hashes, tmp_path):
     assert results.recall(record, [], PREVIEWS, []).saves == saves[1:]
 
 
-def test_the_best_step_comes_back_as_long_as_its_file_is_there(files, hashes, tmp_path):
+def test_the_best_checkpoint_is_recalled_if_it_still_exists(files, hashes, tmp_path):
     best = {"checkpoint": tmp_path / "best.safetensors"}
     best["checkpoint"].touch()
     scores = [score(0, 0), score(1, 0.7), score(2, 0.7), score(3, 0.2)]
@@ -78,7 +78,7 @@ def test_the_best_step_comes_back_as_long_as_its_file_is_there(files, hashes, tm
 
 
 @pytest.mark.parametrize("fate", ["gone", "another", "no checkpoint"])
-def test_a_file_that_is_no_longer_the_one_is_named(files, hashes, fate):
+def test_a_missing_or_changed_file_is_named(files, hashes, fate):
     record = recorded(result(files), hashes)
     path = files["embedding"]
     if fate == "another":

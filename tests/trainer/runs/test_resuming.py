@@ -124,7 +124,7 @@ def make_old(runs: Path, version: str = "7431dd68bb2c8a9e") -> Path:
     return folder.rename(runs / manifest["identity"])
 
 
-def test_runs_are_made_old_in_the_form_that_old_runs_had(config, runs):
+def test_make_old_makes_runs_like_real_old_ones(config, runs):
     stop(config, runs, step=2)
     folder = make_old(runs)
     for manifest in MANIFESTS.values():
@@ -133,7 +133,7 @@ def test_runs_are_made_old_in_the_form_that_old_runs_had(config, runs):
     assert identity_of(manifest_of(runs)["definition"]) == folder.name
 
 
-def test_a_finished_run_is_found_and_its_version_told(config, runs, caplog):
+def test_a_finished_old_run_is_reused_with_a_warning(config, runs, caplog):
     caplog.set_level(logging.INFO)
     first = run(config, runs)
     assert manifest_of(runs)["numerics"] == NUMERICS_VERSION
@@ -150,7 +150,7 @@ def test_a_finished_run_is_found_and_its_version_told(config, runs, caplog):
     assert [path.parent for path in runs.glob("*/manifest.json")] == [folder]
 
 
-def test_a_stopped_run_is_resumed_in_its_own_folder_and_stays_of_its_version(config, runs, caplog):
+def test_a_stopped_old_run_is_resumed_in_its_folder_and_keeps_its_version(config, runs, caplog):
     caplog.set_level(logging.INFO)
     whole = run(config, None)
     stop(config, runs, step=2)
@@ -171,7 +171,7 @@ def test_a_stopped_run_is_resumed_in_its_own_folder_and_stays_of_its_version(con
     assert manifest_of(runs)["numerics"] == 0
 
 
-def test_training_an_old_run_again_makes_it_one_of_this_version(config, runs, caplog):
+def test_retraining_an_old_run_gives_it_the_current_version(config, runs, caplog):
     first = run(config, runs)
     folder, watching = make_old(runs), Watching()
     again = run(config, runs, watching, on_existing="retrain")
@@ -184,14 +184,14 @@ def test_training_an_old_run_again_makes_it_one_of_this_version(config, runs, ca
     assert OLD not in caplog.text
 
 
-def test_an_old_run_whose_file_is_gone_is_trained_again_in_this_version(config, runs):
+def test_an_old_run_with_a_missing_file_is_trained_again_with_the_current_version(config, runs):
     run(config, runs).checkpoint.unlink()
     make_old(runs)
     run(config, runs)
     assert manifest_of(runs)["numerics"] == NUMERICS_VERSION
 
 
-def test_more_steps_go_on_from_the_state_of_an_old_run(config, runs, caplog):
+def test_more_steps_resume_from_the_state_of_an_old_run(config, runs, caplog):
     caplog.set_level(logging.INFO)
     config = replace(config, output=replace(config.output, keep_state=True))
     run(replace(config, steps=3), runs)
@@ -225,7 +225,7 @@ def hold_other_images(state: dict) -> str:
     ("spoil", "optimizer"),
     [(lack_a_part, "AdamW"), (hold_another_shape, "AdamW"), (hold_other_images, "Prodigy")],
 )
-def test_an_old_state_that_does_not_fit_is_kept_aside_and_training_begins(
+def test_an_old_state_that_cannot_be_loaded_is_renamed_and_training_starts_over(
     config, runs, caplog, spoil, optimizer
 ):
     rate = 1.0 if optimizer == "Prodigy" else 1e-3
@@ -251,7 +251,7 @@ def test_an_old_state_that_does_not_fit_is_kept_aside_and_training_begins(
     assert manifest_of(runs)["numerics"] == NUMERICS_VERSION
 
 
-def test_a_state_of_this_version_that_does_not_fit_is_an_error_and_stays(config, runs):
+def test_a_state_of_the_current_version_that_cannot_be_loaded_is_an_error(config, runs):
     stop(config, runs, step=2)
     (path,) = runs.glob("*/states/*.pt")
     state = torch.load(path, weights_only=True)
@@ -264,7 +264,7 @@ def test_a_state_of_this_version_that_does_not_fit_is_an_error_and_stays(config,
     assert path.exists()
 
 
-def test_too_little_memory_for_an_old_state_does_not_put_it_aside(config, runs, monkeypatch):
+def test_running_out_of_memory_does_not_discard_an_old_state(config, runs, monkeypatch):
     stop(config, runs, step=2)
     folder = make_old(runs)
 
@@ -294,7 +294,7 @@ def edited_trainer(folder: Path) -> ModuleType:
     return module
 
 
-def test_an_edit_of_the_sources_hides_no_run(config, runs, tmp_path, caplog):
+def test_editing_the_source_code_does_not_hide_runs(config, runs, tmp_path, caplog):
     """With another comment in all of them, the finished run is found, and the stopped one goes
     on."""
     caplog.set_level(logging.INFO)
@@ -319,7 +319,7 @@ def test_an_edit_of_the_sources_hides_no_run(config, runs, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("version", "age"), [(NUMERICS_VERSION - 1, "an older"), (99, "a newer")])
-def test_a_version_is_told_as_older_or_newer(version, age):
+def test_a_version_is_described_as_older_or_newer(version, age):
     assert numerics.describe(version) == (
         f"{age} version of the trainer, whose results may differ (numerics version {version}, now "
         f"{NUMERICS_VERSION})"

@@ -131,7 +131,7 @@ def logged_steps(runs: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "Prodigy"])
-def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(everything, runs, caplog, optimizer):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(everything, runs, caplog, optimizer):
     caplog.set_level(logging.INFO)
     rate = 1.0 if optimizer == "Prodigy" else 1e-3
     config = replace(everything, optimizer=OptimizerConfig(name=optimizer, learning_rate=rate))
@@ -148,7 +148,7 @@ def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(everything, runs, ca
     assert not list((only_run(runs) / "states").iterdir())
 
 
-def test_a_killed_run_goes_on_from_its_newest_whole_state(everything, runs, tmp_path, caplog):
+def test_a_killed_run_resumes_from_its_newest_undamaged_state(everything, runs, tmp_path, caplog):
     """Stopped for good at step 5, with states of steps 2 and 4: first the newer one is used, then,
     damaged, it is put aside."""
     config = replace(everything, output=replace(everything.output, state_every=2))
@@ -176,7 +176,7 @@ def test_a_killed_run_goes_on_from_its_newest_whole_state(everything, runs, tmp_
     assert list(damaged.glob("*/states/*")) == [state.with_suffix(".damaged")]
 
 
-def test_a_finished_run_is_found_again_with_its_previews(config, runs):
+def test_a_finished_run_is_reused_with_its_previews(config, runs):
     sampling = SamplingConfig(steps=2)
     preview = PreviewConfig(prompts=("a dog", "a cat"), every=1, sampling=sampling)
     config = replace(config, preview=preview)
@@ -197,9 +197,7 @@ def test_a_finished_run_is_found_again_with_its_previews(config, runs):
 
 
 @pytest.mark.parametrize("folder", ["runs", None])
-def test_a_run_that_is_finished_early_ends_with_what_it_learned(
-    everything, tmp_path, folder, caplog
-):
+def test_a_run_that_is_finished_early_saves_its_result(everything, tmp_path, folder, caplog):
     caplog.set_level(logging.INFO)
     runs = tmp_path / folder if folder else None
     finishing = Finishing()
@@ -215,7 +213,7 @@ def test_a_run_that_is_finished_early_ends_with_what_it_learned(
     assert sorted(path.name for path in files) == ["dog.safetensors", "dog_00001.safetensors"]
 
 
-def test_a_run_that_was_finished_early_is_found_again_and_says_so(everything, runs, caplog):
+def test_a_run_that_was_finished_early_is_reused_with_its_steps(everything, runs, caplog):
     caplog.set_level(logging.INFO)
     first, watching = run(everything, runs, Finishing()), Watching()
     again = run(everything, runs, watching)
@@ -233,7 +231,7 @@ def keeping(config: TrainingConfig, **changes: object) -> TrainingConfig:
     return replace(config, output=output, **changes)
 
 
-def test_more_steps_go_on_from_the_state_that_a_shorter_run_kept(everything, runs, caplog):
+def test_more_steps_resume_from_the_state_of_a_shorter_run(everything, runs, caplog):
     caplog.set_level(logging.INFO)
     whole = run(replace(everything, steps=9), None)
     short = run(keeping(everything), runs)
@@ -251,7 +249,7 @@ def test_more_steps_go_on_from_the_state_that_a_shorter_run_kept(everything, run
     assert sorted(names) == ["step000006", "step000009"]
 
 
-def test_fewer_steps_take_what_a_stopped_run_has_made_of_them(config, runs):
+def test_fewer_steps_reuse_the_state_of_a_longer_run(config, runs):
     config = config.replace({"steps": 9, "output": {"state_every": 2}})
     stop(config, runs, step=5)
     watching = Watching()
@@ -263,7 +261,9 @@ def test_fewer_steps_take_what_a_stopped_run_has_made_of_them(config, runs):
     assert watching.steps == [6, 7, 8, 9]
 
 
-def test_more_steps_than_a_run_that_left_no_state_begin_anew_and_say_so(config, runs, caplog):
+def test_more_steps_start_over_with_a_warning_if_the_shorter_run_kept_no_state(
+    config, runs, caplog
+):
     run(config, runs)
     watching = Watching()
     run(replace(config, steps=3), runs, watching)
@@ -279,14 +279,14 @@ def test_more_steps_than_a_run_that_left_no_state_begin_anew_and_say_so(config, 
     )
 
 
-def test_training_again_takes_no_state_of_another_length(config, runs):
+def test_retraining_does_not_use_the_state_of_a_shorter_run(config, runs):
     run(keeping(config), runs)
     watching = Watching()
     run(replace(config, steps=3), runs, watching, on_existing="retrain")
     assert watching.steps == [1, 2, 3]
 
 
-def test_a_run_that_was_finished_early_can_be_gone_on_with(everything, runs, caplog):
+def test_a_run_that_was_finished_early_can_be_resumed(everything, runs, caplog):
     caplog.set_level(logging.INFO)
     early = run(keeping(everything), runs, Finishing())
     watching = Watching()
@@ -299,7 +299,7 @@ def test_a_run_that_was_finished_early_can_be_gone_on_with(everything, runs, cap
     assert run(everything, runs, on_existing="resume").checkpoint == whole.checkpoint
 
 
-def test_a_run_that_was_finished_early_without_a_state_cannot_be_gone_on_with(everything, runs):
+def test_a_run_that_was_finished_early_without_a_state_cannot_be_resumed(everything, runs):
     run(everything, runs, Finishing())
     with pytest.raises(ValueError, match="^This run was finished early") as caught:
         run(everything, runs, on_existing="resume")
@@ -310,7 +310,7 @@ def test_a_run_that_was_finished_early_without_a_state_cannot_be_gone_on_with(ev
     )
 
 
-def test_a_state_that_can_no_longer_be_kept_is_told_of(config, runs, caplog):
+def test_keep_state_on_a_finished_run_without_one_is_a_warning(config, runs, caplog):
     run(config, runs)
     run(keeping(config), runs)
     assert caplog.messages == [
@@ -318,7 +318,7 @@ def test_a_state_that_can_no_longer_be_kept_is_told_of(config, runs, caplog):
     ]
 
 
-def test_settings_that_only_save_memory_go_on_from_the_state(everything, runs):
+def test_settings_that_only_save_memory_resume_from_the_state(everything, runs):
     """They change results by rounding, and nothing else."""
     whole = run(everything, None)
     stop(everything, runs, step=3)
@@ -347,7 +347,7 @@ def test_without_its_checkpoint_a_finished_run_is_trained_again(config, runs, ca
     assert logged_steps(runs) == [1, 2]
 
 
-def test_training_again_keeps_the_finished_checkpoint(config, runs):
+def test_retraining_keeps_the_finished_checkpoint(config, runs):
     first, watching = run(config, runs), Watching()
     second = run(config, runs, watching, on_existing="retrain")
     assert watching.steps == [1, 2]
@@ -386,7 +386,7 @@ def test_a_second_run_in_the_same_folder_is_refused(config, runs):
 
 
 @pytest.mark.posix
-def test_an_output_folder_that_is_none_is_refused_before_the_first_step(config, runs):
+def test_an_output_folder_that_is_a_file_is_refused_before_the_first_step(config, runs):
     config.output.folder.write_text("in the way")
     watching = Watching()
     with pytest.raises(OSError) as caught:
@@ -398,7 +398,7 @@ def test_an_output_folder_that_is_none_is_refused_before_the_first_step(config, 
     assert not watching.began
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_no_step(config, runs):
+def test_no_step_is_lost_if_the_checkpoint_cannot_be_written(config, runs):
     class Losing(Watching):
         """The output folder goes during the run."""
 
@@ -416,7 +416,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_step(config, runs):
     assert watching.steps == []
 
 
-def test_a_clock_that_was_set_back_changes_nothing(everything, runs):
+def test_setting_the_clock_back_changes_nothing(everything, runs):
     """The run seems to have begun in the future, and its newest state to be its oldest."""
     config = replace(everything, output=replace(everything.output, state_every=2))
     whole = run(config, None)
@@ -433,7 +433,7 @@ def test_a_clock_that_was_set_back_changes_nothing(everything, runs):
 
 
 @pytest.mark.posix
-def test_a_state_without_room_costs_no_step_and_not_the_older_one(
+def test_no_step_and_no_older_state_is_lost_if_a_state_does_not_fit(
     config, runs, caplog, file_size_limit
 ):
     class Filling(Watching):
@@ -474,7 +474,7 @@ def test_intermediate_checkpoints_are_counted_across_sessions(config, runs):
     assert (found.reused, found.saves) == (True, [])
 
 
-def test_a_save_that_was_deleted_while_the_run_stood_is_left_out(config, runs):
+def test_an_intermediate_checkpoint_deleted_between_sessions_is_left_out(config, runs):
     config = config.replace({"steps": 5, "output": {"save_every": 1, "keep": 5}})
     stop(config, runs, step=4)
     (config.output.folder / "dog-step000001.safetensors").unlink()

@@ -81,7 +81,7 @@ def contents(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_runs_are_listed_with_what_they_wrote_and_take(made, runs, caplog):
+def test_runs_are_listed_with_their_files_and_sizes(made, runs, caplog):
     caplog.set_level(logging.INFO)
     (made / "early-step000001.safetensors").rename(made / "moved.safetensors")
     try:
@@ -120,7 +120,7 @@ def test_runs_are_listed_with_what_they_wrote_and_take(made, runs, caplog):
     )
 
 
-def test_a_run_is_deleted_with_all_but_its_checkpoints(made, runs, caplog):
+def test_a_run_is_deleted_except_for_its_checkpoints(made, runs, caplog):
     caplog.set_level(logging.INFO)
     found = by_name(runs)
     stopped, early = found["stopped"], found["early"]
@@ -135,7 +135,7 @@ def test_a_run_is_deleted_with_all_but_its_checkpoints(made, runs, caplog):
     assert [entry.name for entry in run_list.entries(runs)] == ["whole"]
 
 
-def test_states_are_deleted_also_those_that_were_put_aside(runs, caplog):
+def test_states_are_deleted_including_unusable_ones(runs, caplog):
     caplog.set_level(logging.INFO)
     stopped, early = by_name(runs)["stopped"], by_name(runs)["early"]
     (state,) = (early.folder / "states").iterdir()
@@ -152,7 +152,7 @@ def test_states_are_deleted_also_those_that_were_put_aside(runs, caplog):
     assert by_name(runs)["stopped"].status == "stopped without a state"
 
 
-def test_a_run_that_is_being_worked_on_is_not_touched(runs, caplog):
+def test_a_run_in_use_is_not_touched(runs, caplog):
     found = by_name(runs)
     stopped, early = found["stopped"], found["early"]
     with locked(stopped.folder):
