@@ -1,4 +1,4 @@
-"""Whole runs on a tiny checkpoint: what they promise of losses, weights, files and failures."""
+"""Whole runs on a tiny checkpoint: their losses, weights, files and failures."""
 
 import json
 import logging
@@ -123,14 +123,14 @@ def test_previews_change_nothing(config, batch_size):
 
 
 def test_timesteps_are_drawn_from_the_models_own_schedule(config, monkeypatch):
-    """With one of ten, any later timestep would be outside of it."""
+    """With a schedule of ten timesteps, any other timestep would be out of range."""
     monkeypatch.setattr("trainer.noise.NUM_TIMESTEPS", 10)
     losses, _, _ = run(replace(config, batch_size=8))
     assert all(0 < loss < 10 for loss in losses)
 
 
 class Previewed(Observer):
-    """The steps with previews; content with what was learned by a step."""
+    """Records the steps with previews, and finishes the run at a step."""
 
     def __init__(self, finish_at: int = 0) -> None:
         self.steps: list[int] = []
@@ -148,7 +148,7 @@ class Previewed(Observer):
 
 @pytest.mark.parametrize(("finish_at", "expected"), [(0, [3, 4]), (2, [2]), (3, [3])])
 def test_the_result_always_has_previews(config, finish_at, expected):
-    """Whether it was finished as planned or early, and whatever the interval."""
+    """Whether it is finished as planned or early, and whatever the interval."""
     sampling = SamplingConfig(steps=1, guidance_scale=1)
     preview = PreviewConfig(prompts=("a dog",), every=3, sampling=sampling)
     watching = Previewed(finish_at)
@@ -158,21 +158,21 @@ def test_the_result_always_has_previews(config, finish_at, expected):
 
 
 def test_a_short_run_in_fp16_makes_all_its_steps(config):
-    """The first scales of the loss are too large: those steps are skipped, and made again."""
-    heard = []
+    """The first loss scales are too large: those steps are skipped and repeated."""
+    received = []
 
-    class Hearing(Observer):
+    class Receiver(Observer):
         def on_skipped_step(self, step):
-            heard.append(step)
+            received.append(step)
 
         def on_step(self, report):
-            heard.append(-report.step)
+            received.append(-report.step)
 
     prior = PriorConfig(weight=1e5, prompt="a cat", images=config.dataset.photos)
     config = replace(config, precision="fp16", prior=prior, steps=1)
-    _, _, result = run(config, Hearing())
-    num_skipped = len(heard) - 1
-    assert heard == [1] * num_skipped + [-1]
+    _, _, result = run(config, Receiver())
+    num_skipped = len(received) - 1
+    assert received == [1] * num_skipped + [-1]
     assert num_skipped > 2
     assert result.reports[0].skipped_steps == num_skipped
     assert result.moved["unet"][1] > 0.5
@@ -231,7 +231,7 @@ def test_every_optimizer_trains_every_part(config, name, train_text_encoder):
     optimizer = OptimizerConfig(name=name, learning_rate=1.0 if name == "Prodigy" else 1e-3)
     config = replace(config, optimizer=optimizer, steps=3)
     _, _, result = run(config, train_text_encoder=train_text_encoder)
-    # Of the vocabulary, only the captions' words have gradients.
+    # In the token embeddings, only the words of the captions have gradients.
     assert result.moved["unet"][1] > 0.5
     assert set(result.moved) == ({"unet", "text_encoder"} if train_text_encoder else {"unet"})
 
@@ -257,7 +257,7 @@ def test_channels_last_computes_the_same(config):
 
 
 def test_the_unet_is_compiled_if_configured(config):
-    # Where torch is told to compile with what does not exist, only what is compiled cannot run.
+    # With a backend that does not exist, compiled code fails and all other code runs.
     with torch.compiler.set_stance(force_backend="none"):
         run(replace(config, steps=1))
         with pytest.raises(RuntimeError, match="^Invalid backend: 'none'"):
@@ -325,7 +325,7 @@ def test_steps_previews_and_class_images_use_the_configured_precision_and_resolu
     sampling = SamplingConfig(steps=1, guidance_scale=1)
     prior = PriorConfig(weight=1.0, prompt="a dog", num_images=2, sampling=sampling)
     preview = PreviewConfig(prompts=("a dog",), every=1, sampling=sampling)
-    dataset = replace(config.dataset, resolution=24)  # the model's own is 16
+    dataset = replace(config.dataset, resolution=24)  # the native resolution is 16
     config = replace(config, dataset=dataset, precision="bf16", steps=1)
     run(replace(config, prior=prior, preview=preview))
     assert found == [torch.bfloat16] * 3, "class images, a step, a preview"
@@ -345,7 +345,7 @@ def test_mirror_doubles_the_photos(config):
 
 
 def test_the_seed_decides_random_crops(config, prior, monkeypatch):
-    """Of photos and class images, as they are before a batch is drawn."""
+    """The crops of photos and class images are read before a batch is drawn."""
     for folder in (config.dataset.photos[0], prior.images[0]):
         for number, path in enumerate(folder.iterdir()):
             Image.new("RGB", (640, 32), (number, len(folder.name), 0)).save(path)
@@ -394,7 +394,7 @@ def test_a_part_that_does_not_move_is_an_error(config):
 
 
 def rounded(config: TrainingConfig) -> TrainingConfig:
-    """The same run from a base whose weights bf16 holds exactly."""
+    """The same run from a base model whose weights are exact in bf16."""
     from safetensors.torch import save_file
 
     tensors = {
@@ -418,7 +418,7 @@ def test_a_loss_that_is_nan_or_infinite_stops_the_run(config, caplog):
 
 
 class Stopping(Observer):
-    """Ends the run at a step, as Cancel and Ctrl+C do."""
+    """Stops the run at step 3, as Cancel and Ctrl+C do."""
 
     def on_step(self, report):
         if report.step == 3:
@@ -436,7 +436,7 @@ def test_a_stopped_run_saves_its_last_step(config, caplog):
 
 
 def test_weights_of_an_incomplete_step_are_not_saved(config, monkeypatch):
-    """Here changed by the optimizer, but not yet in the average."""
+    """Here the optimizer has changed them, but the average is not updated yet."""
     update = EMA.update
 
     def interrupt(ema: EMA) -> None:
@@ -460,16 +460,16 @@ def test_truncated_captions_are_reported(config, caplog):
 
 
 def test_intermediate_checkpoints_are_announced_and_the_newest_kept(config):
-    heard = []
+    received = []
 
-    class Listening(Observer):
+    class Receiver(Observer):
         def on_checkpoint(self, step, path):
             assert path.exists()
-            heard.append((step, path.name))
+            received.append((step, path.name))
 
     output = replace(config.output, save_every=1, keep=2)
-    run(replace(config, output=output), Listening())
-    assert heard == [
+    run(replace(config, output=output), Receiver())
+    assert received == [
         (1, "dog-step000001.safetensors"), (2, "dog-step000002.safetensors"),
         (3, "dog-step000003.safetensors"), (4, "dog-step000004.safetensors"),
         (4, "dog.safetensors"),

@@ -1,4 +1,4 @@
-"""The command line: what its flags mean, what it says, and its exit code."""
+"""The command line: its flags, messages and exit codes."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from trainer.settings.config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 600
-"""Seconds until a run that does not end is killed."""
+"""Seconds after which a process that does not end is killed."""
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_flags_override_the_settings_file_and_the_file_overrides_the_preset(trai
     settings.write_text("seed = 7\nsteps = 9\n[optimizer]\nweight_decay = 0.5\n", "utf-8")
     assert main([*train, "--preset", "object", "--settings", str(settings)]) == 0
     used = settings_of(tmp_path / "out" / "dog.safetensors")
-    assert (used["steps"], used["batch_size"]) == (2, 1)  # flags, over both
+    assert (used["steps"], used["batch_size"]) == (2, 1)  # flags override both
     assert (used["seed"], used["optimizer"]["weight_decay"]) == (7, 0.5)
 
 
@@ -127,7 +127,7 @@ def test_help_explains_every_option(command, capsys):
 
 @contextmanager
 def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a process of its own, which is over by the end of the block."""
+    """The command line in a separate process, which is killed at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "trainer", *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stderr=subprocess.PIPE,
@@ -160,7 +160,7 @@ def test_ctrl_c_finishes_the_run_and_saves_the_result(train, tmp_path):
 def test_a_second_ctrl_c_stops_the_run_so_that_it_can_be_resumed(
     train, tmp_path, monkeypatch, capfd, caplog
 ):
-    """Both while step 2 is made."""
+    """Both are pressed during step 2."""
     caplog.set_level("INFO")
     predict, calls = SD1.predict, []
 

@@ -58,8 +58,8 @@ def check(
     """
     needs = [*_checkpoint_needs(config, model, trainable, steps_made, is_scored)]
     if states_folder:
-        is_early = 0 < config.output.state_every < config.steps - steps_made
-        num = (states.NUM_NEEDED if is_early else 1) - states.count(states_folder)
+        saves_before_end = 0 < config.output.state_every < config.steps - steps_made
+        num = (states.NUM_NEEDED if saves_before_end else 1) - states.count(states_folder)
         needs.append(
             Need(states_folder, "states", max(0, num), state_size(config, model, trainable))
         )

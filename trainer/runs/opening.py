@@ -50,7 +50,7 @@ def open_run(
         return
     run = _find(runs, config, method, photos, observer)
     if on_existing == "resume":
-        run.require_begun()
+        run.require_started()
     run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.folder):
         run.open(on_existing)

@@ -54,10 +54,10 @@ class Run:
         self._saved_step = 0
         self._has_logged_size = False
 
-    def require_begun(self) -> None:
+    def require_started(self) -> None:
         """Raise ValueError unless the run was started before, or another run has a state for it."""
-        begun = (self.folder / MANIFEST).exists()
-        if not begun and not states.exist(self._usable_states(), up_to=self._config.steps):
+        started = (self.folder / MANIFEST).exists()
+        if not started and not states.exist(self._usable_states(), up_to=self._config.steps):
             raise ValueError(self._related.nothing_to_resume())
 
     def open(self, on_existing: str) -> None:
@@ -133,7 +133,7 @@ class Run:
         # The numerics version of a run is that of its first step.
         self._manifest.note_numerics(found[1] if found else NUMERICS_VERSION)
         self._session, self._saved_step = session, len(session.reports)
-        # Steps after the state are made again, and must not be listed twice.
+        # Steps after the state are repeated, and must not be listed twice.
         self._recorder.rewrite(session.reports, session.scores)
 
     def stepping(self, session: Session, outputs: Outputs) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Commands that draw, and what they share. Those that train are tested in test_main.py."""
+"""The commands that generate images, and what they share. Training is tested in test_main.py."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""The commands that look at pictures, against the functions that they call."""
+"""The commands `compare` and `score`, checked against the functions that they call."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ PROMPT = "a photo of a red cup"
 
 @pytest.fixture
 def comparison(tiny_checkpoint, tmp_path) -> list[str]:
-    """The arguments of a small comparison, with nobody to judge it."""
+    """The arguments of a small comparison without scores."""
     return [
         "compare", "--checkpoints", str(tiny_checkpoint), str(tiny_checkpoint), "--prompts",
         "a cup", PROMPT, "--schedulers", "DDIM", "PNDM", "--steps", "2", "4", "--seed", "5",
@@ -51,7 +51,7 @@ def test_compare_generates_every_combination_and_overwrites_nothing(
         {"checkpoint": name, "scheduler": scheduler, "steps": steps}
         for name in ("tiny", "tiny (2)") for scheduler in ("DDIM", "PNDM") for steps in (2, 4)
     ]  # fmt: skip
-    # The grid's last picture, enlarged eightfold.
+    # The last image of the grid, enlarged eightfold.
     drawn = draw(tiny_checkpoint, SamplingConfig(scheduler="PNDM", steps=4, seed=5))[1]
     grid = np.asarray(Image.open(folder / "grid.png"))
     corner = grid[-8 - 128 :, -8 - 128 : -8]

@@ -1,4 +1,4 @@
-"""Errors and help of the command line, word for word."""
+"""Error messages and help of the command line."""
 
 import pytest
 
@@ -46,7 +46,7 @@ WRONG = [
 def test_an_error_names_the_setting_as_it_was_written(
     command, toml, flags, message, tmp_path, caplog, capsys
 ):
-    """In a settings file or as a flag; tyro's own names do not appear."""
+    """In a settings file or as a flag. tyro's internal names do not appear."""
     path = tmp_path / "settings.toml"
     path.write_text(toml, "utf-8")
     for arguments in (["--settings", str(path)], flags):

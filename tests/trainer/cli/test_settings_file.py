@@ -1,4 +1,4 @@
-"""Settings from TOML files: what they set, that flags beat them, and what is refused."""
+"""Settings from TOML files: what they set, what overrides them, and what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ NEEDED = {
     "score": ["--images", "i", "--photos", "p", "--judge", "toy"],
     "demo": [],
 }  # fmt: skip
-"""What each command asks for."""
+"""The required flags of each command."""
 HEADINGS = "[dataset], [prior], [optimizer], [preview], [scoring], [output], [method]"
 
 
 @pytest.fixture
 def parse(monkeypatch, tmp_path):
-    """Gives the command that `main` would run with these settings, of which some may lie in a
-    file."""
+    """Returns the command that `main` would run with a settings file and flags. None: it failed."""
 
     def parse(name: str, toml: str | None = None, *flags: str) -> Any:
         found: list[Any] = []
@@ -153,7 +152,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_settings_file_can_set_everything_that_flags_can(parse, name):
-    """Also what begins like a flag."""
+    """Including values that begin like a flag."""
     toml, expected = FILES[name]
     command = parse(name, toml)
     assert {place: look_up(command, place) for place in expected} == expected

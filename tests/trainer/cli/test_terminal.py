@@ -1,4 +1,4 @@
-"""What someone at a terminal sees, and how a run is stopped from there."""
+"""What the terminal shows, and how Ctrl+C finishes and stops runs."""
 
 import signal
 
@@ -37,7 +37,7 @@ def test_previews_are_saved_unchanged(tmp_path):
 
 
 def press() -> None:
-    """Ctrl+C, which the system hands over before the next line."""
+    """Send Ctrl+C, which is handled before the next line runs."""
     signal.raise_signal(signal.SIGINT)
 
 
@@ -47,7 +47,7 @@ def test_during_training_the_first_ctrl_c_finishes_and_the_second_stops(capfd):
         observer.on_start(4)
         observer.on_step(report(1))
         assert not observer.wants_to_finish()
-        press()  # in the middle of step 2, which goes on
+        press()  # in the middle of step 2, which continues
         observer.on_step(report(2))
         press()
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What a run will write, against what it does write; and what is said where that does not fit."""
+"""Estimated disk space against what a run really writes, and messages if that does not fit."""
 
 import logging
 import re
@@ -39,8 +39,7 @@ def run(
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The result of a whole run, and the model and what is trained of it, as the check of the disk
-    gets them."""
+    """Makes a run. Returns its result, and the model and trainable that the disk check received."""
 
     def make(config, runs=None, **options):
         seen = []
@@ -59,7 +58,7 @@ def test_a_checkpoint_is_as_large_as_estimated(config, measured, dtype):
     result, model, trainable = measured(config)
     (file,) = trainable.files
     real = result.checkpoint.stat().st_size
-    # The metadata of a run is longer than the base model's.
+    # A run adds metadata to that of the base model.
     assert 0 <= real - file_size(model, trainable, file) < 10_000
     assert (real < config.base.stat().st_size) == (dtype == "fp16")
 
@@ -75,18 +74,18 @@ def test_a_state_is_as_large_as_estimated(
     _, model, trainable = measured(config, tmp_path / "runs", train_text_encoder=train_text_encoder)
     (state,) = tmp_path.glob("runs/*/states/*.pt")
     estimate = state_size(config, model, trainable)
-    # Beside the numbers, each of the 300 tensors has a name and a place in the file.
+    # Besides the numbers, the file stores a name and an offset for each of 300 tensors.
     assert estimate < state.stat().st_size < 1.03 * estimate + 1_000_000
 
 
 @pytest.mark.posix
 def test_a_result_that_does_not_fit_is_refused_before_the_first_step(config, small_disk):
     disk = small_disk(1 << 20)
-    began = []
+    started = []
 
     class Watching(Observer):
         def on_start(self, total_steps):
-            began.append(total_steps)
+            started.append(total_steps)
 
     with pytest.raises(OSError) as caught:
         run(
@@ -97,7 +96,7 @@ def test_a_result_that_does_not_fit_is_refused_before_the_first_step(config, sma
         f"The run will write 1 checkpoint of {size} to '{disk / 'out'}', but only 1.0 MB are free "
         "there. Free some space, choose another folder, or set output.dtype to fp16."
     )
-    assert began == []
+    assert started == []
     assert list((disk / "out").iterdir()) == []
 
 
@@ -105,21 +104,20 @@ def test_a_result_that_does_not_fit_is_refused_before_the_first_step(config, sma
 def test_the_disk_is_checked_before_class_images_are_generated(config, small_disk):
     drawing = SamplingConfig(steps=1, guidance_scale=1)
     prior = PriorConfig(weight=1, prompt="a dog", num_images=2, sampling=drawing)
-    heard = []
+    activities = []
 
     class Watching(Observer):
         def on_progress(self, activity, done, total):
-            heard.append(activity)
+            activities.append(activity)
 
     output = replace(config.output, folder=small_disk(1 << 20) / "out")
     with pytest.raises(OSError, match="^The run will write 1 checkpoint of "):
         run(replace(config, prior=prior, output=output), observer=Watching())
-    assert heard == []
+    assert activities == []
 
 
 def test_steps_before_the_state_need_no_space(config, tmp_path, caplog):
-    """Of a run that was stopped at its last step but one, no further intermediate checkpoint is
-    counted."""
+    """A run stopped one step before its end needs space for one more intermediate checkpoint."""
 
     class Stopping(Observer):
         def on_step(self, report):

@@ -1,4 +1,4 @@
-"""Which changes make another run, and which do not."""
+"""Which changes make a different run, and which do not."""
 
 import hashlib
 import json
@@ -20,8 +20,7 @@ from trainer.settings.config import DatasetConfig, PriorConfig, SamplingConfig, 
 from trainer.settings.effects import Effect, effects
 
 MANIFESTS = json.loads(Path(__file__).with_name("manifests_version_0.json").read_text("utf-8"))
-"""Of real runs of the embedded model, as they were written before the numbers of training had
-versions."""
+"""Manifests of real runs of the toy model, written before the numerics versions."""
 METHODS = {method.__name__: method for method in (FullFineTune, TextualInversion)}
 
 
@@ -96,7 +95,7 @@ def test_the_settings_that_do_not_count_by_their_value():
 
 
 def settings_of(manifest: dict) -> tuple[TrainingConfig, FullFineTune | TextualInversion]:
-    """The settings that a run of the embedded model on its photos had."""
+    """The settings of a run of the toy model on its photos, from its manifest."""
     kept = manifest["config"]
     config = TrainingConfig(base=toy.MODEL, dataset=DatasetConfig(photos=(toy.PHOTOS,), prompt="-"))
     config = config.replace({
@@ -114,8 +113,7 @@ def settings_of(manifest: dict) -> tuple[TrainingConfig, FullFineTune | TextualI
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_definitions_of_old_runs_have_not_changed(name, tmp_path):
-    """By every key and value, so that they are found again. Settings that came later may add to
-    them."""
+    """Every key and value is the same, so that old runs are found. Newer settings may add keys."""
     before = dict(MANIFESTS[name]["definition"])
     config, method = settings_of(MANIFESTS[name])
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
@@ -141,7 +139,7 @@ def test_the_base_model_and_the_method_count(config, photos):
 
 
 def test_class_images_count_only_if_they_are_used(config, photos):
-    """Settings of what makes them count only where none are given."""
+    """The settings that generate class images count only if the user gives none."""
     own = replace(config, prior=replace(config.prior, images=(Path("own"),)))
     other = replace(own, prior=replace(own.prior, sampling=SamplingConfig(seed=5), num_images=3))
 
@@ -188,7 +186,7 @@ def test_a_file_is_hashed_again_only_after_it_was_written_to(tmp_path):
     content[-1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert Hashes(tmp_path / "hashes.json").sha256(path) == expected  # it was not read
+    assert Hashes(tmp_path / "hashes.json").sha256(path) == expected  # it was not read again
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert Hashes(tmp_path / "hashes.json").sha256(path) == hashlib.sha256(content).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The manifest of a run: what is written, and what is read back."""
+"""The manifest of a run, as it is written and read."""
 
 import json
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What a file says of itself: strings others know, and nothing of the user's machine."""
+"""The metadata of a file: strings that other programs know, and nothing of the user's machine."""
 
 import hashlib
 import json

@@ -1,9 +1,10 @@
-"""Golden numbers: what a few short runs of the embedded model give, which may change only together
-with the numerics version. They lie in numerics.json, and
+"""Reference numbers of a few short runs of the toy model, which may change only together with the
+numerics version. They are in numerics.json;
 
     python -m tests.trainer.runs.test_numerics
 
-writes there what the code gives now. Another processor's or library's rounding is no change."""
+writes the current numbers. Differences by rounding, between processors or library versions, are
+tolerated."""
 
 import json
 import math
@@ -32,20 +33,21 @@ GOLDEN = Path(__file__).with_name("numerics.json")
 COMMAND = "python -m tests.trainer.runs.test_numerics"
 Numbers = dict[str, list[float]]
 RELATIVE = 1e-4
-"""How far numbers may be off: on torch 2.5 to 2.14, and on processors with and without AVX, they
-were by 2.4e-5."""
+"""Relative tolerance. The largest difference observed between torch 2.5 and 2.14, and between
+processors with and without AVX, is 2.4e-5."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run of a few steps, with settings so strong that each of them shows."""
+    """A run of a few steps, with settings so strong that each of them affects the numbers."""
 
     changes: dict[str, Any]
     method: Method = field(default_factory=FullFineTune)
     prompt: str = "a photo of sks cup"
     is_v_prediction: bool = False
     max_turn: float = 3e-3
-    """How far the components of directions, which are about 1, may be off; they were by a tenth."""
+    """Absolute tolerance of the components of directions, which are about 1. The largest difference
+    observed is a tenth of it."""
 
 
 CASES = {
@@ -81,15 +83,15 @@ CASES = {
     }),
     "Lion": Case(
         {"optimizer": {"name": "Lion", "learning_rate": 1e-4, "weight_decay": 0.5}},
-        max_turn=0.05,  # it heeds only the gradients' signs, which rounding can change
+        max_turn=0.05,  # Lion uses only the signs of gradients, which rounding can change
     ),
 }  # fmt: skip
 PARTS = {"U-Net": "model.diffusion_model.", "text encoder": "cond_stage_model.", "vectors": "clip_"}
-"""How the names of their tensors begin in files."""
+"""Name prefixes of their tensors in files."""
 
 
 def measure(case: Case, folder: Path) -> Numbers:
-    """Losses, gradients' norms, and how far and where to the weights moved."""
+    """Losses, gradient norms, and the length and direction of the weights' change."""
     config = TrainingConfig(
         base=_base(folder, is_v_prediction=case.is_v_prediction),
         dataset=DatasetConfig(photos=_photos(folder), prompt=case.prompt, resolution=32),
@@ -100,7 +102,7 @@ def measure(case: Case, folder: Path) -> Numbers:
 
 
 def _base(folder: Path, *, is_v_prediction: bool) -> Path:
-    """The embedded model, or the same with another meaning of what it predicts."""
+    """The toy model, declared to predict noise or velocity."""
     if not is_v_prediction:
         return toy.MODEL
     path = folder / "velocity.safetensors"
@@ -111,8 +113,8 @@ def _base(folder: Path, *, is_v_prediction: bool) -> Path:
 
 
 def _photos(folder: Path) -> tuple[Path, ...]:
-    """The sample photos in several shapes, in a format whose bytes are the same everywhere: they
-    decide where is cropped."""
+    """The sample photos in several shapes, as BMP, whose bytes are the same on every system: random
+    crops are derived from them."""
     paths = []
     for number, path in enumerate(sorted(toy.PHOTOS.glob("*.png"))):
         with Image.open(path) as image:
@@ -132,7 +134,7 @@ def _numbers(result: TrainingResult, base: Path) -> Iterator[tuple[str, list[flo
         changes = [
             tensor.double() - (before[name].double() if name in before else 0)
             for name, tensor in sorted(after.items())
-            # A bias in front of a norm has no gradient but rounding's.
+            # The gradient of a bias in front of a norm is nothing but rounding.
             if name.startswith(start) and tensor.ndim > 1
         ]
         if any(change.any() for change in changes):
@@ -140,8 +142,8 @@ def _numbers(result: TrainingResult, base: Path) -> Iterator[tuple[str, list[flo
 
 
 def _movement(part: str, changes: list[Tensor]) -> Iterator[tuple[str, list[float]]]:
-    """The length of all changes together, and their components, over it, along four random
-    directions."""
+    """The L2 norm of all changes, and their components along four random directions, divided by the
+    norm."""
     generator = torch.Generator().manual_seed(0)
     components = torch.zeros(4, dtype=torch.float64)
     for change in changes:
@@ -153,7 +155,7 @@ def _movement(part: str, changes: list[Tensor]) -> Iterator[tuple[str, list[floa
 
 
 def differences(found: Numbers, golden: Numbers, max_turn: float) -> list[str]:
-    """What is off by more than rounding."""
+    """A message per quantity that differs by more than rounding."""
     if found.keys() != golden.keys():
         return [f"other quantities: {', '.join(found)} instead of {', '.join(golden)}"]
     close = {

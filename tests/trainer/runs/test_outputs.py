@@ -1,4 +1,4 @@
-"""What a run's files hold, and that each kind of file keeps to its own."""
+"""The contents of a run's files, for a checkpoint and an embedding side by side."""
 
 import shutil
 from dataclasses import replace
@@ -23,7 +23,7 @@ STARTED = datetime(2024, 5, 1, tzinfo=timezone.utc)
 
 @pytest.fixture
 def session(tiny_model, tmp_path) -> Session:
-    """Of a checkpoint and an embedding, both of which have just been changed."""
+    """A session that trains a checkpoint and an embedding, with all weights changed by 0.5."""
     tiny_model.add_embedding(Embedding("<tok>", {"clip_l": torch.ones(1, 24)}))
     config = TrainingConfig(
         base=tiny_model.path,
@@ -92,8 +92,8 @@ def test_only_the_last_files_may_use_the_space_of_the_result(session, small_disk
 
 
 def test_saves_are_listed_by_step_with_all_their_files(session, tmp_path):
-    """Also those of an earlier session, the newer one of two of the same step, none of which one
-    file was deleted, and not the last step's, which is the result."""
+    """Saves of an earlier session are included, and the newer of two saves of a step. A step with a
+    deleted file is left out, and the last step, which is the result."""
     session.trainable.files = [
         replace(file, output=replace(file.output, keep=5)) for file in session.trainable.files
     ]
@@ -128,7 +128,7 @@ def test_movement_is_reported_by_part(session):
 
 
 def test_with_an_average_it_is_saved_and_its_movement_reported(session, tmp_path):
-    """The average has gone half as far as the weights."""
+    """The average has changed half as much as the weights."""
     session.ema = EMA(session.parameters, decay=0.9)
     with torch.no_grad():
         for average in session.ema.averages:

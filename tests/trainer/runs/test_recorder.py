@@ -1,4 +1,4 @@
-"""What a run told, read back."""
+"""Recorded reports and previews, as they are read back."""
 
 import json
 from dataclasses import replace
@@ -47,12 +47,12 @@ def test_reports_are_read_back_exactly_and_rewriting_replaces_them(tmp_path):
 
 
 def test_every_line_is_standard_json(tmp_path):
-    """Older versions wrote NaN, which is none, for steps that fp16 had skipped."""
+    """Older versions wrote NaN, which JSON does not have, for steps that fp16 had skipped."""
     recorder = Recorder(tmp_path, Observer())
     recorder.rewrite([replace(report(1), grad_norm=float(norm)) for norm in ("nan", "inf")], [])
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line, parse_constant=refuse)["grad_norm"] is None
@@ -72,34 +72,34 @@ def test_only_the_last_previews_are_kept(tmp_path):
 
 
 def test_everything_is_recorded_and_then_passed_on(tmp_path):
-    heard, skipped = [], []
+    received, skipped = [], []
 
-    class Listening(Observer):
+    class Receiver(Observer):
         def on_progress(self, activity, done, total):
-            heard.append((activity, done, total))
+            received.append((activity, done, total))
 
         def on_start(self, total_steps):
-            heard.append(total_steps)
+            received.append(total_steps)
 
         def on_step(self, report):
-            heard.append((report.step, len(recorder.reports())))
+            received.append((report.step, len(recorder.reports())))
 
         def on_score(self, report):
-            heard.append((report, recorder.scores()))
+            received.append((report, recorder.scores()))
 
         def on_skipped_step(self, step):
             skipped.append(step)
 
         def wants_to_finish(self):
-            return len(heard) == 3
+            return len(received) == 3
 
         def on_preview(self, step, images):
-            heard.append((step, len(recorder.previews())))
+            received.append((step, len(recorder.previews())))
 
         def on_checkpoint(self, step, path):
-            heard.append((step, path, list(recorder.checkpoints)))
+            received.append((step, path, list(recorder.checkpoints)))
 
-    recorder = Recorder(tmp_path, Listening())
+    recorder = Recorder(tmp_path, Receiver())
     recorder.on_progress("Class images", 1, 2)
     recorder.on_start(9)
     assert not recorder.wants_to_finish()
@@ -110,7 +110,7 @@ def test_everything_is_recorded_and_then_passed_on(tmp_path):
     recorder.on_preview(1, images(0, 2))
     recorder.on_score(score(1))
     recorder.on_checkpoint(1, tmp_path / "a")
-    assert heard == [
+    assert received == [
         ("Class images", 1, 2), 9, (1, 1), (1, 2), (score(1), [score(1)]),
         (1, tmp_path / "a", [tmp_path / "a"]),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The other runs in a folder: which states a run may continue, and what is said of the rest."""
+"""Which states of other runs a run may continue, and what is reported about the rest."""
 
 import os
 from pathlib import Path

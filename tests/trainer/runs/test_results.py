@@ -1,4 +1,4 @@
-"""Results of runs, recorded and found again."""
+"""Results of runs, recorded and recalled."""
 
 import json
 import os
@@ -77,14 +77,14 @@ def test_the_best_checkpoint_is_recalled_if_it_still_exists(files, hashes, tmp_p
     assert (found.best_checkpoint, found.best_step) == (files["checkpoint"], 1)
 
 
-@pytest.mark.parametrize("fate", ["gone", "another", "no checkpoint"])
+@pytest.mark.parametrize("fate", ["missing", "changed", "no checkpoint"])
 def test_a_missing_or_changed_file_is_named(files, hashes, fate):
     record = recorded(result(files), hashes)
     path = files["embedding"]
-    if fate == "another":
+    if fate == "changed":
         save_file({"weight": torch.full((10,), 2.0)}, path)
         os.utime(path, (1, 1))
-    elif fate == "gone":
+    elif fate == "missing":
         path.unlink()
     else:
         path.write_bytes(b"note")

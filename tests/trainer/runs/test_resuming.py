@@ -1,4 +1,4 @@
-"""Runs that an older version of the trainer made: found, resumed, or begun anew, and told of."""
+"""Runs made by an older version of the trainer: reused, resumed or started over, with a warning."""
 
 import hashlib
 import importlib.util
@@ -33,7 +33,7 @@ from trainer.training.session import Session
 
 CPU = torch.device("cpu")
 MANIFESTS = json.loads(Path(__file__).with_name("manifests_version_0.json").read_text("utf-8"))
-"""Of real runs, as they were written before there were versions."""
+"""Manifests of real runs, written before the numerics versions."""
 OLD = (
     "made by an older version of the trainer, whose results may differ (numerics version 0, now "
     f"{NUMERICS_VERSION})"
@@ -42,7 +42,7 @@ OLD = (
 
 @pytest.fixture
 def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
-    """Four steps with all that has a state of its own."""
+    """Four steps with everything that a state contains."""
     rng = np.random.default_rng(0)
     for kind in ("photos", "class"):
         (tmp_path / kind).mkdir()
@@ -69,7 +69,7 @@ def runs(tmp_path) -> Path:
 
 
 class Watching(Observer):
-    """Remembers the steps, and stops the run at one of them."""
+    """Records the steps, and stops the run at one of them."""
 
     def __init__(self, stop_at: int = 0) -> None:
         self.stop_at, self.steps = stop_at, list[int]()
@@ -98,7 +98,7 @@ def same(one: TrainingResult, other: TrainingResult) -> bool:
 
 
 def identity_of(definition: dict) -> str:
-    """As the old code named a run's folder."""
+    """The name of a run's folder, as the old code computed it."""
     text = json.dumps(definition, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -109,7 +109,7 @@ def manifest_of(runs: Path) -> dict:
 
 
 def make_old(runs: Path, version: str = "7431dd68bb2c8a9e") -> Path:
-    """Turn the one run that is there into one of the old code; gives its folder."""
+    """Turn the only run in a folder into one of the old code. Return its folder."""
     manifest = manifest_of(runs)
     folder = runs / manifest["identity"]
     del manifest["numerics"]
@@ -210,13 +210,13 @@ def lack_a_part(state: dict) -> str:
 
 
 def hold_another_shape(state: dict) -> str:
-    """Of the last tensor, when all others are loaded."""
+    """The last tensor has it, so that all others are loaded before the error."""
     state["parameters"][-1] = torch.zeros(3, 5, 7)
     return "RuntimeError("
 
 
 def hold_other_images(state: dict) -> str:
-    """Which comes to light when all but the reports are loaded."""
+    """The error occurs when everything but the reports is loaded."""
     state["batches"]["class_images"]["count"] = 9
     return "ValueError('The run to resume had 9 class images, now there are 2."
 
@@ -243,10 +243,10 @@ def test_an_old_state_that_cannot_be_loaded_is_renamed_and_training_starts_over(
     assert same(run(config, runs, watching), whole)
     assert watching.steps == [1, 2, 3, 4]
     aside = path.with_suffix(".unusable")
-    told, begun = caplog.messages
-    assert told.startswith(f"The state '{path}' was {OLD}. It cannot be loaded ({error}")
-    assert told.endswith(f"), so it is not used, and kept as '{aside.name}'.")
-    assert begun == "There is no other state, so training starts at step 1."
+    kept, started = caplog.messages
+    assert kept.startswith(f"The state '{path}' was {OLD}. It cannot be loaded ({error}")
+    assert kept.endswith(f"), so it is not used, and kept as '{aside.name}'.")
+    assert started == "There is no other state, so training starts at step 1."
     assert list(aside.parent.iterdir()) == [aside]
     assert manifest_of(runs)["numerics"] == NUMERICS_VERSION
 
@@ -269,7 +269,7 @@ def test_running_out_of_memory_does_not_discard_an_old_state(config, runs, monke
     folder = make_old(runs)
 
     def load_state(self: Session, state: dict) -> None:
-        if state["reports"]:  # not where it is brought back to its beginning
+        if state["reports"]:  # not when the initial state is restored
             raise MemoryError
 
     monkeypatch.setattr(Session, "load_state", load_state)
@@ -279,7 +279,7 @@ def test_running_out_of_memory_does_not_discard_an_old_state(config, runs, monke
 
 
 def edited_trainer(folder: Path) -> ModuleType:
-    """The package with a comment more in every file, under another name."""
+    """The trainer package with one more comment in every file, under another name."""
     package = folder / "edited"
     trainer = Path(__file__).parents[3] / "trainer"
     shutil.copytree(trainer, package, ignore=shutil.ignore_patterns("*.safetensors", "photos"))
@@ -295,8 +295,7 @@ def edited_trainer(folder: Path) -> ModuleType:
 
 
 def test_editing_the_source_code_does_not_hide_runs(config, runs, tmp_path, caplog):
-    """With another comment in all of them, the finished run is found, and the stopped one goes
-    on."""
+    """With a comment added to every file, a finished run is reused and a stopped one resumed."""
     caplog.set_level(logging.INFO)
     finished, stopped = config, replace(config, seed=1)
     first = run(finished, runs)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, resumed, found again and trained again, on a tiny checkpoint."""
+"""Runs on a tiny checkpoint that are stopped, resumed, reused and retrained."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
 
 @pytest.fixture
 def everything(config, tmp_path) -> TrainingConfig:
-    """Six steps with all that has a state of its own."""
+    """Six steps with everything that a state contains."""
     class_images = draw(tmp_path / "class", count=4, seed=1)
     return replace(
         config,
@@ -74,19 +74,19 @@ def runs(tmp_path) -> Path:
 
 
 class Watching(Observer):
-    """Remembers the steps, and ends the run at one of them, as Cancel and Ctrl+C do."""
+    """Records the steps, and stops the run at one of them, as Cancel and Ctrl+C do."""
 
     def __init__(self, stop_at: int = 0) -> None:
         self.stop_at = stop_at
         self.steps: list[int] = []
         self.loaded: list[Path] = []
-        self.began = False
+        self.started = False
 
     def on_load(self, path):
         self.loaded.append(path)
 
     def on_start(self, total_steps):
-        self.began = True
+        self.started = True
 
     def on_step(self, report):
         self.steps.append(report.step)
@@ -95,7 +95,7 @@ class Watching(Observer):
 
 
 class Finishing(Watching):
-    """Is content with what was learned by a step."""
+    """Finishes the run after step 3."""
 
     def wants_to_finish(self):
         return self.steps[-1] == 3
@@ -149,8 +149,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(everything, runs,
 
 
 def test_a_killed_run_resumes_from_its_newest_undamaged_state(everything, runs, tmp_path, caplog):
-    """Stopped for good at step 5, with states of steps 2 and 4: first the newer one is used, then,
-    damaged, it is put aside."""
+    """Killed at step 5, with states of steps 2 and 4: the newer one is used. If that is damaged, it
+    is renamed and the older one used."""
     config = replace(everything, output=replace(everything.output, state_every=2))
     killed, damaged = tmp_path / "killed", tmp_path / "damaged"
 
@@ -180,11 +180,11 @@ def test_a_finished_run_is_reused_with_its_previews(config, runs):
     sampling = SamplingConfig(steps=2)
     preview = PreviewConfig(prompts=("a dog", "a cat"), every=1, sampling=sampling)
     config = replace(config, preview=preview)
-    beginning, watching = Watching(), Watching()
-    first = run(config, runs, beginning)
+    starting, watching = Watching(), Watching()
+    first = run(config, runs, starting)
     again = run(config, runs, watching)
-    assert (beginning.loaded, watching.loaded) == ([config.base], [])
-    assert not watching.began
+    assert (starting.loaded, watching.loaded) == ([config.base], [])
+    assert not watching.started
     assert again.reused
     assert not first.reused
     assert (again.checkpoint, again.reports, again.moved) == (
@@ -319,7 +319,7 @@ def test_keep_state_on_a_finished_run_without_one_is_a_warning(config, runs, cap
 
 
 def test_settings_that_only_save_memory_resume_from_the_state(everything, runs):
-    """They change results by rounding, and nothing else."""
+    """They change results by rounding only."""
     whole = run(everything, None)
     stop(everything, runs, step=3)
     watching = Watching()
@@ -361,7 +361,7 @@ def test_retraining_keeps_the_finished_checkpoint(config, runs):
 
 
 def test_the_base_model_is_hashed_once(config, runs, monkeypatch):
-    """It has 2 to 7 GB; another process finds its hash in the runs' folder."""
+    """It has 2 to 7 GB, so its hash is stored in the folder of runs for other processes."""
     hashed = []
     whole = files.sha256_of
     monkeypatch.setattr(files, "sha256_of", lambda path: hashed.append(path) or whole(path))
@@ -395,12 +395,12 @@ def test_an_output_folder_that_is_a_file_is_refused_before_the_first_step(config
         f"Cannot write to the folder '{config.output.folder}': [Errno 17] File exists: "
         f"'{config.output.folder}'. Make it writable, or choose another folder."
     )
-    assert not watching.began
+    assert not watching.started
 
 
 def test_no_step_is_lost_if_the_checkpoint_cannot_be_written(config, runs):
     class Losing(Watching):
-        """The output folder goes during the run."""
+        """The output folder disappears during the run."""
 
         def on_step(self, report):
             super().on_step(report)
@@ -417,7 +417,7 @@ def test_no_step_is_lost_if_the_checkpoint_cannot_be_written(config, runs):
 
 
 def test_setting_the_clock_back_changes_nothing(everything, runs):
-    """The run seems to have begun in the future, and its newest state to be its oldest."""
+    """The run seems to have started in the future, and its newest state to be the oldest."""
     config = replace(everything, output=replace(everything.output, state_every=2))
     whole = run(config, None)
     stop(config, runs, step=5)
@@ -478,6 +478,6 @@ def test_an_intermediate_checkpoint_deleted_between_sessions_is_left_out(config,
     config = config.replace({"steps": 5, "output": {"save_every": 1, "keep": 5}})
     stop(config, runs, step=4)
     (config.output.folder / "dog-step000001.safetensors").unlink()
-    # Step 4 was stopped before it was saved, and step 5 is the result.
+    # The run was stopped before step 4 was saved, and step 5 is the result.
     names = [save["checkpoint"].name for save in run(config, runs).saves]
     assert names == ["dog-step000002.safetensors", "dog-step000003.safetensors"]

@@ -1,4 +1,4 @@
-"""Runs listed and deleted: what is told of them, and what stays."""
+"""Listing and deleting runs: what is shown, and what is kept."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ from trainer.storage.locks import locked
 
 
 class Ending(Observer):
-    """Ends a run after two steps, one way or another."""
+    """Stops or finishes a run after two steps."""
 
     def __init__(self, *, stops: bool) -> None:
         self.stops, self.step = stops, 0
@@ -38,7 +38,7 @@ class Ending(Observer):
 
 @pytest.fixture(scope="module")
 def made(tiny_checkpoint, tmp_path_factory) -> Path:
-    """A folder with runs of three names. Not to be changed."""
+    """A folder with three runs, "whole", "early" and "stopped". Tests must not change it."""
     folder = tmp_path_factory.mktemp("runs")
     pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
@@ -51,7 +51,7 @@ def made(tiny_checkpoint, tmp_path_factory) -> Path:
             output=OutputConfig(folder=folder, name=name, keep_state=name == "early", save_every=1),
             steps=steps,
             batch_size=1,
-            seed=steps,  # or one would go on from another's state
+            seed=steps,  # otherwise one would resume from another's state
         )
         device = torch.device("cpu")
         train(config, FullFineTune(), device=device, observer=observer, runs=folder / "runs")

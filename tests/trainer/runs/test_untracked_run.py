@@ -10,7 +10,7 @@ from trainer.runs.untracked_run import UntrackedRun
 
 
 class Outputs:
-    """Remembers whether the last step was saved."""
+    """Records what was saved."""
 
     def __init__(self) -> None:
         self.saved: list[bool] = []
