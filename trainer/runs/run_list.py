@@ -94,7 +94,9 @@ def _entry(folder: Path) -> Entry:
     manifest = json_files.read(folder / MANIFEST)
     config, result = manifest.get("config", {}), manifest.get("result") or {}
     files = [file["path"] for file in result.get("files", {}).values()]
-    paths = [*manifest.get("intermediate", []), *files, *result.get("best", {}).values()]
+    # Older intermediate files are deleted as newer ones are saved, so that none of them is missing.
+    intermediate = [path for path in manifest.get("intermediate", []) if Path(path).is_file()]
+    paths = [*intermediate, *files, *result.get("best", {}).values()]
     return Entry(
         folder=folder,
         name=config.get("output", {}).get("name", "?"),

@@ -83,11 +83,14 @@ def contents(folder: Path) -> set[str]:
 
 def test_runs_are_listed_with_their_files_and_sizes(made, runs, caplog):
     caplog.set_level(logging.INFO)
-    (made / "early-step000001.safetensors").rename(made / "moved.safetensors")
+    moved = [made / "early-step000001.safetensors", made / "early.safetensors"]
+    for path in moved:
+        path.rename(path.with_suffix(".moved"))
     try:
         assert main(["runs", str(runs)]) == 0
     finally:
-        (made / "moved.safetensors").rename(made / "early-step000001.safetensors")
+        for path in moved:
+            path.with_suffix(".moved").rename(path)
     found = by_name(runs)
     size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())  # noqa: E731
     for entry in found.values():
@@ -104,9 +107,8 @@ def test_runs_are_listed_with_their_files_and_sizes(made, runs, caplog):
         f" {made}/whole.safetensors",
         f"{ids['early']} early finished early, at step 2 of 3 2026-01-02 03:04 3 {version} {early} "
         f"{early}",
-        f" {made}/early-step000001.safetensors (missing)",
         f" {made}/early-step000002.safetensors",
-        f" {made}/early.safetensors",
+        f" {made}/early.safetensors (missing)",
         f"{ids['stopped']} stopped stopped at step 2 of 4 2026-01-02 03:04 4 {version} {stopped} "
         f"{stopped}",
         f" {made}/stopped-step000001.safetensors",
