@@ -1,19 +1,24 @@
-"""The table of faults: every row names tests that exist, and quotes messages of the code."""
+"""The tables of faults and of inputs: every row names tests that exist, and quotes messages of the
+code."""
 
 import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "faults.md"
+PAGES = ("faults.md", "inputs.md")
+HEADS = ("| Fault ", "| Input ")
 
 
-def test_every_row_names_tests_that_exist():
-    lines = PAGE.read_text("utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| Fault ")]
+@pytest.mark.parametrize("page", PAGES)
+def test_every_row_names_tests_that_exist(page):
+    lines = (ROOT / "docs" / page).read_text("utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith(HEADS)]
     assert rows
     for row in rows:
-        cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert len(cells) == 4, row
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", cells[3])
         assert named, row
@@ -42,9 +47,10 @@ def is_made_of(part: str, texts: list[str]) -> bool:
     )
 
 
-def test_quoted_messages_are_those_of_the_code():
+@pytest.mark.parametrize("page", PAGES)
+def test_quoted_messages_are_those_of_the_code(page):
     """They stand in curly quotes, with … for the parts that differ."""
-    texts, quotes = texts_in_code(), re.findall("“(.*?)”", PAGE.read_text("utf-8"))
-    assert quotes
+    texts = texts_in_code()
+    quotes = re.findall("“(.*?)”", (ROOT / "docs" / page).read_text("utf-8"))
     parts = [(quote, part) for quote in quotes for part in quote.split("…")]
     assert [f"{part} in {quote}" for quote, part in parts if not is_made_of(part, texts)] == []
