@@ -172,8 +172,8 @@ def test_dreambooth_trains_with_the_embedding(comfyui, graph, then_dreambooth, n
         ),
         (
             {"initializer": "white cup", "num_vectors": 1},
-            "The initializer 'white cup' has 2 words, and num_vectors is 1. Set num_vectors to 2 "
-            "or more, or leave out words.",
+            "The initializer 'white cup' has 2 words, but num_vectors is 1. Set num_vectors to 2 "
+            "or more, or use fewer words.",
         ),
         (
             {"preset": "textual inversion"},
