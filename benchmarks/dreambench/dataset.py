@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.examples import IMAGE_ENDINGS
+from trainer.data.formats import IMAGE_ENDINGS
 
 PROMPT_FILE = "prompts_and_classes.txt"
 LIVE_CLASSES = ("cat", "dog")

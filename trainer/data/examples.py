@@ -1,20 +1,18 @@
-"""Finds the images to train on and their captions. Does not open any image."""
+"""Finds the images to train on and their captions. Does not decode any image."""
 
 from __future__ import annotations
 
 import logging
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from .captions import CaptionFiles, read_caption, warn_of_missing_subject
+from .folders import image_format, images_in, shortened
+from .formats import IMAGE_ENDINGS, require_readable
 
-IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MAX_NAMES = 5
-"""How many file names a log message lists before it only counts the rest."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +27,26 @@ class Example:
     mirrored: bool = False
 
 
-def find_examples(entries: Sequence[Path], prompt: str, *, is_prior: bool = False) -> list[Example]:
+def find_examples(
+    entries: Sequence[Path], prompt: str, *, is_prior: bool = False, quiet: bool = False
+) -> list[Example]:
     """The images of these folders and files, in the given order. A folder's images are sorted by
     name, numbers by value. An image's caption is the text file beside it, or else the prompt.
+    Logs a warning about everything that looks like a user's data and is not used, unless `quiet`.
 
     Raises FileNotFoundError if an entry does not exist, and ValueError if a folder has no images, a
-    file does not have the extension of an image, an image is listed twice, or a caption is not
-    UTF-8.
+    file is not an image that can be read, an image is listed twice, or a caption is not UTF-8.
     """
     paths: list[Path] = []
     for entry in entries:
-        paths += _images_in(entry) if entry.is_dir() else [_named_image(entry)]
+        paths += images_in(entry, quiet=quiet) if entry.is_dir() else [_named_image(entry)]
     for path, times in Counter(paths).items():
         if times > 1:
             raise ValueError(f"'{path}' is named {times} times. Name each image once.")
-    return [Example(path, (_caption(path) or prompt,), is_prior) for path in paths]
+    captions = _captions(paths, quiet=quiet)
+    if prompt and not is_prior and not quiet:
+        warn_of_missing_subject(list(captions.items()), prompt)
+    return [Example(path, (captions.get(path, prompt),), is_prior) for path in paths]
 
 
 def with_mirrors(examples: Sequence[Example]) -> list[Example]:
@@ -67,61 +70,41 @@ def warn_of_cut_captions(examples: Iterable[Example], cut_text: Callable[[str], 
             )  # fmt: skip
 
 
-def shortened(names: Sequence[str]) -> str:
-    """The names separated by commas: the first `MAX_NAMES`, then the number of the others."""
-    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-    return ", ".join([*names[:MAX_NAMES], *more])
-
-
-def _images_in(folder: Path) -> list[Path]:
-    files = sorted(folder.iterdir(), key=_natural_order)
-    images = [file for file in files if _is_image(file)]
-    if not images:
-        raise ValueError(f"No images in {folder}. Looked for {', '.join(IMAGE_ENDINGS)}.")
-    expected = {*images, *map(_caption_path, images)}
-    skipped = [file.name for file in files if file not in expected]
-    if skipped:
-        names = shortened(skipped)
-        logger.info(
-            "Skipped %d entries in %s that are not images: %s.", len(skipped), folder, names
-        )
-    return images
-
-
 def _named_image(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"'{path}' does not exist. Name a folder of images, or images.")
-    if path.suffix.lower() not in IMAGE_ENDINGS:
+    name = image_format(path)
+    if not name:
         raise ValueError(
             f"'{path}' is not a supported image. Use {', '.join(IMAGE_ENDINGS)}, or a folder."
         )
+    require_readable(path, name)
     return path
 
 
-def _is_image(path: Path) -> bool:
-    # On disks of other systems, macOS writes a hidden "._photo.jpg", not an image, for each photo.
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+def _captions(images: Sequence[Path], *, quiet: bool) -> dict[Path, str]:
+    """The captions of the images that have their own. An empty file is none."""
+    folders = {folder: CaptionFiles(folder.iterdir()) for folder in {p.parent for p in images}}
+    files = {image: found for image in images if (found := folders[image.parent].of(image))}
+    captions = {image: read_caption(found[0]) for image, found in files.items()}
+    if not quiet:
+        _warn_of_several(files)
+        _warn_of_lines([files[image][0] for image in files if "\n" in captions[image]])
+    return {image: caption for image, caption in captions.items() if caption}
 
 
-def _caption(path: Path) -> str:
-    """The text file beside the image; "" if it does not exist."""
-    file = _caption_path(path)
-    if not file.is_file():
-        return ""
-    try:
-        return file.read_text("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"The caption '{file}' is not UTF-8 text. Save it as UTF-8.") from None
+def _warn_of_several(files: Mapping[Path, Sequence[Path]]) -> None:
+    for image, found in files.items():
+        if len(found) > 1:
+            logger.warning(
+                "'%s' has several captions. Only '%s' is used, and not %s. Keep one of them.",
+                image.name, found[0].name, shortened([file.name for file in found[1:]]),
+            )  # fmt: skip
 
 
-def _caption_path(path: Path) -> Path:
-    return path.with_suffix(".txt")
-
-
-def _natural_order(path: Path) -> tuple[list[tuple[str, int]], str]:
-    """Sort key that puts "2.jpg" before "10.jpg". The order is the same on every operating system,
-    whatever order it lists files in and however it encodes accents."""
-    name = unicodedata.normalize("NFC", path.name)
-    parts = re.findall(r"([^0-9]*)([0-9]*)", name.casefold())
-    return [(text, int(number or -1)) for text, number in parts], name
+def _warn_of_lines(files: Sequence[Path]) -> None:
+    if files:
+        logger.warning(
+            "All lines of a caption are joined into one prompt. Captions with several lines: %s. A "
+            "photo has only one caption.", shortened([file.name for file in files]),
+        )  # fmt: skip

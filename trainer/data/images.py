@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from ..families.base import Framing
 from ..storage.hashing import sha256_of
 from .buckets import Size
+from .formats import FORMATS, format_of, pillow_formats, require_readable
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,11 @@ CropPosition = tuple[float, float]
 """Shares, from 0 to 1, of the excess width and height that are cut off at the left and the top."""
 
 CENTER: CropPosition = (0.5, 0.5)
-# Pillow can read more formats, but some of them start other programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+MAX_PIXELS = 220_000_000
+"""The largest photo that is read, a JPEG. Other formats have Pillow's limit, about 89 megapixels,
+because their decoders need memory for every pixel."""
+MIN_BYTES_PER_PIXEL = 1 / 256
+"""A JPEG below this, less than a picture of one colour needs, only claims to be large."""
 WHITE_IS_ZERO = 0
 """The photometric interpretation of TIFF files that store negatives."""
 
@@ -112,24 +117,49 @@ def fit(
 
 
 def _open(path: Path) -> Image.Image:
+    name = format_of(path)
+    require_readable(path, name)
     try:
         with warnings.catch_warnings():
             # Pillow only warns about images up to twice its limit, and refuses larger ones.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=pillow_formats(name)) as image:
                 _warn_if_animated(image, path)
                 image.load()
                 return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        if name == "JPEG" and (halved := _open_halved(path)):
+            return halved
         raise ValueError(f"'{path.name}' is too large. {error} Make it smaller.") from error
     except FileNotFoundError:
         raise
     # Damaged data makes decoders raise all kinds of exceptions.
     except Exception as error:
-        raise ValueError(
-            f"'{path.name}' cannot be read as an image: {_reason(path, error)}. Replace it, or "
-            "remove it."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _open_halved(path: Path) -> Image.Image | None:
+    """A JPEG larger than Pillow's limit, at half its width and height, which the decoder computes
+    without the memory for all pixels. None: it is too large for this, too. Raises ValueError if it
+    is damaged."""
+    try:
+        with path.open("rb") as file:
+            image = JpegImageFile(file)  # Image.open would refuse it
+            width, height = image.size
+            if not width * height <= min(MAX_PIXELS, path.stat().st_size / MIN_BYTES_PER_PIXEL):
+                return None
+            image.draft(None, (width // 2, height // 2))
+            image.load()
+            return image
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"'{path.name}' cannot be read as an image: {_reason(path, error)}. Replace it, or remove "
+        "it."
+    )
 
 
 def _warn_if_animated(image: Image.Image, path: Path) -> None:

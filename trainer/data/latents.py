@@ -16,7 +16,8 @@ from ..families.base import Framing, ModelFamily
 from ..observer import Observer
 from ..settings.config import DatasetConfig
 from .buckets import Size, bucket_step, choose_size
-from .examples import Example, shortened
+from .examples import Example
+from .folders import shortened
 from .images import (
     CENTER,
     draw_crop_position,

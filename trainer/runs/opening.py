@@ -88,4 +88,4 @@ def _own_class_images(config: TrainingConfig) -> list[Example]:
     prior = config.prior
     if prior.weight == 0 or not prior.images:
         return []
-    return find_examples(prior.images, prior.prompt, is_prior=True)
+    return find_examples(prior.images, prior.prompt, is_prior=True, quiet=True)

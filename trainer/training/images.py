@@ -3,9 +3,9 @@ user provides none."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from .. import memory, precision
 from ..data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
@@ -16,6 +16,8 @@ from ..observer import Observer
 from ..sampling.class_images import make_class_images
 from ..settings.config import DatasetConfig, TrainingConfig
 
+logger = logging.getLogger(__name__)
+
 LatentsOf = dict[Example, CachedLatents]
 
 
@@ -24,16 +26,17 @@ def encode_images(
 ) -> tuple[LatentsOf, LatentsOf]:
     """Return the latents of the photos and of the class images, after drawing missing class images.
     The second is empty if the prior weight is 0."""
+    _require_class_prompt(config, model)
+    own = _own_class_images(config)
+    _warn_of_shared_prompt(photos, [e.captions[0] for e in own] or [config.prior.prompt], config)
     warn_of_cut_captions(photos, model.tokenizer.cut_text)
+    _log_numbers(photos, config.dataset.prompt, own)
     if config.dataset.mirror:
         photos = with_mirrors(photos)
     instance = _encode(photos, config.dataset, config.seed, model, observer)
     if config.prior.weight == 0:
         return instance, {}
-    _require_class_prompt(config.prior.prompt, model)
-    class_images = find_examples(
-        _class_images(config, model, observer), config.prior.prompt, is_prior=True
-    )
+    class_images = own or _drawn_class_images(config, model, observer)
     warn_of_cut_captions(class_images, model.tokenizer.cut_text)
     # Blurry class images do not affect the likeness of the subject, so small ones are accepted.
     dataset = replace(config.dataset, allow_upscaling=True)
@@ -54,9 +57,41 @@ def _encode(
         return encode_examples(examples, dataset, model, observer, seed=seed)
 
 
-def _require_class_prompt(prompt: str, model: ModelFamily) -> None:
-    """Raises ValueError if the prompt contains the placeholder of an embedding."""
-    for placeholder in model.learned_vectors:
+def _log_numbers(photos: Sequence[Example], prompt: str, class_images: Sequence[Example]) -> None:
+    # Textual inversion replaces the prompt by several templates.
+    own = sum(len(photo.captions) == 1 and photo.captions != (prompt,) for photo in photos)
+    logger.info(
+        "Training on %d photo%s, %d with captions of their own%s.",
+        len(photos), "" if len(photos) == 1 else "s", own,
+        f", and {len(class_images)} class images" if class_images else "",
+    )  # fmt: skip
+
+
+def _warn_of_shared_prompt(
+    photos: Sequence[Example], class_captions: Sequence[str], config: TrainingConfig
+) -> None:
+    """Log a warning if a photo and a class image have the same caption. Not an error: a run that
+    began so must remain possible to resume, and some do it on purpose."""
+    if config.prior.weight == 0:
+        return
+    theirs = {_plain(caption) for caption in class_captions}
+    shared = [text for photo in photos for text in photo.captions if _plain(text) in theirs]
+    if shared:
+        logger.warning(
+            "Photos and class images have the same prompt, '%s', so the class images teach the "
+            "opposite of the photos. Put a rare word into the prompt of the photos, such as 'a "
+            "photo of sks dog', and leave it out of the class prompt.", shared[0],
+        )  # fmt: skip
+
+
+def _plain(prompt: str) -> str:
+    return " ".join(prompt.casefold().split()).strip(" .,")
+
+
+def _require_class_prompt(config: TrainingConfig, model: ModelFamily) -> None:
+    """Raises ValueError if the class prompt contains the placeholder of an embedding."""
+    prompt = config.prior.prompt
+    for placeholder in model.learned_vectors if config.prior.weight > 0 else ():
         if has_placeholder(prompt, placeholder):
             raise ValueError(
                 f"prior.prompt is {prompt!r}, but its placeholder {placeholder!r} stands for the "
@@ -64,14 +99,23 @@ def _require_class_prompt(prompt: str, model: ModelFamily) -> None:
             )
 
 
-def _class_images(config: TrainingConfig, model: ModelFamily, observer: Observer) -> Sequence[Path]:
-    if config.prior.images:
-        return config.prior.images
+def _own_class_images(config: TrainingConfig) -> list[Example]:
+    """The user's class images; [] if there are none or they are not used."""
+    prior = config.prior
+    if prior.weight == 0 or not prior.images:
+        return []
+    return find_examples(prior.images, prior.prompt, is_prior=True)
+
+
+def _drawn_class_images(
+    config: TrainingConfig, model: ModelFamily, observer: Observer
+) -> list[Example]:
     with precision.autocast(config.precision, model.device):
-        return make_class_images(
+        paths = make_class_images(
             model,
             config.prior,
             config.output.folder / "class_images",
             resolution=config.dataset.resolution or model.native_resolution,
             observer=observer,
         )
+    return find_examples(paths, config.prior.prompt, is_prior=True)

@@ -45,22 +45,6 @@ def test_names_that_differ_only_in_case_or_zeros_have_one_order(tmp_path: Path) 
     assert names(find_examples([tmp_path], "")) == ["a01.png", "a1.png", "B.jpg", "b.png"]
 
 
-def test_entries_that_are_not_images_are_skipped_and_counted_in_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    touch(tmp_path, "dog.jpg", "dog.txt", ".DS_Store", "._dog.jpg", "Thumbs.db", "notes.txt")
-    touch(tmp_path, "manifest.jsonl", "more/other.jpg", "folder.png/inside.jpg")
-
-    with caplog.at_level(logging.INFO):
-        examples = find_examples([tmp_path], "a cup")
-
-    assert names(examples) == ["dog.jpg"]
-    assert caplog.messages == [
-        f"Skipped 7 entries in {tmp_path} that are not images: ._dog.jpg, .DS_Store, folder.png, "
-        "manifest.jsonl, more, and 2 more."
-    ]
-
-
 def test_a_clean_folder_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "dog.jpg", "dog.txt")
 
@@ -83,11 +67,12 @@ def test_the_caption_is_the_text_file_beside_the_image_or_else_the_prompt(tmp_pa
     touch(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf  sks caf\xc3\xa9 cup\r\n")
     (tmp_path / "b.txt").write_bytes(b" \n")
-    (tmp_path / "d.jpg.txt").write_bytes(b"not a caption")
+    (tmp_path / "d.jpg.caption").write_bytes(b"a sks cup by a window")
 
     captions = [c for e in find_examples([tmp_path], "a photo of sks cup") for c in e.captions]
 
-    expected = ["sks café cup", "a photo of sks cup", "a photo of sks cup", "a photo of sks cup"]
+    expected = ["sks café cup", "a photo of sks cup", "a photo of sks cup"]
+    expected.append("a sks cup by a window")
     assert captions == expected
 
 
@@ -140,7 +125,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "notes.txt", ".DS_Store", "deeper/dog.jpg")
+    touch(tmp_path, "notes.txt", ".DS_Store", "deeper/notes.txt")
 
     with pytest.raises(ValueError, match="No images") as error:
         find_examples([tmp_path], "a cup")
@@ -149,14 +134,74 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_listed_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "dog.heic")
+    touch(tmp_path, "dog.safetensors")
 
     with pytest.raises(ValueError, match="not a supported") as error:
-        find_examples([tmp_path / "dog.heic"], "a cup")
+        find_examples([tmp_path / "dog.safetensors"], "a cup")
 
     assert str(error.value) == (
-        f"'{tmp_path / 'dog.heic'}' is not a supported image. Use {ENDINGS}, or a folder."
+        f"'{tmp_path / 'dog.safetensors'}' is not a supported image. Use {ENDINGS}, or a folder."
     )
+
+
+def test_a_listed_file_in_a_format_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "dog.jxl")
+
+    with pytest.raises(ValueError, match="JPEG XL") as error:
+        find_examples([tmp_path / "dog.jxl"], "a cup")
+
+    assert str(error.value) == (
+        "'dog.jxl' is an image in the format JPEG XL, which cannot be read. Convert such "
+        "photos to JPEG or PNG."
+    )
+
+
+def test_the_second_caption_of_a_photo_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.jpg")
+    for name in ("a.txt", "a.caption", "a.jpg.txt"):
+        (tmp_path / name).write_text(f"a cup from {name}", "utf-8")
+
+    (example,) = find_examples([tmp_path], "a cup")
+
+    assert example.captions == ("a cup from a.txt",)
+    assert caplog.messages == [
+        "'a.jpg' has several captions. Only 'a.txt' is used, and not a.jpg.txt, a.caption. Keep "
+        "one of them."
+    ]
+
+
+def test_several_lines_are_joined_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_bytes(b"a cup\r\non a table\r\n")
+    (tmp_path / "c.txt").write_bytes(b"a cup\n\n")
+
+    examples = find_examples([tmp_path], "a cup")
+
+    assert [e.captions for e in examples] == [("a cup\non a table",)] * 2 + [("a cup",)]
+    assert caplog.messages == [
+        "All lines of a caption are joined into one prompt. Captions with several lines: a.txt, "
+        "b.txt. A photo has only one caption."
+    ]
+
+
+def test_captions_without_the_subject_are_reported_for_photos_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.txt").write_text("on the beach", "utf-8")
+
+    for options in ({"is_prior": True}, {"quiet": True}, {}):
+        assert caplog.messages == []
+        find_examples([tmp_path], "a photo of sks dog", **options)
+
+    assert [message[:56] for message in caplog.messages] == [
+        "1 of 1 captions contain none of the words sks, dog of th"
+    ]
 
 
 def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""The caption files of images: which file belongs to which image, and what they say."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+CAPTION_ENDINGS = (".txt", ".caption")
+"""The first has priority if an image has several captions."""
+_FILLERS = {
+    "a", "an", "and", "at", "by", "close", "drawing", "image", "in", "is", "it", "its", "of", "on",
+    "one", "painting", "photo", "photograph", "picture", "portrait", "shot", "style", "the", "this",
+    "up", "with",
+}  # fmt: skip
+"""Words of prompts that do not name a subject."""
+
+
+def key(name: str) -> str:
+    """Equal for names that differ only in case or in how accents are encoded."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class CaptionFiles:
+    """The caption files of one folder, by the image to which they belong: photo.jpg has the
+    captions photo.txt, photo.jpg.txt, photo.caption or photo.jpg.caption, in this order."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._by_name: dict[str, list[Path]] = {}
+        for file in files:
+            if file.suffix.lower() in CAPTION_ENDINGS and file.is_file():
+                self._by_name.setdefault(key(file.name), []).append(file)
+
+    def of(self, image: Path) -> list[Path]:
+        """All caption files of an image, first the one to use. [] if there are none."""
+        return [file for name in _caption_names(image) for file in self._named(name)]
+
+    def _named(self, name: str) -> list[Path]:
+        """On some systems, names that differ only in case are different files."""
+        found = self._by_name.get(key(name), [])
+        return sorted(found, key=lambda file: (file.name != name, file.name))
+
+
+def _caption_names(image: Path) -> Iterator[str]:
+    for ending in CAPTION_ENDINGS:
+        yield image.stem + ending
+        if image.suffix:
+            yield image.name + ending
+
+
+def read_caption(file: Path) -> str:
+    """The text of a caption file, stripped. Raises ValueError if it is not UTF-8, nor UTF-16 with a
+    byte order mark."""
+    try:
+        text = file.read_text(_encoding(file)).strip()
+    except UnicodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ValueError(f"The caption '{file}' is not UTF-8 text. Save it as UTF-8.")
+    return text
+
+
+def _encoding(file: Path) -> str:
+    with file.open("rb") as opened:
+        mark = opened.read(2)
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def warn_of_missing_subject(captions: Sequence[tuple[Path, str]], prompt: str) -> None:
+    """Log one warning if captions of photos contain no word for the subject. `captions` has each
+    photo's own caption, `prompt` is the instance prompt."""
+    words = _subject(prompt)
+    missing = [(path, text) for path, text in captions if words and not _has_any(text, words)]
+    if missing:
+        path, text = missing[0]
+        logger.warning(
+            "%d of %d captions contain none of the words %s of the prompt '%s', so their photos do "
+            "not teach these words, such as '%s' with '%s'. Add the words for the subject to the "
+            "captions.", len(missing), len(captions), ", ".join(words), prompt, path.name, text,
+        )  # fmt: skip
+
+
+def _subject(prompt: str) -> list[str]:
+    return [word for word in dict.fromkeys(_words(prompt)) if word not in _FILLERS]
+
+
+def _has_any(caption: str, words: Sequence[str]) -> bool:
+    # By their beginnings, because of plurals and of languages that add particles to words.
+    return any(other.startswith(word) for other in _words(caption) for word in words)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", key(text))

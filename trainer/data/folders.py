@@ -1,0 +1,218 @@
+"""What a folder of photos contains. All that looks like a user's data and is not used is named in a
+warning."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .captions import CAPTION_ENDINGS, CaptionFiles, key
+from .formats import IMAGE_ENDINGS, PHOTO_ENDINGS, RARE_ENDINGS, format_of, how_to_read, is_readable
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMES = 5
+"""How many names a message lists before it only counts the rest."""
+MAX_FOLDERS = 200
+"""How many folders inside a folder are searched for photos."""
+NO_CAPTIONS = ("thumbs.db", "desktop.ini", "manifest.jsonl")
+"""Files of the system, and the list that belongs to generated class images."""
+NO_CAPTION_ENDINGS = (".aae", ".xmp")
+"""Text files that phones and photo editors write beside photos."""
+_MASK = re.compile(r"(.+)[-_. ]mask(label)?", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class Contents:
+    """The visible entries of a folder, in natural order. `images` and their caption files are used,
+    the others are not."""
+
+    folder: Path
+    images: list[Path] = field(default_factory=list)
+    masks: list[Path] = field(default_factory=list)
+    """Images such as dog-mask.png beside dog.jpg."""
+    unreadable: dict[str, list[Path]] = field(default_factory=dict)
+    """Photos by the name of their format, which cannot be read here."""
+    misnamed: list[Path] = field(default_factory=list)
+    """Images whose extension is not that of an image, such as backup copies."""
+    texts: list[Path] = field(default_factory=list)
+    """Text files that are not the caption of an image."""
+    subfolders: dict[str, int] = field(default_factory=dict)
+    """Folders with photos inside this one: path from here, and number of photos."""
+    others: list[Path] = field(default_factory=list)
+
+
+def images_in(folder: Path, *, quiet: bool = False) -> list[Path]:
+    """The images of a folder, sorted by name, numbers by value. Unless `quiet`, logs what is not
+    used. Raises ValueError if there are none."""
+    contents = look_into(folder)
+    if not contents.images:
+        raise ValueError(_why_empty(contents))
+    if not quiet:
+        _log_unused(contents)
+    return contents.images
+
+
+def look_into(folder: Path) -> Contents:
+    contents = Contents(folder)
+    files = sorted(folder.iterdir(), key=_natural_order)
+    for file in files:
+        _sort_in(file, contents)
+    found, stems = contents.images, {key(image.stem) for image in contents.images}
+    contents.masks = [image for image in found if _is_mask(image, stems)]
+    contents.images = [image for image in found if not _is_mask(image, stems)]
+    captions = CaptionFiles(contents.texts)
+    skipped = [photo for photos in contents.unreadable.values() for photo in photos]
+    owners = [*found, *skipped]
+    theirs = {file for image in owners for file in captions.of(image)}
+    contents.texts = [file for file in contents.texts if file not in theirs]
+    return contents
+
+
+def image_format(path: Path) -> str:
+    """The format of a file that is an image by its name and content, also if it cannot be read
+    here. "" if it is not an image."""
+    ending = path.suffix.lower()
+    found = "" if ending in CAPTION_ENDINGS else format_of(path)
+    # An image that is damaged is reported when it is read.
+    return found or ("damaged" if ending in IMAGE_ENDINGS else "")
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The names separated by commas: the first `MAX_NAMES`, then the number of the others."""
+    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    return ", ".join([*names[:MAX_NAMES], *more])
+
+
+def _sort_in(path: Path, contents: Contents) -> None:
+    # On disks of other systems, macOS writes a hidden "._photo.jpg", not an image, for each photo.
+    if _is_hidden(path.name):
+        contents.others.append(path)
+    elif path.is_dir():
+        found = _photos_below(path, contents.folder)
+        contents.subfolders |= found
+        contents.others += [] if found else [path]
+    elif name := image_format(path):
+        _sort_in_image(path, name, contents)
+    else:
+        (contents.texts if _is_text(path) else contents.others).append(path)
+
+
+def _sort_in_image(path: Path, name: str, contents: Contents) -> None:
+    if name != "damaged" and not is_readable(name):
+        contents.unreadable.setdefault(name, []).append(path)
+    elif path.suffix.lower() in (*IMAGE_ENDINGS, *RARE_ENDINGS, ""):
+        contents.images.append(path)
+    else:
+        contents.misnamed.append(path)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "@", "__MACOSX"))
+
+
+def _is_mask(image: Path, stems: Iterable[str]) -> bool:
+    found = _MASK.fullmatch(image.stem)
+    return found is not None and key(found[1]) in stems
+
+
+def _is_text(path: Path) -> bool:
+    if path.suffix.lower() in CAPTION_ENDINGS:
+        return True
+    if path.name.lower() in NO_CAPTIONS or path.suffix.lower() in NO_CAPTION_ENDINGS:
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+        # Incremental, because the last character may be cut.
+        return bool(head) and "\0" not in codecs.getincrementaldecoder("utf-8")().decode(head)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _photos_below(folder: Path, start: Path) -> dict[str, int]:
+    """The folders from `folder` on that contain photos, by their paths from `start`."""
+    found = {}
+    for number, (path, folders, files) in enumerate(os.walk(folder)):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        # By their extensions, because these may be many files.
+        photos = sum(
+            Path(name).suffix.lower() in PHOTO_ENDINGS for name in files if not _is_hidden(name)
+        )
+        if photos:
+            found[Path(path).relative_to(start).as_posix()] = photos
+        if number == MAX_FOLDERS:
+            break
+    return found
+
+
+def _why_empty(contents: Contents) -> str:
+    if contents.unreadable:
+        return f"None of the photos in {contents.folder} can be read. " + " ".join(
+            f"{len(photos)} are in the format {name}: {_names(photos)}. {how_to_read(name)}"
+            for name, photos in contents.unreadable.items()
+        )
+    if contents.subfolders:
+        return (
+            f"No images in {contents.folder} itself, but in folders inside it: "
+            f"{_counted(contents.subfolders)}. Choose such a folder instead."
+        )
+    return f"No images in {contents.folder}. Looked for {', '.join(IMAGE_ENDINGS)}."
+
+
+def _log_unused(contents: Contents) -> None:
+    folder = contents.folder
+    for name, photos in contents.unreadable.items():
+        logger.warning(
+            "Skipped %d photos in %s, because the format %s cannot be read: %s. %s",
+            len(photos), folder, name, _names(photos), how_to_read(name),
+        )  # fmt: skip
+    if contents.subfolders:
+        logger.warning(
+            "The photos in folders inside %s are not used: %s. Choose such a folder instead, or "
+            "move its photos.", folder, _counted(contents.subfolders),
+        )  # fmt: skip
+    if contents.masks:
+        logger.warning(
+            "Skipped %d masks in %s: %s. Masks are not supported, so all of a photo is trained. If "
+            "these are photos, rename them.", len(contents.masks), folder, _names(contents.masks),
+        )  # fmt: skip
+    if contents.misnamed:
+        logger.warning(
+            "Skipped %d images in %s whose names do not end like those of images: %s. To train on "
+            "them, rename them to .jpg or .png.",
+            len(contents.misnamed), folder, _names(contents.misnamed),
+        )  # fmt: skip
+    if contents.texts:
+        logger.warning(
+            "Skipped %d text files in %s that are not the caption of a photo: %s. The caption of "
+            "'%s' would be '%s.txt'.", len(contents.texts), folder, _names(contents.texts),
+            contents.images[0].name, contents.images[0].stem,
+        )  # fmt: skip
+    if contents.others:
+        logger.info(
+            "Skipped %d entries in %s that are not images: %s.",
+            len(contents.others), folder, _names(contents.others),
+        )  # fmt: skip
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return shortened([path.name for path in paths])
+
+
+def _counted(subfolders: Mapping[str, int]) -> str:
+    return shortened([f"'{path}' ({photos})" for path, photos in subfolders.items()])
+
+
+def _natural_order(path: Path) -> tuple[list[tuple[str, int]], str]:
+    """Sort key that puts "2.jpg" before "10.jpg". The order is the same on every operating system,
+    whatever order it lists files in and however it encodes accents."""
+    name = unicodedata.normalize("NFC", path.name)
+    parts = re.findall(r"([^0-9]*)([0-9]*)", name.casefold())
+    return [(text, int(number or -1)) for text, number in parts], name
