@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .captions import CAPTION_ENDINGS, CaptionFiles, key
-from .formats import IMAGE_ENDINGS, PHOTO_ENDINGS, RARE_ENDINGS, format_of, how_to_read, is_readable
+from .formats import (
+    IMAGE_ENDINGS,
+    PHOTO_ENDINGS,
+    READABLE_ENDINGS,
+    format_of,
+    how_to_read,
+    is_readable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +83,8 @@ def look_into(folder: Path) -> Contents:
 
 
 def image_format(path: Path) -> str:
-    """The format of a file that is an image by its name and content, also if it cannot be read
-    here. "" if it is not an image."""
-    ending = path.suffix.lower()
-    found = "" if ending in CAPTION_ENDINGS else format_of(path)
-    # An image that is damaged is reported when it is read.
-    return found or ("damaged" if ending in IMAGE_ENDINGS else "")
+    """The format of an image file, also if it cannot be read here. "" if it is not an image."""
+    return "" if path.suffix.lower() in CAPTION_ENDINGS else format_of(path)
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -105,9 +108,9 @@ def _sort_in(path: Path, contents: Contents) -> None:
 
 
 def _sort_in_image(path: Path, name: str, contents: Contents) -> None:
-    if name != "damaged" and not is_readable(name):
+    if not is_readable(name):
         contents.unreadable.setdefault(name, []).append(path)
-    elif path.suffix.lower() in (*IMAGE_ENDINGS, *RARE_ENDINGS, ""):
+    elif path.suffix.lower() in (*READABLE_ENDINGS, ""):
         contents.images.append(path)
     else:
         contents.misnamed.append(path)

@@ -11,7 +11,7 @@ from PIL import features
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Pillow can read more formats, but some of them start other programs."""
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-RARE_ENDINGS = (".apng", ".avif", ".dib", ".heic", ".heif", ".hif", ".jfif", ".jif", ".jpe", ".mpo")
+"""The usual ones. Messages name them."""
 RAW, HEIC, AVIF, JPEG_XL, JPEG_2000 = "camera raw", "HEIC", "AVIF", "JPEG XL", "JPEG 2000"
 _MARKS = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -48,21 +48,30 @@ _RAW_ENDINGS = (
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
     ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
 )  # fmt: skip
-_BY_ENDING = {
-    **dict.fromkeys(_RAW_ENDINGS, RAW),
+_READABLE_BY_ENDING = {
+    **dict.fromkeys((".jpeg", ".jpg", ".jfif", ".jif", ".jpe", ".mpo"), "JPEG"),
+    **dict.fromkeys((".apng", ".png"), "PNG"),
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
+    ".avif": AVIF, ".gif": "GIF", ".webp": "WEBP",
+}  # fmt: skip
+"""Formats that can be read, some of them not everywhere."""
+_BY_ENDING = {
+    **_READABLE_BY_ENDING,
+    **dict.fromkeys(_RAW_ENDINGS, RAW),
     **dict.fromkeys((".jp2", ".j2k", ".jpf", ".jpx"), JPEG_2000),
-    ".avif": AVIF, ".jxl": JPEG_XL, ".psd": "Photoshop", ".exr": "OpenEXR", ".hdr": "Radiance",
+    ".jxl": JPEG_XL, ".psd": "Photoshop", ".exr": "OpenEXR", ".hdr": "Radiance",
     ".svg": "SVG", ".tga": "Targa", ".xcf": "GIMP", ".ppm": "PPM", ".pgm": "PGM",
 }  # fmt: skip
-"""Formats of files whose content has no known mark: some formats have none."""
-
-
-PHOTO_ENDINGS = (*IMAGE_ENDINGS, *RARE_ENDINGS, *_BY_ENDING)
+"""Formats of files whose content has no known mark: some formats have none, and files may be
+damaged."""
+READABLE_ENDINGS, PHOTO_ENDINGS = tuple(_READABLE_BY_ENDING), tuple(_BY_ENDING)
 
 
 def format_of(path: Path) -> str:
-    """The format of an image file, such as JPEG or HEIC. "" if it is none that is known."""
+    """The format of an image file, such as JPEG or HEIC: by its content, or else by its extension.
+    "" if it is none that is known."""
     ending = path.suffix.lower()
     by_content = _by_content(_head(path))
     # Most raw formats are TIFF files with a small preview, which is all that Pillow would read.
@@ -87,7 +96,7 @@ def pillow_formats(name: str) -> tuple[str, ...]:
 
 def require_readable(path: Path, name: str) -> None:
     """Raises ValueError if an image cannot be read because of its format `name`."""
-    if name in {*_BY_ENDING.values(), AVIF} and not is_readable(name):
+    if name and not is_readable(name):
         raise ValueError(
             f"'{path.name}' is an image in the format {name}, which cannot be read. "
             f"{how_to_read(name)}"
@@ -96,11 +105,11 @@ def require_readable(path: Path, name: str) -> None:
 
 def how_to_read(name: str) -> str:
     """What a user can do about files of a format that cannot be read here."""
-    pip = f'\'"{sys.executable}" -m pip install'
+    run = f'To read such photos, run \'"{sys.executable}" -m pip install'
     if name == HEIC:
-        return f"To read such photos, run {pip} pillow-heif', or convert them to JPEG."
+        return f"{run} pillow-heif', or convert them to JPEG."
     if name == AVIF and AVIF.lower() not in features.modules:
-        return f"To read such photos, run {pip} --upgrade pillow' and restart, or convert them to JPEG."
+        return f"{run} --upgrade pillow' and restart, or convert them to JPEG."
     return "Convert such photos to JPEG or PNG."
 
 

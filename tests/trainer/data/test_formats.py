@@ -52,9 +52,11 @@ def test_what_pillow_writes_is_recognised_whatever_its_name(tmp_path, name):
     ],
 )
 def test_the_first_bytes_decide(tmp_path, content, name):
-    path = tmp_path / "photo.jpg"
+    path = tmp_path / "photo"
     path.write_bytes(content)
     assert format_of(path) == name
+    if name:
+        assert format_of(path.rename(tmp_path / "photo.jpg")) == name
 
 
 @pytest.mark.parametrize(("ending", "name"), [(".NEF", "camera raw"), (".dng", "camera raw"),
@@ -67,7 +69,9 @@ def test_raw_photos_are_not_taken_for_the_tiff_files_that_they_also_are(tmp_path
 def test_formats_without_a_mark_are_known_by_their_extension(tmp_path):
     (tmp_path / "a.svg").write_text("<svg/>")
     (tmp_path / "b.HEIC").touch()
-    assert [format_of(tmp_path / name) for name in ("a.svg", "b.HEIC")] == ["SVG", "HEIC"]
+    (tmp_path / "c.Jpg").write_text("damaged")
+    names = ("a.svg", "b.HEIC", "c.Jpg", "d.safetensors")
+    assert [format_of(tmp_path / name) for name in names] == ["SVG", "HEIC", "JPEG", ""]
 
 
 def test_heic_is_read_only_with_its_package(monkeypatch):
@@ -104,6 +108,6 @@ def test_other_formats_must_be_converted():
 def test_every_format_that_pillow_can_start_a_program_for_stays_out(tmp_path: Path):
     content = io.BytesIO()
     Image.new("RGB", (9, 9)).save(content, format="EPS")
-    (tmp_path / "a.jpg").write_bytes(content.getvalue())
-    assert format_of(tmp_path / "a.jpg") == ""
+    (tmp_path / "a.eps").write_bytes(content.getvalue())
+    assert format_of(tmp_path / "a.eps") == ""
     assert "EPS" not in pillow_formats("")

@@ -17,8 +17,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, features
 
+from tests.trainer.data.test_formats import heif
 from trainer.data.images import (
     draw_crop_position,
     fit,
@@ -125,6 +126,34 @@ def test_transparent_parts_of_a_gif_show_the_background(tmp_path: Path) -> None:
 
     red = [255, 0, 0]
     assert read(tmp_path / "a.gif", TEAL).tolist() == [[red, list(TEAL)], [list(TEAL), red]]
+
+
+def test_an_avif_photo_is_read_whatever_its_name(tmp_path: Path) -> None:
+    if not features.check_module("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    for name in ("a.avif", "b.jpg"):
+        image = Image.new("RGBA", (16, 8), (200, 100, 50, 255))
+        image.putpixel((0, 0), (0, 0, 0, 0))
+        image.save(tmp_path / name, format="AVIF", quality=100)
+
+        pixels = read(tmp_path / name, TEAL).astype(int)
+        assert np.abs(pixels[4:, 8:] - (200, 100, 50)).max() <= 2
+        assert np.abs(pixels[0, 0] - TEAL).max() <= 4
+
+
+def test_a_heic_photo_under_another_name_is_refused_by_its_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it was not installed
+    (tmp_path / "a.jpg").write_bytes(heif(b"heic", b"mif1"))
+
+    with pytest.raises(ValueError, match="HEIC") as error:
+        read_image(tmp_path / "a.jpg", WHITE)
+
+    assert str(error.value) == (
+        "'a.jpg' is an image in the format HEIC, which cannot be read. To read such photos, run "
+        f"'\"{sys.executable}\" -m pip install pillow-heif', or convert them to JPEG."
+    )
 
 
 # -------------------------------------------------------------------- modes
@@ -482,6 +511,63 @@ def claiming(ending: str, side: int) -> bytes:
     return bytes(content)
 
 
+READ_A_LARGE_PHOTO = """
+import resource, sys
+from pathlib import Path
+from trainer.data.images import read_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = read_image(Path(sys.argv[1]), (0, 0, 0))
+used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+sys.stdout.write(f"{image.width} {image.height} {used // 1024}")
+"""
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(
+    ("width", "height", "megabytes"), [(12000, 9000, 400), (16384, 12288, 600)]
+)
+def test_a_photo_of_a_phone_with_108_or_200_megapixels_is_read_at_half_its_size(
+    tmp_path: Path, width: int, height: int, megabytes: int
+) -> None:
+    Image.new("RGB", (width, height), (200, 100, 50)).save(tmp_path / "a.jpg")
+
+    done = run_alone(READ_A_LARGE_PHOTO, tmp_path / "a.jpg")
+
+    shown_width, shown_height, used = map(int, done.split())
+    assert (shown_width, shown_height) == (width // 2, height // 2)
+    assert used < megabytes
+
+
+def test_a_large_photo_is_turned_and_keeps_its_profile_and_colours(tmp_path: Path) -> None:
+    """Red is on the left of the stored image, so on the top of the upright one."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image = Image.new("RGB", (10_001, 9_000), "green")
+    image.paste((255, 0, 0), (0, 0, 5_000, 9_000))
+    image.save(tmp_path / "a.jpg", exif=exif, icc_profile=profile(swapped=True))
+
+    pixels = read_image(tmp_path / "a.jpg", WHITE)
+
+    assert pixels.size == (4_500, 5_001)
+    assert np.abs(np.array(pixels.getpixel((2_000, 100))) - (0, 0, 255)).max() <= 3
+    assert np.abs(np.array(pixels.getpixel((2_000, 4_900))) - (0, 128, 0)).max() <= 3
+
+
+def test_photos_below_the_limit_keep_every_pixel(tmp_path: Path) -> None:
+    Image.new("L", (9_000, 9_900), 77).save(tmp_path / "a.jpg")
+
+    assert read_image(tmp_path / "a.jpg", WHITE).size == (9_000, 9_900)
+
+
+def test_a_large_photo_that_is_truncated_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (10_000, 9_000)).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(ValueError, match=r"^'a.jpg' cannot be read as an image: image file is tr"):
+        read_image(tmp_path / "a.jpg", WHITE)
+
+
 READ_IN_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -505,11 +591,16 @@ def refusals_in_little_memory(folder: Path, files: dict[str, bytes]) -> list[str
     for name, content in files.items():
         (folder / name).write_bytes(content)
     paths = [folder / "warm up.png", *(folder / name for name in files)]
+    return run_alone(READ_IN_LITTLE_MEMORY, *paths).splitlines()
+
+
+def run_alone(code: str, *paths: Path) -> str:
+    """The output of code that a process of its own runs."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-c", READ_IN_LITTLE_MEMORY, *map(str, paths)]
+    command = [sys.executable, "-c", code, *map(str, paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return done.stdout
 
 
 @pytest.mark.posix
@@ -531,6 +622,16 @@ def test_bombs_of_every_format_take_no_memory(tmp_path: Path) -> None:
         f"'a.{ending}' is too large. Image size ({side**2} pixels) exceeds limit of 178956970 "
         "pixels, could be decompression bomb DOS attack. Make it smaller."
         for ending, side in sides.items()
+    ]
+
+
+@pytest.mark.posix
+def test_a_jpeg_that_only_claims_to_be_a_large_photo_takes_no_memory(tmp_path: Path) -> None:
+    refusals = refusals_in_little_memory(tmp_path, {"a.jpg": claiming("jpg", 14_000)})
+
+    assert refusals == [
+        "'a.jpg' is too large. Image size (196000000 pixels) exceeds limit of 178956970 pixels, "
+        "could be decompression bomb DOS attack. Make it smaller."
     ]
 
 
