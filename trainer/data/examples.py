@@ -89,7 +89,7 @@ def _captions(images: Sequence[Path], *, quiet: bool) -> dict[Path, str]:
     captions = {image: read_caption(found[0]) for image, found in files.items()}
     if not quiet:
         _warn_of_several(files)
-        _warn_of_lines([files[image][0] for image in files if "\n" in captions[image]])
+        _warn_of_lines([files[image][0] for image, text in captions.items() if "\n" in text])
     return {image: caption for image, caption in captions.items() if caption}
 
 

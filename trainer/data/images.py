@@ -63,7 +63,8 @@ def read_image(path: Path, background: Color) -> Image.Image:
     """
     file = _open(path)
     _turn_upright(file, path)
-    image = _to_srgb(_to_8_bits(file, path), file.info.get("icc_profile"), path)
+    is_grey = Image.getmodebase(file.mode) == "L"
+    image = _to_srgb(_to_8_bits(file, path), file.info.get("icc_profile"), path, is_grey=is_grey)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
@@ -222,8 +223,11 @@ def _grey_16_to_8_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Image:
-    """The image in mode RGB or RGBA, converted by its colour profile. Unchanged without one."""
+def _to_srgb(
+    image: Image.Image, profile: bytes | None, path: Path, *, is_grey: bool
+) -> Image.Image:
+    """The image in mode RGB or RGBA, converted by its colour profile. Unchanged without one.
+    `is_grey`: red, green and blue are equal, whatever the mode."""
     if not profile:
         return image
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
@@ -233,6 +237,10 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
         if "sRGB" in description and "linear" not in description.lower():
             return image
         target = ImageCms.createProfile("sRGB")
+        if is_grey and image.mode != "L" and source.profile.xcolor_space.strip() == "GRAY":
+            # Such a profile cannot convert the red, green and blue of a grey image with alpha.
+            grey = ImageCms.profileToProfile(image.getchannel(0), source, target, outputMode="RGB")
+            return _with_alpha_of(image, grey) if grey else image
         return ImageCms.profileToProfile(image, source, target, outputMode=mode) or image
     except (ImageCms.PyCMSError, OSError, ImportError) as error:
         logger.warning(
@@ -240,3 +248,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
             path.name, error,
         )  # fmt: skip
         return image
+
+
+def _with_alpha_of(image: Image.Image, colours: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        colours.putalpha(image.getchannel("A"))
+    return colours

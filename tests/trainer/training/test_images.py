@@ -1,5 +1,6 @@
 """Encoded photos and class images: warnings, and which small images are enlarged."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from trainer.data.examples import find_examples
+from trainer.methods.textual_inversion import TextualInversion
 from trainer.observer import Observer
 from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from trainer.training.images import encode_images
@@ -71,3 +73,58 @@ def test_mirror_images_double_only_the_photos(config, tiny_model):
     mirrored = replace(config, dataset=replace(config.dataset, mirror=True))
     instance, prior = encode(mirrored, tiny_model)
     assert (len(instance), len(prior)) == (2, 1)
+
+
+def write_captions(folder: Path, **captions: str) -> None:
+    """Photos with these names, which have these captions. "" is none."""
+    (photo,) = folder.iterdir()
+    for name, caption in captions.items():
+        (folder / f"{name}.png").write_bytes(photo.read_bytes())
+        if caption:
+            (folder / f"{name}.txt").write_text(caption)
+    photo.unlink()
+
+
+def test_the_number_of_photos_and_captions_is_logged(config, tiny_model, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_captions(tmp_path / "photos", a="a sks dog asleep", b="a sks dog", c="sks dog", d="")
+    encode(config, tiny_model)
+    numbers = [message for message in caplog.messages if message.startswith("Training on")]
+    assert numbers == ["Training on 4 photos, 2 with captions of their own, and 1 class images."]
+
+
+def test_templates_are_not_counted_as_captions_of_photos(config, tiny_model, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_captions(tmp_path / "photos", a="my <cup>", b="")
+    alone = replace(config, prior=PriorConfig())
+    photos = find_examples(config.dataset.photos, "a <cup>")
+    method = TextualInversion(placeholder="<cup>", initializer="cup")
+    encode_images(method.caption(photos, "a <cup>"), alone, tiny_model, Observer())
+    assert "Training on 2 photos, 1 with captions of their own." in caplog.messages
+
+
+@pytest.mark.parametrize("prompt", ["a sks dog", " A  SKS dog. "])
+def test_a_class_prompt_like_the_instance_prompt_is_warned_about(
+    config, tiny_model, caplog, prompt
+):
+    encode(replace(config, prior=replace(config.prior, prompt=prompt)), tiny_model)
+    assert caplog.messages[0] == (
+        "Photos and class images have the same prompt, 'a sks dog', so the class images teach the "
+        "opposite of the photos. Put a rare word into the prompt of the photos, such as 'a photo "
+        "of sks dog', and leave it out of the class prompt."
+    )
+
+
+def test_captions_decide_whether_photos_and_class_images_have_the_same_prompt(
+    config, tiny_model, tmp_path, caplog
+):
+    same = replace(config, prior=replace(config.prior, prompt="a sks dog"))
+    write_captions(tmp_path / "class", a="a brown dog")
+    encode(same, tiny_model)
+    assert not any("the same prompt" in message for message in caplog.messages)
+    write_captions(tmp_path / "photos", a="a brown dog")
+    encode(same, tiny_model)
+    assert sum("the same prompt, 'a brown dog'" in message for message in caplog.messages) == 1
+    caplog.clear()
+    encode(replace(same, prior=replace(same.prior, weight=0)), tiny_model)
+    assert not any("the same prompt" in message for message in caplog.messages)
