@@ -52,6 +52,7 @@ class Contents:
     """Text files that are not the caption of an image."""
     subfolders: dict[str, int] = field(default_factory=dict)
     """Folders with photos inside this one: path from here, and number of photos."""
+    broken_links: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
 
 
@@ -95,12 +96,14 @@ def shortened(names: Sequence[str]) -> str:
 
 def _sort_in(path: Path, contents: Contents) -> None:
     # On disks of other systems, macOS writes a hidden "._photo.jpg", not an image, for each photo.
-    if _is_hidden(path.name):
+    if path.name.startswith("."):
         contents.others.append(path)
     elif path.is_dir():
-        found = _photos_below(path, contents.folder)
+        found = {} if _is_system_folder(path.name) else _photos_below(path, contents.folder)
         contents.subfolders |= found
         contents.others += [] if found else [path]
+    elif not path.is_file():
+        (contents.others if path.exists() else contents.broken_links).append(path)
     elif name := image_format(path):
         _sort_in_image(path, name, contents)
     else:
@@ -116,8 +119,9 @@ def _sort_in_image(path: Path, name: str, contents: Contents) -> None:
         contents.misnamed.append(path)
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "@", "__MACOSX"))
+def _is_system_folder(name: str) -> bool:
+    """Whether a folder is hidden, or is made by a disk server or by macOS for thumbnails."""
+    return name.startswith(".") or name in ("@eaDir", "__MACOSX")
 
 
 def _is_mask(image: Path, stems: Iterable[str]) -> bool:
@@ -143,10 +147,10 @@ def _photos_below(folder: Path, start: Path) -> dict[str, int]:
     """The folders from `folder` on that contain photos, by their paths from `start`."""
     found = {}
     for number, (path, folders, files) in enumerate(os.walk(folder)):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not _is_system_folder(name))
         # By their extensions, because these may be many files.
         photos = sum(
-            Path(name).suffix.lower() in PHOTO_ENDINGS for name in files if not _is_hidden(name)
+            Path(name).suffix.lower() in PHOTO_ENDINGS for name in files if not name.startswith(".")
         )
         if photos:
             found[Path(path).relative_to(start).as_posix()] = photos
@@ -158,7 +162,7 @@ def _photos_below(folder: Path, start: Path) -> dict[str, int]:
 def _why_empty(contents: Contents) -> str:
     if contents.unreadable:
         return f"None of the photos in {contents.folder} can be read. " + " ".join(
-            f"{len(photos)} are in the format {name}: {_names(photos)}. {how_to_read(name)}"
+            f"In the format {name} ({len(photos)}): {_names(photos)}. {how_to_read(name)}"
             for name, photos in contents.unreadable.items()
         )
     if contents.subfolders:
@@ -173,8 +177,8 @@ def _log_unused(contents: Contents) -> None:
     folder = contents.folder
     for name, photos in contents.unreadable.items():
         logger.warning(
-            "Skipped %d photos in %s, because the format %s cannot be read: %s. %s",
-            len(photos), folder, name, _names(photos), how_to_read(name),
+            "Photos in %s are not used, because the format %s cannot be read (%d): %s. %s",
+            folder, name, len(photos), _names(photos), how_to_read(name),
         )  # fmt: skip
     if contents.subfolders:
         logger.warning(
@@ -183,20 +187,27 @@ def _log_unused(contents: Contents) -> None:
         )  # fmt: skip
     if contents.masks:
         logger.warning(
-            "Skipped %d masks in %s: %s. Masks are not supported, so all of a photo is trained. If "
-            "these are photos, rename them.", len(contents.masks), folder, _names(contents.masks),
+            "Masks in %s are not used (%d): %s. Masks are not supported, so all of a photo is "
+            "trained. If these are photos, rename them.",
+            folder, len(contents.masks), _names(contents.masks),
         )  # fmt: skip
     if contents.misnamed:
         logger.warning(
-            "Skipped %d images in %s whose names do not end like those of images: %s. To train on "
-            "them, rename them to .jpg or .png.",
-            len(contents.misnamed), folder, _names(contents.misnamed),
+            "Images in %s are not used, because their names do not end like those of images (%d): "
+            "%s. To train on them, rename them to .jpg or .png.",
+            folder, len(contents.misnamed), _names(contents.misnamed),
         )  # fmt: skip
     if contents.texts:
         logger.warning(
-            "Skipped %d text files in %s that are not the caption of a photo: %s. The caption of "
-            "'%s' would be '%s.txt'.", len(contents.texts), folder, _names(contents.texts),
+            "Text files in %s are not used, because they are not the caption of a photo (%d): %s. "
+            "The caption of '%s' would be '%s.txt'.",
+            folder, len(contents.texts), _names(contents.texts),
             contents.images[0].name, contents.images[0].stem,
+        )  # fmt: skip
+    if contents.broken_links:
+        logger.warning(
+            "Links in %s lead to files that do not exist (%d): %s. Restore the files, or remove "
+            "the links.", folder, len(contents.broken_links), _names(contents.broken_links),
         )  # fmt: skip
     if contents.others:
         logger.info(

@@ -63,7 +63,7 @@ def _log_numbers(photos: Sequence[Example], prompt: str, class_images: Sequence[
     logger.info(
         "Training on %d photo%s, %d with captions of their own%s.",
         len(photos), "" if len(photos) == 1 else "s", own,
-        f", and {len(class_images)} class images" if class_images else "",
+        f", and on your class images ({len(class_images)})" if class_images else "",
     )  # fmt: skip
 
 

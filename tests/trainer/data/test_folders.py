@@ -1,6 +1,7 @@
 """What a folder contains, and that nothing of a user's is left out in silence."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -56,14 +57,14 @@ def test_photos_in_formats_that_cannot_be_read_are_named(tmp_path, logged):
     write(tmp_path, "c.jxl", content=JPEG_XL)
     draw(tmp_path, "d.NEF", kind="TIFF")
     assert found(tmp_path) == ["a.png"]
+    unused = f"Photos in {tmp_path} are not used, because the format"
     assert logged() == [
-        ("WARNING", f"Skipped 1 photos in {tmp_path}, because the format JPEG XL cannot be read: "
-                    "c.jxl. Convert such photos to JPEG or PNG."),
-        ("WARNING", f"Skipped 1 photos in {tmp_path}, because the format camera raw cannot be "
-                    "read: d.NEF. Convert such photos to JPEG or PNG."),
-        ("WARNING", f"Skipped 2 photos in {tmp_path}, because the format HEIC cannot be read: "
-                    f"IMG_1.HEIC, IMG_2.jpg. To read such photos, run {INSTALL} pillow-heif', or "
-                    "convert them to JPEG."),
+        ("WARNING", f"{unused} JPEG XL cannot be read (1): c.jxl. Convert such photos to JPEG or "
+                    "PNG."),
+        ("WARNING", f"{unused} camera raw cannot be read (1): d.NEF. Convert such photos to JPEG "
+                    "or PNG."),
+        ("WARNING", f"{unused} HEIC cannot be read (2): IMG_1.HEIC, IMG_2.jpg. To read such "
+                    f"photos, run {INSTALL} pillow-heif', or convert them to JPEG."),
     ]  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def test_a_folder_of_heic_photos_says_so(tmp_path):
     with pytest.raises(ValueError, match="HEIC") as error:
         images_in(tmp_path)
     assert str(error.value) == (
-        f"None of the photos in {tmp_path} can be read. 2 are in the format HEIC: IMG_1.HEIC, "
+        f"None of the photos in {tmp_path} can be read. In the format HEIC (2): IMG_1.HEIC, "
         f"IMG_2.heic. To read such photos, run {INSTALL} pillow-heif', or convert them to JPEG."
     )
 
@@ -103,8 +104,8 @@ def test_masks_are_skipped_and_named(tmp_path, logged):
     draw(tmp_path, "dog.jpg", "dog-masklabel.png", "dog_mask.jpg", "cat_mask.jpg", "mask.jpg")
     assert found(tmp_path) == ["cat_mask.jpg", "dog.jpg", "mask.jpg"]
     assert logged() == [
-        ("WARNING", f"Skipped 2 masks in {tmp_path}: dog-masklabel.png, dog_mask.jpg. Masks are "
-                    "not supported, so all of a photo is trained. If these are photos, rename "
+        ("WARNING", f"Masks in {tmp_path} are not used (2): dog-masklabel.png, dog_mask.jpg. Masks "
+                    "are not supported, so all of a photo is trained. If these are photos, rename "
                     "them."),
     ]  # fmt: skip
 
@@ -113,8 +114,9 @@ def test_backup_copies_of_images_are_not_trained_but_named(tmp_path, logged):
     draw(tmp_path, "a.jpg", "a.jpg_original", "b.jpg.bak")
     assert found(tmp_path) == ["a.jpg"]
     assert logged() == [
-        ("WARNING", f"Skipped 2 images in {tmp_path} whose names do not end like those of images: "
-                    "a.jpg_original, b.jpg.bak. To train on them, rename them to .jpg or .png."),
+        ("WARNING", f"Images in {tmp_path} are not used, because their names do not end like those "
+                    "of images (2): a.jpg_original, b.jpg.bak. To train on them, rename them to "
+                    ".jpg or .png."),
     ]  # fmt: skip
 
 
@@ -123,9 +125,9 @@ def test_texts_that_are_no_caption_are_named(tmp_path, logged):
     write(tmp_path, "a.txt", "b.caption", "A 1.txt", "a.json", "b.tags", "metadata.jsonl")
     assert found(tmp_path) == ["a.jpg", "b.jpg"]
     assert logged() == [
-        ("WARNING", f"Skipped 4 text files in {tmp_path} that are not the caption of a photo: "
-                    "A 1.txt, a.json, b.tags, metadata.jsonl. The caption of 'a.jpg' would be "
-                    "'a.txt'."),
+        ("WARNING", f"Text files in {tmp_path} are not used, because they are not the caption of a "
+                    "photo (4): A 1.txt, a.json, b.tags, metadata.jsonl. The caption of "
+                    "'a.jpg' would be 'a.txt'."),
     ]  # fmt: skip
 
 
@@ -146,6 +148,19 @@ def test_captions_of_skipped_photos_are_not_named_again(tmp_path, logged):
     write(tmp_path, "b.txt")
     assert found(tmp_path) == ["a.jpg"]
     assert ["HEIC" in message for _, message in logged()] == [True]
+
+
+@pytest.mark.posix
+def test_links_to_missing_photos_are_named_and_no_device_is_opened(tmp_path, logged):
+    draw(tmp_path, "a.jpg", "@dog.jpg")
+    (tmp_path / "b.jpg").symlink_to("gone.jpg")
+    os.mkfifo(tmp_path / "c.jpg")  # opening it would wait for ever
+    assert found(tmp_path) == ["@dog.jpg", "a.jpg"]
+    assert logged() == [
+        ("WARNING", f"Links in {tmp_path} lead to files that do not exist (1): b.jpg. Restore the "
+                    "files, or remove the links."),
+        ("INFO", f"Skipped 1 entries in {tmp_path} that are not images: c.jpg."),
+    ]  # fmt: skip
 
 
 def test_nothing_is_logged_if_quiet(tmp_path, logged):

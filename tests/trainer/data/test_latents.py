@@ -228,7 +228,7 @@ def test_a_folder_of_mixed_photos_end_to_end(tmp_path: Path, tiny_model: ModelFa
         save_noise(tmp_path / f"{number}.{suffix}", (20 + number, 30), number)
     (tmp_path / "Thumbs.db").touch()
 
-    latents = encode(find_examples([tmp_path], ("a cup",)), tiny_model)
+    latents = encode(find_examples([tmp_path], "a cup"), tiny_model)
 
     assert [example.path.suffix for example in latents] == [".jpg", ".webp", ".gif", ".tif", ".bmp"]
     means = [cached.mean for cached in latents.values()]

@@ -90,7 +90,9 @@ def test_the_number_of_photos_and_captions_is_logged(config, tiny_model, tmp_pat
     write_captions(tmp_path / "photos", a="a sks dog asleep", b="a sks dog", c="sks dog", d="")
     encode(config, tiny_model)
     numbers = [message for message in caplog.messages if message.startswith("Training on")]
-    assert numbers == ["Training on 4 photos, 2 with captions of their own, and 1 class images."]
+    assert numbers == [
+        "Training on 4 photos, 2 with captions of their own, and on your class images (1)."
+    ]
 
 
 def test_templates_are_not_counted_as_captions_of_photos(config, tiny_model, tmp_path, caplog):
