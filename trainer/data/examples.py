@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .captions import CaptionFiles, read_caption, warn_of_missing_subject
@@ -25,6 +25,8 @@ class Example:
     is_prior: bool = False
     """Whether it is a class image rather than a photo of the subject."""
     mirrored: bool = False
+    has_own_caption: bool = field(default=False, compare=False)
+    """Whether a file beside the image has its caption. Otherwise it gets the prompt."""
 
 
 def find_examples(
@@ -46,7 +48,10 @@ def find_examples(
     captions = _captions(paths, quiet=quiet)
     if prompt and not is_prior and not quiet:
         warn_of_missing_subject(list(captions.items()), prompt)
-    return [Example(path, (captions.get(path, prompt),), is_prior) for path in paths]
+    return [
+        Example(path, (captions.get(path, prompt),), is_prior, has_own_caption=path in captions)
+        for path in paths
+    ]
 
 
 def with_mirrors(examples: Sequence[Example]) -> list[Example]:

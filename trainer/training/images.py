@@ -30,7 +30,7 @@ def encode_images(
     own = _own_class_images(config)
     _warn_of_shared_prompt(photos, [e.captions[0] for e in own] or [config.prior.prompt], config)
     warn_of_cut_captions(photos, model.tokenizer.cut_text)
-    _log_numbers(photos, config.dataset.prompt, own)
+    _log_numbers(photos, own)
     if config.dataset.mirror:
         photos = with_mirrors(photos)
     instance = _encode(photos, config.dataset, config.seed, model, observer)
@@ -57,12 +57,11 @@ def _encode(
         return encode_examples(examples, dataset, model, observer, seed=seed)
 
 
-def _log_numbers(photos: Sequence[Example], prompt: str, class_images: Sequence[Example]) -> None:
-    # Textual inversion replaces the prompt by several templates.
-    own = sum(len(photo.captions) == 1 and photo.captions != (prompt,) for photo in photos)
+def _log_numbers(photos: Sequence[Example], class_images: Sequence[Example]) -> None:
+    captions = sum(photo.has_own_caption for photo in photos)
     logger.info(
         "Training on %d photo%s, %d with captions of their own%s.",
-        len(photos), "" if len(photos) == 1 else "s", own,
+        len(photos), "" if len(photos) == 1 else "s", captions,
         f", and on your class images ({len(class_images)})" if class_images else "",
     )  # fmt: skip
 

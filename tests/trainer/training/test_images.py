@@ -91,7 +91,7 @@ def test_the_number_of_photos_and_captions_is_logged(config, tiny_model, tmp_pat
     encode(config, tiny_model)
     numbers = [message for message in caplog.messages if message.startswith("Training on")]
     assert numbers == [
-        "Training on 4 photos, 2 with captions of their own, and on your class images (1)."
+        "Training on 4 photos, 3 with captions of their own, and on your class images (1)."
     ]
 
 
