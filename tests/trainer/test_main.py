@@ -102,7 +102,7 @@ def test_an_unknown_preset_is_refused_with_the_choices(train, caplog):
 def test_a_damaged_settings_file_is_named(train, tmp_path, caplog):
     (tmp_path / "s.toml").write_text("steps = = 3", "utf-8")
     assert main([*train, "--settings", str(tmp_path / "s.toml")]) == 1
-    assert caplog.messages[-1].startswith(f"'{tmp_path / 's.toml'}' is not a TOML file: ")
+    assert caplog.messages[-1].startswith(f"'{tmp_path / 's.toml'}' is not valid TOML at line 1")
 
 
 def test_a_failed_run_exits_with_1_and_leaves_no_file(train, tmp_path, caplog):

@@ -18,6 +18,7 @@ from PIL import Image
 from .. import families, precision, toy
 from ..evaluation import encoders
 from ..evaluation.plots import loss_curve
+from ..families.embedding import require_in_use
 from ..loop import TrainingResult, train
 from ..methods.base import Method
 from ..methods.full import FullFineTune
@@ -168,6 +169,8 @@ class Sample(Shared):
     def run(self) -> None:
         device = find_device(self.device)
         precision.check(self.precision, device)
+        if self.embedding:
+            require_in_use(self.embedding, [*self.prompts, *self.sampling.negative_prompts])
         model = families.load(toy.resolve(self.checkpoint), device, self.embedding)
         self.folder.mkdir(parents=True, exist_ok=True)
         for scheduler in self.schedulers or (self.sampling.scheduler,):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import datetime
 import json
+import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -27,6 +29,12 @@ TYPE_NAMES: dict[Any, tuple[str, str]] = {
     Path: ("a path", "paths"),
 }
 """What messages call one value and several values of a type."""
+SAVE_IN_UTF8 = "Save it again in the encoding UTF-8, which text editors offer under Save As."
+SINGLE_QUOTES = (
+    "In double quotes a backslash and the next letter stand for another character. Write paths in "
+    "single quotes"
+)
+CURLY_QUOTES = set("“”„‘’")
 
 Values = dict[tuple[str, ...], Any]
 """Values by their path of field names from the command, such as ("config", "prior", "weight")."""
@@ -40,16 +48,48 @@ class _Key(NamedTuple):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file. Raises ValueError if it is not valid TOML, OSError if it cannot
-    be read."""
+    """The content of a TOML file in UTF-8, with or without a byte order mark. Raises ValueError if
+    it is not that, OSError if it cannot be read."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
+    text = _text_of(path)
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not a TOML file: {error}. Correct that line.") from error
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(_explain(path, text.split("\n"), str(error))) from error
+
+
+def _text_of(path: Path) -> str:
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder, not a settings file. Name a TOML file in it.")
+    if not path.exists():
+        raise FileNotFoundError(f"There is no settings file '{path}'. Name an existing TOML file.")
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ValueError(f"'{path}' is not in UTF-8, but seems to be in UTF-16. {SAVE_IN_UTF8}")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"Line {number} of '{path}' is not in UTF-8. {SAVE_IN_UTF8}") from error
+
+
+def _explain(path: Path, lines: Sequence[str], error: str) -> str:
+    """What is wrong in a TOML file with these lines, from tomllib's message, and what to write."""
+    reason, _, place = error.removesuffix(")").rpartition(" (at ")
+    number = re.match(r"line (\d+)", place)
+    line = lines[int(number[1]) - 1].strip() if number else ""
+    if '"' in line and "\\" in line:
+        advice = f"{SINGLE_QUOTES}: {line}".replace('"', "'")
+    elif CURLY_QUOTES & set(line):
+        advice = 'Write straight quotation marks: "text".'
+    elif reason == "Invalid value":
+        advice = "Texts need quotation marks; true and false are written in lower case."
+    else:
+        advice = "Correct that line."
+    return f"'{path}' is not valid TOML at {place}: {reason}. {advice}"
 
 
 def read_values(command: type, settings: Mapping[str, Any], source: str) -> Values:
@@ -62,10 +102,26 @@ def read_values(command: type, settings: Mapping[str, Any], source: str) -> Valu
         try:
             values[path] = _convert(value, kind)
         except ValueError:
-            shown = json.dumps(value, ensure_ascii=False, default=str)
+            shown = _shown(value)
             expected = _describe(kind)
             raise ValueError(f"'{source}': {name} must be {expected}, got {shown}.") from None
+        _refuse_escapes_in_paths(name, values[path], source)
     return values
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _refuse_escapes_in_paths(name: str, value: Any, source: str) -> None:
+    """Raises ValueError for "C:\\temp\\new" in double quotes, where TOML reads a tab and a line
+    break."""
+    for path in value if isinstance(value, tuple) else (value,):
+        if isinstance(path, Path) and any(ord(char) < ord(" ") for char in str(path)):
+            raise ValueError(
+                f"'{source}': {name} contains a control character: {_shown(str(path))}. "
+                f"{SINGLE_QUOTES}."
+            )
 
 
 def defaults(settings: type, values: Values, path: tuple[str, ...] = (), base: Any = None) -> Any:
@@ -124,20 +180,31 @@ def _entries(
             yield from _entries(value, keys, source, f"{key}.")
         elif key in keys:
             yield key, value
+        elif is_heading:
+            below = ", ".join(_names_below(keys, f"{key}."))
+            raise ValueError(
+                f"'{source}': {key} is a heading, not a setting, but got {_shown(value)}. Write "
+                f"[{key}] on a line of its own, and below it its settings: {below}."
+            )
         else:
-            raise ValueError(_unknown(key, keys, source, f"{key}." if is_heading else heading))
+            raise ValueError(_unknown(key, keys, source, heading))
 
 
 def _unknown(key: str, keys: Mapping[str, _Key], source: str, heading: str) -> str:
-    below = [other.removeprefix(heading) for other in keys if other.startswith(heading)]
-    names = dict.fromkeys(
-        f"[{heading}{name.split('.')[0]}]" if "." in name else name for name in below
-    )
     where = f"Known keys under [{heading[:-1]}]" if heading else "Known keys"
     return (
         f"'{source}' contains the key '{key}', which this command does not know. {where}: "
-        f"{', '.join(sorted(names, key=lambda name: name.startswith('[')))}."
+        f"{', '.join(_names_below(keys, heading))}."
     )
+
+
+def _names_below(keys: Mapping[str, _Key], heading: str) -> list[str]:
+    """The settings and then the headings below one, which ends in a dot."""
+    below = [key.removeprefix(heading) for key in keys if key.startswith(heading)]
+    names = dict.fromkeys(
+        f"[{heading}{name.split('.')[0]}]" if "." in name else name for name in below
+    )
+    return sorted(names, key=lambda name: name.startswith("["))
 
 
 def _convert(value: Any, kind: Any) -> Any:

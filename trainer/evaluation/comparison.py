@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from .. import families, precision
+from ..families.embedding import require_in_use
 from ..observer import Observer
 from ..sampling import schedulers
 from ..sampling.sampler import sample
@@ -144,6 +145,9 @@ def compare(
     resolution of the first checkpoint. `image_scorer` must have the same prompts; None: no scores.
     """
     precision.check(number_format, device)
+    for candidate in axes.candidates:
+        if candidate.embedding:
+            require_in_use(candidate.embedding, [*axes.prompts, *sampling.negative_prompts])
     observer, rows = observer or Observer(), []
     for candidate in axes.candidates:
         observer.on_load(candidate.path)

@@ -68,7 +68,8 @@ def _reason(error: Exception) -> str:
 # -------------------------------------------------------------- .safetensors
 
 
-def open_safetensors(path: Path) -> Contents:
+def open_safetensors(path: Path, noun: str) -> Contents:
+    """`noun` is what messages call the file, such as "checkpoint"."""
     # Imported here: ComfyUI's start-up should not pay for it.
     from safetensors import SafetensorError, safe_open
 
@@ -78,7 +79,7 @@ def open_safetensors(path: Path) -> Contents:
     except SafetensorError as error:
         raise _unreadable(path, _reason(error)) from error
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    dtypes = {key: _dtype(path, key, part.get_dtype()) for key, part in slices.items()}
+    dtypes = {key: _dtype(path, key, part.get_dtype(), noun) for key, part in slices.items()}
     shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
     return Contents(shapes, dtypes, dict(file.metadata() or {}), file.get_tensor)
 
@@ -126,12 +127,12 @@ def _are_lengths(values: Any) -> bool:
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)
 
 
-def _dtype(path: Path, key: str, name: str) -> torch.dtype:
+def _dtype(path: Path, key: str, name: str, noun: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(
             f"The weight '{key}' of '{path.name}' has the number format {name}, but only "
             f"{', '.join(_DTYPES)} can be read. Choose the fp32, fp16 or bf16 version of this "
-            "checkpoint."
+            f"{noun}."
         )
     return _DTYPES[name]
 
@@ -147,26 +148,38 @@ class _Inert:
     def __setstate__(self, _: object) -> None: ...
 
 
+class _Parameters(_Inert):
+    """Replaces torch's nn.ParameterDict, in which the first program for textual inversion stored
+    its vectors. Keeps them, and runs nothing of torch's class."""
+
+    by_name: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.by_name = state.get("_parameters") if isinstance(state, dict) else None
+
+
 # The original Stable Diffusion 1 files contain these, and would not open without the stand-ins.
 _STAND_INS: list[Any] = [
-    type(name, (_Inert,), {"__module__": module})
-    for module, name in (
-        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy", "dtype"),
-        ("numpy.dtypes", "Float64DType"),
-        ("_codecs", "encode"),
+    type(name, (base,), {"__module__": module})
+    for module, name, base in (
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint", _Inert),
+        ("numpy.core.multiarray", "scalar", _Inert),
+        ("numpy._core.multiarray", "scalar", _Inert),
+        ("numpy", "dtype", _Inert),
+        ("numpy.dtypes", "Float64DType", _Inert),
+        ("_codecs", "encode", _Inert),
+        ("torch.nn.modules.container", "ParameterDict", _Parameters),
     )
 ]
 
 
-_WOULD_RUN_CODE = ("GLOBAL", "call reduce", "create new object", "only build")
+_WOULD_RUN_CODE = ("GLOBAL", "call reduce", "create new object", "only build", "of storage")
 """Parts of torch's messages when it refuses a pickle that contains more than tensors."""
 
 
-def open_pickle(path: Path) -> Contents:
-    tensors = _tensors_in(path, _load_pickle(path))
+def open_pickle(path: Path, noun: str) -> Contents:
+    """`noun` is what messages call the file, such as "checkpoint"."""
+    tensors = _tensors_in(path, _load_pickle(path, noun), noun)
     return Contents(
         shapes={key: tuple(tensor.shape) for key, tensor in tensors.items()},
         dtypes={key: tensor.dtype for key, tensor in tensors.items()},
@@ -176,7 +189,7 @@ def open_pickle(path: Path) -> Contents:
     )
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_pickle(path: Path, noun: str) -> Any:
     is_archive = _is_archive(path)
     with open(path, "rb") as file:
         start = file.read(2)
@@ -193,7 +206,7 @@ def _load_pickle(path: Path) -> Any:
         raise ValueError(
             f"'{path.name}' holds more than numbers: opening it would run code from the file, "
             "which could do anything on this computer. Choose the .safetensors version of this "
-            "checkpoint."
+            f"{noun}."
         ) from error
     # Damaged contents raise all kinds of exceptions.
     except Exception as error:
@@ -214,12 +227,15 @@ def _is_archive(path: Path) -> bool:
     return True
 
 
-def _tensors_in(path: Path, contents: Any) -> dict[str, Tensor]:
+def _tensors_in(path: Path, contents: Any, noun: str) -> dict[str, Tensor]:
     """The tensors of a state dict, which trainers nest under "state_dict", and textual inversion
     under "string_to_param"."""
     for wrapper in ("state_dict", "string_to_param"):
-        if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
-            contents = contents[wrapper]
+        inner = contents.get(wrapper) if isinstance(contents, dict) else None
+        if isinstance(inner, _Parameters):
+            inner = inner.by_name
+        if isinstance(inner, dict):
+            contents = inner
     if not isinstance(contents, dict):
         return {}
     tensors = {
@@ -231,7 +247,7 @@ def _tensors_in(path: Path, contents: Any) -> dict[str, Tensor]:
         if not _is_plain(tensor):
             raise ValueError(
                 f"The weight '{key}' of '{path.name}' is sparse, quantized, nested or has no "
-                "data. Choose the fp32, fp16 or bf16 version of this checkpoint."
+                f"data. Choose the fp32, fp16 or bf16 version of this {noun}."
             )
     return tensors
 

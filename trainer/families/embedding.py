@@ -4,6 +4,7 @@ Shapes: N vectors, B batch, L tokens, D width."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,8 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .files import CheckpointFile
-from .tokenizer import check_placeholder
+from .files import EMBEDDING, CheckpointFile
+from .tokenizer import can_be_placeholder, check_placeholder, has_placeholder
 
 PLACEHOLDER_KEY = "dreambooth.placeholder"
 """The metadata key of the placeholder that the vectors were trained for."""
@@ -33,10 +34,10 @@ class Embedding:
     @classmethod
     def read(cls, path: Path) -> Embedding:
         """Read a file of this trainer, or another trainer's file for a single text encoder, which
-        is assumed to be "clip_l". Without a placeholder in the metadata, the file's name is the
-        placeholder. Raises FileNotFoundError if the file does not exist, and ValueError if it holds
-        no vectors or its placeholder is not allowed."""
-        file = CheckpointFile(path)
+        is assumed to be "clip_l". Without a placeholder in the metadata, the file's name without
+        its extension is the placeholder. Raises FileNotFoundError if the file does not exist, and
+        ValueError if it holds no vectors or its placeholder is not allowed."""
+        file = CheckpointFile(path, EMBEDDING)
         keys = [key for key in ENCODER_NAMES if key in file.shapes]
         if not keys and len(file.shapes) == 1:
             keys = list(file.shapes)
@@ -46,10 +47,26 @@ class Embedding:
                 f"{', '.join(ENCODER_NAMES)}, so it is not a textual inversion embedding. Choose a "
                 "file that Textual Inversion Train wrote, or another embedding."
             )
-        placeholder = file.metadata.get(PLACEHOLDER_KEY, path.stem)
         names = [key if key in ENCODER_NAMES else ENCODER_NAMES[0] for key in keys]
         vectors = {name: _vectors(file, key) for name, key in zip(names, keys, strict=True)}
-        return cls(check_placeholder(placeholder), vectors)
+        return cls(_placeholder(file), vectors)
+
+
+def _placeholder(file: CheckpointFile) -> str:
+    """The word that stands for the vectors in prompts. Raises ValueError if it cannot be one."""
+    if PLACEHOLDER_KEY in file.metadata:
+        return check_placeholder(file.metadata[PLACEHOLDER_KEY])
+    path, name = file.path, file.path.stem
+    if can_be_placeholder(name):
+        return name
+    fault = "is a word of CLIP's vocabulary" if name.split() == [name] else "contains spaces"
+    better = "-".join(name.split())
+    if not can_be_placeholder(better):
+        better = f"my-{better or 'embedding'}"
+    raise ValueError(
+        f"The placeholder of '{path.name}' in prompts is its file name, but '{name}' {fault}. "
+        f"Rename the file to '{better}{path.suffix}', and write '{better}' in prompts."
+    )
 
 
 def _vectors(file: CheckpointFile, key: str) -> Tensor:
@@ -64,6 +81,17 @@ def _vectors(file: CheckpointFile, key: str) -> Tensor:
             "file."
         )
     return vectors.clone()
+
+
+def require_in_use(path: Path, prompts: Iterable[str]) -> None:
+    """Raises ValueError if no prompt contains the placeholder of an embedding's file."""
+    placeholder = Embedding.read(path).placeholder
+    if not any(has_placeholder(prompt, placeholder) for prompt in prompts):
+        raise ValueError(
+            f"The embedding's placeholder {placeholder!r} appears in no prompt, so the embedding "
+            f"would have no effect. Add it to a prompt, for example 'a photo of {placeholder}', or "
+            "use the model without the embedding."
+        )
 
 
 class TokenTable(nn.Module):

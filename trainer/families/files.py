@@ -1,9 +1,11 @@
-"""A user's checkpoint file: names, shapes and number formats are read when it is opened, tensors on
-demand. `key_maps.py` knows what the names mean; `trainer/checkpoint.py` writes files."""
+"""A user's checkpoint or embedding: names, shapes and number formats are read when the file is
+opened, tensors on demand. `key_maps.py` knows what the names mean; `trainer/checkpoint.py` writes
+files."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +16,23 @@ from ..storage.names import is_text
 from .containers import open_pickle, open_safetensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pt")
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """What a user was asked for, so that messages name it."""
+
+    noun: str
+    example: str
+    """The noun with what is meant by it."""
+    endings: tuple[str, ...]
+    """Allowed extensions, in lower case; the usual ones first."""
+
+
+CHECKPOINT = FileKind("checkpoint", "a Stable Diffusion checkpoint", ENDINGS)
+EMBEDDING = FileKind(
+    "embedding", "an embedding of textual inversion", (".safetensors", ".pt", ".bin", ".ckpt")
+)
 
 
 class CheckpointFile:
@@ -28,16 +47,15 @@ class CheckpointFile:
     metadata: dict[str, str]
     """From the header of a .safetensors file; empty for other files."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: FileKind = CHECKPOINT) -> None:
         """Raises FileNotFoundError if the file does not exist, or ValueError if it is unusable."""
-        _require_checkpoint(path)
-        self.path = path
+        _require(kind, path)
+        self.path, self.kind = path, kind
         is_safetensors = path.suffix.lower() == ".safetensors"
-        contents = open_safetensors(path) if is_safetensors else open_pickle(path)
+        open_it = open_safetensors if is_safetensors else open_pickle
+        contents = open_it(path, kind.noun)
         if not contents.shapes:
-            raise ValueError(
-                f"'{path.name}' holds no tensors. Choose a Stable Diffusion checkpoint."
-            )
+            raise ValueError(f"'{path.name}' holds no tensors. Choose {kind.example}.")
         self.shapes, self.dtypes = contents.shapes, contents.dtypes
         self.metadata, self._read = contents.metadata, contents.read
 
@@ -81,7 +99,7 @@ class CheckpointFile:
             raise ValueError(
                 f"The weight '{key}' of '{self.path.name}' holds {_name(self.dtypes[key])} "
                 "numbers, but only floating-point numbers can be trained. Choose the fp32, fp16 or "
-                "bf16 version of this checkpoint."
+                f"bf16 version of this {self.kind.noun}."
             )
 
     def sha256(self) -> str:
@@ -109,37 +127,38 @@ def file_stamp(path: Path) -> Stamp:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _require_checkpoint(path: Path) -> None:
+def _require(kind: FileKind, path: Path) -> None:
+    usual = " or ".join(kind.endings[:2])
     if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder, not a checkpoint. Choose a single .safetensors or .ckpt file."
-        )
+        raise ValueError(f"{path} is a folder, not {_a(kind.noun)}. Choose a single {usual} file.")
     if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no file {path}. Name an existing .safetensors or .ckpt checkpoint."
-        )
-    if path.suffix.lower() not in ENDINGS:
+        raise FileNotFoundError(f"There is no file {path}. Name an existing {usual} {kind.noun}.")
+    if path.suffix.lower() not in kind.endings:
         raise ValueError(
-            f"'{path.name}' ends in '{path.suffix}', but checkpoints end in "
-            f"{', '.join(ENDINGS)}. Choose one of those."
+            f"'{path.name}' ends in '{path.suffix}', but {kind.noun}s end in "
+            f"{', '.join(kind.endings)}. Choose one of those."
         )
     if not is_text(str(path)):
         raise ValueError(
-            f"The path {str(path)!r} is not valid Unicode, so the checkpoint cannot be read. "
+            f"The path {str(path)!r} is not valid Unicode, so the {kind.noun} cannot be read. "
             "Rename the file or its folder."
         )
     with open(path, "rb") as file:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(
-            f"'{path.name}' is a web page, not a checkpoint: the download failed. "
+            f"'{path.name}' is a web page, not {_a(kind.noun)}: the download failed. "
             "Download it again."
         )
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(
-            f"'{path.name}' is a Git LFS pointer, not a checkpoint: only the pointer was "
+            f"'{path.name}' is a Git LFS pointer, not {_a(kind.noun)}: only the pointer was "
             "downloaded. Download the file itself, or run 'git lfs pull'."
         )
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -108,13 +108,19 @@ def check_placeholder(word: str) -> str:
             f"The placeholder must be one word without spaces, got {word!r}. Use one such as "
             "'<my-dog>'."
         )
-    if len(_byte_pair_encoding().encode(word, add_special_tokens=False).ids) < 2:
+    if not can_be_placeholder(word):
         other = word.strip("<>")
         raise ValueError(
             f"The placeholder {word!r} is already a word of CLIP's vocabulary, and would change "
             f"that word's meaning in every prompt. Use a new word, such as '<{other}>'."
         )
     return word
+
+
+def can_be_placeholder(word: str) -> bool:
+    """Whether it is one word without spaces, and CLIP's vocabulary has no token for it."""
+    ids = _byte_pair_encoding().encode(word, add_special_tokens=False).ids
+    return word.split() == [word] and len(ids) >= 2
 
 
 def has_placeholder(caption: str, word: str) -> bool:

@@ -40,6 +40,11 @@ class SamplingConfig:
         at_least("batch_size", self.batch_size, 1)
         is_text("negative_prompt", self.negative_prompt)
 
+    @property
+    def negative_prompts(self) -> tuple[str, ...]:
+        """The negative prompt if it has an effect: it is not used without guidance."""
+        return (self.negative_prompt,) if self.guidance_scale > 1 else ()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriorConfig:

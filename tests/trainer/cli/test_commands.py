@@ -1,6 +1,7 @@
 """The commands that generate images, and what they share. Training is tested in test_main.py."""
 
 import numpy as np
+import torch
 from PIL import Image
 
 from trainer.__main__ import main
@@ -51,3 +52,18 @@ def test_files_that_belong_together_get_the_same_number(tmp_path):
     (tmp_path / "grid.png").touch()
     (tmp_path / "scores_1.json").touch()
     assert new_names(tmp_path, *names) == [tmp_path / "grid_2.png", tmp_path / "scores_2.json"]
+
+
+def test_sample_needs_the_placeholder_in_a_prompt(tiny_checkpoint, tmp_path, caplog):
+    torch.save({"<dog>": torch.zeros(1, 24)}, tmp_path / "my-dog.bin")
+    command = [
+        "sample", "--checkpoint", str(tiny_checkpoint), "--embedding", str(tmp_path / "my-dog.bin"),
+        "--steps", "2", "--folder", str(tmp_path / "out"), "--device", "cpu", "--prompts",
+    ]  # fmt: skip
+    assert main([*command, "a dog"]) == 1
+    assert caplog.messages[-1].startswith("The embedding's placeholder 'my-dog' appears in no p")
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "a dog", "a photo of my-dog"]) == 0
+    assert main([*command, "a dog", "--negative-prompt", "my-dog"]) == 0
+    without = [part for part in command if "embedding" not in part and ".bin" not in part]
+    assert main([*without, "a dog"]) == 0

@@ -225,11 +225,6 @@ UNKNOWN = [
         "lr_schedule, warmup_steps, num_restarts",
     ),
     (
-        "train", 'optimizer = "AdamW"', "optimizer",
-        "Known keys under [optimizer]: name, learning_rate, weight_decay, max_grad_norm, "
-        "lr_schedule, warmup_steps, num_restarts",
-    ),
-    (
         "textual-inversion", "[method]\ntrain_text_encoder = true", "method.train_text_encoder",
         "Known keys under [method]: placeholder, initializer, num_vectors, templates",
     ),
@@ -299,10 +294,104 @@ def test_required_settings_can_come_from_the_file_or_flags(parse, capsys):
     assert "--dataset.prompt" not in shown.err
 
 
-def test_a_file_in_another_encoding_is_named(tmp_path, caplog):
+def test_a_heading_is_not_a_value(parse, tmp_path, caplog):
+    for toml, key, shown in (
+        ('optimizer = "AdamW"', "optimizer", '"AdamW"'),
+        ("[[optimizer]]\nname = 'Lion'", "optimizer", '[{"name": "Lion"}]'),
+        ("[preview]\nsampling = 3", "preview.sampling", "3"),
+    ):
+        assert parse("train", toml, *NEEDED["train"]) is None
+        assert caplog.messages[-1].startswith(
+            f"'{tmp_path / 's.toml'}': {key} is a heading, not a setting, but got {shown}. Write "
+            f"[{key}] on a line of its own, and below it its settings: "
+        )
+        toml = caplog.messages[-1].split("Write ")[1].split(" on a line")[0]
+        assert parse("train", toml, *NEEDED["train"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("encoding", "found"),
+    [
+        ("latin-1", "Line 2 of '{}' is not in UTF-8. "),
+        ("utf-16", "'{}' is not in UTF-8, but seems to be in UTF-16. "),
+        ("utf-16-le", "'{}' is not in UTF-8, but seems to be in UTF-16. "),
+        ("utf-16-be", "'{}' is not in UTF-8, but seems to be in UTF-16. "),
+        ("utf-32", "'{}' is not in UTF-8, but seems to be in UTF-16. "),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused(tmp_path, caplog, encoding, found):
     path = tmp_path / "s.toml"
-    path.write_bytes('prompt = "é"'.encode("latin-1"))
+    path.write_bytes('# comment\nfolder = "é"'.encode(encoding))
     assert main(["demo", "--settings", str(path)]) == 1
-    assert caplog.messages[-1].startswith(
-        f"'{path}' is not a TOML file: 'utf-8' codec can't decode"
-    )
+    assert caplog.messages == [
+        found.format(path) + "Save it again in the encoding UTF-8, which text editors offer under "
+        "Save As."
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_files_of_windows_editors_are_read(monkeypatch, tmp_path, encoding, newline):
+    path, found = tmp_path / "s.toml", []
+    monkeypatch.setattr(COMMANDS["demo"], "run", lambda command: found.append(command))
+    path.write_bytes(f'device = "é"{newline}folder = "b"{newline}'.encode(encoding))
+    assert main(["demo", "--settings", str(path)]) == 0
+    assert (found[0].device, found[0].folder) == ("é", Path("b"))
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path, caplog):
+    for path, message in (
+        (tmp_path / "s.toml", "There is no settings file '{}'. Name an existing TOML file."),
+        (tmp_path, "'{}' is a folder, not a settings file. Name a TOML file in it."),
+    ):
+        assert main(["demo", "--settings", str(path)]) == 1
+        assert caplog.messages[-1] == message.format(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        (r'folder = "C:\Users\me"', "line 2, column 15: Invalid hex value"),
+        (r'folder = "C:\photos\dog"', "line 2, column 13: Unescaped '\\' in a string"),
+        (r'folder = "C:\temp" + "\"', None),
+        ('folder = "C:\\temp\\"', None),
+    ],
+)
+def test_a_path_with_backslashes_works_in_single_quotes(parse, tmp_path, caplog, line, place):
+    assert parse("demo", f"# Windows\n{line}\n") is None
+    message = caplog.messages[-1]
+    assert message.startswith(f"'{tmp_path / 's.toml'}' is not valid TOML at {place or 'line 2'}")
+    advice = "stand for another character. Write paths in single quotes: "
+    assert message.endswith(advice + line.replace('"', "'"))
+    if "+" not in line:
+        followed = parse("demo", message.split(advice)[1])
+        assert followed.folder == Path(line.split('"')[1])
+
+
+@pytest.mark.parametrize("value", [r'"C:\temp\new"', r'["plain", "C:\temp\new"]', r'"C:\back"'])
+def test_a_path_in_which_toml_reads_other_characters_is_refused(parse, tmp_path, caplog, value):
+    required = ["--base", "b", "--dataset.prompt", "d"]
+    assert parse("train", f"[dataset]\nphotos = {value}", *required) is None
+    message = caplog.messages[-1]
+    assert message.startswith(f"'{tmp_path / 's.toml'}': dataset.photos contains a control char")
+    assert message.endswith("Write paths in single quotes.")
+    command = parse("train", f"[dataset]\nphotos = {value}".replace('"', "'"), *required)
+    assert "\\" in str(command.config.dataset.photos[-1])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("folder = out", ": Invalid value. Texts need quotation marks; true and false are written "
+         "in lower case."),
+        ("folder = “out”", ": Invalid value. Write straight quotation marks: \"text\"."),
+        ('folder = "a"\nfolder = "b"', ": Cannot overwrite a value. Correct that line."),
+        ("folder", ": Expected '=' after a key in a key/value pair. Correct that line."),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_not_toml_is_named(parse, tmp_path, caplog, line, message):
+    assert parse("demo", line) is None
+    start, place = f"'{tmp_path / 's.toml'}' is not valid TOML at ", "line "
+    assert caplog.messages[-1].startswith(start)
+    assert caplog.messages[-1].endswith(message)
+    assert place in caplog.messages[-1] or "end of document" in caplog.messages[-1]

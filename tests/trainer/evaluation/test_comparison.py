@@ -1,5 +1,6 @@
 """Comparisons of checkpoints, schedulers and steps, checked against images drawn one by one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,26 @@ def test_an_empty_axis_is_refused(tiny_checkpoint: Path):
     with pytest.raises(ValueError, match="steps") as error:
         axes(tiny_checkpoint, steps=[])
     assert str(error.value) == "There are no steps to compare. Name at least one."
+
+
+def test_an_embedding_whose_placeholder_stands_in_no_prompt_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+):
+    """Before a model is loaded."""
+    torch.save({"<dog>": torch.zeros(1, 24)}, tmp_path / "my-dog.pt")
+    candidate = Candidate(label="x", path=Path("nowhere"), embedding=tmp_path / "my-dog.pt")
+    plan = Axes(candidates=[candidate], schedulers=["DDIM"], steps=[4], prompts=["a my-dogs"])
+    for sampling in (SamplingConfig(), SamplingConfig(negative_prompt="my-dog", guidance_scale=1)):
+        with pytest.raises(ValueError) as caught:
+            compare(plan, sampling, device=CPU)
+        assert str(caught.value) == (
+            "The embedding's placeholder 'my-dog' appears in no prompt, so the embedding would "
+            "have no effect. Add it to a prompt, for example 'a photo of my-dog', or use the model "
+            "without the embedding."
+        )
+    followed = replace(plan, candidates=[replace(candidate, path=tiny_checkpoint)])
+    for changed, sampling in (
+        (replace(followed, prompts=["a photo of my-dog"]), SamplingConfig()),
+        (followed, SamplingConfig(negative_prompt="my-dog")),
+    ):
+        assert compare(changed, sampling, device=CPU).rows

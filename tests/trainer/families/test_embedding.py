@@ -46,6 +46,96 @@ def test_other_trainers_files_use_the_file_name_as_placeholder(tmp_path, vectors
         torch.testing.assert_close(found, vectors[: len(found)], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("contents", [{"<cat>"}, {"emb_params"}, {"string_to_param"}])
+def test_bin_files_are_read(tmp_path, vectors, contents, is_zip):
+    path = tmp_path / "my-cat.bin"
+    saved_as = {name: {"*": vectors} if "param" in name and "_to" in name else vectors
+                for name in contents}  # fmt: skip
+    torch.save(saved_as, path, _use_new_zipfile_serialization=is_zip)
+    embedding = Embedding.read(path)
+    assert embedding.placeholder == "my-cat"
+    assert torch.equal(embedding.vectors["clip_l"], vectors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_parameter_dict_is_read_without_running_torchs_class(
+    tmp_path, vectors, monkeypatch, dtype
+):
+    parameters = nn.ParameterDict({"*": nn.Parameter(vectors.to(dtype))})
+    contents = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}
+    torch.save(contents, tmp_path / "my-dog.pt")
+    monkeypatch.setattr(nn.ParameterDict, "__setstate__", None)
+    embedding = Embedding.read(tmp_path / "my-dog.pt")
+    assert torch.equal(embedding.vectors["clip_l"], vectors.to(dtype).float())
+
+
+@pytest.mark.parametrize("parameters", [None, 3, {"*": 3}, {3: torch.zeros(1, 24)}])
+def test_a_parameter_dict_without_vectors_is_refused(tmp_path, parameters):
+    inner = nn.ParameterDict()
+    inner.__dict__["_parameters"] = parameters
+    torch.save({"string_to_param": inner}, tmp_path / "my-dog.pt")
+    with pytest.raises(ValueError, match="'my-dog.pt' holds no tensors. Choose an embedding of "):
+        Embedding.read(tmp_path / "my-dog.pt")
+
+
+@pytest.mark.parametrize(
+    ("module", "is_zip"), [(nn.Linear(2, 2), True), (nn.ParameterDict(), False)]
+)
+def test_a_file_that_would_run_code_is_refused_as_an_embedding(tmp_path, module, is_zip):
+    """torch's format before 1.6 stores the source of each module's class."""
+    contents = {"string_to_param": module}
+    torch.save(contents, tmp_path / "my-dog.pt", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError) as caught:
+        Embedding.read(tmp_path / "my-dog.pt")
+    assert str(caught.value) == (
+        "'my-dog.pt' holds more than numbers: opening it would run code from the file, which could "
+        "do anything on this computer. Choose the .safetensors version of this embedding."
+    )
+
+
+def test_messages_about_files_ask_for_an_embedding(tmp_path):
+    (tmp_path / "page.pt").write_bytes(b"<!DOCTYPE html>")
+    (tmp_path / "x.png").write_bytes(b"")
+    for name, error, message in (
+        ("gone.pt", FileNotFoundError, "Name an existing .safetensors or .pt embedding."),
+        ("", ValueError, "is a folder, not an embedding. Choose a single .safetensors or .pt file"),
+        ("page.pt", ValueError, "is a web page, not an embedding: the download failed."),
+        ("x.png", ValueError, "embeddings end in .safetensors, .pt, .bin, .ckpt. Choose one"),
+    ):
+        with pytest.raises(error, match=message):
+            Embedding.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "better"),
+    [
+        ("my dog.pt", "'my dog' contains spaces", "my-dog"),
+        ("dog.bin", "'dog' is a word of CLIP's vocabulary", "my-dog"),
+        ("Dog.safetensors", "'Dog' is a word of CLIP's vocabulary", "my-Dog"),
+        (" dog.pt", "' dog' contains spaces", "my-dog"),
+        (" .pt", "' ' contains spaces", "my-embedding"),
+        ("!.pt", "'!' is a word of CLIP's vocabulary", "my-!"),
+    ],
+)
+def test_a_file_name_that_cannot_be_a_placeholder_must_be_renamed(
+    tmp_path, vectors, name, fault, better
+):
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        saved(path, {"emb_params": vectors})
+    else:
+        torch.save({"*": vectors}, path)
+    new = better + path.suffix
+    with pytest.raises(ValueError) as caught:
+        Embedding.read(path)
+    assert str(caught.value) == (
+        f"The placeholder of '{name}' in prompts is its file name, but {fault}. Rename the file to "
+        f"'{new}', and write '{better}' in prompts."
+    )
+    assert Embedding.read(path.rename(tmp_path / new)).placeholder == better
+
+
 def test_vectors_for_two_text_encoders_are_read_as_one_embedding(tmp_path, vectors):
     pair = {"clip_l": vectors, "clip_g": torch.ones(2, 32)}
     found = Embedding.read(saved(tmp_path / "my-xl.safetensors", pair)).vectors
@@ -72,11 +162,6 @@ def test_vectors_for_two_text_encoders_are_read_as_one_embedding(tmp_path, vecto
             "my-x", {"clip_l": torch.tensor([[float("nan")]])},
             "'clip_l' of 'my-x.safetensors' has the shape [1, 1], or holds NaN or infinite "
             "numbers. An embedding must be one finite vector per token. Choose another file.",
-        ),
-        (
-            "dog", {"clip_l": torch.zeros(1, 24)},
-            "The placeholder 'dog' is already a word of CLIP's vocabulary, and would change that "
-            "word's meaning in every prompt. Use a new word, such as '<dog>'.",
         ),
     ],
 )  # fmt: skip
