@@ -4,6 +4,7 @@ folders.py import ComfyUI itself; the other modules import `comfy_api` alone."""
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import threading
 import time
@@ -28,8 +29,11 @@ from server import PromptServer
 
 from ..trainer.evaluation import best_step
 from ..trainer.families.files import CheckpointFile
+from ..trainer.hardware import ON_CPU
 from ..trainer.observer import Observer, ScoreReport, StepReport
 from .folders import checkpoint_name, temp_folder
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_TEXTS = 0.1
 """Each text is sent to every open page."""
@@ -53,7 +57,10 @@ def trainer_device(*, unload_now: bool = True) -> Iterator[torch.device]:
     try:
         # ComfyUI runs nodes in inference mode, and tensors made in it cannot be trained.
         with torch.inference_mode(False), torch.enable_grad():
-            yield model_management.get_torch_device()
+            device = model_management.get_torch_device()
+            if device.type == "cpu":
+                logger.warning("ComfyUI runs on the CPU. %s", ON_CPU)
+            yield device
     except BaseException as error:
         # The error keeps the variables of every function that it passed through, and so the model.
         _clear_frames(error)

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from PIL import Image
 
@@ -19,6 +18,7 @@ from .. import families, precision, toy
 from ..evaluation import encoders
 from ..evaluation.plots import loss_curve
 from ..families.embedding import require_in_use
+from ..hardware import find_device
 from ..loop import TrainingResult, train
 from ..methods.base import Method
 from ..methods.full import FullFineTune
@@ -232,15 +232,6 @@ class Demo(Shared):
         with TerminalObserver() as observer:
             report = run_demo(config, find_device(self.device), observer)
         logging.info("%s", report)
-
-
-def find_device(name: str) -> torch.device:
-    """The device with this name; the best one available if the name is empty."""
-    if name:
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def new_names(folder: Path, *names: str) -> list[Path]:

@@ -18,9 +18,10 @@ from ..data.images import parse_color, read_image
 from ..evaluation import encoders, plots
 from ..evaluation.comparison import Axes, Candidate, Comparison, compare, distinct
 from ..evaluation.scores import ImageScorer, table
+from ..hardware import find_device
 from ..settings.config import Precision, SamplingConfig
 from ..storage import json_files
-from .commands import Shared, find_device, new_names
+from .commands import Shared, new_names
 from .terminal import TerminalObserver
 
 

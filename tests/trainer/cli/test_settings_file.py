@@ -351,8 +351,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("line", "place"),
     [
-        (r'folder = "C:\Users\me"', "line 2, column 15: Invalid hex value"),
-        (r'folder = "C:\photos\dog"', "line 2, column 13: Unescaped '\\' in a string"),
+        (r'folder = "C:\Users\me"', "line 2"),
+        (r'folder = "C:\photos\dog"', "line 2"),
         (r'folder = "C:\temp" + "\"', None),
         ('folder = "C:\\temp\\"', None),
     ],
