@@ -95,7 +95,11 @@ def embeddings_folder() -> Path:
 
 
 def embedding_name(path: Path) -> str:
-    """What follows `embedding:` in ComfyUI's own prompts."""
+    """What follows `embedding:` in ComfyUI's own prompts: the path in an embeddings folder, without
+    the extension."""
+    for root in folder_paths.get_folder_paths("embeddings"):
+        if path.is_relative_to(root):
+            return path.relative_to(root).with_suffix("").as_posix()
     return path.stem
 
 

@@ -132,7 +132,7 @@ def _widgets() -> list[io.Input]:
         *training.run_widgets(
             DEFAULT_NAME,
             "The embedding is saved in ComfyUI's embeddings folder, and prompts contain its name: "
-            '"embedding:name". Use letters, digits, - and _.',
+            '"embedding:name". Use letters, digits, -, _ and /.',
         ),
         training.keep_saves_input(),
     ]

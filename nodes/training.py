@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.base import Method
 from ..trainer.runs.run import OnExisting
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
+from ..trainer.storage.names import dated
 from . import folders, host
 from .images import to_batch
 from .models import open_source
@@ -100,11 +102,11 @@ def check_preset(name: str | None, presets: Presets, source: ModelSource) -> Non
 
 def check_embedding_name(name: str) -> None:
     """Raises ValueError for a name that ComfyUI's own prompts cannot contain."""
-    bad = sorted(ENDS_NAME & set(name))
+    bad = sorted(ENDS_NAME & set(dated(name, datetime.now())))
     if bad:
         raise ValueError(
             f"name is {name!r}, and {bad[0]!r} would end it in a prompt: embedding:{name}. Use "
-            "letters, digits, - and _."
+            "letters, digits, -, _ and /."
         )
 
 

@@ -3,6 +3,7 @@ its name only when it is complete. `families/files.py` reads checkpoints."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -124,6 +125,17 @@ def write_new(
         part.chmod(mode)  # safetensors creates files that only their owner can read
         _flush(part)
         return _publish(part, folder, stem)
+
+
+def require_inside(output: OutputConfig) -> None:
+    """Raises ValueError if a link leads the subfolders of the name out of the output folder."""
+    for root in {output.folder, output.embedding_folder or output.folder}:
+        folder = dataclasses.replace(output, folder=root).in_subfolder().folder
+        if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
+            raise ValueError(
+                f"output.name is {output.name!r}, but '{folder}' is a link that leads out of "
+                f"'{root}'. Remove the link, or choose another name."
+            )
 
 
 def prepare_folder(folder: Path) -> None:

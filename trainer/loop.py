@@ -3,6 +3,7 @@ training method and the optimizer."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from . import families, memory, precision
-from .checkpoint import prepare_folder
+from .checkpoint import prepare_folder, require_inside
 from .data.batches import BatchStream
 from .data.examples import Example, find_examples
 from .data.images import parse_color
@@ -96,6 +97,9 @@ def _train(
     run: Run | UntrackedRun,
 ) -> TrainingResult:
     observer = run.observer
+    # The start, unlike the current date, is the same after the run is resumed.
+    config = dataclasses.replace(config, output=config.output.dated(run.started))
+    require_inside(config.output)
     observer.on_load(config.base)
     memory.reset_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):

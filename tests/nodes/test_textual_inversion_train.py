@@ -159,7 +159,7 @@ def test_dreambooth_trains_with_the_embedding(comfyui, graph, then_dreambooth, n
         (
             {"name": "my cup"},
             "name is 'my cup', and ' ' would end it in a prompt: embedding:my cup. Use letters, "
-            "digits, - and _.",
+            "digits, -, _ and /.",
         ),
         (
             {"name": "../../cup"},
@@ -238,5 +238,5 @@ def test_a_checkpoint_name_that_its_embedding_cannot_have_is_refused(
     assert comfyui.run(both).error == (
         "7",
         "name is 'my cup', and ' ' would end it in a prompt: embedding:my cup. Use letters, "
-        "digits, - and _.",
+        "digits, -, _ and /.",
     )

@@ -175,7 +175,8 @@ def test_image_encoders_are_loaded_from_their_folders_without_a_connection(
 
 
 NAMES = [
-    "../evil", "..", "/tmp/evil", "a/b", "..\\evil", "C:\\evil", "\\\\server\\evil", "evil:stream",
+    "../evil", "..", "/tmp/evil", "a/../b", "a/../../b", "a//b", "a/", "a/C:/b",
+    "a/nul", "..\\evil", "C:\\evil", "\\\\server\\evil", "evil:stream",
     "nul", "", ".", "evil\0", "~/evil/..",
 ]  # fmt: skip
 
@@ -194,3 +195,28 @@ def test_an_output_name_that_leads_elsewhere_is_refused_before_anything_is_writt
     (message,) = caplog.messages
     assert message.startswith("output.name must be a plain file name")
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_a_subfolder_of_a_name_that_is_a_link_elsewhere_is_refused(
+    tiny_checkpoint: Path, photos: Path, tmp_path: Path, caplog, is_absolute: bool
+):
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / "link").symlink_to(elsewhere if is_absolute else "../elsewhere")
+    command = [
+        "train", "--base", str(tiny_checkpoint), "--dataset.photos", str(photos), "--device", "cpu",
+        "--dataset.prompt", "a dog", "--output.folder", str(out), "--steps", "1",
+        "--output.dtype", "fp32", "--optimizer.learning-rate", "1e-3", "--output.name",
+    ]  # fmt: skip
+    assert main([*command, "link/dogs/my-dog"]) == 1
+    assert caplog.messages[-1] == (
+        f"output.name is 'link/dogs/my-dog', but '{out / 'link' / 'dogs'}' is a link that leads "
+        f"out of '{out}'. Remove the link, or choose another name."
+    )
+    assert list(elsewhere.iterdir()) == []
+    (out / "link").unlink()
+    assert main([*command, "link/dogs/my-dog"]) == 0
+    assert (out / "link" / "dogs" / "my-dog.safetensors").is_file()

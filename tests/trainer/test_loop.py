@@ -496,3 +496,37 @@ def test_unusable_settings_are_refused_before_the_model_is_read(config, tmp_path
         train(replace(missing, precision="fp16"), FullFineTune(), device=torch.device("mps"))
     with pytest.raises(FileNotFoundError, match="none.safetensors"):
         run(missing)
+
+
+def test_a_name_with_subfolders_and_a_date_keeps_a_run_together(config, tmp_path, monkeypatch):
+    """The stopped run is resumed, and found again, on other days."""
+    output = replace(
+        config.output, folder=tmp_path / "out", name="dogs/%date:yyyy%/my-dog", save_every=1, keep=1
+    )
+    config = replace(config, steps=3, output=output)
+
+    class StopsAtStep2(Observer):
+        def on_step(self, report):
+            if report.step == 2:
+                raise KeyboardInterrupt
+
+    def run(**options):
+        return train(config, FullFineTune(), device=CPU, runs=tmp_path / "runs", **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(observer=StopsAtStep2())
+    (manifest,) = tmp_path.glob("runs/*/manifest.json")
+    content = json.loads(manifest.read_text("utf-8"))
+    content["started"] = "2001-02-03T12:00:00+00:00"
+    manifest.write_text(json.dumps(content), "utf-8")
+    (first,) = (tmp_path / "out" / "dogs").iterdir()
+    assert [path.name for path in first.iterdir()] == ["my-dog-step000001.safetensors"]
+    result = run()
+    folder = tmp_path / "out" / "dogs" / "2001"
+    assert result.files["checkpoint"] == folder / "my-dog.safetensors"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["my-dog-step000003.safetensors", "my-dog.safetensors"]
+    assert list(first.iterdir()) == []
+    with safe_open(result.files["checkpoint"], "pt") as file:
+        assert file.metadata()["modelspec.title"] == "my-dog"
+    assert run().reused

@@ -99,7 +99,7 @@ class _FullTrainable(Trainable):
                 kind="checkpoint",
                 original=model.source,
                 parts=list(self.parts),
-                output=config.output,
+                output=config.output.in_subfolder(),
             )
         ]
         self._embeddings: dict[str, TrainableEmbedding] = {}

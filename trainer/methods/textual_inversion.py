@@ -222,7 +222,7 @@ class TrainableEmbedding:
                 output,
                 folder=output.embedding_folder or output.folder,
                 name=output.name + name_suffix,
-            ),
+            ).in_subfolder(),
             metadata={
                 "modelspec.architecture": f"{model.architecture}/textual-inversion",
                 "modelspec.trigger_phrase": placeholder,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -118,8 +119,9 @@ class OutputConfig:
     embedding_folder: NoEffect[Path | None] = None
     """Folder of a trained embedding. Not set: the folder of the other trained files."""
     name: NoEffect[str] = "dreambooth"
-    """File name without extension, and without characters such as / or : in it. If the name is
-    taken, a number is added instead of overwriting the file."""
+    """File name without extension. It may begin with subfolders, as in "dogs/my-dog", and contain
+    the date, as in "my-dog %date:yyyy-MM-dd%" or "my-dog %year%". If the name is taken, a number is
+    added instead of overwriting the file."""
     save_every: NoEffect[int] = 0
     """Steps between intermediate saves, such as a quarter of all steps, to compare stages later. 0:
     save only at the end."""
@@ -146,14 +148,25 @@ class OutputConfig:
         at_least("output.keep", self.keep, 1)
         at_least("output.state_every", self.state_every, 0)
         one_of("output.dtype", self.dtype, get_args(FileDtype))
-        fault = names.fault(self.name)
-        require(not fault, f"output.name must be a plain file name, got {self.name!r}: {fault}.")
-        size = len(self.name.encode())
+        object.__setattr__(self, "name", names.without_ending(self.name))
+        name = names.dated(self.name, datetime.now())
+        fault = names.fault_of_path(name)
+        require(not fault, f"output.name must be a plain file name, got {name!r}: {fault}.")
+        size = max(len(part.encode()) for part in name.split("/"))
         require(size <= names.MAX_BYTES, f"output.name is {size} bytes long, but endings are "
                 f"added to it, so at most {names.MAX_BYTES} are possible. Choose a shorter "
                 "name.")  # fmt: skip
         is_text("output.folder", str(self.folder))
         is_text("output.embedding_folder", str(self.embedding_folder))
+
+    def dated(self, moment: datetime) -> OutputConfig:
+        """With the words for dates in the name replaced."""
+        return dataclasses.replace(self, name=names.dated(self.name, moment))
+
+    def in_subfolder(self) -> OutputConfig:
+        """With the subfolders in the name moved to the end of the folder."""
+        *subfolders, name = self.name.split("/")
+        return dataclasses.replace(self, folder=self.folder.joinpath(*subfolders), name=name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

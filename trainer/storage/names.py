@@ -1,6 +1,10 @@
-"""Check that a file name is valid on every operating system, from the name alone."""
+"""Names of files: whether they are valid on every operating system, and the words for dates in
+them. No file access."""
 
 from __future__ import annotations
+
+import re
+from datetime import datetime
 
 MAX_BYTES = 200
 """Longest base name. File systems allow 255 bytes; the rest is for what is added to it: a counter,
@@ -10,6 +14,13 @@ _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 }
 """Names that Windows treats as devices, in every folder and with any extension."""
 _FORBIDDEN = set('\\:*?"<>|')
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
+_DATE_WORDS = {
+    "year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S",
+}  # fmt: skip
+"""The words between % signs that ComfyUI's Save Image replaces, and strftime's codes for them."""
+_DATE_PARTS = {"d": "%d", "M": "%m", "h": "%H", "m": "%M", "s": "%S"}
+"""The letters in %date:yyyy-MM-dd%, each once (without a leading 0) or twice."""
 
 
 def fault(name: str) -> str:
@@ -26,6 +37,43 @@ def fault(name: str) -> str:
     if not is_text(name):
         return "it is not valid Unicode"
     return ""
+
+
+def fault_of_path(name: str) -> str:
+    """The same for a name that may begin with subfolders: "dogs/my-dog"."""
+    if name and not name.startswith("/") and "" in name.split("/"):
+        return "it has nothing before or after a slash"
+    return next(filter(None, map(fault, name.split("/"))), "")
+
+
+def without_ending(name: str) -> str:
+    """The name without the ending of a checkpoint or embedding, if it has one."""
+    while name.lower().endswith(FILE_ENDINGS):
+        name = name[: name.rindex(".")]
+    return name
+
+
+def dated(name: str, moment: datetime) -> str:
+    """The name with words such as %year% and %date:yyyy-MM-dd% replaced, in local time, as ComfyUI
+    does in names of images. Other words stay."""
+    local = moment.astimezone()
+
+    def replace(word: re.Match[str]) -> str:
+        if word[1] in _DATE_WORDS:
+            return local.strftime(_DATE_WORDS[word[1]])
+        kind, colon, form = word[1].partition(":")
+        if kind != "date" or not colon:
+            return word[0]
+        return re.sub("yyy?y?|dd?|MM?|hh?|mm?|ss?", lambda part: _date_part(part[0], local), form)
+
+    return re.sub("%([^%]+)%", replace, name)
+
+
+def _date_part(part: str, moment: datetime) -> str:
+    if part.startswith("y"):
+        return {"yyyy": f"{moment:%Y}", "yy": f"{moment:%y}"}.get(part, part)
+    digits = moment.strftime(_DATE_PARTS[part[0]])
+    return digits if len(part) == 2 else str(int(digits))
 
 
 def is_text(name: str) -> bool:

@@ -44,8 +44,27 @@ REFUSALS = [
         "optimizer.learning_rate must be above 0, got 0.",
     ),
     (
-        lambda: OutputConfig(name="a/b"),
-        "output.name must be a plain file name, got 'a/b': it leads out of its folder.",
+        lambda: OutputConfig(name="a/../b"),
+        "output.name must be a plain file name, got 'a/../b': it leads out of its folder.",
+    ),
+    (
+        lambda: OutputConfig(name="dogs/"),
+        "output.name must be a plain file name, got 'dogs/': it has nothing before or after a "
+        "slash.",
+    ),
+    (
+        lambda: OutputConfig(name="dogs/nul/b"),
+        "output.name must be a plain file name, got 'dogs/nul/b': Windows reserves it for a "
+        "device.",
+    ),
+    (
+        lambda: OutputConfig(name="a%date: %"),
+        "output.name must be a plain file name, got 'a ': names cannot contain \\ : * ? \" < > | "
+        "or control characters, or begin or end with a space or a dot.",
+    ),
+    (
+        lambda: OutputConfig(name=".safetensors"),
+        "output.name must be a plain file name, got '': it leads out of its folder.",
     ),
     (
         lambda: OutputConfig(name="dog\n"),
@@ -107,3 +126,14 @@ def test_optimizers_take_the_memory_that_their_description_says():
     assert {"AdamW", "AdamW8bit"} <= {name for name, _ in named}
     for name, num_bytes in named:
         assert OPTIMIZERS[name].bytes_per_weight == int(num_bytes), name
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt", ".pt", ".bin", ".SafeTensors.CKPT"])
+def test_the_ending_of_a_file_is_left_out_of_its_name(ending):
+    assert OutputConfig(name="dogs/my-dog v1.5" + ending).name == "dogs/my-dog v1.5"
+
+
+def test_subfolders_in_a_name_move_to_the_folder():
+    output = OutputConfig(folder=Path("out"), name="dogs/2024/my-dog", keep=7).in_subfolder()
+    assert (output.folder, output.name, output.keep) == (Path("out/dogs/2024"), "my-dog", 7)
+    assert output.in_subfolder() == output

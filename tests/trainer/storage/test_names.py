@@ -1,11 +1,12 @@
 import ntpath
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.storage.names import MAX_BYTES, fault, is_text
+from trainer.storage.names import MAX_BYTES, dated, fault, is_text
 
 OUTSIDE = "it leads out of its folder"
 CHARACTERS = (
@@ -82,3 +83,22 @@ def test_the_longest_name_leaves_room_for_suffixes(tmp_path: Path) -> None:
 def test_a_name_with_invalid_bytes_is_not_text() -> None:
     assert not is_text("caf\udce9")
     assert is_text("café")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("%date:yyyy-MM-dd%", "2024-03-07"), ("a %date:d.M.yy%/b", "a 7.3.24/b"),
+        ("%date:hhmmss% %date:h_m_s%", "040509 4_5_9"), ("%date:yyyy/MM%/dog", "2024/03/dog"),
+        ("%year%-%month%-%day% %hour%%minute%%second%", "2024-03-07 040509"),
+        ("%width% %date% 100% of %seed.value% %%", "%width% %date% 100% of %seed.value% %%"),
+        ("%date:yyy x%", "yyy x"), ("dog", "dog"),
+    ],
+)  # fmt: skip
+def test_words_for_dates_are_those_of_save_image(name: str, expected: str) -> None:
+    assert dated(name, datetime(2024, 3, 7, 4, 5, 9)) == expected
+
+
+def test_dates_are_in_local_time() -> None:
+    moment = datetime(2024, 3, 7, 4, 5, 9, tzinfo=timezone.utc)
+    assert dated("%hour%", moment) == moment.astimezone().strftime("%H")
