@@ -149,9 +149,11 @@ def compare(
         if candidate.embedding:
             require_in_use(candidate.embedding, [*axes.prompts, *sampling.negative_prompts])
     observer, rows = observer or Observer(), []
+    cut_prompts: set[str] = set()
     for candidate in axes.candidates:
         observer.on_load(candidate.path)
         model = families.load(candidate.path, device, candidate.embedding)
+        model.tokenizer.reported = cut_prompts  # each is reported once, not once per candidate
         size = (size[0] or model.native_resolution, size[1] or model.native_resolution)
         for scheduler, steps in itertools.product(axes.schedulers, axes.steps):
             setting = replace(sampling, scheduler=scheduler, steps=steps)

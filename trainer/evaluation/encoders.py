@@ -5,6 +5,7 @@ Shapes: N images or prompts, D embedding width, S the encoder's input size in pi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from ..families.networks import CLIP_VOCABULARY, Network
 from ..families.tokenizer import ClipTokenizer
 from ..storage import json_files
 from .toy_encoder import ANSWERS_KEY, ToyEncoder
+
+logger = logging.getLogger(__name__)
 
 BATCH = 16
 """Images or prompts embedded at once. Affects memory and speed only."""
@@ -92,6 +95,10 @@ class ClipEncoder:
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor | None:
         if self._tokenizer is None:
             return None
+        for prompt in prompts:
+            if cut := self._tokenizer.newly_cut_text(prompt):
+                logger.warning("For scoring, CLIP cannot read all of the prompt %r. Its end is "
+                               "ignored: %r. Shorten the prompt.", prompt, cut)  # fmt: skip
         token_ids = self._tokenizer.encode(list(prompts))
         return _in_batches(self._model, token_ids, self._device, self._encode_text)
 

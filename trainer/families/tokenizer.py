@@ -30,6 +30,8 @@ class ClipTokenizer:
         self._tokenizer = _byte_pair_encoding()
         self.pad_id = self.token_id(pad_token)
         self._placeholders: dict[str, list[int]] = {}
+        self.reported: set[str] = set()
+        """Captions whose end is cut off and for which `newly_cut_text` returned it already."""
 
     def token_id(self, token: str) -> int | None:
         """The id of a vocabulary entry such as `cup</w>`. None: not in the vocabulary."""
@@ -72,6 +74,13 @@ class ClipTokenizer:
             return ""
         _, first_cut = tokens[self.max_caption_tokens]
         return caption[first_cut:]
+
+    def newly_cut_text(self, caption: str) -> str:
+        """`cut_text` at the first call for a caption; "" later, so that each is reported once."""
+        if caption in self.reported or not (cut := self.cut_text(caption)):
+            return ""
+        self.reported.add(caption)
+        return cut
 
     @property
     def max_caption_tokens(self) -> int:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -142,16 +141,12 @@ def _encode(
 
 def _warn_of_cut_prompts(model: ModelFamily, prompts: set[str]) -> None:
     for prompt in sorted(prompts):
-        if cut := model.tokenizer.cut_text(prompt):
-            _warn_of_cut_prompt(prompt, cut)
-
-
-@cache  # Once per prompt: previews draw the same prompts again and again.
-def _warn_of_cut_prompt(prompt: str, cut: str) -> None:
-    logger.warning(
-        "The prompt %r is longer than the text encoder can read. Its end is ignored: %r. Shorten "
-        "the prompt.", prompt, cut,
-    )  # fmt: skip
+        # Once per prompt: previews draw the same prompts again and again.
+        if cut := model.tokenizer.newly_cut_text(prompt):
+            logger.warning(
+                "The prompt %r is longer than the text encoder can read. Its end is ignored: %r. "
+                "Shorten the prompt.", prompt, cut,
+            )  # fmt: skip
 
 
 @contextmanager

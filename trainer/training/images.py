@@ -29,7 +29,7 @@ def encode_images(
     _require_class_prompt(config, model)
     own = _own_class_images(config)
     _warn_of_shared_prompt(photos, [e.captions[0] for e in own] or [config.prior.prompt], config)
-    warn_of_cut_captions(photos, model.tokenizer.cut_text)
+    warn_of_cut_captions(photos, model.tokenizer.newly_cut_text)
     _log_numbers(photos, own)
     if config.dataset.mirror:
         photos = with_mirrors(photos)
@@ -37,7 +37,7 @@ def encode_images(
     if config.prior.weight == 0:
         return instance, {}
     class_images = own or _drawn_class_images(config, model, observer)
-    warn_of_cut_captions(class_images, model.tokenizer.cut_text)
+    warn_of_cut_captions(class_images, model.tokenizer.newly_cut_text)
     # Blurry class images do not affect the likeness of the subject, so small ones are accepted.
     dataset = replace(config.dataset, allow_upscaling=True)
     return instance, _encode(class_images, dataset, config.seed, model, observer)

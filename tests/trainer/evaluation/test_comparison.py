@@ -115,3 +115,16 @@ def test_an_embedding_whose_placeholder_stands_in_no_prompt_is_refused(
         (followed, SamplingConfig(negative_prompt="my-dog")),
     ):
         assert compare(changed, sampling, device=CPU).rows
+
+
+def test_a_prompt_that_is_cut_is_warned_about_once(tiny_checkpoint: Path, caplog):
+    plan = axes(
+        tiny_checkpoint,
+        tiny_checkpoint,
+        schedulers=["DDIM"],
+        steps=[1],
+        prompts=["cup " * 75 + "x"],
+    )
+    compare(plan, SamplingConfig(), device=CPU)
+    (message,) = caplog.messages
+    assert message.endswith("Its end is ignored: 'x'. Shorten the prompt.")

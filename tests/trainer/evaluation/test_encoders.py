@@ -122,6 +122,16 @@ def test_clip_embeds_prompts_like_transformers(clip, clip_file, source):
     torch.testing.assert_close(encoder.embed_prompts(PROMPTS), own, rtol=1e-4, atol=1e-5)
 
 
+def test_a_prompt_that_is_cut_for_scoring_is_warned_about_once(clip, caplog):
+    encoder = encoders.load(clip[1], CPU)
+    for _ in range(2):
+        encoder.embed_prompts(["a dog", "dog " * 75 + "red"])
+    assert caplog.messages == [
+        f"For scoring, CLIP cannot read all of the prompt {'dog ' * 75 + 'red'!r}. Its end is "
+        "ignored: 'red'. Shorten the prompt."
+    ]
+
+
 def test_images_and_prompts_have_a_common_space(clip, images):
     model, folder = clip
     encoder = encoders.load(folder, CPU)

@@ -163,3 +163,12 @@ def test_cut_text_counts_every_vector_of_a_placeholder() -> None:
 
 def test_words_of_one_token_have_an_id() -> None:
     assert ClipTokenizer().word_ids("White dog") == [1579, 1929]
+
+
+def test_the_cut_text_of_a_caption_is_new_only_once() -> None:
+    tokenizer = ClipTokenizer(max_length=5)
+    for caption in ("a very big dog", "a very big cat"):
+        assert tokenizer.newly_cut_text(caption) == caption[-3:]
+        assert tokenizer.newly_cut_text(caption) == ""
+        assert tokenizer.cut_text(caption) == caption[-3:]
+    assert tokenizer.newly_cut_text("a dog") == ""

@@ -301,5 +301,19 @@ def test_a_prompt_that_is_cut_is_warned_about_once(tiny_model, caplog):
     )
 
 
+def test_a_negative_prompt_that_is_cut_is_warned_about(tiny_model, caplog):
+    sample(tiny_model, ["a cup"], SamplingConfig(steps=1, negative_prompt="ugly " * 75 + "hands"))
+    (message,) = caplog.messages
+    assert message.endswith("Its end is ignored: 'hands'. Shorten the prompt.")
+
+
+def test_another_model_warns_of_the_same_prompt_again(tiny_checkpoint, caplog):
+    """Each run loads its model, and ComfyUI makes many runs in one process."""
+    for _ in range(2):
+        model = families.load(tiny_checkpoint, torch.device("cpu"))
+        sample(model, ["cup " * 75 + "red"], SamplingConfig(steps=1))
+    assert len(caplog.messages) == 2
+
+
 def test_without_prompts_there_are_no_images(tiny_model: ModelFamily):
     assert sample(tiny_model, [], SamplingConfig()) == []

@@ -11,7 +11,7 @@ from PIL import Image
 from trainer.data.examples import find_examples
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.observer import Observer
-from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
+from trainer.settings.config import DatasetConfig, PriorConfig, SamplingConfig, TrainingConfig
 from trainer.training.images import encode_images
 
 LONG = "dog " * 80
@@ -67,6 +67,18 @@ def test_captions_that_are_cut_are_warned_about(config, tiny_model, tmp_path, ca
     cut = [message for message in caplog.messages if "longer than the text encoder" in message]
     assert len(cut) == 1
     assert cut[0].startswith(f"The caption of '{image.name}' is longer than")
+
+
+def test_a_class_prompt_that_is_cut_is_warned_about_once(config, tiny_model, caplog):
+    """Although it is both the prompt of the class images and their caption."""
+    sampling = SamplingConfig(steps=1, guidance_scale=1)
+    drawn = replace(config.prior, images=(), prompt=LONG, num_images=2, sampling=sampling)
+    for _ in range(2):
+        tiny_model.tokenizer.reported.clear()
+        caplog.clear()
+        encode(replace(config, prior=drawn), tiny_model)
+        cut = [message for message in caplog.messages if "longer than the text enc" in message]
+        assert len(cut) == 1
 
 
 def test_mirror_images_double_only_the_photos(config, tiny_model):
