@@ -25,7 +25,9 @@ def find_checkpoint(name: str) -> Path:
 
 
 def checkpoint_name(path: Path) -> str:
-    """Its name in the menus of checkpoint loaders."""
+    """Its name in the menus of checkpoint loaders; for other files, the file's name."""
+    if path == toy.MODEL:
+        return TOY
     for root in folder_paths.get_folder_paths("checkpoints"):
         if path.is_relative_to(root):
             return str(path.relative_to(root))

@@ -113,7 +113,7 @@ class ComfyObserver(Observer):
 
     def on_load(self, path: Path) -> None:
         _raise_if_stopped()
-        self.show(f"Loading {path.name}")
+        self.show(f"Loading {checkpoint_name(path)}")
         _unload_models()
 
     def on_start(self, total_steps: int) -> None:

@@ -146,7 +146,8 @@ class UseTrainedModel(io.ComfyNode):
     def execute(cls, model_source: ModelSource) -> io.NodeOutput:
         if not model_source.is_full_size:
             raise ValueError(
-                f"'{model_source.path.name}' is a small model like the embedded toy, and ComfyUI's "
-                "own samplers need a full-size model. Use Sample with Scheduler instead."
+                f"'{folders.checkpoint_name(model_source.path)}' is a small model like the "
+                "embedded toy, and ComfyUI's own samplers need a full-size model. Use Sample with "
+                "Scheduler instead."
             )
         return io.NodeOutput(*host.load_model(model_source.path))

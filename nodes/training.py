@@ -95,8 +95,8 @@ def check_preset(name: str | None, presets: Presets, source: ModelSource) -> Non
     if name not in fitting:
         kind = "a full-size Stable Diffusion model" if source.is_full_size else "a small model"
         raise ValueError(
-            f"preset is {name}, which is not made for '{source.path.name}', {kind}. Choose "
-            f"{' or '.join(fitting)}."
+            f"preset is {name}, which is not made for "
+            f"'{folders.checkpoint_name(source.path)}', {kind}. Choose {' or '.join(fitting)}."
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.startup import STARTUP, last_line
-from trainer.toy import MODEL, PHOTOS
+from trainer.toy import PHOTOS
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
@@ -333,8 +333,7 @@ def test_an_output_without_previews_says_what_to_connect(comfyui, toy_graph, new
     [
         (
             {"preset": "object"},
-            "preset is object, which is not made for 'model.safetensors', a small model. Choose "
-            "toy.",
+            "preset is object, which is not made for 'toy (embedded)', a small model. Choose toy.",
         ),
         (
             {"preset.prior_weight": 1.0},
@@ -346,8 +345,8 @@ def test_an_output_without_previews_says_what_to_connect(comfyui, toy_graph, new
             "name must be a plain file name, got '../cup': it leads out of its folder.",
         ),
         (
-            {"name": "a/cup"},
-            "name must be a plain file name, got 'a/cup': it leads out of its folder.",
+            {"name": "a/../cup"},
+            "name must be a plain file name, got 'a/../cup': it leads out of its folder.",
         ),
         (
             {"name": "nul"},
@@ -375,7 +374,7 @@ def test_the_toy_model_is_refused_for_comfyuis_own_samplers(comfyui, toy_graph):
     outcome = comfyui.run(graph)
     assert outcome.error == (
         "2",
-        f"'{MODEL.name}' is a small model like the embedded toy, and ComfyUI's own samplers need "
+        "'toy (embedded)' is a small model like the embedded toy, and ComfyUI's own samplers need "
         "a full-size model. Use Sample with Scheduler instead.",
     )
 

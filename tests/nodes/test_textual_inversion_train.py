@@ -177,7 +177,7 @@ def test_dreambooth_trains_with_the_embedding(comfyui, graph, then_dreambooth, n
         ),
         (
             {"preset": "textual inversion"},
-            "preset is textual inversion, which is not made for 'model.safetensors', a small "
+            "preset is textual inversion, which is not made for 'toy (embedded)', a small "
             "model. Choose toy.",
         ),
     ],
@@ -240,3 +240,33 @@ def test_a_checkpoint_name_that_its_embedding_cannot_have_is_refused(
         "name is 'my cup', and ' ' would end it in a prompt: embedding:my cup. Use letters, "
         "digits, -, _ and /.",
     )
+
+
+def test_a_name_with_a_subfolder_is_what_prompts_contain(comfyui, graph, new_seed):
+    name = f"cups/%year%/cup-{new_seed}.safetensors"
+    outcome = comfyui.run(graph(name=name, **{"preset.steps": 1}))
+    assert outcome.end == "execution_success", outcome.error
+    (path,) = (comfyui.base / "models" / "embeddings").rglob(f"*{new_seed}*")
+    assert path.parent.parent.name == "cups"
+    shown = f"cups/{path.parent.name}/cup-{new_seed}"
+    assert embedding_name(outcome) == shown
+    assert shown in comfyui.get("/embeddings")
+
+
+def test_sampling_without_the_placeholder_is_refused(comfyui, graph):
+    short = graph(**{"preset.steps": 1})
+    short["4"]["inputs"]["prompts"] = "a photo of a cup"
+    outcome = comfyui.run(short)
+    assert outcome.error == (
+        "4",
+        f"The embedding's placeholder {PLACEHOLDER!r} appears in no prompt, so the embedding would "
+        f"have no effect. Add it to a prompt, for example 'a photo of {PLACEHOLDER}', or use the "
+        "model without the embedding.",
+    )
+    short["4"]["inputs"]["negative_prompt"] = PLACEHOLDER
+    assert comfyui.run(short).end == "execution_success"
+
+
+def test_a_run_on_the_cpu_is_warned_about(comfyui, graph):
+    comfyui.run(graph(**{"preset.steps": 1}))
+    assert "ComfyUI runs on the CPU. There, training a full-size model" in comfyui.log.read_text()
