@@ -249,7 +249,7 @@ def test_a_name_with_a_subfolder_is_what_prompts_contain(comfyui, graph, new_see
     (path,) = (comfyui.base / "models" / "embeddings").rglob(f"*{new_seed}*")
     assert path.parent.parent.name == "cups"
     shown = f"cups/{path.parent.name}/cup-{new_seed}"
-    assert embedding_name(outcome) == shown
+    assert name_of(outcome) == shown
     assert shown in comfyui.get("/embeddings")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from ..storage import names
@@ -14,6 +15,16 @@ def require(holds: bool, message: str) -> None:
 
 def at_least(name: str, value: float, minimum: float) -> None:
     require(value >= minimum, f"{name} must be {minimum} or more, got {value}.")
+    is_finite(name, value)
+
+
+def is_finite(name: str, value: float) -> None:
+    require(value < math.inf, f"{name} must be a finite number, got {value}.")
+
+
+def is_seed(name: str, value: int) -> None:
+    at_least(name, value, 0)
+    require(value < 2**63, f"{name} must be below 2^63, got {value}.")
 
 
 def is_text(name: str, value: str) -> None:

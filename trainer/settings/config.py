@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..storage import names
-from .checks import at_least, is_text, one_of, require
+from .checks import at_least, is_finite, is_seed, is_text, one_of, require
 from .drawing import PreviewConfig as PreviewConfig
 from .drawing import PriorConfig as PriorConfig
 from .drawing import SamplingConfig as SamplingConfig
@@ -104,6 +104,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
                 f"got {self.learning_rate}.")  # fmt: skip
+        is_finite("optimizer.learning_rate", self.learning_rate)
         at_least("optimizer.weight_decay", self.weight_decay, 0)
         at_least("optimizer.max_grad_norm", self.max_grad_norm, 0)
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
@@ -231,7 +232,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation"):
             at_least(name, getattr(self, name), 1)
-        for name in ("seed", "min_snr_gamma", "noise_offset"):
+        is_seed("seed", self.seed)
+        for name in ("min_snr_gamma", "noise_offset"):
             at_least(name, getattr(self, name), 0)
         one_of("precision", self.precision, get_args(Precision))
         require(0 < self.ema_decay < 1, "ema_decay must be between 0 and 1, got "

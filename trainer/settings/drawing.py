@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .checks import at_least, is_text, require
+from .checks import at_least, is_seed, is_text, require
 from .effects import ByContent, Decides, OnlyRounding
 
 
@@ -36,7 +36,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         require(1 <= self.steps <= 1000, f"steps must be between 1 and 1000, got {self.steps}.")
         at_least("guidance_scale", self.guidance_scale, 1)
-        at_least("seed", self.seed, 0)
+        is_seed("seed", self.seed)
         at_least("batch_size", self.batch_size, 1)
         is_text("negative_prompt", self.negative_prompt)
 

@@ -8,6 +8,39 @@ TRAIN = ["train", "--base", "b", "--dataset.photos", "p", "--dataset.prompt", "d
 INVERT = ["textual-inversion", *TRAIN[1:], "--method.initializer", "dog"]
 
 WRONG = [
+    (
+        TRAIN, "[dataset]\nresolution = 13", ["--dataset.resolution", "13"],
+        "dataset.resolution must be a multiple of 8, got 13.",
+    ),
+    (
+        TRAIN, "[preview.sampling]\nguidance_scale = 0.5",
+        ["--preview.sampling.guidance-scale", "0.5"],
+        "preview.sampling.guidance_scale must be 1 or more, got 0.5.",
+    ),
+    (
+        TRAIN, "[optimizer]\nlearning_rate = inf", ["--optimizer.learning-rate", "inf"],
+        "optimizer.learning_rate must be a finite number, got inf.",
+    ),
+    (
+        TRAIN, "[prior]\nweight = inf", ["--prior.weight", "inf"],
+        "prior.weight must be a finite number, got inf.",
+    ),
+    (
+        TRAIN, "[prior]\nweight = nan", ["--prior.weight", "nan"],
+        "prior.weight must be 0 or more, got nan.",
+    ),
+    (
+        TRAIN, f"seed = {2**63}", ["--seed", str(2**63)],
+        f"seed must be below 2^63, got {2**63}.",
+    ),
+    (
+        TRAIN, f"[prior.sampling]\nseed = {10**30}", ["--prior.sampling.seed", str(10**30)],
+        f"prior.sampling.seed must be below 2^63, got {10**30}.",
+    ),
+    (
+        TRAIN, "[output]\nname = '../dog'", ["--output.name", "../dog"],
+        "output.name must be a plain file name, got '../dog': it leads out of its folder.",
+    ),
     (TRAIN, "seed = -1", ["--seed", "-1"], "seed must be 0 or more, got -1."),
     (
         TRAIN, "[prior]\nratio = -2", ["--prior.ratio", "-2"],
