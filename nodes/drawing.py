@@ -94,7 +94,12 @@ def _candidates(sources: Sequence[ModelSource]) -> list[Candidate]:
             for name, source in zip(names, sources, strict=True)
         ]
     return [
-        Candidate(label=label, path=source.path, embedding=source.embedding)
+        Candidate(
+            label=label,
+            path=source.path,
+            embedding=source.embedding,
+            prediction_type=source.prediction_type,
+        )
         for label, source in zip(distinct(names), sources, strict=True)
     ]
 

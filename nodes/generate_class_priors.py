@@ -119,7 +119,7 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
     check_scheduler(prior.sampling.scheduler)
     with host.trainer_device() as device:
         precision.check(number_format, device)
-        model = families.load(source.path, device)
+        model = families.load(source.path, device, prediction_type=source.prediction_type)
         with precision.autocast(number_format, device):
             made = make_class_images(
                 model,

@@ -24,6 +24,7 @@ import torch
 from aiohttp import web
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from PIL import Image
 from server import PromptServer
 
@@ -211,12 +212,15 @@ def save_model(model: Any, clip: Any, vae: Any) -> Path:
     return path
 
 
-def load_model(path: Path) -> tuple[Any, Any, Any]:
-    """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE."""
+def load_model(path: Path, *, is_v_prediction: bool = False) -> tuple[Any, Any, Any]:
+    """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE. ComfyUI assumes that every Stable
+    Diffusion 1 model predicts epsilon, so v prediction has to be set."""
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(
         str(path),
         output_vae=True,
         output_clip=True,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
     )[:3]
+    if is_v_prediction:
+        (model,) = ModelSamplingDiscrete().patch(model, "v_prediction", zsnr=False)
     return model, clip, vae

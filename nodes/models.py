@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from ..trainer.families import family_of
+from ..trainer.families.constants import Constants
 from ..trainer.families.files import CheckpointFile
 from ..trainer.families.layouts import UNET
+from ..trainer.settings.config import PredictionType
 from . import folders, host
 from .paths import fingerprint
 from .sockets import CATEGORY, ModelSocket, ModelSource
+from .widgets import DEFAULTS, widget
 
 FULL_WIDTH = 320
 """Channels of the U-Net's first layer in Stable Diffusion."""
 
 
-def open_source(path: Path, embedding: Path | None = None) -> ModelSource:
+def open_source(
+    path: Path, embedding: Path | None = None, prediction_type: PredictionType = "auto"
+) -> ModelSource:
     """Check a checkpoint without reading its weights. Raises FileNotFoundError, or ValueError if it
     cannot be trained."""
     file = CheckpointFile(path)
     family_of(file)
     width = file.shape(f"{UNET}input_blocks.0.0.weight", 4)[0]
-    return ModelSource(path=path, is_full_size=width == FULL_WIDTH, embedding=embedding)
+    return ModelSource(
+        path=path,
+        is_full_size=width == FULL_WIDTH,
+        embedding=embedding,
+        prediction_type=prediction_type,
+    )
 
 
 class LoadBaseModel(io.ComfyNode):
@@ -47,7 +57,15 @@ class LoadBaseModel(io.ComfyNode):
                     "with these nodes and trains in about two minutes without a GPU. Use it to try "
                     "the nodes and their settings; it draws small pictures of a simple world, not "
                     "photos.",
-                )
+                ),
+                widget(
+                    io.Combo,
+                    DEFAULTS,
+                    "prediction_type",
+                    options=list(get_args(PredictionType)),
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 ModelSocket.Output(
@@ -61,12 +79,15 @@ class LoadBaseModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str) -> str:
+    def fingerprint_inputs(cls, checkpoint: str, **others: Any) -> str:
         return fingerprint([folders.find_checkpoint(checkpoint)])
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
-        return io.NodeOutput(open_source(folders.find_checkpoint(checkpoint)))
+    def execute(
+        cls, checkpoint: str, prediction_type: PredictionType = DEFAULTS.prediction_type
+    ) -> io.NodeOutput:
+        path = folders.find_checkpoint(checkpoint)
+        return io.NodeOutput(open_source(path, prediction_type=prediction_type))
 
 
 class ModelFromGraph(io.ComfyNode):
@@ -150,4 +171,7 @@ class UseTrainedModel(io.ComfyNode):
                 "embedded toy, and ComfyUI's own samplers need a full-size model. Use Sample with "
                 "Scheduler instead."
             )
-        return io.NodeOutput(*host.load_model(model_source.path))
+        constants = Constants.read(CheckpointFile(model_source.path), model_source.prediction_type)
+        return io.NodeOutput(
+            *host.load_model(model_source.path, is_v_prediction=constants.is_v_prediction)
+        )

@@ -71,6 +71,7 @@ def run_config(
         {
             "base": source.path,
             "embedding": source.embedding,
+            "prediction_type": source.prediction_type,
             "dataset": dataset,
             "prior": prior or PriorConfig(),
             "optimizer": {"learning_rate": preset["learning_rate"]},

@@ -103,8 +103,12 @@ def _train(
     observer.on_load(config.base)
     memory.reset_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
-        model = families.load(config.base, device, config.embedding)
+        model = families.load(
+            config.base, device, config.embedding, prediction_type=config.prediction_type
+        )
         trainable = method.attach(model, config, photos)
+    for note in model.source.notes:
+        logger.warning("%s", note)
     for file in trainable.files:
         prepare_folder(file.output.folder)
     disk_space.check(

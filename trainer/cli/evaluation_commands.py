@@ -19,7 +19,7 @@ from ..evaluation import encoders, plots
 from ..evaluation.comparison import Axes, Candidate, Comparison, compare, distinct
 from ..evaluation.scores import ImageScorer, table
 from ..hardware import find_device
-from ..settings.config import Precision, SamplingConfig
+from ..settings.config import Precision, PredictionType, SamplingConfig
 from ..storage import json_files
 from .commands import Shared, new_names
 from .terminal import TerminalObserver
@@ -61,11 +61,14 @@ class Compare(Shared):
     """Output folder for the grid, chart and scores. Existing files are not overwritten."""
     precision: Precision = "fp32"
     """Number format of the computation."""
+    prediction_type: PredictionType = "auto"
+    """What all these models predict: epsilon or v, where the files are wrong or silent. auto: read
+    it from each file."""
 
     def run(self) -> None:
         device = find_device(self.device)
         axes = Axes(
-            candidates=_candidates(self.checkpoints, self.embedding),
+            candidates=_candidates(self.checkpoints, self.embedding, self.prediction_type),
             schedulers=self.schedulers,
             steps=self.steps,
             prompts=self.prompts,
@@ -141,10 +144,17 @@ class Score(Shared):
                 logging.info("Wrote %s", path)
 
 
-def _candidates(checkpoints: Sequence[Path], embedding: Path | None) -> list[Candidate]:
+def _candidates(
+    checkpoints: Sequence[Path], embedding: Path | None, prediction_type: PredictionType
+) -> list[Candidate]:
     labels = distinct([path.stem for path in checkpoints])
     return [
-        Candidate(label=label, path=toy.resolve(path), embedding=embedding)
+        Candidate(
+            label=label,
+            path=toy.resolve(path),
+            embedding=embedding,
+            prediction_type=prediction_type,
+        )
         for label, path in zip(labels, checkpoints, strict=True)
     ]
 

@@ -18,7 +18,7 @@ from ..families.embedding import require_in_use
 from ..observer import Observer
 from ..sampling import schedulers
 from ..sampling.sampler import sample
-from ..settings.config import Precision, SamplingConfig
+from ..settings.config import Precision, PredictionType, SamplingConfig
 from . import plots
 from .scores import ImageScorer, Scores
 
@@ -31,6 +31,7 @@ class Candidate:
     path: Path
     embedding: Path | None = None
     """The file of a textual inversion, whose placeholder may then be used in prompts."""
+    prediction_type: PredictionType = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +153,9 @@ def compare(
     cut_prompts: set[str] = set()
     for candidate in axes.candidates:
         observer.on_load(candidate.path)
-        model = families.load(candidate.path, device, candidate.embedding)
+        model = families.load(
+            candidate.path, device, candidate.embedding, prediction_type=candidate.prediction_type
+        )
         model.tokenizer.reported = cut_prompts  # each is reported once, not once per candidate
         size = (size[0] or model.native_resolution, size[1] or model.native_resolution)
         for scheduler, steps in itertools.product(axes.schedulers, axes.steps):

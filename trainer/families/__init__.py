@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ..settings.config import PredictionType
+from .averages import leave_out_averages
 from .base import ModelFamily
 from .embedding import Embedding
 from .files import CheckpointFile
@@ -16,13 +18,23 @@ from .sd1 import SD1
 FAMILIES: tuple[type[ModelFamily], ...] = (SD1,)
 
 
-def load(path: Path, device: torch.device, embedding: Path | None = None) -> ModelFamily:
+def load(
+    path: Path,
+    device: torch.device,
+    embedding: Path | None = None,
+    *,
+    prediction_type: PredictionType = "auto",
+) -> ModelFamily:
     """Load a checkpoint in fp32, frozen, on the device. `embedding` is the file of a textual
     inversion whose placeholder captions may then contain. Raises FileNotFoundError or ValueError if
     a file cannot be used, before any weight is read."""
     source = CheckpointFile(path)
+    if prediction_type != "auto":
+        source.overrides["prediction_type"] = prediction_type
     textual_inversion = Embedding.read(embedding) if embedding else None
-    model = family_of(source).load(source, device)
+    family = family_of(source)
+    leave_out_averages(source)
+    model = family.load(source, device, prediction_type)
     if textual_inversion:
         model.add_embedding(textual_inversion)
     return model

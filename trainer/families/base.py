@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import NoiseSchedule
+from ..settings.config import PredictionType
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
 from .tokenizer import ClipTokenizer
@@ -84,7 +85,12 @@ class ModelFamily(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, source: CheckpointFile, device: torch.device) -> Self:
+    def load(
+        cls,
+        source: CheckpointFile,
+        device: torch.device,
+        prediction_type: PredictionType = "auto",
+    ) -> Self:
         """The model in fp32, frozen and in eval mode. Raises ValueError, before any weight is read,
         if the file lacks something."""
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..settings.config import PredictionType
+from . import prediction
 from .files import CheckpointFile
 
 if TYPE_CHECKING:
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 
 CONSTANTS_KEY = "dreambooth.constants"
 """The metadata key of JSON such as {"vae_norm_groups": 8} that overrides `Constants`."""
+
+PREDICTION = "is_v_prediction"
 
 MAX_CONSTANT = 1_000_000
 """Far above any reasonable value, and far below values that overflow."""
@@ -37,23 +42,18 @@ class Constants:
     """Width and height that the model was trained at, in pixels."""
 
     @classmethod
-    def read(cls, source: CheckpointFile) -> Self:
-        """The defaults, overridden by the file's metadata. Raises ValueError if the metadata has
-        unknown names or values out of range."""
+    def read(cls, source: CheckpointFile, prediction_type: PredictionType = "auto") -> Self:
+        """The defaults, overridden by the file's metadata and by the setting `prediction_type`.
+        Raises ValueError if the metadata has unknown names or values out of range."""
         overrides: dict[str, Any] = {}
-        if prediction := source.metadata.get("modelspec.prediction_type"):
-            if prediction not in ("epsilon", "v"):
-                raise _wrong_metadata(
-                    source, "modelspec.prediction_type", prediction, "epsilon or v"
-                )
-            overrides["is_v_prediction"] = prediction == "v"
-        text = source.metadata.get(CONSTANTS_KEY, "{}")
-        try:
-            constants = json.loads(text)
-        except (ValueError, RecursionError):
-            constants = None
-        if not isinstance(constants, dict):
-            raise _wrong_metadata(source, CONSTANTS_KEY, text, "a JSON object")
+        constants = _stored(source)
+        if prediction_type != "auto" or PREDICTION not in constants:
+            is_v_prediction = prediction.is_v_prediction(source, prediction_type)
+            constants.pop(PREDICTION, None)
+            if is_v_prediction is False and prediction.TENSOR in source.shapes:
+                source.leave_out([prediction.TENSOR])  # a trained file would say both
+            if is_v_prediction is not None:
+                overrides[PREDICTION] = is_v_prediction
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for name, value in constants.items():
             if name not in defaults:
@@ -61,6 +61,27 @@ class Constants:
                 raise _wrong_metadata(source, CONSTANTS_KEY, name, names)
             overrides[name] = _checked(source, name, value, defaults[name])
         return cls(**overrides)
+
+
+def _stored(source: CheckpointFile) -> dict[str, Any]:
+    text = source.metadata.get(CONSTANTS_KEY, "{}")
+    try:
+        constants = json.loads(text)
+    except (ValueError, RecursionError):
+        constants = None
+    if not isinstance(constants, dict):
+        raise _wrong_metadata(source, CONSTANTS_KEY, text, "a JSON object")
+    return constants
+
+
+def without_prediction(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A usable file's metadata without all that says what the model predicts."""
+    kept = {key: text for key, text in metadata.items() if key not in prediction.METADATA_KEYS}
+    constants = json.loads(kept.get(CONSTANTS_KEY, "{}"))
+    if PREDICTION in constants:
+        del constants[PREDICTION]
+        kept[CONSTANTS_KEY] = json.dumps(constants)
+    return kept
 
 
 def _checked(source: CheckpointFile, name: str, value: Any, default: Any) -> Any:

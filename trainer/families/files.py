@@ -5,6 +5,7 @@ files."""
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,12 @@ class CheckpointFile:
     """By tensor name."""
     metadata: dict[str, str]
     """From the header of a .safetensors file; empty for other files."""
+    num_bytes: int
+    """The approximate size of a file with all these tensors in their number formats."""
+    notes: list[str]
+    """What a trained checkpoint will not copy from the file, for the user."""
+    overrides: dict[str, str]
+    """Settings that change what the model of this file draws, by name; empty at their defaults."""
 
     def __init__(self, path: Path, kind: FileKind = CHECKPOINT) -> None:
         """Raises FileNotFoundError if the file does not exist, or ValueError if it is unusable."""
@@ -58,6 +65,18 @@ class CheckpointFile:
             raise ValueError(f"'{path.name}' holds no tensors. Choose {kind.example}.")
         self.shapes, self.dtypes = contents.shapes, contents.dtypes
         self.metadata, self._read = contents.metadata, contents.read
+        self.overrides: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.num_bytes = path.stat().st_size
+
+    def leave_out(self, keys: Collection[str]) -> int:
+        """Forget these tensors, so that they are neither read nor copied to a trained checkpoint.
+        Returns their size in bytes."""
+        num_bytes = sum(math.prod(self.shapes[key]) * self.dtypes[key].itemsize for key in keys)
+        for key in keys:
+            del self.shapes[key], self.dtypes[key]
+        self.num_bytes -= num_bytes
+        return num_bytes
 
     def tensor(self, key: str) -> Tensor:
         """One tensor on the CPU, in the file's number format. Do not change it in place.

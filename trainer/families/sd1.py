@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import NoiseSchedule
+from ..settings.config import PredictionType
 from . import key_maps
 from .base import Conditioning, Framing, ModelFamily
 from .constants import Constants
@@ -70,9 +71,14 @@ class SD1(ModelFamily):
         return has_equal_channels and has_more_than_unet and not is_other_generation
 
     @classmethod
-    def load(cls, source: CheckpointFile, device: torch.device) -> Self:
+    def load(
+        cls,
+        source: CheckpointFile,
+        device: torch.device,
+        prediction_type: PredictionType = "auto",
+    ) -> Self:
         _require_all_parts(source)
-        constants = Constants.read(source)
+        constants = Constants.read(source, prediction_type)
         prefix = TEXT if any(key.startswith(TEXT) for key in source.shapes) else TEXT_WITHOUT_MODEL
         networks = {
             "unet": plan_unet(source, constants),

@@ -161,7 +161,7 @@ def _checkpoint_needs(
 def file_size(model: ModelFamily, trainable: Trainable, file: OutputFile) -> int:
     """The size of a written checkpoint in bytes: that of the base model, with the trained weights
     in their new number format."""
-    size = model.path.stat().st_size
+    size = model.source.num_bytes
     choice = file.output.dtype
     for name, tensor in trainable.file_tensors(file).items():
         old = file.original.dtypes[name]

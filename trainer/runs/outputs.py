@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointWriter, weight_change
 from ..evaluation import best_step
+from ..families.constants import without_prediction
 from ..methods.base import OutputFile
 from ..storage import json_files
 from ..training.session import Session
@@ -102,8 +103,10 @@ class Outputs:
         return self._session.trainable.file_tensors(file)
 
     def _metadata(self, file: OutputFile) -> dict[str, str]:
-        """The original file's metadata, overridden by ours. Private keys are removed if
-        configured."""
+        """The original file's metadata, overridden by ours, which says what the model predicts.
+        Private keys are removed if configured."""
         progress = describe_progress(self._session.reports, self._started)
         kept = without_private(file.original.metadata, file.output)
+        if file.kind == "checkpoint":
+            kept = without_prediction(kept)
         return {**kept, **self._description, **file.metadata, **progress}

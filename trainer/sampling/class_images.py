@@ -101,7 +101,8 @@ def _definition(model: ModelFamily, prior: PriorConfig, resolution: int) -> dict
     # 7 and 7.0 are the same setting, but different JSON.
     settings["guidance_scale"] = float(settings["guidance_scale"])
     size = {"width": resolution, "height": resolution}
-    return {"base_sha256": model.source.sha256(), "prompt": prior.prompt, **settings, **size}
+    base = {"base_sha256": model.source.sha256(), **model.source.overrides}
+    return {**base, "prompt": prior.prompt, **settings, **size}
 
 
 class _Progress(Observer):

@@ -25,6 +25,7 @@ from .effects import ByContent, Decides, NoEffect, OnlyRounding, PhotosPerStep
 Precision = Literal["fp32", "fp16", "bf16"]
 FileDtype = Literal["as input", Precision]
 Crop = Literal["center", "random"]
+PredictionType = Literal["auto", "epsilon", "v"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +183,10 @@ class TrainingConfig:
     embedding: ByContent[Path | None] = None
     """An embedding file of textual inversion, so that prompts can contain its placeholder. Not set:
     no embedding."""
+    prediction_type: Decides[PredictionType] = "auto"
+    """What the base model predicts: "auto" reads it from the file, and takes epsilon if the file
+    does not say; epsilon (the noise) or v (the velocity) where the file is wrong or silent. With
+    the wrong one, every image is noise."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: NoEffect[PreviewConfig] = field(default_factory=PreviewConfig)
@@ -236,6 +241,7 @@ class TrainingConfig:
         for name in ("min_snr_gamma", "noise_offset"):
             at_least(name, getattr(self, name), 0)
         one_of("precision", self.precision, get_args(Precision))
+        one_of("prediction_type", self.prediction_type, get_args(PredictionType))
         require(0 < self.ema_decay < 1, "ema_decay must be between 0 and 1, got "
                 f"{self.ema_decay}.")  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.families.constants import Constants
+from trainer.families.constants import Constants, without_prediction
 from trainer.families.files import CheckpointFile
 
 
@@ -93,10 +93,19 @@ def test_wrong_constants_are_refused(tmp_path: Path, text: str, given: str, allo
     )
 
 
-def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
-        Constants.read(with_metadata(tmp_path, prediction="sample"))
-    assert str(error.value) == (
-        "The metadata of 'model.safetensors' gives 'sample' for modelspec.prediction_type, which "
-        "must be epsilon or v. Correct the metadata, or choose another checkpoint."
-    )
+def test_the_setting_overrides_all_that_the_file_says(tmp_path: Path) -> None:
+    source = with_metadata(tmp_path, prediction="v", constants='{"is_v_prediction": true}')
+    assert Constants.read(source, "epsilon").is_v_prediction is False
+    assert Constants.read(with_metadata(tmp_path), "v").is_v_prediction is True
+
+
+def test_the_prediction_is_removed_from_metadata_and_nothing_else_is(tmp_path: Path) -> None:
+    constants = '{"resolution": 16, "is_v_prediction": true}'
+    metadata = {"modelspec.predict_key": "v", "ss_v_pred": "True", "modelspec.title": "a"}
+    assert without_prediction({**metadata, "dreambooth.constants": constants}) == {
+        "modelspec.title": "a",
+        "dreambooth.constants": '{"resolution": 16}',
+    }
+    assert without_prediction({"dreambooth.constants": '{"resolution":16}'}) == {
+        "dreambooth.constants": '{"resolution":16}'
+    }

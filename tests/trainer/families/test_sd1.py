@@ -154,8 +154,6 @@ def test_every_tensor_survives_loading_unchanged(
     extras = {
         f"{CLIP}text_model.embeddings.position_ids": torch.arange(77)[None],
         f"{CLIP}text_projection.weight": draw(24, 24),
-        "model_ema.decay": torch.tensor(0.9999),
-        "model_ema.diffusion_modelout2bias": draw(4).to(dtype),
         "alphas_cumprod": draw(1000).double(),
         "first_stage_model.loss.logvar": draw(1),
     }
