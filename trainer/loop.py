@@ -104,7 +104,11 @@ def _train(
     memory.reset_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
         model = families.load(
-            config.base, device, config.embedding, prediction_type=config.prediction_type
+            config.base,
+            device,
+            config.embedding,
+            prediction_type=config.prediction_type,
+            vae=config.vae,
         )
         trainable = method.attach(model, config, photos)
     for note in model.source.notes:

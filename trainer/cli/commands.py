@@ -134,12 +134,15 @@ class Priors(Shared):
     prediction_type: PredictionType = "auto"
     """What the model predicts: epsilon or v, where the file is wrong or silent. auto: read it from
     the file."""
+    vae: Path | None = None
+    """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
+    Diffusion 1, or a checkpoint. None: the checkpoint's own."""
 
     def run(self) -> None:
         device = find_device(self.device)
         precision.check(self.precision, device)
         base = toy.resolve(self.base)
-        model = families.load(base, device, prediction_type=self.prediction_type)
+        model = families.load(base, device, prediction_type=self.prediction_type, vae=self.vae)
         resolution = self.resolution or model.native_resolution
         with TerminalObserver() as observer, precision.autocast(self.precision, device):
             made = make_class_images(
@@ -172,6 +175,9 @@ class Sample(Shared):
     prediction_type: PredictionType = "auto"
     """What the model predicts: epsilon or v, where the file is wrong or silent. auto: read it from
     the file."""
+    vae: Path | None = None
+    """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
+    Diffusion 1, or a checkpoint. None: the checkpoint's own."""
 
     def run(self) -> None:
         device = find_device(self.device)
@@ -183,6 +189,7 @@ class Sample(Shared):
             device,
             self.embedding,
             prediction_type=self.prediction_type,
+            vae=self.vae,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         for scheduler in self.schedulers or (self.sampling.scheduler,):

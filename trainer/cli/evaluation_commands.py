@@ -64,11 +64,14 @@ class Compare(Shared):
     prediction_type: PredictionType = "auto"
     """What all these models predict: epsilon or v, where the files are wrong or silent. auto: read
     it from each file."""
+    vae: Path | None = None
+    """A file whose VAE replaces each checkpoint's, or supplies one that it lacks: a VAE for Stable
+    Diffusion 1, or a checkpoint. None: each one's own."""
 
     def run(self) -> None:
         device = find_device(self.device)
         axes = Axes(
-            candidates=_candidates(self.checkpoints, self.embedding, self.prediction_type),
+            candidates=self._candidates(),
             schedulers=self.schedulers,
             steps=self.steps,
             prompts=self.prompts,
@@ -84,6 +87,19 @@ class Compare(Shared):
                 image_scorer=self._image_scorer(device),
             )
         self._write(comparison)
+
+    def _candidates(self) -> list[Candidate]:
+        labels = distinct([path.stem for path in self.checkpoints])
+        return [
+            Candidate(
+                label=label,
+                path=toy.resolve(path),
+                embedding=self.embedding,
+                prediction_type=self.prediction_type,
+                vae=self.vae,
+            )
+            for label, path in zip(labels, self.checkpoints, strict=True)
+        ]
 
     def _image_scorer(self, device: torch.device) -> ImageScorer | None:
         if (self.judge is None) != (self.photos is None):
@@ -142,21 +158,6 @@ class Score(Shared):
             json_files.write(numbers, {"scores": dict(rows)})
             for path in (chart, numbers):
                 logging.info("Wrote %s", path)
-
-
-def _candidates(
-    checkpoints: Sequence[Path], embedding: Path | None, prediction_type: PredictionType
-) -> list[Candidate]:
-    labels = distinct([path.stem for path in checkpoints])
-    return [
-        Candidate(
-            label=label,
-            path=toy.resolve(path),
-            embedding=embedding,
-            prediction_type=prediction_type,
-        )
-        for label, path in zip(labels, checkpoints, strict=True)
-    ]
 
 
 def _paths(entries: Sequence[Path]) -> list[Path]:

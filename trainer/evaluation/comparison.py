@@ -32,6 +32,8 @@ class Candidate:
     embedding: Path | None = None
     """The file of a textual inversion, whose placeholder may then be used in prompts."""
     prediction_type: PredictionType = "auto"
+    vae: Path | None = None
+    """A file whose VAE replaces the checkpoint's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +156,11 @@ def compare(
     for candidate in axes.candidates:
         observer.on_load(candidate.path)
         model = families.load(
-            candidate.path, device, candidate.embedding, prediction_type=candidate.prediction_type
+            candidate.path,
+            device,
+            candidate.embedding,
+            prediction_type=candidate.prediction_type,
+            vae=candidate.vae,
         )
         model.tokenizer.reported = cut_prompts  # each is reported once, not once per candidate
         size = (size[0] or model.native_resolution, size[1] or model.native_resolution)

@@ -13,7 +13,9 @@ from .base import ModelFamily
 from .embedding import Embedding
 from .files import CheckpointFile
 from .kinds import describe
+from .layouts import VAE
 from .sd1 import SD1
+from .vae_file import open_vae
 
 FAMILIES: tuple[type[ModelFamily], ...] = (SD1,)
 
@@ -24,16 +26,22 @@ def load(
     embedding: Path | None = None,
     *,
     prediction_type: PredictionType = "auto",
+    vae: Path | None = None,
 ) -> ModelFamily:
     """Load a checkpoint in fp32, frozen, on the device. `embedding` is the file of a textual
-    inversion whose placeholder captions may then contain. Raises FileNotFoundError or ValueError if
-    a file cannot be used, before any weight is read."""
+    inversion whose placeholder captions may then contain. `vae` is a file whose VAE replaces the
+    checkpoint's. Raises FileNotFoundError or ValueError if a file cannot be used, before any weight
+    is read."""
     source = CheckpointFile(path)
     if prediction_type != "auto":
         source.overrides["prediction_type"] = prediction_type
     textual_inversion = Embedding.read(embedding) if embedding else None
     family = family_of(source)
     leave_out_averages(source)
+    if vae:
+        replacement = open_vae(vae)
+        source.replace_vae(replacement, VAE)
+        source.overrides["vae_sha256"] = replacement.sha256()
     model = family.load(source, device, prediction_type)
     if textual_inversion:
         model.add_embedding(textual_inversion)

@@ -5,7 +5,7 @@ files."""
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class CheckpointFile:
     """By tensor name."""
     metadata: dict[str, str]
     """From the header of a .safetensors file; empty for other files."""
+    vae: CheckpointFile | None
+    """The file whose VAE replaces this file's. None: this file's own is used."""
     num_bytes: int
     """The approximate size of a file with all these tensors in their number formats."""
     notes: list[str]
@@ -65,6 +67,8 @@ class CheckpointFile:
             raise ValueError(f"'{path.name}' holds no tensors. Choose {kind.example}.")
         self.shapes, self.dtypes = contents.shapes, contents.dtypes
         self.metadata, self._read = contents.metadata, contents.read
+        self._names: dict[str, str] = {}
+        self.vae: CheckpointFile | None = None
         self.overrides: dict[str, str] = {}
         self.notes: list[str] = []
         self.num_bytes = path.stat().st_size
@@ -72,17 +76,37 @@ class CheckpointFile:
     def leave_out(self, keys: Collection[str]) -> int:
         """Forget these tensors, so that they are neither read nor copied to a trained checkpoint.
         Returns their size in bytes."""
-        num_bytes = sum(math.prod(self.shapes[key]) * self.dtypes[key].itemsize for key in keys)
+        num_bytes = self._size_of(keys)
         for key in keys:
             del self.shapes[key], self.dtypes[key]
         self.num_bytes -= num_bytes
         return num_bytes
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keep only the tensors of `names`: the present name by the new one."""
+        self._names = {new: self._names.get(old, old) for new, old in names.items()}
+        self.shapes = {new: self.shapes[old] for new, old in names.items()}
+        self.dtypes = {new: self.dtypes[old] for new, old in names.items()}
+
+    def replace_vae(self, vae: CheckpointFile, prefix: str) -> None:
+        """Use the VAE of another file, whose tensors all begin with `prefix`, in place of this
+        file's. A trained checkpoint contains it."""
+        self.leave_out([key for key in self.shapes if key.startswith(prefix)])
+        self.shapes |= vae.shapes
+        self.dtypes |= vae.dtypes
+        self.num_bytes += vae._size_of(vae.shapes)
+        self.vae = vae
+
+    def _size_of(self, keys: Collection[str]) -> int:
+        return sum(math.prod(self.shapes[key]) * self.dtypes[key].itemsize for key in keys)
 
     def tensor(self, key: str) -> Tensor:
         """One tensor on the CPU, in the file's number format. Do not change it in place.
 
         Raises ValueError if the tensor is larger than the whole file.
         """
+        if self.vae and key in self.vae.shapes:
+            return self.vae.tensor(key)
         shape = self.shapes[key]
         # max: a tensor with a 0 in its shape needs no memory, but may claim any other sides.
         num_bytes = math.prod(max(side, 1) for side in shape) * self.dtypes[key].itemsize
@@ -92,7 +116,7 @@ class CheckpointFile:
                 "more than the whole file holds. The file is damaged: download it again, or choose "
                 "another."
             )
-        return self._read(key)
+        return self._read(self._names.get(key, key))
 
     def shape(self, key: str, num_dimensions: int) -> tuple[int, ...]:
         """The shape of a weight. Raises ValueError if the weight is missing, has no elements or has

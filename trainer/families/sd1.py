@@ -80,16 +80,18 @@ class SD1(ModelFamily):
         _require_all_parts(source)
         constants = Constants.read(source, prediction_type)
         prefix = TEXT if any(key.startswith(TEXT) for key in source.shapes) else TEXT_WITHOUT_MODEL
+        vae = source.vae or source
         networks = {
             "unet": plan_unet(source, constants),
-            "vae": plan_vae(source, constants),
+            "vae": plan_vae(vae, constants),
             "text_encoder": plan_text_encoder(source, constants, prefix),
         }
-        for network in networks.values():
-            network.require_tensors(source)
+        for part, network in networks.items():
+            network.require_tensors(vae if part == "vae" else source)
+        _require_same_latents(source, networks)
         _refuse_unknown_unet_weights(source, networks["unet"])
-        for network in networks.values():
-            network.read_tensors(source, device)
+        for part, network in networks.items():
+            network.read_tensors(vae if part == "vae" else source, device)
         return cls(source, constants, networks)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,12 +140,27 @@ def checkpoint_tensors(
 
 
 def _require_all_parts(source: CheckpointFile) -> None:
-    for part, prefix in (("VAE", VAE), ("text encoder", TEXT_WITHOUT_MODEL)):
-        if not any(key.startswith(prefix) for key in source.shapes):
-            raise ValueError(
-                f"'{source.path.name}' has no {part}, but U-Net, VAE and text encoder are all "
-                "needed. Choose a complete Stable Diffusion 1 checkpoint."
-            )
+    if not any(key.startswith(VAE) for key in source.shapes):
+        raise ValueError(
+            f"'{source.path.name}' has no VAE. Name the file of one for Stable Diffusion 1 with "
+            "--vae; in ComfyUI, load both with ComfyUI's Load Checkpoint and Load VAE, and connect "
+            "them to Model from Graph. Or choose a complete checkpoint."
+        )
+    if not any(key.startswith(TEXT_WITHOUT_MODEL) for key in source.shapes):
+        raise ValueError(
+            f"'{source.path.name}' has no text encoder, but U-Net, VAE and text encoder are all "
+            "needed. Choose a complete Stable Diffusion 1 checkpoint."
+        )
+
+
+def _require_same_latents(source: CheckpointFile, networks: dict[str, Network]) -> None:
+    of_unet = networks["unet"].module.config.in_channels
+    of_vae = networks["vae"].module.config.latent_channels
+    if of_unet != of_vae:
+        raise ValueError(
+            f"The VAE of '{(source.vae or source).path.name}' has {of_vae} latent channels, but "
+            f"the U-Net of '{source.path.name}' has {of_unet}. Choose a VAE for Stable Diffusion 1."
+        )
 
 
 def _refuse_unknown_unet_weights(source: CheckpointFile, unet: Network) -> None:

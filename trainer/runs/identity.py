@@ -57,8 +57,9 @@ def define(
     embedding_sha256: str,
     photos: Sequence[Example],
     class_images: Sequence[Example],
+    vae_sha256: str = "",
 ) -> Definition:
-    """The definition of a run. `embedding_sha256` is "" without an embedding. `class_images` are
+    """The definition of a run. Hashes of files that are not set are "". `class_images` are
     the user's own; generated ones follow from the settings and the base model."""
     method_name = f"method.{type(method).__name__}."
     settings = {**_values(config), **_values(method, method_name)}
@@ -68,6 +69,7 @@ def define(
         "photos per step": config.batch_size * config.gradient_accumulation,
         "base model": base_sha256,
         "embedding": embedding_sha256,
+        "vae": vae_sha256,
         "photos": _digest([_content(example) for example in photos]),
         "class images": _digest([_content(example) for example in class_images]),
     }

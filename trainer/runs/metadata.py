@@ -69,6 +69,8 @@ def describe_run(
         "ss_resolution": f"({resolution}, {resolution})",
         "ss_enable_bucket": config.dataset.buckets,
         "dreambooth.base_sha256": model.source.sha256(),
+        "ss_vae_name": config.vae.name if config.vae else None,
+        "ss_new_vae_hash": model.source.overrides.get("vae_sha256"),
         "dreambooth.config": json.dumps(as_json(config)),
         "dreambooth.method": json.dumps({type(method).__name__: as_json(method)}),
         "dreambooth.images": json.dumps([_describe_image(example) for example in examples]),

@@ -77,6 +77,7 @@ def _find(
         embedding_sha256=hashes.sha256(config.embedding) if config.embedding else "",
         photos=photos,
         class_images=_own_class_images(config),
+        vae_sha256=hashes.sha256(config.vae) if config.vae else "",
     )
     related = RelatedRuns(runs, definition, config)
     manifest = Manifest(related.own_folder(), config, definition)

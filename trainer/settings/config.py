@@ -183,6 +183,10 @@ class TrainingConfig:
     embedding: ByContent[Path | None] = None
     """An embedding file of textual inversion, so that prompts can contain its placeholder. Not set:
     no embedding."""
+    vae: ByContent[Path | None] = None
+    """A file whose VAE replaces the base model's, or supplies one that it lacks: a VAE for Stable
+    Diffusion 1, or a checkpoint. The trained checkpoint contains it. Not set: the base model's
+    own."""
     prediction_type: Decides[PredictionType] = "auto"
     """What the base model predicts: "auto" reads it from the file, and takes epsilon if the file
     does not say; epsilon (the noise) or v (the velocity) where the file is wrong or silent. With

@@ -138,7 +138,11 @@ def test_a_missing_part_is_named(
     save_file({k: v for k, v in tiny_tensors.items() if not k.startswith(prefix)}, path)
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         families.load(path, torch.device("cpu"))
-    assert str(error.value) == (
-        f"'model.safetensors' has no {part}, but U-Net, VAE and text encoder are all needed. "
-        "Choose a complete Stable Diffusion 1 checkpoint."
-    )
+    advice = {
+        "VAE": ". Name the file of one for Stable Diffusion 1 with --vae; in ComfyUI, load both "
+        "with ComfyUI's Load Checkpoint and Load VAE, and connect them to Model from Graph. Or "
+        "choose a complete checkpoint.",
+        "text encoder": ", but U-Net, VAE and text encoder are all needed. Choose a complete "
+        "Stable Diffusion 1 checkpoint.",
+    }
+    assert str(error.value) == f"'model.safetensors' has no {part}{advice[part]}"

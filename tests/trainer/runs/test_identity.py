@@ -87,7 +87,7 @@ def test_settings_that_decide_the_result_make_another_run(config, photos, change
 def test_the_settings_that_do_not_count_by_their_value():
     found = effects(TrainingConfig)
     of = lambda effect: {name for name in found if found[name] is effect}  # noqa: E731
-    assert of(Effect.CONTENT) == {"base", "embedding", "dataset.photos", "prior.images"}
+    assert of(Effect.CONTENT) == {"base", "embedding", "vae", "dataset.photos", "prior.images"}
     assert of(Effect.PHOTOS_PER_STEP) == {"batch_size", "gradient_accumulation"}
     assert of(Effect.ROUNDING) == {
         "gradient_checkpointing", "channels_last", "compile", "prior.sampling.batch_size",
@@ -136,6 +136,16 @@ def test_photos_count_by_content_captions_and_order(config, photos, tmp_path):
 def test_the_base_model_and_the_method_count(config, photos):
     assert len({name(config, photos), name(config, photos, base="01"),
                 name(config, photos, train_text_encoder=True)}) == 3  # fmt: skip
+
+
+def test_a_vae_counts_and_runs_older_than_the_setting_have_none(config, photos):
+    arguments = (config, FullFineTune(), "00", "", photos, [])
+    plain, other = define(*arguments), define(*arguments, vae_sha256="01")
+    assert plain.identity != other.identity
+    older = {name: value for name, value in plain.facts.items() if name != "vae"}
+    assert plain.differences(older) == []
+    with_vae = replace(config, vae=Path("vae"))
+    assert define(with_vae, *arguments[1:], vae_sha256="01").differences(older) == ["vae"]
 
 
 def test_class_images_count_only_if_they_are_used(config, photos):
