@@ -12,7 +12,7 @@ from .averages import leave_out_averages
 from .base import ModelFamily
 from .embedding import Embedding
 from .files import CheckpointFile
-from .kinds import describe
+from .kinds import describe, scale_of_quantized
 from .layouts import VAE
 from .sd1 import SD1
 from .vae_file import open_vae
@@ -49,8 +49,14 @@ def load(
 
 
 def family_of(source: CheckpointFile) -> type[ModelFamily]:
-    """The family of a checkpoint, by the names and shapes of its tensors. For a file of another
-    kind, raises ValueError saying what it seems to be."""
+    """The family of a checkpoint, by the names and shapes of its tensors. For a quantized file
+    or one of another kind, raises ValueError saying what it seems to be."""
+    if scale := scale_of_quantized(source.shapes):
+        raise ValueError(
+            f"'{source.path.name}' is quantized (scaled fp8 or similar): its weights are stored as "
+            f"coarse numbers with separate scales, such as '{scale}', to draw with less memory. "
+            "They cannot be trained. Choose the fp16, bf16 or fp32 version of this checkpoint."
+        )
     for family in FAMILIES:
         if family.matches(source.shapes):
             return family

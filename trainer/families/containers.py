@@ -1,5 +1,5 @@
-"""Reads the two kinds of checkpoint files, .safetensors and the pickles in .ckpt and .pt. Refuses
-damaged and malicious files before any tensor is read. Files of other kinds are refused in
+"""Reads the two kinds of checkpoint files, .safetensors and the pickles in .ckpt, .pt and others.
+Refuses damaged and malicious files before any tensor is read. Files of other kinds are refused in
 `files.py`."""
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ MAX_HEADER = 10_000_000
 read. Stable Diffusion's headers have less than a fiftieth."""
 MAX_REASON = 200
 """Characters of a library's error message that are shown. It may quote the file at any length."""
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "string_to_param")
+"""The names in a pickle under which trainers store the weights."""
+MAX_WRAPPERS = 3
+"""How deep the weights may be nested."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -227,15 +232,22 @@ def _is_archive(path: Path) -> bool:
     return True
 
 
+def _unwrap(contents: Any) -> Any:
+    """The dictionary inside a dictionary: under the first of the usual names or, as ComfyUI reads
+    it, under a single name. Anything else unchanged."""
+    if not isinstance(contents, dict):
+        return contents
+    names = [*WRAPPERS, *(contents if len(contents) == 1 else ())]
+    inner = (contents.get(name) for name in names)
+    plain = (value.by_name if isinstance(value, _Parameters) else value for value in inner)
+    return next((value for value in plain if isinstance(value, dict)), contents)
+
+
 def _tensors_in(path: Path, contents: Any, noun: str) -> dict[str, Tensor]:
-    """The tensors of a state dict, which trainers nest under "state_dict", and textual inversion
-    under "string_to_param"."""
-    for wrapper in ("state_dict", "string_to_param"):
-        inner = contents.get(wrapper) if isinstance(contents, dict) else None
-        if isinstance(inner, _Parameters):
-            inner = inner.by_name
-        if isinstance(inner, dict):
-            contents = inner
+    """The tensors of a state dict, which trainers nest under names such as "state_dict", and
+    textual inversion under "string_to_param"."""
+    for _ in range(MAX_WRAPPERS):
+        contents = _unwrap(contents)
     if not isinstance(contents, dict):
         return {}
     tensors = {

@@ -16,7 +16,11 @@ from ..storage.hashing import sha256_of
 from ..storage.names import is_text
 from .containers import open_pickle, open_safetensors
 
-ENDINGS = (".safetensors", ".ckpt", ".pt")
+SAFETENSORS = (".safetensors", ".sft")
+ENDINGS = (".safetensors", ".ckpt", ".sft", ".pt", ".pth", ".bin", ".pkl")
+"""Those that ComfyUI lists. All but those of safetensors files are pickles."""
+DATA_PARALLEL = "module."
+"""What torch's DataParallel puts in front of every name. ComfyUI does not read such names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,8 @@ EMBEDDING = FileKind(
 
 
 class CheckpointFile:
-    """A .safetensors, .ckpt or .pt file. Opening it only reads its table of contents. Code in the
-    file is never run."""
+    """A .safetensors file, or a pickle such as .ckpt. Opening it only reads its table of contents.
+    Code in the file is never run."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
@@ -60,7 +64,7 @@ class CheckpointFile:
         """Raises FileNotFoundError if the file does not exist, or ValueError if it is unusable."""
         _require(kind, path)
         self.path, self.kind = path, kind
-        is_safetensors = path.suffix.lower() == ".safetensors"
+        is_safetensors = path.suffix.lower() in SAFETENSORS
         open_it = open_safetensors if is_safetensors else open_pickle
         contents = open_it(path, kind.noun)
         if not contents.shapes:
@@ -68,6 +72,8 @@ class CheckpointFile:
         self.shapes, self.dtypes = contents.shapes, contents.dtypes
         self.metadata, self._read = contents.metadata, contents.read
         self._names: dict[str, str] = {}
+        if all(key.startswith(DATA_PARALLEL) for key in self.shapes):
+            self.rename({key.removeprefix(DATA_PARALLEL): key for key in self.shapes})
         self.vae: CheckpointFile | None = None
         self.overrides: dict[str, str] = {}
         self.notes: list[str] = []

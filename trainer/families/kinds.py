@@ -41,6 +41,26 @@ _PARTS_OF_SINGLE_NETWORKS: dict[str, tuple[str, ...]] = {
 """The same, only for files without a U-Net."""
 
 
+_SCALES = (
+    "scaled_fp8",
+    ".scale_weight",
+    ".scale_input",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".input_scale",
+    ".comfy_quant",
+    ".absmax",
+    ".quant_map",
+)
+"""The ends of names that only quantized files have: ComfyUI's scaled fp8, and bitsandbytes'."""
+
+
+def scale_of_quantized(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The name of a tensor by which quantized weights must be multiplied. None: the file is not
+    quantized."""
+    return next((key for key in shapes if key.endswith(_SCALES) or ".quant_state." in key), None)
+
+
 def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The kind of a file, such as "a LoRA", or "a file of unknown contents"."""
     if kind := _find(shapes, _PARTS_OF_NAMES):

@@ -69,7 +69,7 @@ def test_the_extension_may_be_upper_case(safetensors: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("ending", [".ckpt", ".pt"])
+@pytest.mark.parametrize("ending", [".ckpt", ".pt", ".pth", ".bin", ".PKL"])
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("is_nested", [True, False])
 def test_a_pickled_file_returns_its_tensors(
@@ -81,6 +81,41 @@ def test_a_pickled_file_returns_its_tensors(
     file = CheckpointFile(path)
     assert_holds_tensors(file)
     assert file.metadata == {}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"model": TENSORS, "optimizer": {"state": {}}, "epoch": 3},
+        {"model": {"state_dict": TENSORS}},
+        {"anything": TENSORS},
+        {"state_dict": TENSORS, "model": {"other": torch.zeros(1)}},
+        {"module": TENSORS, "global_steps": 1},
+        {"state_dict": {f"module.{name}": tensor for name, tensor in TENSORS.items()}},
+    ],
+)
+def test_weights_are_found_under_the_names_that_trainers_use(
+    tmp_path: Path, contents: object
+) -> None:
+    torch.save(contents, tmp_path / "model.ckpt")
+    assert_holds_tensors(CheckpointFile(tmp_path / "model.ckpt"))
+
+
+@pytest.mark.parametrize("ending", [".sft", ".safetensors"])
+def test_names_of_data_parallel_lose_their_prefix(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"model{ending}"
+    save_file({f"module.{name}": tensor for name, tensor in TENSORS.items()}, path)
+    assert_holds_tensors(CheckpointFile(path))
+
+
+@pytest.mark.parametrize("ending", [".bin", ".pth", ".pkl"])
+def test_no_code_in_a_file_is_run_whatever_its_ending(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"model{ending}"
+    torch.save({"model": TENSORS, "hook": Path("x")}, path)
+    assert refusal(path) == (
+        f"'model{ending}' holds more than numbers: opening it would run code from the file, which "
+        "could do anything on this computer. Choose the .safetensors version of this checkpoint."
+    )
 
 
 def test_tensors_of_a_pickled_file_share_no_memory(tmp_path: Path) -> None:
@@ -158,8 +193,8 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_another_extension_is_refused(tmp_path: Path) -> None:
     assert refusal(write(tmp_path / "flux.gguf", b"GGUF")) == (
-        "'flux.gguf' ends in '.gguf', but checkpoints end in .safetensors, .ckpt, .pt. "
-        "Choose one of those."
+        "'flux.gguf' ends in '.gguf', but checkpoints end in .safetensors, .ckpt, .sft, .pt, .pth, "
+        ".bin, .pkl. Choose one of those."
     )
 
 

@@ -117,6 +117,32 @@ def test_other_kinds_of_files_are_named_and_refused(
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        (torch.float8_e4m3fn, "model.diffusion_model.scaled_fp8"),
+        (torch.float8_e4m3fn, "model.diffusion_model.out.2.scale_weight"),
+        (torch.float8_e4m3fn, "model.diffusion_model.out.2.scale_input"),
+        (torch.float8_e4m3fn, "model.diffusion_model.out.2.comfy_quant"),
+        (torch.int8, "model.diffusion_model.out.2.weight_scale"),
+        (torch.uint8, "model.diffusion_model.out.2.weight.quant_state.bitsandbytes__nf4"),
+    ],
+)
+def test_a_quantized_file_is_named_and_refused(
+    tmp_path: Path, tiny_tensors: dict[str, Tensor], dtype: torch.dtype, scale: str
+) -> None:
+    weight = "model.diffusion_model.out.2.weight"
+    coarse = {weight: tiny_tensors[weight].to(dtype), scale: torch.ones(())}
+    save_file({**tiny_tensors, **coarse}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        families.load(tmp_path / "model.safetensors", torch.device("cpu"))
+    assert str(error.value) == (
+        "'model.safetensors' is quantized (scaled fp8 or similar): its weights are stored as "
+        f"coarse numbers with separate scales, such as '{scale}', to draw with less memory. They "
+        "cannot be trained. Choose the fp16, bf16 or fp32 version of this checkpoint."
+    )
+
+
 def test_an_old_style_embedding_is_recognised(tmp_path: Path) -> None:
     embedding = {"string_to_param": {"*": torch.zeros(2, 768)}, "name": "cat-toy", "step": 500}
     torch.save(embedding, tmp_path / "cat-toy.pt")
