@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -93,8 +94,7 @@ class CheckpointWriter:
 
     def to_file_dtype(self, name: str, tensor: Tensor) -> Tensor:
         """Return the tensor in the dtype of the file, on the CPU."""
-        choice = self.output.dtype
-        dtype = self.original.dtypes[name] if choice == "as input" else DTYPES[choice]
+        dtype = file_dtype(self.original.dtypes[name], self.output.dtype)
         return tensor.detach().to("cpu", dtype).contiguous()
 
     def _write(self, stem: str, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -213,18 +213,54 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
         return path
 
 
+def file_dtype(original: torch.dtype, choice: str) -> torch.dtype:
+    """The dtype of a trained weight in the file, for its dtype in the original file and the setting
+    `output.dtype`. 8-bit numbers are too coarse for the changes of training."""
+    if choice != "as input":
+        return DTYPES[choice]
+    return torch.float16 if is_coarse(original) else original
+
+
+def is_coarse(dtype: torch.dtype) -> bool:
+    """Whether the numbers of a dtype are too far apart to store a trained weight."""
+    return dtype.itemsize < 2
+
+
+@dataclass(frozen=True, slots=True)
+class WeightChange:
+    """How much training changed some weights. Lengths are norms, divided by the norm of the old
+    weights."""
+
+    length: float
+    """Of the change in the file."""
+    share: float
+    """The share of weights that changed in the file."""
+    length_in_training: float
+    """Of the change before rounding to the file's dtype."""
+    similarity: float
+    """The cosine between both changes: 1 if the file holds exactly what was trained, less if its
+    dtype is too coarse; 0 if one of them is 0."""
+
+
 @torch.no_grad()
-def weight_change(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Return how much training changed these tensors, in the dtype of the file: the norm of the
-    change divided by the norm of the old weights, and the share of weights that changed."""
-    change = length = 0.0
+def weight_change(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> WeightChange:
+    """Compare trained weights with the original ones, as they are and in the dtype of the file."""
+    in_file = in_training = product = length = 0.0
     num_changed = num_weights = 0
     for name, tensor in trained.items():
-        old = writer.original.tensor(name)
-        new = writer.to_file_dtype(name, tensor)
-        difference = new.double() - old.double()
-        change += difference.square().sum().item()
-        length += old.double().square().sum().item()
-        num_changed += int(difference.count_nonzero().item())
-        num_weights += difference.numel()
-    return (change / max(length, 1e-30)) ** 0.5, num_changed / max(num_weights, 1)
+        old = writer.original.tensor(name).double()
+        stored = writer.to_file_dtype(name, tensor).double() - old
+        exact = tensor.detach().to("cpu", torch.float64) - old
+        in_file += stored.square().sum().item()
+        in_training += exact.square().sum().item()
+        product += (stored * exact).sum().item()
+        length += old.square().sum().item()
+        num_changed += int(stored.count_nonzero().item())
+        num_weights += stored.numel()
+    length = max(length, 1e-30)
+    return WeightChange(
+        length=(in_file / length) ** 0.5,
+        share=num_changed / max(num_weights, 1),
+        length_in_training=(in_training / length) ** 0.5,
+        similarity=product / max((in_file * in_training) ** 0.5, 1e-300),
+    )

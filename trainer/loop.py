@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from .observer import Observer, StepReport
 from .optimization import lr_schedules, optimizers
 from .runs import disk_space
 from .runs.metadata import describe_run
+from .runs.movement import notes_of_formats, require_movement
 from .runs.opening import open_run
 from .runs.outputs import Outputs
 from .runs.results import TrainingResult
@@ -111,7 +111,7 @@ def _train(
             vae=config.vae,
         )
         trainable = method.attach(model, config, photos)
-    for note in model.source.notes:
+    for note in [*model.source.notes, *notes_of_formats(trainable)]:
         logger.warning("%s", note)
     for file in trainable.files:
         prepare_folder(file.output.folder)
@@ -167,6 +167,8 @@ def _make_steps(
     Return the last previews."""
     config, observer = session.config, run.observer
     previews = run.previews()
+    if len(session.reports) >= config.steps and config.preview.prompts and not previews:
+        previews = session.draw(config.preview.prompts, observer)  # a finished state of another run
     for step in range(len(session.reports) + 1, config.steps + 1):
         observer.on_step(_make_step(session, observer))
         is_last = observer.wants_to_finish() or step == config.steps
@@ -216,7 +218,7 @@ def _write_result(
     if session.skipped_steps:
         logger.info("fp16 skipped %d steps whose gradients overflowed, in addition to the %d steps "
                     "made.", session.skipped_steps, steps)  # fmt: skip
-    moved = _require_movement(session, outputs)
+    moved = require_movement(session, outputs)
     with memory.explained("while the result was written", lambda: CLOSE_OTHERS):
         files, best = outputs.save_final(), outputs.publish_best()
     return TrainingResult(
@@ -230,29 +232,6 @@ def _write_result(
         best=best,
         saves=outputs.saves(),
     )
-
-
-def _require_movement(session: Session, outputs: Outputs) -> dict[str, tuple[float, float]]:
-    """How far the weights of each part moved, as `TrainingResult.moved`.
-
-    Raises FloatingPointError if a part has NaN or infinite weights, RuntimeError if the weights of
-    a part did not change in the file.
-    """
-    moved, steps = outputs.moved(), len(session.reports)
-    for part in session.trainable.parts:
-        distance, share_changed = moved[part.name]
-        if not math.isfinite(distance):
-            raise FloatingPointError(
-                f"After {steps} steps the {part.name} has weights that are NaN or infinite. Lower "
-                f"its learning rate (now {part.learning_rate:g}), or set output.dtype to fp32."
-            )
-        if share_changed == 0:
-            raise RuntimeError(
-                f"After {steps} steps no weight of the {part.name} differs from the base model's, "
-                f"although it was trained. Raise its learning rate (now {part.learning_rate:g}), "
-                "or set output.dtype to fp32 so that small changes are not rounded away."
-            )
-    return moved
 
 
 def check(config: TrainingConfig, device: torch.device, *, is_scored: bool = False) -> None:

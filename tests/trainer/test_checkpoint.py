@@ -9,7 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trainer.checkpoint import CheckpointWriter, prepare_folder, weight_change, write_new
+from trainer.checkpoint import (
+    CheckpointWriter,
+    WeightChange,
+    file_dtype,
+    prepare_folder,
+    weight_change,
+    write_new,
+)
 from trainer.families.files import CheckpointFile
 from trainer.settings.config import OutputConfig
 from trainer.storage.locks import locked
@@ -204,13 +211,41 @@ def test_only_the_newest_intermediate_checkpoints_are_kept(tiny_checkpoint, tmp_
 def test_weight_change_equals_the_formula(tiny_checkpoint, tmp_path, changed):
     old = load_file(tiny_checkpoint)[NAME].double()
     new = changed[NAME].to(load_file(tiny_checkpoint)[NAME].dtype).double()
-    distance, share = weight_change(writer(tiny_checkpoint, tmp_path), changed)
-    assert distance == pytest.approx(((new - old).norm() / old.norm()).item())
-    assert share == 1
+    change = weight_change(writer(tiny_checkpoint, tmp_path), changed)
+    length = pytest.approx(((new - old).norm() / old.norm()).item())
+    assert change == WeightChange(length, 1, length, pytest.approx(1))
 
 
 def test_weight_change_ignores_what_the_dtype_rounds_away(tmp_path):
     base, old = tmp_path / "half.safetensors", torch.arange(1.0, 9.0)
     save_file({NAME: old.half()}, base)
     moved = [weight_change(writer(base, tmp_path), {NAME: old * (1 + x)}) for x in (1e-6, 0.25)]
-    assert moved == [(0, 0), (pytest.approx(0.25), 1)]
+    assert moved == [
+        WeightChange(0, 0, pytest.approx(1e-6, rel=0.1), 0),
+        WeightChange(pytest.approx(0.25), 1, pytest.approx(0.25), pytest.approx(1)),
+    ]
+
+
+def test_the_similarity_is_the_cosine_between_both_changes(tmp_path):
+    """In fp16 the neighbours of 1 are 2^-10 and 2^-11 away."""
+    base, old = tmp_path / "half.safetensors", torch.ones(4)
+    save_file({NAME: old.half()}, base)
+    new = old + 2**-10 * torch.tensor([1.0, 0.4, 0.4, 0.0])
+    change = weight_change(writer(base, tmp_path), {NAME: new})
+    assert change.similarity == pytest.approx(1 / (1 + 2 * 0.4**2) ** 0.5, abs=1e-4)
+    assert change.share == 0.25
+
+
+@pytest.mark.parametrize(
+    ("original", "choice", "expected"),
+    [
+        (torch.float16, "as input", torch.float16),
+        (torch.float32, "as input", torch.float32),
+        (torch.float8_e4m3fn, "as input", torch.float16),
+        (torch.float8_e5m2, "as input", torch.float16),
+        (torch.float8_e5m2, "bf16", torch.bfloat16),
+        (torch.float16, "fp32", torch.float32),
+    ],
+)
+def test_trained_weights_are_never_written_in_8_bits(original, choice, expected):
+    assert file_dtype(original, choice) is expected

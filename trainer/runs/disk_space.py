@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint import file_dtype
 from ..families.base import ModelFamily
 from ..methods.base import OutputFile, Trainable
 from ..optimization import optimizers
-from ..precision import DTYPES
 from ..settings.config import TrainingConfig
 from ..storage import states
 from ..training.session import Session
@@ -162,10 +162,9 @@ def file_size(model: ModelFamily, trainable: Trainable, file: OutputFile) -> int
     """The size of a written checkpoint in bytes: that of the base model, with the trained weights
     in their new number format."""
     size = model.source.num_bytes
-    choice = file.output.dtype
     for name, tensor in trainable.file_tensors(file).items():
         old = file.original.dtypes[name]
-        new = old if choice == "as input" else DTYPES[choice]
+        new = file_dtype(old, file.output.dtype)
         size += tensor.numel() * (new.itemsize - old.itemsize)
     return size
 

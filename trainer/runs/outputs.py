@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoint import CheckpointWriter, weight_change
+from ..checkpoint import CheckpointWriter, WeightChange, weight_change
 from ..evaluation import best_step
 from ..families.constants import without_prediction
 from ..methods.base import OutputFile
@@ -90,8 +90,8 @@ class Outputs:
                 for file, writer in self._writers
             }
 
-    def moved(self) -> dict[str, tuple[float, float]]:
-        """How far the weights of each part moved, as `weight_change` returns it."""
+    def moved(self) -> dict[str, WeightChange]:
+        """How far the weights of each part moved."""
         with self._session.averaged():
             return {
                 part.name: weight_change(writer, self._session.trainable.part_tensors(part))

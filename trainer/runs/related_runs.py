@@ -22,14 +22,16 @@ from .manifest import (
 logger = logging.getLogger(__name__)
 
 STEPS = "steps"
+WRITING = {"output.dtype", "output.private"}
+"""The settings that decide how the result is written, but not what is trained."""
 
 
 class RelatedRuns:
     """The runs related to one run.
 
-    A run may continue the states of another run if their definitions differ in the number of steps
-    alone, shorter or longer, and if its learning rates do not depend on that number: then both runs
-    compute the same up to the state."""
+    A run may continue the states of another run if both compute the same up to the state: if their
+    definitions differ only in how the result is written, or in the number of steps, shorter or
+    longer, on which the learning rates must not depend."""
 
     def __init__(self, runs: Path, definition: Definition, config: TrainingConfig) -> None:
         self._runs, self._definition, self._config = runs, definition, config
@@ -37,9 +39,9 @@ class RelatedRuns:
         self._steps = {
             folder: definition_of(content)[STEPS]
             for folder, content in self._manifests.items()
-            if definition.differences(definition_of(content)) == [STEPS]
+            if _trains_the_same(definition.differences(definition_of(content)))
         }
-        """The planned steps of the runs that differ in nothing else."""
+        """The planned steps of the runs that train the same, except for the number of steps."""
 
     def own_folder(self) -> Path:
         """The folder of the run itself, which need not exist yet.
@@ -60,7 +62,11 @@ class RelatedRuns:
 
     def states(self) -> list[Path]:
         """The folders of the states of other runs that this run may continue."""
-        return [folder / STATES for folder in self._steps] if self._ignores_total_steps() else []
+        return [
+            folder / STATES
+            for folder, steps in self._steps.items()
+            if steps == self._config.steps or self._ignores_total_steps()
+        ]
 
     def steps_of(self, state: Path) -> int | None:
         """The planned steps of the other run that a state file belongs to. None: the state belongs
@@ -68,12 +74,12 @@ class RelatedRuns:
         return self._steps.get(state.parent.parent)
 
     def warn_of_shorter(self) -> None:
-        """If shorter runs exist, say why their steps cannot be continued."""
-        shorter = [steps for steps in self._steps.values() if steps < self._config.steps]
+        """If runs of as many or fewer steps exist, say why their steps cannot be continued."""
+        shorter = [steps for steps in self._steps.values() if steps <= self._config.steps]
         if not shorter:
             return
         reason = "it kept no state to continue from (output.keep_state)"
-        if not self._ignores_total_steps():
+        if max(shorter) < self._config.steps and not self._ignores_total_steps():
             reason = (
                 f"it cannot be continued, because the {self._config.optimizer.lr_schedule} "
                 "schedule depends on the number of steps (optimizer.lr_schedule)"
@@ -95,6 +101,10 @@ class RelatedRuns:
 
     def _ignores_total_steps(self) -> bool:
         return lr_schedules.ignores_total_steps(self._config.optimizer)
+
+
+def _trains_the_same(differences: list[str]) -> bool:
+    return bool(differences) and set(differences) <= {STEPS, *WRITING}
 
 
 def _preference(folder: Path, content: Content) -> tuple[int, bool, float]:

@@ -48,6 +48,17 @@ def test_states_of_runs_that_differ_only_in_steps_may_be_continued(runs):
     assert found.states() == []
 
 
+def test_states_of_runs_that_only_write_in_another_form_may_be_continued(tmp_path):
+    other = {"steps": 400, "seed": 1, "output.dtype": "fp16", "output.private": True}
+    json_files.write(tmp_path / "other" / "manifest.json", {"definition": other})
+    writing = {"output.dtype": "fp32", "output.private": False}
+    state = tmp_path / "other" / "states"
+    assert related(tmp_path, 400, "cosine", **writing).states() == [state]
+    assert related(tmp_path, 500, **writing).states() == [state]
+    assert related(tmp_path, 500, "cosine", **writing).states() == []
+    assert related(tmp_path, 400, **writing, ema=True).states() == []
+
+
 def test_states_are_not_continued_if_learning_rates_depend_on_the_number_of_steps(runs, caplog):
     found = related(runs, 400, "cosine")
     assert found.states() == []
