@@ -256,7 +256,11 @@ def test_only_what_steps_need_is_on_the_device(config, run, monkeypatch, method,
     """Also after previews, which bring the other networks to the device."""
     models, places = [], []
     load = families.load
-    monkeypatch.setattr(families, "load", lambda *args: models.append(load(*args)) or models[-1])
+    monkeypatch.setattr(
+        families,
+        "load",
+        lambda *args, **options: models.append(load(*args, **options)) or models[-1],
+    )
 
     class Watching(Observer):
         def on_step(self, report):

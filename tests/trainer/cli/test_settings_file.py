@@ -215,9 +215,9 @@ def test_lenient_spellings_of_values_are_accepted(parse, toml, place, value):
 UNKNOWN = [
     (
         "train", "[optimiser]\nlearning_rate = 1.0", "optimiser",
-        "Known keys: device, base, embedding, steps, batch_size, gradient_accumulation, seed, "
-        "precision, gradient_checkpointing, ema, ema_decay, min_snr_gamma, noise_offset, "
-        "channels_last, compile, preset, runs, judge, on_existing, " + HEADINGS,
+        "Known keys: device, base, embedding, vae, prediction_type, steps, batch_size, "
+        "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
+        "min_snr_gamma, noise_offset, channels_last, compile, preset, runs, judge, on_existing, " + HEADINGS,
     ),
     (
         "train", "[optimizer]\nlr = 1.0", "optimizer.lr",
@@ -231,7 +231,8 @@ UNKNOWN = [
     (
         "compare", 'scheduler = "PNDM"', "scheduler",
         "Known keys: device, checkpoints, prompts, schedulers, steps, embedding, "
-        "guidance_scale, negative_prompt, seed, batch_size, size, judge, photos, folder, precision",
+        "guidance_scale, negative_prompt, seed, batch_size, size, judge, photos, folder, "
+        "precision, prediction_type, vae",
     ),
     ("demo", 'settings = "other.toml"', "settings", "Known keys: device, folder"),
 ]  # fmt: skip

@@ -101,7 +101,9 @@ def test_everything_but_the_new_vectors_stays_bit_for_bit(config, monkeypatch):
     models = []
     load = families.load
     monkeypatch.setattr(
-        families, "load", lambda *args: models.append(model := load(*args)) or model
+        families,
+        "load",
+        lambda *args, **options: models.append(model := load(*args, **options)) or model,
     )
     result = train(config, method(), device=CPU)
     (model,) = models
