@@ -72,6 +72,8 @@ COVERED_ELSEWHERE = {
     "batch_size", "precision",
     # Numbers that change no operation.
     "seed", "ema_decay",
+    # What is read from files, before anything is on the device.
+    "vae", "prediction_type",
     # A compiled U-Net has the same operations, and torch cannot compile for this device.
     "compile",
 }  # fmt: skip

@@ -217,7 +217,8 @@ UNKNOWN = [
         "train", "[optimiser]\nlearning_rate = 1.0", "optimiser",
         "Known keys: device, base, embedding, vae, prediction_type, steps, batch_size, "
         "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
-        "min_snr_gamma, noise_offset, channels_last, compile, preset, runs, judge, on_existing, " + HEADINGS,
+        "min_snr_gamma, noise_offset, channels_last, compile, preset, runs, judge, "
+        "on_existing, " + HEADINGS,
     ),
     (
         "train", "[optimizer]\nlr = 1.0", "optimizer.lr",
