@@ -99,6 +99,7 @@ def _candidates(sources: Sequence[ModelSource]) -> list[Candidate]:
             path=source.path,
             embedding=source.embedding,
             prediction_type=source.prediction_type,
+            clip_skip=source.clip_skip,
         )
         for label, source in zip(distinct(names), sources, strict=True)
     ]

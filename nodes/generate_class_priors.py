@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..trainer import families, precision
 from ..trainer.data.examples import find_examples
+from ..trainer.families.clip_skip import default_clip_skip
 from ..trainer.sampling.class_images import make_class_images
 from ..trainer.sampling.schedulers import check as check_scheduler
 from ..trainer.settings.config import PriorConfig, SamplingConfig
@@ -119,7 +120,11 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
     check_scheduler(prior.sampling.scheduler)
     with host.trainer_device() as device:
         precision.check(number_format, device)
-        model = families.load(source.path, device, prediction_type=source.prediction_type)
+        # The layer that training uses, which an embedding may have recorded.
+        clip_skip = source.clip_skip or default_clip_skip(source.path, source.embedding)
+        model = families.load(
+            source.path, device, prediction_type=source.prediction_type, clip_skip=clip_skip
+        )
         with precision.autocast(number_format, device):
             made = make_class_images(
                 model,

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from PIL import Image
 from server import PromptServer
 
 from ..trainer.evaluation import best_step
+from ..trainer.families.clip_skip import LAST_LAYER
 from ..trainer.families.files import CheckpointFile
 from ..trainer.hardware import ON_CPU
 from ..trainer.observer import Observer, ScoreReport, StepReport
@@ -199,12 +200,12 @@ def blocked(reason: str) -> ExecutionBlocker:
 # --- Models between ComfyUI and files -----------------------------------------------------------
 
 
-def save_model(model: Any, clip: Any, vae: Any) -> Path:
+def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> Path:
     """Save ComfyUI's models, with patches applied, as a checkpoint named by its content."""
     folder = temp_folder("models")
     part = folder / f"saving-{os.getpid()}.safetensors"
     try:
-        comfy.sd.save_checkpoint(str(part), model, clip, vae)
+        comfy.sd.save_checkpoint(str(part), model, clip, vae, metadata=dict(metadata))
         path = folder / f"graph-{CheckpointFile(part).sha256()[:16]}.safetensors"
         part.replace(path)
     finally:
@@ -212,9 +213,12 @@ def save_model(model: Any, clip: Any, vae: Any) -> Path:
     return path
 
 
-def load_model(path: Path, *, is_v_prediction: bool = False) -> tuple[Any, Any, Any]:
+def load_model(
+    path: Path, *, is_v_prediction: bool = False, clip_skip: int = LAST_LAYER
+) -> tuple[Any, Any, Any]:
     """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE. ComfyUI assumes that every Stable
-    Diffusion 1 model predicts epsilon, so v prediction has to be set."""
+    Diffusion 1 model predicts epsilon, so v prediction has to be set. The CLIP uses the layer
+    `clip_skip`."""
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(
         str(path),
         output_vae=True,
@@ -223,4 +227,6 @@ def load_model(path: Path, *, is_v_prediction: bool = False) -> tuple[Any, Any, 
     )[:3]
     if is_v_prediction:
         (model,) = ModelSamplingDiscrete().patch(model, "v_prediction", zsnr=False)
+    if clip_skip != LAST_LAYER:
+        clip.clip_layer(-clip_skip)
     return model, clip, vae

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from ..trainer.families import family_of
+from ..trainer.families.clip_skip import choose_clip_skip
 from ..trainer.families.constants import Constants
 from ..trainer.families.files import CheckpointFile
 from ..trainer.families.layouts import UNET
 from ..trainer.settings.config import PredictionType
-from . import folders, host
+from . import folders, graph_models, host
 from .paths import fingerprint
 from .sockets import CATEGORY, ModelSocket, ModelSource
 from .widgets import DEFAULTS, widget
+
+logger = logging.getLogger(__name__)
 
 FULL_WIDTH = 320
 """Channels of the U-Net's first layer in Stable Diffusion."""
 
 
 def open_source(
-    path: Path, embedding: Path | None = None, prediction_type: PredictionType = "auto"
+    path: Path,
+    embedding: Path | None = None,
+    prediction_type: PredictionType = "auto",
+    clip_skip: int | None = None,
 ) -> ModelSource:
     """Check a checkpoint without reading its weights. Raises FileNotFoundError, or ValueError if it
     cannot be trained."""
@@ -34,6 +41,7 @@ def open_source(
         is_full_size=width == FULL_WIDTH,
         embedding=embedding,
         prediction_type=prediction_type,
+        clip_skip=clip_skip,
     )
 
 
@@ -66,6 +74,16 @@ class LoadBaseModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                widget(
+                    io.Int,
+                    DEFAULTS,
+                    "clip_skip",
+                    note="Training, class images and drawing from this model source all use it.",
+                    min=0,
+                    max=12,
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 ModelSocket.Output(
@@ -84,10 +102,15 @@ class LoadBaseModel(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, checkpoint: str, prediction_type: PredictionType = DEFAULTS.prediction_type
+        cls,
+        checkpoint: str,
+        prediction_type: PredictionType = DEFAULTS.prediction_type,
+        clip_skip: int = 0,
     ) -> io.NodeOutput:
         path = folders.find_checkpoint(checkpoint)
-        return io.NodeOutput(open_source(path, prediction_type=prediction_type))
+        return io.NodeOutput(
+            open_source(path, prediction_type=prediction_type, clip_skip=clip_skip or None)
+        )
 
 
 class ModelFromGraph(io.ComfyNode):
@@ -110,7 +133,8 @@ class ModelFromGraph(io.ComfyNode):
                 ),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The CLIP of the same checkpoint. Those of other kinds do not fit.",
+                    tooltip="The CLIP of the same checkpoint. Those of other kinds do not fit. The "
+                    "layer of CLIP Set Last Layer is kept (clip skip).",
                 ),
                 io.Vae.Input(
                     "vae",
@@ -130,7 +154,12 @@ class ModelFromGraph(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any) -> io.NodeOutput:
-        return io.NodeOutput(open_source(host.save_model(model, clip, vae)))
+        metadata = graph_models.metadata(model, clip, vae)
+        if names := graph_models.left_out(model, clip):
+            text = graph_models.LEFT_OUT.format(", ".join(names))
+            logger.warning(text)
+            host.ComfyObserver().show(text)
+        return io.NodeOutput(open_source(host.save_model(model, clip, vae, metadata)))
 
 
 class UseTrainedModel(io.ComfyNode):
@@ -142,7 +171,8 @@ class UseTrainedModel(io.ComfyNode):
             category=CATEGORY,
             essentials_category=CATEGORY,
             description="Load the trained checkpoint as ComfyUI's own MODEL, CLIP and VAE, for "
-            "KSampler and all other nodes.",
+            "KSampler and all other nodes. The CLIP uses the layer that the model was trained with "
+            "(clip skip).",
             search_aliases=["dreambooth", "load trained", "ksampler", "checkpoint"],
             inputs=[
                 ModelSocket.Input(
@@ -171,7 +201,9 @@ class UseTrainedModel(io.ComfyNode):
                 "embedded toy, and ComfyUI's own samplers need a full-size model. Use Sample with "
                 "Scheduler instead."
             )
-        constants = Constants.read(CheckpointFile(model_source.path), model_source.prediction_type)
+        path, embedding = model_source.path, model_source.embedding
+        constants = Constants.read(CheckpointFile(path), model_source.prediction_type)
+        clip_skip = choose_clip_skip(model_source.clip_skip, path, embedding)
         return io.NodeOutput(
-            *host.load_model(model_source.path, is_v_prediction=constants.is_v_prediction)
+            *host.load_model(path, is_v_prediction=constants.is_v_prediction, clip_skip=clip_skip)
         )

@@ -26,6 +26,9 @@ class ModelSource:
     embedding: Path | None = None
     """An embedding file, so that prompts can contain its placeholder."""
     prediction_type: PredictionType = "auto"
+    clip_skip: int | None = None
+    """The layer of the text encoder, which the user chose. None: the one that the files record,
+    else 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

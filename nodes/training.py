@@ -72,6 +72,7 @@ def run_config(
             "base": source.path,
             "embedding": source.embedding,
             "prediction_type": source.prediction_type,
+            "clip_skip": source.clip_skip,
             "dataset": dataset,
             "prior": prior or PriorConfig(),
             "optimizer": {"learning_rate": preset["learning_rate"]},

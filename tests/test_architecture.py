@@ -49,8 +49,8 @@ MAX_MEDIAN, MAX_PERCENTILE_90 = 8, 22
 WITHOUT_TESTS = {"__init__", "__main__", "observer"}
 """observer.py only declares methods that do nothing."""
 WITHOUT_MODULE = {
-    "awkward_paths", "confinement", "data/conversions", "devices", "fake_device", "full_disk",
-    "main", "optimization", "real_size",
+    "awkward_paths", "clip_skip", "confinement", "data/conversions", "devices", "fake_device",
+    "full_disk", "main", "optimization", "real_size",
 }  # fmt: skip
 """Test modules in tests/trainer for several rooms together, for `__main__` and for the tests' own
 fake device."""

@@ -109,6 +109,7 @@ def _train(
             config.embedding,
             prediction_type=config.prediction_type,
             vae=config.vae,
+            clip_skip=config.clip_skip,
         )
         trainable = method.attach(model, config, photos)
     for note in [*model.source.notes, *notes_of_formats(trainable)]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.xdist_group("comfyui")
@@ -121,6 +122,45 @@ def test_models_from_the_graph_are_saved_unchanged_for_training(comfyui, checkpo
     assert [
         name for name in before if not torch.equal(before[name].float(), after[name].float())
     ] == []
+
+
+def test_the_layer_of_the_graph_reaches_the_trained_checkpoint(comfyui, checkpoint, graph):
+    """CLIP Set Last Layer before Model from Graph, and a patch that no file can hold."""
+    seen = {path.name for path in _graph_models(comfyui)}
+    graph |= {
+        "6": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}},
+        "7": {
+            "class_type": "CLIPSetLastLayer",
+            "inputs": {"clip": ["6", 1], "stop_at_clip_layer": -2},
+        },
+        "8": {
+            "class_type": "FreeU_V2",
+            "inputs": {"model": ["6", 0], "b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2},
+        },
+        "1": {
+            "class_type": "DreamBoothModelFromGraph",
+            "inputs": {"model": ["8", 0], "clip": ["7", 0], "vae": ["6", 2]},
+        },
+        "9": {"class_type": "DreamBoothUseTrainedModel", "inputs": {"model_source": ["3", 0]}},
+    }
+    graph |= ksampler(["9", 0], ["9", 1], ["9", 2])
+    graph["3"]["inputs"]["name"] = "penultimate"
+    outcome = comfyui.run(graph)
+    assert outcome.end == "execution_success", outcome.error
+    left_out = (
+        "Left out of the checkpoint, because a file of weights cannot hold it: FreeU_V2. It "
+        "changes how ComfyUI draws, but not what is trained."
+    )
+    assert left_out in outcome.texts
+    (saved,) = (path for path in _graph_models(comfyui) if path.name not in seen)
+    trained = comfyui.base / "models" / "checkpoints" / "dreambooth" / "penultimate.safetensors"
+    for path in (saved, trained):
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["dreambooth.clip_skip"] == "2"
+
+
+def _graph_models(comfyui):
+    return list((comfyui.base / "temp" / "dreambooth" / "models").glob("*"))
 
 
 def test_comfyui_and_diffusers_predict_the_same(checkpoint, tmp_path):

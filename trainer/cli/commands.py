@@ -137,12 +137,20 @@ class Priors(Shared):
     vae: Path | None = None
     """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
     Diffusion 1, or a checkpoint. None: the checkpoint's own."""
+    clip_skip: int | None = None
+    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
+    recorded in the files, otherwise 1."""
 
     def run(self) -> None:
         device = find_device(self.device)
         precision.check(self.precision, device)
-        base = toy.resolve(self.base)
-        model = families.load(base, device, prediction_type=self.prediction_type, vae=self.vae)
+        model = families.load(
+            toy.resolve(self.base),
+            device,
+            prediction_type=self.prediction_type,
+            vae=self.vae,
+            clip_skip=self.clip_skip,
+        )
         resolution = self.resolution or model.native_resolution
         with TerminalObserver() as observer, precision.autocast(self.precision, device):
             made = make_class_images(
@@ -178,6 +186,9 @@ class Sample(Shared):
     vae: Path | None = None
     """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
     Diffusion 1, or a checkpoint. None: the checkpoint's own."""
+    clip_skip: int | None = None
+    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
+    recorded in the files, otherwise 1."""
 
     def run(self) -> None:
         device = find_device(self.device)
@@ -190,6 +201,7 @@ class Sample(Shared):
             self.embedding,
             prediction_type=self.prediction_type,
             vae=self.vae,
+            clip_skip=self.clip_skip,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         for scheduler in self.schedulers or (self.sampling.scheduler,):

@@ -67,6 +67,9 @@ class Compare(Shared):
     vae: Path | None = None
     """A file whose VAE replaces each checkpoint's, or supplies one that it lacks: a VAE for Stable
     Diffusion 1, or a checkpoint. None: each one's own."""
+    clip_skip: int | None = None
+    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
+    recorded in each checkpoint's files, otherwise 1."""
 
     def run(self) -> None:
         device = find_device(self.device)
@@ -97,6 +100,7 @@ class Compare(Shared):
                 embedding=self.embedding,
                 prediction_type=self.prediction_type,
                 vae=self.vae,
+                clip_skip=self.clip_skip,
             )
             for label, path in zip(labels, self.checkpoints, strict=True)
         ]

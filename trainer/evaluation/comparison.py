@@ -34,6 +34,8 @@ class Candidate:
     prediction_type: PredictionType = "auto"
     vae: Path | None = None
     """A file whose VAE replaces the checkpoint's."""
+    clip_skip: int | None = None
+    """The layer of the text encoder; None: the one that the files record, else 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +163,7 @@ def compare(
             candidate.embedding,
             prediction_type=candidate.prediction_type,
             vae=candidate.vae,
+            clip_skip=candidate.clip_skip,
         )
         model.tokenizer.reported = cut_prompts  # each is reported once, not once per candidate
         size = (size[0] or model.native_resolution, size[1] or model.native_resolution)

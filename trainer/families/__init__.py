@@ -10,6 +10,7 @@ import torch
 from ..settings.config import PredictionType
 from .averages import leave_out_averages
 from .base import ModelFamily
+from .clip_skip import choose_clip_skip
 from .embedding import Embedding
 from .files import CheckpointFile
 from .kinds import describe, scale_of_quantized
@@ -27,22 +28,24 @@ def load(
     *,
     prediction_type: PredictionType = "auto",
     vae: Path | None = None,
+    clip_skip: int | None = None,
 ) -> ModelFamily:
     """Load a checkpoint in fp32, frozen, on the device. `embedding` is the file of a textual
     inversion whose placeholder captions may then contain. `vae` is a file whose VAE replaces the
-    checkpoint's. Raises FileNotFoundError or ValueError if a file cannot be used, before any weight
-    is read."""
+    checkpoint's. `clip_skip` is the layer of the text encoder to use, counted from the last one;
+    None: the one that the files record, else 1. Raises FileNotFoundError or ValueError if a file
+    cannot be used, before any weight is read."""
     source = CheckpointFile(path)
     if prediction_type != "auto":
         source.overrides["prediction_type"] = prediction_type
     textual_inversion = Embedding.read(embedding) if embedding else None
-    family = family_of(source)
+    family, chosen = family_of(source), choose_clip_skip(clip_skip, path, embedding)
     leave_out_averages(source)
     if vae:
         replacement = open_vae(vae)
         source.replace_vae(replacement, VAE)
         source.overrides["vae_sha256"] = replacement.sha256()
-    model = family.load(source, device, prediction_type)
+    model = family.load(source, device, prediction_type, chosen)
     if textual_inversion:
         model.add_embedding(textual_inversion)
     return model

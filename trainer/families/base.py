@@ -77,6 +77,9 @@ class ModelFamily(ABC):
     """Width and height that the model was trained at, in pixels."""
     latent_factor: int
     """Pixels per latent along each side."""
+    clip_skip: int
+    """The layer of the text encoder whose output is used, counted from the last one, which is 1.
+    The layers after it are not part of `text_encoders`."""
 
     @classmethod
     @abstractmethod
@@ -90,6 +93,7 @@ class ModelFamily(ABC):
         source: CheckpointFile,
         device: torch.device,
         prediction_type: PredictionType = "auto",
+        clip_skip: int = 1,
     ) -> Self:
         """The model in fp32, frozen and in eval mode. Raises ValueError, before any weight is read,
         if the file lacks something."""

@@ -148,8 +148,11 @@ def plan_vae(source: CheckpointFile, constants: Constants) -> Network:
     return Network(build, key_maps.vae_file_names)
 
 
-def plan_text_encoder(source: CheckpointFile, constants: Constants, prefix: str) -> Network:
-    """CLIP's text encoder, whose names in the file begin with `prefix`."""
+def plan_text_encoder(
+    source: CheckpointFile, constants: Constants, prefix: str, clip_skip: int = 1
+) -> Network:
+    """CLIP's text encoder, whose names in the file begin with `prefix`. It ends with the layer that
+    `clip_skip` counts to from the last one, followed by the final layer norm."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     layout = TextLayout.read(source, prefix)
@@ -160,11 +163,16 @@ def plan_text_encoder(source: CheckpointFile, constants: Constants, prefix: str)
             f"CLIP's vocabulary has {CLIP_VOCABULARY}. Choose a checkpoint with CLIP's text "
             "encoder."
         )
+    if not 1 <= clip_skip <= layout.num_layers:
+        raise ValueError(
+            f"clip_skip is {clip_skip}, but the text encoder of '{source.path.name}' has "
+            f"{layout.num_layers} layers. Choose a clip_skip between 1 and {layout.num_layers}."
+        )
     config = CLIPTextConfig(
         vocab_size=layout.vocabulary,
         hidden_size=layout.width,
         intermediate_size=layout.inner_width,
-        num_hidden_layers=layout.num_layers,
+        num_hidden_layers=layout.num_layers - (clip_skip - 1),
         num_attention_heads=constants.text_heads,
         max_position_embeddings=layout.positions,
         hidden_act="quick_gelu",

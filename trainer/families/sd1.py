@@ -39,9 +39,14 @@ class SD1(ModelFamily):
     base_version = "sd_v1"
 
     def __init__(
-        self, source: CheckpointFile, constants: Constants, networks: dict[str, Network]
+        self,
+        source: CheckpointFile,
+        constants: Constants,
+        networks: dict[str, Network],
+        clip_skip: int = 1,
     ) -> None:
         self.source = source
+        self.clip_skip = clip_skip
         self.constants = constants
         self.unet, self.vae = networks["unet"].module, networks["vae"].module
         self.schedule = NoiseSchedule.scaled_linear(
@@ -76,6 +81,7 @@ class SD1(ModelFamily):
         source: CheckpointFile,
         device: torch.device,
         prediction_type: PredictionType = "auto",
+        clip_skip: int = 1,
     ) -> Self:
         _require_all_parts(source)
         constants = Constants.read(source, prediction_type)
@@ -84,7 +90,7 @@ class SD1(ModelFamily):
         networks = {
             "unet": plan_unet(source, constants),
             "vae": plan_vae(vae, constants),
-            "text_encoder": plan_text_encoder(source, constants, prefix),
+            "text_encoder": plan_text_encoder(source, constants, prefix, clip_skip),
         }
         for part, network in networks.items():
             network.require_tensors(vae if part == "vae" else source)
@@ -92,7 +98,7 @@ class SD1(ModelFamily):
         _refuse_unknown_unet_weights(source, networks["unet"])
         for part, network in networks.items():
             network.read_tensors(vae if part == "vae" else source, device)
-        return cls(source, constants, networks)
+        return cls(source, constants, networks, clip_skip)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         latents = self.vae.encode(pixels).latent_dist

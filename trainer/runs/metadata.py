@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.examples import Example
 from ..families.base import ModelFamily
+from ..families.clip_skip import CLIP_SKIP_KEY
 from ..methods.base import Method, Trainable
 from ..observer import StepReport
 from ..settings.config import OutputConfig, TrainingConfig
@@ -68,6 +69,8 @@ def describe_run(
         "ss_num_reg_images": num_prior,
         "ss_resolution": f"({resolution}, {resolution})",
         "ss_enable_bucket": config.dataset.buckets,
+        "ss_clip_skip": model.clip_skip,
+        CLIP_SKIP_KEY: model.clip_skip,
         "dreambooth.base_sha256": model.source.sha256(),
         "ss_vae_name": config.vae.name if config.vae else None,
         "ss_new_vae_hash": model.source.overrides.get("vae_sha256"),

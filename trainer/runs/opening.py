@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..data.examples import Example, find_examples
+from ..families.clip_skip import default_clip_skip
 from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
@@ -71,7 +72,7 @@ def _find(
 ) -> Run:
     hashes = Hashes(runs / "hashes.json")
     definition = define(
-        config,
+        _with_default_clip_skip(config),
         method,
         base_sha256=hashes.sha256(config.base),
         embedding_sha256=hashes.sha256(config.embedding) if config.embedding else "",
@@ -82,6 +83,14 @@ def _find(
     related = RelatedRuns(runs, definition, config)
     manifest = Manifest(related.own_folder(), config, definition)
     return Run(related, config, manifest, hashes=hashes, observer=observer)
+
+
+def _with_default_clip_skip(config: TrainingConfig) -> TrainingConfig:
+    """The settings without a clip skip that would be used anyway, so that it makes no difference
+    whether the user sets it."""
+    if config.clip_skip == default_clip_skip(config.base, config.embedding):
+        return config.replace({"clip_skip": None})
+    return config
 
 
 def _own_class_images(config: TrainingConfig) -> list[Example]:

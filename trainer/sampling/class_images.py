@@ -100,6 +100,8 @@ def _definition(model: ModelFamily, prior: PriorConfig, resolution: int) -> dict
     settings["first_seed"] = settings.pop("seed")
     # 7 and 7.0 are the same setting, but different JSON.
     settings["guidance_scale"] = float(settings["guidance_scale"])
+    if model.clip_skip != 1:  # class images that were made before it existed have no clip_skip
+        settings["clip_skip"] = model.clip_skip
     size = {"width": resolution, "height": resolution}
     base = {"base_sha256": model.source.sha256(), **model.source.overrides}
     return {**base, "prompt": prior.prompt, **settings, **size}

@@ -237,6 +237,11 @@ class TrainingConfig:
     compile: OnlyRounding[bool] = False
     """Compile the U-Net first (torch.compile): about a minute of waiting, then faster steps. For
     long runs; needs a C++ compiler."""
+    clip_skip: Decides[int | None] = None
+    """Layer of the text encoder to use, counted from the last one: 1 is the last, as for most
+    models; 2 is the next to last, for models that were trained so, such as many of drawings. Images
+    come out right only with the value that was trained. Not set: the value recorded in the files of
+    the model, otherwise 1."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation"):
@@ -244,6 +249,8 @@ class TrainingConfig:
         is_seed("seed", self.seed)
         for name in ("min_snr_gamma", "noise_offset"):
             at_least(name, getattr(self, name), 0)
+        if self.clip_skip is not None:
+            at_least("clip_skip", self.clip_skip, 1)
         one_of("precision", self.precision, get_args(Precision))
         one_of("prediction_type", self.prediction_type, get_args(PredictionType))
         require(0 < self.ema_decay < 1, "ema_decay must be between 0 and 1, got "

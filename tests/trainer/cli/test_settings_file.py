@@ -217,7 +217,7 @@ UNKNOWN = [
         "train", "[optimiser]\nlearning_rate = 1.0", "optimiser",
         "Known keys: device, base, embedding, vae, prediction_type, steps, batch_size, "
         "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
-        "min_snr_gamma, noise_offset, channels_last, compile, preset, runs, judge, "
+        "min_snr_gamma, noise_offset, channels_last, compile, clip_skip, preset, runs, judge, "
         "on_existing, " + HEADINGS,
     ),
     (
@@ -233,7 +233,7 @@ UNKNOWN = [
         "compare", 'scheduler = "PNDM"', "scheduler",
         "Known keys: device, checkpoints, prompts, schedulers, steps, embedding, "
         "guidance_scale, negative_prompt, seed, batch_size, size, judge, photos, folder, "
-        "precision, prediction_type, vae",
+        "precision, prediction_type, vae, clip_skip",
     ),
     ("demo", 'settings = "other.toml"', "settings", "Known keys: device, folder"),
 ]  # fmt: skip

@@ -1,0 +1,59 @@
+"""Clip skip: the layer of the text encoder whose output is used. 1 is the last layer, 2 the
+penultimate, as other programs count. The final layer norm follows in any case.
+
+A checkpoint or embedding draws well only with the clip skip that it was trained with, so the files
+that this trainer writes record it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from .files import CheckpointFile
+
+logger = logging.getLogger(__name__)
+
+CLIP_SKIP_KEY = "dreambooth.clip_skip"
+"""The metadata key of the clip skip that a file was trained with."""
+OTHERS_KEY = "ss_clip_skip"
+"""The key that other trainers write. It is not followed, because files that this trainer wrote
+before it had a clip skip may have kept the value of their base model."""
+LAST_LAYER = 1
+
+
+def default_clip_skip(base: Path, embedding: Path | None = None) -> int:
+    """The clip skip to use if none is set: the one recorded in the embedding, else in the
+    checkpoint, else 1."""
+    found = [value for _, key, value in _recorded(base, embedding) if key == CLIP_SKIP_KEY]
+    return found[0] if found else LAST_LAYER
+
+
+def choose_clip_skip(given: int | None, base: Path, embedding: Path | None = None) -> int:
+    """The clip skip to use with these files; `given` is the user's setting, if any. Warns if a file
+    records another one."""
+    chosen = default_clip_skip(base, embedding) if given is None else given
+    for path, key, value in _recorded(base, embedding):
+        if value != chosen:
+            logger.warning(
+                "'%s' was trained with clip skip %d (%s in its metadata), but clip skip %d is "
+                "used. Set clip_skip to %d to use the file as it was trained.",
+                path.name, value, key, chosen, value,
+            )  # fmt: skip
+    if given is None and chosen != LAST_LAYER:
+        logger.info("Clip skip %d is used, as recorded in the file.", chosen)
+    return chosen
+
+
+def _recorded(base: Path, embedding: Path | None) -> Iterator[tuple[Path, str, int]]:
+    """Each file that records a clip skip, with the key and the value; the embedding first."""
+    for path in (embedding, base):
+        if path is None or path.suffix.lower() != ".safetensors":
+            continue  # other files have no metadata
+        metadata = CheckpointFile(path).metadata
+        for key in (CLIP_SKIP_KEY, OTHERS_KEY):
+            text = metadata.get(key, "")
+            # Kohya writes "None" if clip skip was not set.
+            if text.isascii() and text.isdecimal() and len(text) < 4 and int(text) >= LAST_LAYER:
+                yield path, key, int(text)
+                break
