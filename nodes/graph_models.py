@@ -36,6 +36,11 @@ def metadata(model: Any, clip: Any, vae: Any) -> dict[str, str]:
                 f"runs, so no checkpoint can hold the change. Connect the {kind} from before that "
                 "node, or use Load LoRA, which changes the weights themselves."
             )
+    if getattr(_patcher_of(vae), "patches", None):
+        raise ValueError(
+            "This VAE has patches, which ComfyUI does not save. Connect the VAE from Load VAE or "
+            "Load Checkpoint."
+        )
     found, prediction = {}, _prediction(model)
     if prediction != "epsilon" or SAMPLING in model.object_patches:
         found["modelspec.prediction_type"] = prediction

@@ -91,6 +91,18 @@ for name, (one, other) in cases.items():
     except ValueError as error:
         found[name] = str(error)
 
+from types import SimpleNamespace
+patched = vae.patcher.clone()
+patched.patches = {"decoder.conv_in.weight": []}
+try:
+    graph_models.metadata(model, clip, SimpleNamespace(patcher=patched))
+except ValueError as error:
+    found["vae"] = str(error)
+bias = "model.diffusion_model.out.2.bias"
+read = sys.modules["/pack.trainer.families.files"].CheckpointFile
+plain, with_lora = (
+    read(host.save_model(one, clip, vae, {})).tensor(bias) for one in (model, lora())
+)
 text, cpu = "a photo of sks dog, in the snow", torch.device("cpu")
 def difference(theirs, ours):
     with torch.no_grad():
@@ -105,8 +117,9 @@ for number in (-1, -2, -5, -12, -24):
     layers[number] = [ours.clip_skip, saved.name, difference(theirs, ours), difference(again, ours)]
 predicting = sampling("v_prediction")
 saved = host.save_model(predicting, clip, vae, graph_models.metadata(predicting, clip, vae))
+moved = (with_lora - plain).tolist()
 is_v = families.load(saved, cpu).schedule.is_v_prediction
-print(json.dumps({"found": found, "layers": layers, "is v": is_v}))
+print(json.dumps({"found": found, "layers": layers, "is v": is_v, "moved": moved}))
 """
 )
 
@@ -174,6 +187,11 @@ HIDDEN = (
         ("hooks", HIDDEN.format("CLIP", "hooks")),
         ("another layer", HIDDEN.format("MODEL", "another 'diffusion_model.out'")),
         (
+            "vae",
+            "This VAE has patches, which ComfyUI does not save. Connect the VAE from Load VAE or "
+            "Load Checkpoint.",
+        ),
+        (
             "several",
             "This CLIP uses the layers [1, 2], but a model is trained with one layer. Choose it "
             "with CLIP Set Last Layer.",
@@ -200,6 +218,11 @@ def test_layers_make_different_models_and_the_last_is_the_plain_one(seen):
     names = {layer: name for layer, (_, name, *_) in seen["layers"].items()}
     assert names["-1"] == names["-24"]
     assert len(set(names.values())) == 4
+
+
+def test_patches_of_weights_are_in_the_saved_weights(seen):
+    """LoRAs and merges are such patches."""
+    assert seen["moved"] == pytest.approx([1.0] * 4, abs=1e-2)
 
 
 def test_a_graph_that_predicts_v_is_trained_so(seen):

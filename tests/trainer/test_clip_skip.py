@@ -175,6 +175,28 @@ def test_class_images_of_a_run_are_drawn_with_its_layer(config: TrainingConfig) 
     assert json.loads(line)["clip_skip"] == 2
 
 
+@pytest.mark.parametrize(("drawn", "trained"), [(2, 2), (1, 2), (2, 1), (1, 1)])
+def test_class_images_of_another_layer_are_warned_of(
+    config: TrainingConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    drawn: int,
+    trained: int,
+) -> None:
+    prior = PriorConfig(weight=1, prompt="a cup", num_images=1, sampling=FAST)
+    model = families.load(config.base, CPU, clip_skip=drawn)
+    images = make_class_images(model, prior, tmp_path / "class", resolution=16)
+    own = replace(prior, images=tuple(images))
+    with caplog.at_level(logging.WARNING):
+        run(replace(config, prior=own, clip_skip=trained))
+    expected = (
+        f"The class images in {images[0].parent} were drawn with clip skip {drawn}, but clip skip "
+        f"{trained} is trained. Use the same clip_skip for both."
+    )
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ([] if drawn == trained else [expected])
+
+
 def test_a_run_is_found_again_however_its_layer_is_said(
     config: TrainingConfig, tmp_path: Path
 ) -> None:

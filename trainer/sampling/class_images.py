@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -72,6 +72,19 @@ def make_class_images(
                 progress.done = len(found)
                 progress.report()
     return [found[seed] for seed in sorted(found)][: prior.num_images]
+
+
+def warn_of_other_clip_skip(model: ModelFamily, images: Iterable[Path]) -> None:
+    """Warn if class images that this trainer drew were drawn with another clip skip than the
+    model's."""
+    for folder in sorted({image.parent for image in images}):
+        lines = _lines(folder / MANIFEST)
+        found = sorted({line.get("clip_skip", 1) for line in lines if "base_sha256" in line})
+        if found and found != [model.clip_skip]:
+            logger.warning(
+                "The class images in %s were drawn with clip skip %s, but clip skip %d is trained. "
+                "Use the same clip_skip for both.", folder, found[0], model.clip_skip,
+            )  # fmt: skip
 
 
 def is_flat(image: np.ndarray) -> bool:
@@ -166,15 +179,11 @@ class _Album:
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         """File name and seed of each image that the manifest lists for this definition."""
-        manifest = self.folder / MANIFEST
-        if not manifest.is_file():
-            return
-        for line in manifest.read_text("utf-8", errors="replace").splitlines():
+        for entry in _lines(self.folder / MANIFEST):
             try:
-                entry = json.loads(line)
                 listed = str(entry["file"]), int(entry["seed"])
-            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-                continue  # An incomplete line after an interruption: its image is made again.
+            except (ValueError, TypeError, KeyError, OverflowError):
+                continue
             if self.definition.items() <= entry.items():
                 yield listed
 
@@ -187,3 +196,17 @@ class _Album:
         except Exception:  # damaged and malicious files raise all sorts
             return "cannot be read"
         return "" if size == expected else "is {}x{} pixels, not {}x{}".format(*size, *expected)
+
+
+def _lines(manifest: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a manifest. An incomplete one after an interruption is left out, so
+    its image is made again."""
+    if not manifest.is_file():
+        return
+    for line in manifest.read_text("utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            yield entry

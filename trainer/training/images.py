@@ -13,7 +13,7 @@ from ..data.latents import CachedLatents, encode_examples
 from ..families.base import ModelFamily
 from ..families.tokenizer import has_placeholder
 from ..observer import Observer
-from ..sampling.class_images import make_class_images
+from ..sampling.class_images import make_class_images, warn_of_other_clip_skip
 from ..settings.config import DatasetConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ def encode_images(
         return instance, {}
     class_images = own or _drawn_class_images(config, model, observer)
     warn_of_cut_captions(class_images, model.tokenizer.newly_cut_text)
+    warn_of_other_clip_skip(model, [example.path for example in class_images])
     # Blurry class images do not affect the likeness of the subject, so small ones are accepted.
     dataset = replace(config.dataset, allow_upscaling=True)
     return instance, _encode(class_images, dataset, config.seed, model, observer)
