@@ -1,19 +1,30 @@
-"""Check that ComfyUI, torch and diffusers are new enough for the nodes. Imports nothing that an
-old release may lack."""
+"""Check that the nodes can work here: that ComfyUI and torch are new enough, the required packages
+are installed, and no other copy of the pack is loaded. Imports nothing that an old release may
+lack."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 import re
 import sys
+from collections.abc import Iterator, Set
 from pathlib import Path
+from typing import Any, NoReturn
 
-MINIMUM = {"ComfyUI": "0.21.0", "torch": "2.5.0", "diffusers": "0.32.0"}
+MINIMUM = {"ComfyUI": "0.21.0", "torch": "2.5.0"}
 """The oldest releases that the nodes were tested with. Older releases of torch do not read .ckpt
 files as safely."""
-DIFFUSERS_REQUIREMENTS = Path(__file__).with_name("requirements-diffusers.txt")
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+FINISH_ROUTE = "/dreambooth/finish"
+"""Only this pack has it, so it tells whether a copy of the pack is loaded."""
+NOT_FOR_EVERY_RUN = {"scipy", "pytorch-optimizer", "tyro", "tqdm", "tomli"}
+"""Packages that the nodes never use, or only for a choice that then says that they are missing."""
+_REQUIREMENT = re.compile(
+    r'(?P<name>[\w.-]+)(>=(?P<minimum>[\d.]+))?(; python_version < "(?P<python>[\d.]+)")?'
+)
 
 
 def find_version() -> str | None:
@@ -26,22 +37,54 @@ def find_version() -> str | None:
     return str(__version__)
 
 
-def complaint(version: str, of: str = "ComfyUI", advice: str = "") -> str:
+def complaint(version: str, of: str = "ComfyUI") -> str:
     """The error message if this version is too old, else ""."""
     if _numbers(version) >= _numbers(MINIMUM[of]):
         return ""
     return (
         f"DreamBooth for ComfyUI needs {of} {MINIMUM[of]} or newer, found {version}. Its nodes are "
-        f"not loaded. {advice or f'Update {of}.'}"
+        f"not loaded. Update {of}."
     )
 
 
 def complaint_here() -> str:
-    """The error message if the running ComfyUI or one of its packages is too old, else ""."""
+    """The error message if the running ComfyUI or its torch is too old, else ""."""
+    return complaint(find_version() or "an unknown version") or complaint(
+        importlib.metadata.version("torch"), of="torch"
+    )
+
+
+def package_complaint(*, for_every_run: bool = False) -> str:
+    """The error message if packages of requirements.txt are missing or too old, else "". With
+    `for_every_run`, only those that every run of a node may need."""
+    ignored = NOT_FOR_EVERY_RUN if for_every_run else set()
+    faults = [_package_fault(line, ignored) for line in _requirements(REQUIREMENTS)]
+    if not any(faults):
+        return ""
     return (
-        complaint(find_version() or "an unknown version")
-        or complaint(importlib.metadata.version("torch"), of="torch")
-        or complaint(_diffusers_version(), of="diffusers", advice=_how_to_install_diffusers())
+        f"DreamBooth for ComfyUI needs other packages: {'; '.join(filter(None, faults))}. Install "
+        f'them with \'"{sys.executable}" -m pip install -r "{REQUIREMENTS}"\', then restart '
+        "ComfyUI."
+    )
+
+
+def find_other_copy() -> Path | None:
+    """The folder of the copy of this pack that ComfyUI has loaded already."""
+    from server import PromptServer
+
+    server: Any = getattr(PromptServer, "instance", None)
+    for route in server.routes if server else ():
+        if getattr(route, "path", None) == FINISH_ROUTE:
+            return Path(inspect.getfile(route.handler)).parents[1]
+    return None
+
+
+def refuse_second_copy() -> NoReturn:
+    """Raise RuntimeError, whose message ComfyUI logs as one line."""
+    raise RuntimeError(
+        f"DreamBooth for ComfyUI is installed twice, in '{find_other_copy()}' and in "
+        f"'{Path(__file__).parent}'. The nodes of the first are loaded. Remove one of the two "
+        "folders, then restart ComfyUI."
     )
 
 
@@ -51,16 +94,29 @@ def warn_if_too_old() -> None:
         logging.getLogger(__name__).warning(complaint(version))
 
 
-def _diffusers_version() -> str:
-    """ "none" if it is not installed: some ways of installing a pack skip its requirements."""
+def _requirements(path: Path) -> Iterator[str]:
+    """The lines of a requirements file and of the files that it includes, without comments."""
+    for line in path.read_text("utf-8").splitlines():
+        if line.startswith("--requirement="):
+            yield from _requirements(path.with_name(line.partition("=")[2]))
+        elif line.strip() and not line.startswith("#"):
+            yield line
+
+
+def _package_fault(requirement: str, ignored: Set[str]) -> str:
+    """Such as "tyro is not installed", or "" if the package is there and new enough."""
+    wanted = _REQUIREMENT.fullmatch(requirement)
+    assert wanted, requirement
+    name, minimum, python = wanted["name"], wanted["minimum"] or "", wanted["python"]
+    if name in ignored or (python and sys.version_info[:2] >= _numbers(python)):
+        return ""
     try:
-        return importlib.metadata.version("diffusers")
+        version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
-def _how_to_install_diffusers() -> str:
-    return f'Install it with \'"{sys.executable}" -m pip install -r "{DIFFUSERS_REQUIREMENTS}"\'.'
+        return f"{name} is not installed"
+    if _numbers(version) >= _numbers(minimum):
+        return ""
+    return f"{name} {version} is too old, {minimum} or newer is needed"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
-from ..host_version import complaint_here
+from ..host_version import complaint_here, package_complaint
 from . import host
 from .compare_settings import CompareSettings
 from .dreambooth_train import DreamBoothTrain
@@ -16,6 +18,8 @@ from .preview_settings import PreviewSettings
 from .sample_with_scheduler import SampleWithScheduler
 from .score_images import ScoreImages
 from .textual_inversion_train import TextualInversionTrain
+
+logger = logging.getLogger(__name__)
 
 NODES: list[type[io.ComfyNode]] = [
     LoadBaseModel,
@@ -45,4 +49,6 @@ def comfy_entrypoint() -> ComfyExtension:
     """Raises RuntimeError if ComfyUI or torch is too old; ComfyUI logs the message."""
     if found := complaint_here():
         raise RuntimeError(found)
+    if missing := package_complaint():
+        logger.warning(missing)  # The nodes are loaded, and each raises it when it runs.
     return DreamBoothExtension()

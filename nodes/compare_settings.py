@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..trainer.evaluation import encoders
 from ..trainer.evaluation.scores import ImageScorer, table
 from . import folders, host
 from .drawing import DEFAULT, draw, drawing_inputs
-from .errors import naming_widgets
 from .images import MAX_PREVIEWS, to_arrays, to_batch
+from .running import runs_once
 from .sockets import CATEGORY, ModelSocket, ModelSource, SavesSocket
 from .widgets import NONE, judge_input
 
@@ -27,6 +27,10 @@ UNSCORED = (
 )
 
 
+def _flat(values: Sequence[Sequence[ModelSource]]) -> list[ModelSource]:
+    return [source for sources in values for source in sources]
+
+
 class CompareSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,6 +39,7 @@ class CompareSettings(io.ComfyNode):
             display_name="Compare Settings",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Draw the same prompts from the same noise with several checkpoints, noise "
             "schedulers and numbers of steps, and show all images in one. With a judge and photos "
             "of the subject they are scored, to find the best stage of a run.",
@@ -44,17 +49,19 @@ class CompareSettings(io.ComfyNode):
         )
 
     @classmethod
-    @naming_widgets()
+    @runs_once(
+        saves=_flat, model_sources=list, photos=to_arrays, prompts="\n".join, steps=", ".join
+    )
     def execute(
         cls,
         steps: str,
-        judge: str,
-        saves: tuple[ModelSource, ...] = (),
-        model_sources: dict[str, ModelSource] | None = None,
-        photos: Tensor | None = None,
+        judge: str = NONE,
+        saves: Sequence[ModelSource] = (),
+        model_sources: dict[str, list[ModelSource]] | None = None,
+        photos: list[np.ndarray] | None = None,
         **widgets: Any,
     ) -> io.NodeOutput:
-        linked = [source for source in (model_sources or {}).values() if source is not None]
+        linked = _flat(list((model_sources or {}).values()))
         sources = list(dict.fromkeys([*linked, *(saves or ())]))
         if not sources:
             raise ValueError(
@@ -68,8 +75,8 @@ class CompareSettings(io.ComfyNode):
         return io.NodeOutput(
             to_batch(comparison.images),
             to_batch([comparison.grid()]),
-            to_batch([chart]) if chart else host.blocked(UNSCORED),
-            table(comparison.scored) if chart else host.blocked(UNSCORED),
+            to_batch([chart]) if chart else host.no_result(UNSCORED),
+            table(comparison.scored) if chart else host.no_result(UNSCORED),
         )
 
 
@@ -86,7 +93,7 @@ def step_counts(text: str) -> tuple[int, ...]:
 
 
 def _image_scorer(
-    judge: str, photos: Tensor | None
+    judge: str, photos: list[np.ndarray] | None
 ) -> Callable[[torch.device, Sequence[str]], ImageScorer] | None:
     if judge == NONE:
         return None
@@ -95,8 +102,8 @@ def _image_scorer(
             f"judge is {judge}, but there are no photos to compare the images with. Connect photos "
             f"of the subject, such as the preview of Load Instance Images, or set judge to {NONE}."
         )
-    path, shown = folders.find_judge(judge), to_arrays(photos)
-    return lambda device, prompts: ImageScorer(encoders.load(path, device), shown, prompts)
+    path = folders.find_judge(judge)
+    return lambda device, prompts: ImageScorer(encoders.load(path, device), photos, prompts)
 
 
 def _links() -> list[io.Input]:
@@ -135,6 +142,7 @@ def _widgets() -> list[io.Input]:
     steps = io.String.Input(
         "steps",
         default=str(DEFAULT.steps),
+        optional=True,
         tooltip="Denoising steps per image, 1 to 1000: one number, or several with commas between "
         "them, such as 10, 25, 100. Each number draws every image again; few steps give rough "
         "images.",
@@ -143,7 +151,7 @@ def _widgets() -> list[io.Input]:
         "Use four or more places that no photo shows: with the training prompt alone, a model that "
         "draws nothing but the photos looks best."
     )
-    return [*drawing_inputs(prompts_note, steps), judge_input(can_be_none=True)]
+    return [*drawing_inputs(prompts_note, steps), judge_input(can_be_none=True, optional=True)]
 
 
 def _outputs() -> list[io.Output]:

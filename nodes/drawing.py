@@ -110,6 +110,7 @@ def _further_scheduler(name: str) -> io.Combo.Input:
         name,
         options=[NONE, *SCHEDULERS],
         default=NONE,
+        optional=True,
         tooltip="Another scheduler to compare with. It draws every image again; none: no other "
         "scheduler.",
     )

@@ -11,7 +11,7 @@ from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.settings.presets import PRESETS
 from . import folders, training
-from .errors import naming_widgets
+from .running import first_values, runs_once
 from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
 from .widgets import DEFAULTS, widget
 
@@ -26,6 +26,7 @@ class DreamBoothTrain(io.ComfyNode):
             display_name=DISPLAY_NAME,
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Teach a Stable Diffusion checkpoint the subject of the photos, and save a "
             "new checkpoint that draws it. If a run with the same settings and images is finished "
             "already, its result is reused.",
@@ -38,13 +39,14 @@ class DreamBoothTrain(io.ComfyNode):
         )
 
     @classmethod
+    @first_values
     def fingerprint_inputs(
         cls, on_existing: str = training.ON_EXISTING[0], **others: Any
     ) -> float | str:
         return training.fingerprint(on_existing)
 
     @classmethod
-    @naming_widgets()
+    @runs_once()
     def execute(
         cls,
         model_source: ModelSource,
@@ -142,7 +144,6 @@ def _widgets() -> list[io.Input]:
             DEFAULTS.output,
             "keep_state",
             note="Runs are kept in output/dreambooth/runs.",
-            optional=True,
             advanced=True,
         ),
         training.keep_saves_input(),

@@ -34,9 +34,10 @@ def naming_widgets() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.args = tuple(_reword(part) if isinstance(part, str) else part for part in error.args)
+        error.args = tuple(reword(part) if isinstance(part, str) else part for part in error.args)
         raise
 
 
-def _reword(text: str) -> str:
+def reword(text: str) -> str:
+    """The text with the names of widgets instead of settings."""
     return _SETTING.sub(lambda setting: WIDGETS[setting[0]], text)

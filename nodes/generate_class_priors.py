@@ -14,9 +14,9 @@ from ..trainer.sampling.class_images import make_class_images
 from ..trainer.sampling.schedulers import check as check_scheduler
 from ..trainer.settings.config import PriorConfig, SamplingConfig
 from . import folders, host
-from .errors import naming_widgets
 from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
+from .running import first_values, runs_once
 from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource
 from .widgets import (
     DEFAULTS,
@@ -40,6 +40,7 @@ class GenerateClassPriors(io.ComfyNode):
             display_name="Generate Class Priors",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Images of other members of the class, such as other dogs. Training on "
             "them too keeps the model from forgetting the class. The base model draws them once; "
             "later runs with the same settings reuse them.",
@@ -58,6 +59,7 @@ class GenerateClassPriors(io.ComfyNode):
                         io.DynamicCombo.Option(GENERATE, _generation_inputs()),
                         io.DynamicCombo.Option(FOLDER, _folder_inputs()),
                     ],
+                    optional=True,
                     tooltip="Whether the model draws the class images, or you have your own.",
                 ),
             ],
@@ -77,12 +79,13 @@ class GenerateClassPriors(io.ComfyNode):
         )
 
     @classmethod
+    @first_values
     def fingerprint_inputs(cls, images: Any = None, **others: Any) -> str:
         folder = images.get("folder") if isinstance(images, dict) else None
         return fingerprint([folders.find_photo_folder(folder)]) if folder else ""
 
     @classmethod
-    @naming_widgets()
+    @runs_once()
     def execute(
         cls,
         class_prompt: str,

@@ -9,8 +9,10 @@ import os
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,13 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from PIL import Image
 from server import PromptServer
 
+from ..host_version import FINISH_ROUTE
 from ..trainer.evaluation import best_step
 from ..trainer.families.clip_skip import LAST_LAYER
 from ..trainer.families.files import CheckpointFile
 from ..trainer.hardware import ON_CPU
 from ..trainer.observer import Observer, ScoreReport, StepReport
+from .errors import reword
 from .folders import checkpoint_name, temp_folder
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,8 @@ SECONDS_BETWEEN_TEXTS = 0.1
 NOT_TRAINING = (
     'No training is running on this node. Send the id of a node that is training: {"node": "3"}.'
 )
+MAX_LINES = 5
+"""Lines that a node shows below what it is doing: the latest warnings."""
 PREVIEW_SIDE = 512
 """Longer side of a preview on a node, in pixels."""
 
@@ -83,7 +89,58 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-# --- Progress, previews, the stop button --------------------------------------------------------
+# --- Progress, warnings, previews, the stop button ----------------------------------------------
+
+
+class NodeText(logging.Handler):
+    """The text on the executing node: what it is doing, and a line for each of the latest warnings
+    of this pack's loggers in this thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        context = get_executing_context()
+        self.node_id = context.node_id if context else None
+        self._thread = threading.get_ident()
+        self._activity = ""
+        self._lines: deque[str] = deque(maxlen=MAX_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging. Never raises."""
+        if record.thread != self._thread:
+            return
+        try:
+            self.add(f"Warning: {' '.join(reword(record.getMessage()).split())}")
+        except Exception:
+            self.handleError(record)
+
+    def add(self, line: str) -> None:
+        """Add a line that stays while the node runs."""
+        if line not in self._lines:
+            self._lines.append(line)
+            self.show(self._activity)
+
+    def show(self, activity: str) -> None:
+        self._activity = activity
+        if self.node_id:
+            server = PromptServer.instance
+            text = "\n".join(filter(None, [activity, *self._lines]))
+            server.send_progress_text(text, self.node_id, server.client_id)
+
+
+_node_text: ContextVar[NodeText | None] = ContextVar("node_text", default=None)
+
+
+@contextmanager
+def warnings_on_node() -> Iterator[None]:
+    """Show the warnings that are logged inside on the executing node too."""
+    text, pack_logger = NodeText(), logging.getLogger(__name__.rpartition(".nodes.")[0])
+    token = _node_text.set(text)
+    pack_logger.addHandler(text)
+    try:
+        yield
+    finally:
+        pack_logger.removeHandler(text)
+        _node_text.reset(token)
 
 
 class ComfyObserver(Observer):
@@ -92,8 +149,8 @@ class ComfyObserver(Observer):
     a context manager to stop accepting such requests."""
 
     def __init__(self) -> None:
-        context = get_executing_context()
-        self._node_id = context.node_id if context else None
+        self._text = _node_text.get() or NodeText()
+        self._node_id = self._text.node_id
         self._activity = ""
         self._bar = comfy.utils.ProgressBar(1)
         self._is_training = False
@@ -162,10 +219,9 @@ class ComfyObserver(Observer):
     def show(self, text: str, *, now: bool = True) -> None:
         """Show a line on the node. Without `now`, skip it if the last one was just shown."""
         is_due = now or time.monotonic() - self._last_text >= SECONDS_BETWEEN_TEXTS
-        if self._node_id and is_due:
+        if is_due:
             self._last_text = time.monotonic()
-            server = PromptServer.instance
-            server.send_progress_text(text, self._node_id, server.client_id)
+            self._text.show(text)
 
 
 _finish_events: dict[str | None, threading.Event] = {}
@@ -184,7 +240,7 @@ async def _finish(request: web.Request) -> web.Response:
 
 def add_routes() -> None:
     """Called once, when ComfyUI starts."""
-    PromptServer.instance.routes.post("/dreambooth/finish")(_finish)
+    PromptServer.instance.routes.post(FINISH_ROUTE)(_finish)
 
 
 def _raise_if_stopped() -> None:
@@ -192,12 +248,20 @@ def _raise_if_stopped() -> None:
     model_management.throw_exception_if_processing_interrupted()
 
 
-def blocked(reason: str) -> ExecutionBlocker:
-    """The value of an output without a result: nodes connected to it fail with the reason."""
-    return ExecutionBlocker(reason)
+def no_result(reason: str) -> ExecutionBlocker:
+    """The value of an output without a result. Nodes connected to it are left out, and the reason
+    is shown on the executing node."""
+    logger.info(reason)
+    (_node_text.get() or NodeText()).add(reason)
+    return ExecutionBlocker(None)
 
 
 # --- Models between ComfyUI and files -----------------------------------------------------------
+
+
+def usable_vae(vae: Any) -> Any:
+    """The VAE. None if it has no weights, as that of a checkpoint file without a VAE."""
+    return vae if getattr(vae, "first_stage_model", None) is not None else None
 
 
 def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> Path:

@@ -26,17 +26,19 @@ def to_batch(images: Sequence[np.ndarray | Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 255
 
 
-def to_arrays(batch: Tensor) -> list[np.ndarray]:
-    """The images [H, W, 3] uint8 of an IMAGE batch."""
-    return list(_levels(batch)[..., :3].numpy())
+def to_arrays(batches: Sequence[Tensor]) -> list[np.ndarray]:
+    """The images [H, W, 3] uint8 of IMAGE batches."""
+    return [image for batch in batches for image in _levels(batch)[..., :3].numpy()]
 
 
-def save_batch(batch: Tensor, folder: Path) -> Path:
-    """Save an IMAGE batch as PNG files in a subfolder named by their content, and return it."""
-    levels = _levels(batch)
-    images = [Image.fromarray(array) for array in levels.numpy()]
-    digest = hashlib.sha256(repr(levels.shape).encode() + levels.numpy().tobytes()).hexdigest()
-    target = folder / digest[:16]
+def save_batches(batches: Sequence[Tensor], folder: Path) -> Path:
+    """Save IMAGE batches as PNG files in one subfolder named by their content, and return it."""
+    levels = [_levels(batch) for batch in batches]
+    images = [Image.fromarray(array) for batch in levels for array in batch.numpy()]
+    digest = hashlib.sha256()
+    for batch in levels:
+        digest.update(repr(batch.shape).encode() + batch.numpy().tobytes())
+    target = folder / digest.hexdigest()[:16]
     target.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         content = BytesIO()

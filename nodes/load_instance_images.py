@@ -10,9 +10,9 @@ from torch import Tensor
 from ..trainer.data.examples import find_examples
 from ..trainer.settings.config import Crop, DatasetConfig
 from . import folders, host
-from .errors import naming_widgets
-from .images import MAX_PREVIEWS, preview, save_batch
+from .images import MAX_PREVIEWS, preview, save_batches
 from .paths import fingerprint
+from .running import first_values, runs_once
 from .sockets import CATEGORY, DatasetSocket
 from .widgets import DEFAULTS, check_prompt, widget
 
@@ -31,6 +31,7 @@ class LoadInstanceImages(io.ComfyNode):
             display_name="Load Instance Images",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Photos of the subject to learn, and the prompt that describes them. Use "
             "three to six photos with different places and angles, or about 20 of a face.",
             search_aliases=["dreambooth", "dataset", "photos", "training images", "folder"],
@@ -90,23 +91,24 @@ class LoadInstanceImages(io.ComfyNode):
         )
 
     @classmethod
+    @first_values
     def fingerprint_inputs(cls, folder: str, **others: Any) -> str:
         return "" if folder == FROM_GRAPH else fingerprint([folders.find_photo_folder(folder)])
 
     @classmethod
-    @naming_widgets()
+    @runs_once(images=list)
     def execute(
         cls,
         folder: str,
         instance_prompt: str,
         resolution: int,
-        images: dict[str, Tensor] | None = None,
+        images: dict[str, list[Tensor]] | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         check_prompt(instance_prompt, "instance_prompt")
         photos = [] if folder == FROM_GRAPH else [folders.find_photo_folder(folder)]
-        batches = [batch for batch in (images or {}).values() if batch is not None]
-        photos += [save_batch(batch, folders.temp_folder("photos")) for batch in batches]
+        connected = (images or {}).values()
+        photos += [save_batches(batches, folders.temp_folder("photos")) for batches in connected]
         if not photos:
             raise ValueError(
                 f"folder is '{FROM_GRAPH}', and no images are connected. Choose a folder, or "

@@ -16,11 +16,14 @@ from ..trainer.families.layouts import UNET
 from ..trainer.settings.config import PredictionType
 from . import folders, graph_models, host
 from .paths import fingerprint
+from .running import first_values, runs_once
 from .sockets import CATEGORY, ModelSocket, ModelSource
 from .widgets import DEFAULTS, widget
 
 logger = logging.getLogger(__name__)
 
+LOADERS = {"model": "Load Diffusion Model", "clip": "Load CLIP", "vae": "Load VAE"}
+"""ComfyUI's nodes for the parts that a checkpoint may lack."""
 FULL_WIDTH = 320
 """Channels of the U-Net's first layer in Stable Diffusion."""
 
@@ -53,6 +56,7 @@ class LoadBaseModel(io.ComfyNode):
             display_name="Load Base Model",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="The Stable Diffusion 1 checkpoint to start training from. The file is "
             "read when training or sampling starts, and never changed.",
             search_aliases=["dreambooth", "checkpoint", "toy model", "finetune", "base"],
@@ -97,10 +101,12 @@ class LoadBaseModel(io.ComfyNode):
         )
 
     @classmethod
+    @first_values
     def fingerprint_inputs(cls, checkpoint: str, **others: Any) -> str:
         return fingerprint([folders.find_checkpoint(checkpoint)])
 
     @classmethod
+    @runs_once()
     def execute(
         cls,
         checkpoint: str,
@@ -121,6 +127,7 @@ class ModelFromGraph(io.ComfyNode):
             display_name="Model from Graph",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Train from the models of this workflow, such as merged models or models "
             "with LoRAs. They are saved as a checkpoint in ComfyUI's temp folder, which ComfyUI "
             "empties when it starts or ends.",
@@ -153,12 +160,18 @@ class ModelFromGraph(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any) -> io.NodeOutput:
+    @runs_once()
+    def execute(cls, model: Any = None, clip: Any = None, vae: Any = None) -> io.NodeOutput:
+        given = {"model": model, "clip": clip, "vae": host.usable_vae(vae)}
+        for name, loader in LOADERS.items():
+            if given[name] is None:
+                raise ValueError(
+                    f"{name} is empty: the checkpoint or node that is connected to it contains no "
+                    f"{name.upper()}. Connect {loader} to {name} instead."
+                )
         metadata = graph_models.metadata(model, clip, vae)
         if names := graph_models.left_out(model, clip):
-            text = graph_models.LEFT_OUT.format(", ".join(names))
-            logger.warning(text)
-            host.ComfyObserver().show(text)
+            logger.warning(graph_models.LEFT_OUT.format(", ".join(names)))
         return io.NodeOutput(open_source(host.save_model(model, clip, vae, metadata)))
 
 
@@ -170,6 +183,7 @@ class UseTrainedModel(io.ComfyNode):
             display_name="Use Trained Model",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Load the trained checkpoint as ComfyUI's own MODEL, CLIP and VAE, for "
             "KSampler and all other nodes. The CLIP uses the layer that the model was trained with "
             "(clip skip).",
@@ -194,6 +208,7 @@ class UseTrainedModel(io.ComfyNode):
         )
 
     @classmethod
+    @runs_once()
     def execute(cls, model_source: ModelSource) -> io.NodeOutput:
         if not model_source.is_full_size:
             raise ValueError(

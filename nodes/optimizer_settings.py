@@ -10,7 +10,7 @@ from ..trainer.methods.full import FullFineTune
 from ..trainer.optimization.lr_schedules import LR_SCHEDULES
 from ..trainer.optimization.optimizers import OPTIMIZERS
 from ..trainer.settings.config import FileDtype, OptimizerConfig, Precision
-from .errors import naming_widgets
+from .running import runs_once
 from .sockets import CATEGORY, OptimizerSocket, TrainingSettings
 from .widgets import DEFAULTS, learning_rate_input, pop_fields, widget
 
@@ -23,6 +23,7 @@ class OptimizerSettings(io.ComfyNode):
             display_name="Optimizer Settings",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Further settings of DreamBooth Train and Textual Inversion Train: "
             "optimizer, learning-rate schedule, number formats, memory, and the weighting of "
             "losses.",
@@ -38,7 +39,7 @@ class OptimizerSettings(io.ComfyNode):
         )
 
     @classmethod
-    @naming_widgets()
+    @runs_once()
     def execute(
         cls,
         optimizer: str,
@@ -108,5 +109,5 @@ def _widgets() -> list[io.Input]:
             note="For DreamBooth Train after Textual Inversion Train.",
             advanced=True,
         ),
-        widget(io.Boolean, DEFAULTS.output, "private", optional=True, advanced=True),
+        widget(io.Boolean, DEFAULTS.output, "private", advanced=True),
     ]

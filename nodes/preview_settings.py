@@ -10,7 +10,7 @@ from ..trainer.sampling.schedulers import check as check_scheduler
 from ..trainer.settings.config import PreviewConfig, SamplingConfig, ScoringConfig
 from ..trainer.settings.descriptions import descriptions
 from . import folders
-from .errors import naming_widgets
+from .running import runs_once
 from .sockets import CATEGORY, PreviewPlan, PreviewSocket
 from .widgets import (
     DEFAULTS,
@@ -33,6 +33,7 @@ class PreviewSettings(io.ComfyNode):
             display_name="Preview Settings",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Images that DreamBooth Train and Textual Inversion Train draw during "
             "training, to show when the subject is learned. With a judge (CLIP or DINO) they are "
             "scored, and the best step is saved. They never change the result.",
@@ -57,7 +58,7 @@ class PreviewSettings(io.ComfyNode):
         )
 
     @classmethod
-    @naming_widgets()
+    @runs_once(prompts="\n".join)
     def execute(cls, prompts: str, every: int, judge: str = NONE, **settings: Any) -> io.NodeOutput:
         scoring = ScoringConfig(**pop_fields(ScoringConfig, settings))
         check_scheduler(settings["scheduler"])
@@ -73,8 +74,8 @@ def _scoring_inputs() -> list[io.Input]:
     scoring = DEFAULTS.scoring
     return [
         judge_input(can_be_none=True, optional=True),
-        widget(io.String, scoring, "class_prompt", optional=True),
-        widget(io.Int, scoring, "num_class_images", min=0, max=100, optional=True, advanced=True),
+        widget(io.String, scoring, "class_prompt"),
+        widget(io.Int, scoring, "num_class_images", min=0, max=100, advanced=True),
         _weight_input("subject_weight", 0.01),
         _weight_input("prompt_weight", 0.0),
         _weight_input("prior_weight", 0.0),
@@ -90,6 +91,5 @@ def _weight_input(name: str, minimum: float) -> io.Input:
         max=10.0,
         step=0.05,
         round=0.01,
-        optional=True,
         advanced=True,
     )

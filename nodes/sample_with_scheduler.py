@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..trainer.evaluation import plots
 from .drawing import draw, drawing_inputs
-from .errors import naming_widgets
 from .images import to_batch
+from .running import runs_once
 from .sockets import CATEGORY, ModelSocket, ModelSource
 
 
@@ -21,6 +21,7 @@ class SampleWithScheduler(io.ComfyNode):
             display_name="Sample with Scheduler",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Draw each prompt with one or several noise schedulers, from the same "
             "noise, and show the images side by side.",
             search_aliases=["dreambooth", "DDIM", "PNDM", "LMSDiscrete", "compare schedulers"],
@@ -50,7 +51,7 @@ class SampleWithScheduler(io.ComfyNode):
         )
 
     @classmethod
-    @naming_widgets()
+    @runs_once(prompts="\n".join)
     def execute(cls, model_source: ModelSource, steps: int, **widgets: Any) -> io.NodeOutput:
         comparison = draw([model_source], [steps], **widgets)
         rows = [f"{row.scheduler} {row.steps}" for row in comparison.rows]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from comfy_api.latest import io, ui
-from torch import Tensor
 
 from ..trainer.evaluation import encoders
 from ..trainer.evaluation.plots import score_chart
 from ..trainer.evaluation.scores import ImageScorer, Scores, table
 from . import folders, host
-from .errors import naming_widgets
 from .images import MAX_PREVIEWS, to_arrays, to_batch
+from .running import runs_once
 from .sockets import CATEGORY
 from .widgets import judge_input, lines
 
@@ -28,6 +28,7 @@ class ScoreImages(io.ComfyNode):
             display_name="Score Images",
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Score images with CLIP or DINO: how much they look like the subject, how "
             "well they follow their prompts, whether they repeat a photo, and how much they vary.",
             search_aliases=["dreambooth", "CLIP score", "DINO", "similarity", "evaluate"],
@@ -48,32 +49,44 @@ class ScoreImages(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="",
+                    optional=True,
                     tooltip="What the images should show: one line for all of them, or one line "
                     "for each. Empty: no prompt fidelity.",
                 ),
-                judge_input(),
+                judge_input(optional=True),
             ],
             outputs=_outputs(),
         )
 
     @classmethod
-    @naming_widgets()
-    def execute(cls, images: Tensor, photos: Tensor, prompt: str, judge: str) -> io.NodeOutput:
+    @runs_once(images=to_arrays, photos=to_arrays, prompt="\n".join)
+    def execute(
+        cls,
+        images: list[np.ndarray],
+        photos: list[np.ndarray],
+        prompt: str,
+        judge: str | None = None,
+    ) -> io.NodeOutput:
+        if judge is None:
+            raise ValueError("judge is not set. Choose the CLIP or DINO that scores the images.")
         prompts = lines(prompt, "prompt") if prompt.strip() else ()
-        path, shown = folders.find_judge(judge), to_arrays(images)
+        path = folders.find_judge(judge)
         with host.trainer_device() as device:
-            image_scorer = ImageScorer(encoders.load(path, device), to_arrays(photos), prompts)
-            scores = image_scorer.score(shown)
-        rows = scores.rows([f"image {number}" for number in range(1, len(shown) + 1)])
+            image_scorer = ImageScorer(encoders.load(path, device), photos, prompts)
+            scores = image_scorer.score(images)
+        rows = scores.rows([f"image {number}" for number in range(1, len(images) + 1)])
         chart = to_batch([score_chart([*rows[:-1][:MAX_BARS], rows[-1]])])
         return io.NodeOutput(
-            *_means(scores, judge), chart, table(rows), ui=ui.PreviewImage(chart, cls=cls)
+            *_means(scores, judge),
+            chart,
+            table(rows),
+            ui=ui.PreviewImage(chart, cls=cls),
         )
 
 
 def _means(scores: Scores, judge: str) -> list[Any]:
-    """The mean scores in the order of the outputs. For a missing one, a value that stops the nodes
-    connected to it."""
+    """The mean scores in the order of the outputs. For a missing one, a value that leaves out the
+    nodes connected to it."""
     missing = {
         "prompt fidelity": "Score Images has no prompt fidelity: prompt is empty, or the judge "
         f"{judge} has no text encoder. Write what the images show, or choose a CLIP with one.",
@@ -82,7 +95,7 @@ def _means(scores: Scores, judge: str) -> list[Any]:
     }
     found = scores.means
     names = ("subject fidelity", "prompt fidelity", "memorisation", "diversity")
-    return [found[name] if name in found else host.blocked(missing[name]) for name in names]
+    return [found[name] if name in found else host.no_result(missing[name]) for name in names]
 
 
 def _outputs() -> list[io.Output]:

@@ -12,7 +12,7 @@ from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.settings.config import DatasetConfig, TrainingConfig
 from ..trainer.settings.presets import INVERSION_PRESETS
 from . import folders, training
-from .errors import naming_widgets
+from .running import first_values, runs_once
 from .sockets import CATEGORY, ModelSocket, ModelSource, TrainingSettings
 from .widgets import widget
 
@@ -29,6 +29,7 @@ class TextualInversionTrain(io.ComfyNode):
             display_name=DISPLAY_NAME,
             category=CATEGORY,
             essentials_category=CATEGORY,
+            is_input_list=True,
             description="Learn a new token for the subject of the photos and save it as an "
             'embedding of a few kilobytes, which prompts use as "embedding:name". The model itself '
             "does not change: less likeness than with DreamBooth, for less memory. DreamBooth "
@@ -42,13 +43,14 @@ class TextualInversionTrain(io.ComfyNode):
         )
 
     @classmethod
+    @first_values
     def fingerprint_inputs(
         cls, on_existing: str = training.ON_EXISTING[0], **others: Any
     ) -> float | str:
         return training.fingerprint(on_existing)
 
     @classmethod
-    @naming_widgets()
+    @runs_once()
     def execute(
         cls,
         model_source: ModelSource,

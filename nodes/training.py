@@ -180,7 +180,7 @@ def preset_input(
 ) -> io.Input:
     """A menu of presets; `inputs` returns the widgets below one, with its values."""
     options = [io.DynamicCombo.Option(name, inputs(values)) for name, values in presets.items()]
-    return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip)
+    return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip, optional=True)
 
 
 def schedule_inputs(config: TrainingConfig) -> list[io.Input]:
@@ -210,6 +210,7 @@ def run_widgets(name: str, name_note: str) -> list[io.Input]:
             "on_existing",
             options=list(ON_EXISTING),
             default=ON_EXISTING[0],
+            optional=True,
             tooltip="What to do if the same run exists already. reuse: use its result, or continue "
             "it if it was stopped. resume: the same, and also continue a run that was finished "
             "early if its state was kept; an error if there is no such run. retrain: train from "
@@ -228,7 +229,6 @@ def keep_saves_input() -> io.Input:
         note="Compare Settings compares those that are kept.",
         min=1,
         max=1000,
-        optional=True,
         advanced=True,
     )
 
@@ -277,13 +277,14 @@ def node_output(
 ) -> io.NodeOutput:
     """The model, the name of its file and `run_outputs`; the node shows the loss curve."""
     curve = to_batch([loss_curve(result.reports, result.scores)])
-    no_previews = host.blocked(NO_PREVIEWS.format(display_name))
     saves = tuple(source_of(files, source) for files in (*result.saves, result.files))
     return io.NodeOutput(
         source_of(result.files, source),
         file_name,
         curve,
-        to_batch(result.previews) if result.previews else no_previews,
+        to_batch(result.previews)
+        if result.previews
+        else host.no_result(NO_PREVIEWS.format(display_name)),
         saves,
         source_of(result.best or result.files, source),
         ui=ui.PreviewImage(curve, cls=cls),

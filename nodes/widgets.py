@@ -39,12 +39,13 @@ def widget(
 
     Its value in `settings` is the default; the tooltip is its description and then `note`. If
     the setting is None, the widget shows its minimum, 0. `shown_as` is the widget's id if it is not
-    `name`."""
+    `name`. Optional, so that a workflow that has no value for it runs with the default."""
     dataclass: type = type(settings)
     value, text = getattr(settings, name), descriptions(dataclass)[name]
     if value is None:
         value, text = options["min"], text.replace("Not set:", "0:")
     tooltip = f"{text} {note}".rstrip()
+    options = {"optional": True, **options}
     return kind.Input(shown_as or name, default=value, tooltip=tooltip, **options)
 
 
@@ -76,7 +77,7 @@ def check_prompt(prompt: str, name: str) -> None:
 
 def prompts_input(tooltip: str) -> io.String.Input:
     return io.String.Input(
-        "prompts", multiline=True, default=DEFAULTS.dataset.prompt, tooltip=tooltip
+        "prompts", multiline=True, default=DEFAULTS.dataset.prompt, optional=True, tooltip=tooltip
     )
 
 
@@ -121,6 +122,7 @@ def size_input(name: str, what: str, note: str = "", **options: Any) -> io.Int.I
     return io.Int.Input(
         name,
         default=0,
+        optional=True,
         min=0,
         max=4096,
         step=8,
@@ -156,6 +158,7 @@ def drawing_precision_input() -> io.Combo.Input:
         "precision",
         options=list(get_args(Precision)),
         default="fp32",
+        optional=True,
         advanced=True,
         tooltip="Number format of the computation. fp16 and bf16 are faster on a GPU; in fp16 some "
         "models draw black images.",

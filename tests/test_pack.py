@@ -85,27 +85,66 @@ def test_older_torch_is_refused(version):
     )
 
 
-@pytest.mark.parametrize(("installed", "found"), [("0.31.0", "0.31.0"), (None, "none")])
-def test_old_or_missing_diffusers_is_refused_with_the_command_that_installs_it(
-    installed, found, monkeypatch
-):
-    host, versions = host_version(), {"torch": "2.11.0", "diffusers": installed}
-    monkeypatch.setattr(host, "find_version", lambda: "0.33.0")
-    monkeypatch.setattr(host.importlib.metadata, "version", lambda name: version_of(name, versions))
-    assert host.complaint_here() == (
-        f"DreamBooth for ComfyUI needs diffusers 0.32.0 or newer, found {found}. Its nodes are not "
-        f'loaded. Install it with \'"{sys.executable}" -m pip install -r '
-        f'"{ROOT / "requirements-diffusers.txt"}"\'.'
+REQUIRED = [
+    "transformers", "diffusers", "safetensors", "pytorch-optimizer", "scipy", "psutil", "tqdm",
+    "matplotlib", "tyro",
+]  # fmt: skip
+ONLY_FOR_A_CHOICE = ["pytorch-optimizer", "scipy", "tqdm", "tyro"]
+"""A run never needs these, or only for a choice that then says that they are missing."""
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """The version of each package. None: it is not installed."""
+    versions = dict.fromkeys(REQUIRED, "999.0")
+
+    def version(name):
+        if versions[name] is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    return versions
+
+
+def package_message(faults):
+    return (
+        f"DreamBooth for ComfyUI needs other packages: {faults}. Install them with "
+        f'\'"{sys.executable}" -m pip install -r "{ROOT / "requirements.txt"}"\', then restart '
+        "ComfyUI."
     )
-    versions["diffusers"] = "0.42.1"
-    assert host.complaint_here() == ""
 
 
-def version_of(name, versions):
-    """As importlib.metadata.version does it."""
-    if versions[name] is None:
-        raise importlib.metadata.PackageNotFoundError(name)
-    return versions[name]
+@pytest.mark.parametrize("name", REQUIRED)
+def test_each_missing_package_is_named_with_the_command_that_installs_it(name, installed):
+    host = host_version()
+    assert host.package_complaint() == ""
+    installed[name] = None
+    message = package_message(f"{name} is not installed")
+    assert host.package_complaint() == message
+    for_every_run = host.package_complaint(for_every_run=True)
+    assert for_every_run == ("" if name in ONLY_FOR_A_CHOICE else message)
+
+
+def test_packages_that_are_missing_or_too_old_are_listed_together(installed):
+    installed |= {"diffusers": "0.31.0", "tyro": None}
+    assert host_version().package_complaint() == package_message(
+        "diffusers 0.31.0 is too old, 0.32 or newer is needed; tyro is not installed"
+    )
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.2.dev0", "0.42.1", "1.0"])
+def test_newer_diffusers_is_accepted(version, installed):
+    installed["diffusers"] = version
+    assert host_version().package_complaint() == ""
+
+
+@pytest.mark.parametrize(("python", "needed"), [((3, 10, 4), True), ((3, 11, 0), False)])
+def test_a_package_for_old_python_is_needed_there_alone(python, needed, installed, monkeypatch):
+    installed["tomli"] = None
+    monkeypatch.setattr(sys, "version_info", python)
+    missing = package_message("tomli is not installed")
+    assert host_version().package_complaint() == (missing if needed else "")
 
 
 def test_the_web_folder_exists():

@@ -89,6 +89,8 @@ class Outcome:
     events: list[Event] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     """The progress texts of its nodes."""
+    last_texts: dict[str, str] = field(default_factory=dict)
+    """The last of them by the node's id."""
     num_previews: int = 0
 
     @property
@@ -108,6 +110,13 @@ class Outcome:
         steps = [text for text in self.texts if text.startswith("step ")]
         return [int(text.split()[1].split("/")[0]) for text in steps]
 
+    @property
+    def warnings(self) -> list[str]:
+        """The different warnings in the progress texts."""
+        lines = [line for text in self.texts for line in text.splitlines()]
+        warnings = [line for line in lines if line.startswith("Warning: ")]
+        return [line.removeprefix("Warning: ") for line in dict.fromkeys(warnings)]
+
     def outputs(self, node: str) -> dict[str, Any]:
         found = [data["output"] for kind, data in self.events if kind == "executed"
                  and data["node"] == node]  # fmt: skip
@@ -124,9 +133,10 @@ class ComfyUI:
         self._events: Websocket | None = None
         self._client = secrets.token_hex(8)
 
-    def start(self, *, max_file_size: int | None = None) -> None:
+    def start(self, *, max_file_size: int | None = None, **variables: str) -> None:
         """Start the server and wait until it answers. Nothing is written into ComfyUI's checkout.
-        No file can grow beyond `max_file_size` bytes, as on a full disk."""
+        No file can grow beyond `max_file_size` bytes, as on a full disk. `variables` are added to
+        its environment."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -139,7 +149,7 @@ class ComfyUI:
         ]  # fmt: skip
         if max_file_size:
             command = ["prlimit", f"--fsize={max_file_size}", *command]
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **variables}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=os.environ["COMFYUI_PATH"], env=environment, stdout=log, stderr=log
@@ -235,7 +245,9 @@ def _read_binary(message: bytes, outcome: Outcome) -> None:
     (kind,) = struct.unpack(">I", message[:4])
     if kind == PROGRESS_TEXT:
         (size,) = struct.unpack(">I", message[4:8])
-        outcome.texts.append(message[8 + size :].decode())
+        node, text = message[8 : 8 + size].decode(), message[8 + size :].decode()
+        outcome.texts.append(text)
+        outcome.last_texts[node] = text
     else:
         outcome.num_previews += 1
 
@@ -250,6 +262,8 @@ def needs_comfyui() -> None:
 
 
 ANY_TEXT = """
+import logging
+
 class AnyText:
     INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {})}})
     RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "give", "tests"
@@ -257,10 +271,33 @@ class AnyText:
     def give(self, text):
         return (text,)
 
-NODE_CLASS_MAPPINGS = {"AnyText": AnyText}
+class AnyList:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}, "optional": {
+        f"item{i}": ("*", {}) for i in range(9)}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_IS_LIST = ("*",), "give", "tests", (True,)
+
+    def give(self, **items):
+        return (list(items.values()),)
+
+class Nothing:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "give", "tests"
+
+    def give(self):
+        return (None,)
+
+class Log:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("*", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "give", "tests", True
+
+    def give(self, text):
+        logging.info("Log: %s", text)
+        return {}
+
+NODE_CLASS_MAPPINGS = {"AnyText": AnyText, "AnyList": AnyList, "Nothing": Nothing, "Log": Log}
 """
-"""A node of another pack whose output fits every input. ComfyUI does not compare such a value with
-the input's menu."""
+"""Nodes of another pack whose outputs fit every input: a text, a list of the given items, and None.
+ComfyUI does not compare such values with the input's menu. Log writes a text into the log."""
 
 
 def make_base(folder: Path) -> Path:

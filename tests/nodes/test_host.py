@@ -12,6 +12,11 @@ from PIL import Image
 from benchmarks.startup import STARTUP, last_line
 from trainer.toy import PHOTOS
 
+NO_PREVIEWS = (
+    "DreamBooth Train drew no previews. Connect Preview Settings, with 'every' no larger than the "
+    "number of steps."
+)
+
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 ROOT = Path(__file__).parents[2]
@@ -319,13 +324,16 @@ def test_each_chosen_scheduler_draws_each_prompt_once(comfyui, toy_graph, chosen
     assert len(outcome.outputs("5")["images"]) == 2 * rows
 
 
-def test_an_output_without_previews_says_what_to_connect(comfyui, toy_graph, new_seed):
+def test_an_output_without_previews_is_empty_and_the_node_says_what_to_connect(
+    comfyui, toy_graph, new_seed
+):
     graph = toy_graph(seed=new_seed, name="no previews")
     graph["8"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 3]}}
     outcome = comfyui.run(graph)
-    messages = [data["exception_message"] for kind, data in outcome.events
-                if kind == "execution_error"]  # fmt: skip
-    assert any("Connect Preview Settings" in message for message in messages)
+    assert outcome.end == "execution_success", outcome.error
+    assert "8" not in [data["node"] for kind, data in outcome.events if kind == "executed"]
+    assert outcome.last_texts["3"].splitlines()[1:] == [NO_PREVIEWS]
+    assert NO_PREVIEWS in comfyui.log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""How ComfyUI runs one of our nodes: once, with the defaults of what a workflow leaves out, and
+with its warnings and errors shown on it.
+
+Every schema has `is_input_list=True`, so that each input arrives as the list of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host_version import package_complaint
+from . import host
+from .errors import naming_widgets
+
+Join = Callable[[list[Any]], Any]
+"""Makes one value of all values of an input."""
+
+
+def runs_once(**joins: Join) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a node's `execute`, which is called with one value for each input. ComfyUI would
+    otherwise run it once for each item of a list. `joins` names the inputs that accept lists; for
+    others ValueError is raised."""
+
+    def decorate(execute: Callable[..., Any]) -> Callable[..., Any]:
+        named = list(signature(execute).parameters.values())[1:]
+        needed = {
+            each.name
+            for each in named
+            if each.default is Parameter.empty and each.kind is not Parameter.VAR_KEYWORD
+        }
+
+        @wraps(execute)
+        def run(cls: type[io.ComfyNode], **inputs: list[Any]) -> Any:
+            with host.warnings_on_node(), naming_widgets():
+                if complaint := package_complaint(for_every_run=True):
+                    raise RuntimeError(complaint)
+                schema = cls.define_schema()
+                values = _single_values(inputs, joins, str(schema.display_name))
+                values = _with_defaults(values, schema.inputs)
+                _require(needed - values.keys())
+                return execute(cls, **values)
+
+        return run
+
+    return decorate
+
+
+def first_values(fingerprint: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a node's `fingerprint_inputs`, which is called with the first value of each input
+    that has one. Values from other nodes are missing."""
+
+    @wraps(fingerprint)
+    def run(cls: type[io.ComfyNode], **inputs: list[Any]) -> Any:
+        return fingerprint(cls, **_map(inputs, lambda name, values: values[0] if values else None))
+
+    return run
+
+
+def _require(missing: Set[str]) -> None:
+    if missing:
+        raise ValueError(
+            f"{', '.join(sorted(missing))} has no value: the node connected to it returned "
+            "nothing. Connect another node."
+        )
+
+
+def _single_values(
+    inputs: Mapping[str, Any], joins: Mapping[str, Join], node: str
+) -> dict[str, Any]:
+    def single(name: str, values: Sequence[Any]) -> Any:
+        given = [value for value in values if value is not None]
+        join = joins.get(name.partition(".")[0])
+        if not values:
+            raise ValueError(f"{name} is an empty list. Check the node that is connected to it.")
+        if join:
+            return join(given) if given else None
+        if len(values) > 1:
+            raise ValueError(
+                f"{name} is a list of {len(values)} values, but {node} runs once. Connect a node "
+                "that gives one value, or queue the workflow once for each."
+            )
+        return values[0]
+
+    return _map(inputs, single)
+
+
+def _map(
+    inputs: Mapping[str, Any], change: Callable[[str, Sequence[Any]], Any], path: str = ""
+) -> dict[str, Any]:
+    """Change the list of each input, also of those below a menu, and leave out None."""
+    changed = {
+        name: _map(values, change, f"{path}{name}.")
+        if isinstance(values, dict)
+        else change(f"{path}{name}", values)
+        for name, values in inputs.items()
+        if values is not None
+    }
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def _with_defaults(values: Mapping[str, Any], inputs: Sequence[io.Input]) -> dict[str, Any]:
+    """The values, and the defaults of the widgets that have no value."""
+    found = dict(values)
+    for each in inputs:
+        if isinstance(each, io.DynamicCombo.Input):
+            below = found.get(each.id) or {}
+            for option in each.options:
+                if option.key == below.get(each.id):
+                    found[each.id] = _with_defaults(below, option.inputs)
+        elif getattr(each, "default", None) is not None:
+            found.setdefault(each.id, each.default)
+    return found
