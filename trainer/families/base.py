@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..noise import NoiseSchedule
 from ..settings.config import PredictionType
+from .compilation import compile_network
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
 from .tokenizer import ClipTokenizer
@@ -180,7 +181,7 @@ class ModelFamily(ABC):
                 else:
                     encoder.gradient_checkpointing_enable({"use_reentrant": False})
         if compiled:
-            self.unet.compile()
+            compile_network(self.unet)
 
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:

@@ -1,0 +1,42 @@
+"""torch.compile, with an error that says what to do where it cannot compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile a network at its first call. That call raises ValueError if torch cannot compile
+    here, for example because there is no C++ compiler."""
+    network.compile()
+    compiled: Any = network._compiled_call_impl
+
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return compiled(*args, **options)
+        except Exception as error:
+            if not _is_about_compiling(error):
+                raise
+            raise ValueError(
+                f"compile is on, but torch.compile failed: {_reason(error)}. It needs a C++ "
+                "compiler, and triton on an NVIDIA card. Install what is missing, or switch "
+                "compile off: the run trains the same without it."
+            ) from error
+
+    network._compiled_call_impl = call
+
+
+def _is_about_compiling(error: Exception) -> bool:
+    # Imported here because it is slow; torch has loaded it by now.
+    from torch._dynamo.exc import TorchDynamoException
+
+    # A program that the compiler starts, or its folder for results, may be missing.
+    return isinstance(error, (TorchDynamoException, OSError))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the error's message, without the names of torch's own errors around it."""
+    lines = str(getattr(error, "inner_exception", error)).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
