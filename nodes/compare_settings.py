@@ -172,7 +172,7 @@ def _outputs() -> list[io.Output]:
             "chart",
             display_name="score chart",
             tooltip="The mean scores of each setting, as bars. Connect to Preview Image. Without a "
-            "judge, nodes connected to it report that there are no scores.",
+            "judge it is empty, and nodes connected to it are left out.",
         ),
         io.String.Output(
             "scores",

@@ -64,8 +64,9 @@ class LoadInstanceImages(io.ComfyNode):
                         max=MAX_BATCHES,
                     ),
                     tooltip=f"Photos from the graph, added to those of the folder: up to "
-                    f"{MAX_BATCHES} batches, each of one size. They have no captions, so the "
-                    f'prompt is used. To train on these alone, set folder to "{FROM_GRAPH}".',
+                    f"{MAX_BATCHES} batches, each of one size, or a list of any sizes. They have "
+                    "no captions, so the prompt is used. To train on these alone, set folder to "
+                    f'"{FROM_GRAPH}".',
                 ),
             ],
             outputs=[

@@ -29,6 +29,7 @@ def test_every_row_names_tests_that_exist(page):
 def texts_in_code() -> list[str]:
     """Every string constant; of an f-string, the parts between its values."""
     paths = [path for room in ("nodes", "trainer") for path in (ROOT / room).rglob("*.py")]
+    paths.append(ROOT / "host_version.py")
     nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text("utf-8")))]
     constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
     return [value for value in constants if isinstance(value, str)]
