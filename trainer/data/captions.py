@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ..storage.names import printable
+
 logger = logging.getLogger(__name__)
 
 CAPTION_ENDINGS = (".txt", ".caption")
@@ -81,7 +83,8 @@ def warn_of_missing_subject(captions: Sequence[tuple[Path, str]], prompt: str) -
         logger.warning(
             "%d of %d captions contain none of the words %s of the prompt '%s', so their photos do "
             "not teach these words, such as '%s' with '%s'. Add the words for the subject to the "
-            "captions.", len(missing), len(captions), ", ".join(words), prompt, path.name, text,
+            "captions.",
+            len(missing), len(captions), ", ".join(words), prompt, printable(path.name), text,
         )  # fmt: skip
 
 

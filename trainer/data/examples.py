@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..storage.names import printable
 from .captions import CaptionFiles, read_caption, warn_of_missing_subject
 from .folders import image_format, images_in, shortened
 from .formats import IMAGE_ENDINGS, require_readable
@@ -71,7 +72,7 @@ def warn_of_cut_captions(examples: Iterable[Example], cut_text: Callable[[str], 
         if cut:
             logger.warning(
                 "The caption of '%s' is longer than the text encoder can read. This end of it is "
-                "ignored: '%s'. Shorten the caption.", path.name, cut,
+                "ignored: '%s'. Shorten the caption.", printable(path.name), cut,
             )  # fmt: skip
 
 
@@ -103,7 +104,8 @@ def _warn_of_several(files: Mapping[Path, Sequence[Path]]) -> None:
         if len(found) > 1:
             logger.warning(
                 "'%s' has several captions. Only '%s' is used, and not %s. Keep one of them.",
-                image.name, found[0].name, shortened([file.name for file in found[1:]]),
+                printable(image.name), printable(found[0].name),
+                shortened([file.name for file in found[1:]]),
             )  # fmt: skip
 
 

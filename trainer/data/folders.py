@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..storage.names import printable
 from .captions import CAPTION_ENDINGS, CaptionFiles, key
 from .formats import (
     IMAGE_ENDINGS,
@@ -91,7 +92,7 @@ def image_format(path: Path) -> str:
 def shortened(names: Sequence[str]) -> str:
     """The names separated by commas: the first `MAX_NAMES`, then the number of the others."""
     more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-    return ", ".join([*names[:MAX_NAMES], *more])
+    return ", ".join([*map(printable, names[:MAX_NAMES]), *more])
 
 
 def _sort_in(path: Path, contents: Contents) -> None:
@@ -178,41 +179,42 @@ def _log_unused(contents: Contents) -> None:
     for name, photos in contents.unreadable.items():
         logger.warning(
             "Photos in %s are not used, because the format %s cannot be read (%d): %s. %s",
-            folder, name, len(photos), _names(photos), how_to_read(name),
+            printable(folder), name, len(photos), _names(photos), how_to_read(name),
         )  # fmt: skip
     if contents.subfolders:
         logger.warning(
             "The photos in folders inside %s are not used: %s. Choose such a folder instead, or "
-            "move its photos.", folder, _counted(contents.subfolders),
+            "move its photos.", printable(folder), _counted(contents.subfolders),
         )  # fmt: skip
     if contents.masks:
         logger.warning(
             "Masks in %s are not used (%d): %s. Masks are not supported, so all of a photo is "
             "trained. If these are photos, rename them.",
-            folder, len(contents.masks), _names(contents.masks),
+            printable(folder), len(contents.masks), _names(contents.masks),
         )  # fmt: skip
     if contents.misnamed:
         logger.warning(
             "Images in %s are not used, because their names do not end like those of images (%d): "
             "%s. To train on them, rename them to .jpg or .png.",
-            folder, len(contents.misnamed), _names(contents.misnamed),
+            printable(folder), len(contents.misnamed), _names(contents.misnamed),
         )  # fmt: skip
     if contents.texts:
         logger.warning(
             "Text files in %s are not used, because they are not the caption of a photo (%d): %s. "
             "The caption of '%s' would be '%s.txt'.",
-            folder, len(contents.texts), _names(contents.texts),
-            contents.images[0].name, contents.images[0].stem,
+            printable(folder), len(contents.texts), _names(contents.texts),
+            printable(contents.images[0].name), printable(contents.images[0].stem),
         )  # fmt: skip
     if contents.broken_links:
         logger.warning(
             "Links in %s lead to files that do not exist (%d): %s. Restore the files, or remove "
-            "the links.", folder, len(contents.broken_links), _names(contents.broken_links),
+            "the links.",
+            printable(folder), len(contents.broken_links), _names(contents.broken_links),
         )  # fmt: skip
     if contents.others:
         logger.info(
             "Skipped %d entries in %s that are not images: %s.",
-            len(contents.others), folder, _names(contents.others),
+            len(contents.others), printable(folder), _names(contents.others),
         )  # fmt: skip
 
 

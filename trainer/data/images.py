@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..families.base import Framing
 from ..storage.hashing import sha256_of
+from ..storage.names import printable
 from .buckets import Size
 from .formats import FORMATS, format_of, pillow_formats, require_readable
 
@@ -168,7 +169,7 @@ def _warn_if_animated(image: Image.Image, path: Path) -> None:
     if image.format != "MPO" and getattr(image, "is_animated", False):
         logger.warning(
             "'%s' has several frames. Only the first is used. Save the others as separate files to "
-            "train on them too.", path.name,
+            "train on them too.", printable(path.name),
         )  # fmt: skip
 
 
@@ -189,7 +190,7 @@ def _turn_upright(image: Image.Image, path: Path) -> None:
     except Exception as error:
         logger.warning(
             "The EXIF data of '%s' is damaged (%s). If the photo is not upright, rotate it and "
-            "save it again.", path.name, error,
+            "save it again.", printable(path.name), error,
         )  # fmt: skip
 
 
@@ -245,7 +246,7 @@ def _to_srgb(
     except (ImageCms.PyCMSError, OSError, ImportError) as error:
         logger.warning(
             "The colour profile of '%s' cannot be used (%s). Its colours are treated as sRGB.",
-            path.name, error,
+            printable(path.name), error,
         )  # fmt: skip
         return image
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from pathlib import Path
 
 MAX_BYTES = 200
 """Longest base name. File systems allow 255 bytes; the rest is for what is added to it: a counter,
@@ -74,6 +75,11 @@ def _date_part(part: str, moment: datetime) -> str:
         return {"yyyy": f"{moment:%Y}", "yy": f"{moment:%y}"}.get(part, part)
     digits = moment.strftime(_DATE_PARTS[part[0]])
     return digits if len(part) == 2 else str(int(digits))
+
+
+def printable(name: str | Path) -> str:
+    """A name for messages, with what is not valid Unicode as escapes: logs are written in UTF-8."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def is_text(name: str) -> bool:

@@ -1,4 +1,5 @@
 import ntpath
+import os
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.storage.names import MAX_BYTES, dated, fault, is_text
+from trainer.storage.names import MAX_BYTES, dated, fault, is_text, printable
 
 OUTSIDE = "it leads out of its folder"
 CHARACTERS = (
@@ -102,3 +103,8 @@ def test_words_for_dates_are_those_of_save_image(name: str, expected: str) -> No
 def test_dates_are_in_local_time() -> None:
     moment = datetime(2024, 3, 7, 4, 5, 9, tzinfo=timezone.utc)
     assert dated("%hour%", moment) == moment.astimezone().strftime("%H")
+
+
+def test_invalid_unicode_is_escaped_in_messages():
+    assert printable(os.fsdecode(b"caf\xe9.jpg")) == "caf\\udce9.jpg"
+    assert printable(Path("개 🐶.jpg")) == "개 🐶.jpg"
