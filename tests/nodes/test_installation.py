@@ -54,6 +54,7 @@ def server(needs_comfyui, tmp_path):
     server.stop()
 
 
+@pytest.mark.posix
 def test_of_several_copies_one_is_loaded_and_each_other_logs_one_line(server, toy_graph):
     folder = server.base / "custom_nodes"
     for name in EVERY_COPY[1:]:

@@ -64,7 +64,7 @@ METHODS: dict[type, Method] = {
     TextualInversion: TextualInversion(placeholder="<new>", initializer="dog", num_vectors=2),
 }
 """Each method with its switches off."""
-NUMBERS = {"gradient_accumulation": 2, "min_snr_gamma": 5.0, "noise_offset": 0.1}
+NUMBERS = {"gradient_accumulation": 2, "min_snr_gamma": 5.0, "noise_offset": 0.1, "clip_skip": 2}
 """Values for the options that are off by default and are not switches."""
 COVERED_ELSEWHERE = {
     # Tested below by name, or in every test.
@@ -97,8 +97,9 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.fixture(autouse=True)
-def computed() -> Iterator[Counter[Any]]:
+def computed(monkeypatch) -> Iterator[Counter[Any]]:
     """How often the device computed each operation."""
+    monkeypatch.setattr("trainer.hardware._available", lambda: [DEVICE.type, "cpu"])
     with fake_device() as counts:
         yield counts
 
