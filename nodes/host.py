@@ -31,6 +31,7 @@ from PIL import Image
 from server import PromptServer
 
 from ..host_version import FINISH_ROUTE
+from ..trainer import toy
 from ..trainer.evaluation import best_step
 from ..trainer.families.clip_skip import LAST_LAYER
 from ..trainer.families.files import CheckpointFile
@@ -65,10 +66,7 @@ def trainer_device(*, unload_now: bool = True) -> Iterator[torch.device]:
     try:
         # ComfyUI runs nodes in inference mode, and tensors made in it cannot be trained.
         with torch.inference_mode(False), torch.enable_grad():
-            device = model_management.get_torch_device()
-            if device.type == "cpu":
-                logger.warning("ComfyUI runs on the CPU. %s", ON_CPU)
-            yield device
+            yield model_management.get_torch_device()
     except BaseException as error:
         # The error keeps the variables of every function that it passed through, and so the model.
         _clear_frames(error)
@@ -174,6 +172,8 @@ class ComfyObserver(Observer):
         _raise_if_stopped()
         self.show(f"Loading {checkpoint_name(path)}")
         _unload_models()
+        if path != toy.MODEL and model_management.get_torch_device().type == "cpu":
+            logger.warning("ComfyUI runs on the CPU. %s", ON_CPU)
 
     def on_start(self, total_steps: int) -> None:
         _raise_if_stopped()

@@ -113,7 +113,7 @@ for number in (-1, -2, -5, -12, -24):
     theirs = layer(number)
     saved = host.save_model(model, theirs, vae, graph_models.metadata(model, theirs, vae))
     ours = families.load(saved, cpu)
-    again = host.load_model(saved, ours.clip_skip)[1]
+    again = host.load_model(saved, clip_skip=ours.clip_skip)[1]
     layers[number] = [ours.clip_skip, saved.name, difference(theirs, ours), difference(again, ours)]
 predicting = sampling("v_prediction")
 saved = host.save_model(predicting, clip, vae, graph_models.metadata(predicting, clip, vae))

@@ -19,7 +19,7 @@ models = sys.modules["/pack.nodes.models"]
 found = {}
 for setting in ("auto", "epsilon", "v"):
     source = models.open_source(Path(PATH), prediction_type=setting)
-    model = models.UseTrainedModel.execute(source).args[0]
+    model = models.UseTrainedModel.execute(model_source=[source]).args[0]
     used = model.get_model_object("model_sampling")
     found[setting] = isinstance(used, sampling.V_PREDICTION)
 print(json.dumps(found))

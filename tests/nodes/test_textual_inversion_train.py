@@ -265,8 +265,3 @@ def test_sampling_without_the_placeholder_is_refused(comfyui, graph):
     )
     short["4"]["inputs"]["negative_prompt"] = PLACEHOLDER
     assert comfyui.run(short).end == "execution_success"
-
-
-def test_a_run_on_the_cpu_is_warned_about(comfyui, graph):
-    comfyui.run(graph(**{"preset.steps": 1}))
-    assert "ComfyUI runs on the CPU. There, training a full-size model" in comfyui.log.read_text()
