@@ -151,7 +151,7 @@ class ComfyObserver(Observer):
         self._node_id = self._text.node_id
         self._activity = ""
         self._bar = comfy.utils.ProgressBar(1)
-        self._is_training = False
+        self._is_training = self._is_toy = False
         self._last_text = 0.0
         self._finish = threading.Event()
 
@@ -172,11 +172,12 @@ class ComfyObserver(Observer):
         _raise_if_stopped()
         self.show(f"Loading {checkpoint_name(path)}")
         _unload_models()
-        if path != toy.MODEL and model_management.get_torch_device().type == "cpu":
-            logger.warning("ComfyUI runs on the CPU. %s", ON_CPU)
+        self._is_toy = path == toy.MODEL
 
     def on_start(self, total_steps: int) -> None:
         _raise_if_stopped()
+        if not self._is_toy and model_management.get_torch_device().type == "cpu":
+            logger.warning("ComfyUI runs on the CPU. %s", ON_CPU)
         self._is_training = True
         _finish_events[self._node_id] = self._finish
 

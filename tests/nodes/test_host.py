@@ -107,7 +107,7 @@ def test_the_toy_workflow_runs_to_the_end(comfyui, toy_graph, new_seed):
     assert last.startswith("step 3/3, loss ")
     assert last.endswith(", 0:00:00 left")
     wrote = f"Wrote {os.path.join('dreambooth', 'first.safetensors')}"
-    assert outcome.texts.index("Loading model.safetensors") < outcome.texts.index(last)
+    assert outcome.texts.index("Loading toy (embedded)") < outcome.texts.index(last)
     assert outcome.texts.index(last) < outcome.texts.index(wrote)
     progress = [data for kind, data in outcome.events if kind == "progress" and data["node"] == "3"]
     assert progress[-1]["value"] == progress[-1]["max"] == 3
