@@ -175,47 +175,49 @@ def _why_empty(contents: Contents) -> str:
 
 
 def _log_unused(contents: Contents) -> None:
-    folder = contents.folder
+    folder = printable(contents.folder)
     for name, photos in contents.unreadable.items():
-        logger.warning(
-            "Photos in %s are not used, because the format %s cannot be read (%d): %s. %s",
-            printable(folder), name, len(photos), _names(photos), how_to_read(name),
-        )  # fmt: skip
+        _warn(
+            f"Photos in {folder} are not used, because the format {name} cannot be read",
+            photos,
+            how_to_read(name),
+        )
     if contents.subfolders:
         logger.warning(
             "The photos in folders inside %s are not used: %s. Choose such a folder instead, or "
-            "move its photos.", printable(folder), _counted(contents.subfolders),
+            "move its photos.", folder, _counted(contents.subfolders),
         )  # fmt: skip
-    if contents.masks:
-        logger.warning(
-            "Masks in %s are not used (%d): %s. Masks are not supported, so all of a photo is "
-            "trained. If these are photos, rename them.",
-            printable(folder), len(contents.masks), _names(contents.masks),
-        )  # fmt: skip
-    if contents.misnamed:
-        logger.warning(
-            "Images in %s are not used, because their names do not end like those of images (%d): "
-            "%s. To train on them, rename them to .jpg or .png.",
-            printable(folder), len(contents.misnamed), _names(contents.misnamed),
-        )  # fmt: skip
-    if contents.texts:
-        logger.warning(
-            "Text files in %s are not used, because they are not the caption of a photo (%d): %s. "
-            "The caption of '%s' would be '%s.txt'.",
-            printable(folder), len(contents.texts), _names(contents.texts),
-            printable(contents.images[0].name), printable(contents.images[0].stem),
-        )  # fmt: skip
-    if contents.broken_links:
-        logger.warning(
-            "Links in %s lead to files that do not exist (%d): %s. Restore the files, or remove "
-            "the links.",
-            printable(folder), len(contents.broken_links), _names(contents.broken_links),
-        )  # fmt: skip
+    _warn(
+        f"Masks in {folder} are not used",
+        contents.masks,
+        "Masks are not supported, so all of a photo is trained. If these are photos, rename them.",
+    )
+    _warn(
+        f"Images in {folder} are not used, because their names do not end like those of images",
+        contents.misnamed,
+        "To train on them, rename them to .jpg or .png.",
+    )
+    photo = contents.images[0]
+    _warn(
+        f"Text files in {folder} are not used, because they are not the caption of a photo",
+        contents.texts,
+        f"The caption of '{printable(photo.name)}' would be '{printable(photo.stem)}.txt'.",
+    )
+    _warn(
+        f"Links in {folder} lead to files that do not exist",
+        contents.broken_links,
+        "Restore the files, or remove the links.",
+    )
     if contents.others:
         logger.info(
             "Skipped %d entries in %s that are not images: %s.",
-            len(contents.others), printable(folder), _names(contents.others),
+            len(contents.others), folder, _names(contents.others),
         )  # fmt: skip
+
+
+def _warn(what: str, paths: Sequence[Path], advice: str) -> None:
+    if paths:
+        logger.warning("%s (%d): %s. %s", what, len(paths), _names(paths), advice)
 
 
 def _names(paths: Sequence[Path]) -> str:
