@@ -7,7 +7,7 @@ that this trainer writes record it."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .files import CheckpointFile
@@ -25,15 +25,15 @@ LAST_LAYER = 1
 def default_clip_skip(base: Path, embedding: Path | None = None) -> int:
     """The clip skip to use if none is set: the one recorded in the embedding, else in the
     checkpoint, else 1."""
-    found = [value for _, key, value in _recorded(base, embedding) if key == CLIP_SKIP_KEY]
-    return found[0] if found else LAST_LAYER
+    return _default(_recorded(base, embedding))
 
 
 def choose_clip_skip(given: int | None, base: Path, embedding: Path | None = None) -> int:
     """The clip skip to use with these files; `given` is the user's setting, if any. Warns if a file
     records another one."""
-    chosen = default_clip_skip(base, embedding) if given is None else given
-    for path, key, value in _recorded(base, embedding):
+    recorded = list(_recorded(base, embedding))
+    chosen = _default(recorded) if given is None else given
+    for path, key, value in recorded:
         if value != chosen:
             logger.warning(
                 "'%s' was trained with clip skip %d (%s in its metadata), but clip skip %d is "
@@ -43,6 +43,10 @@ def choose_clip_skip(given: int | None, base: Path, embedding: Path | None = Non
     if given is None and chosen != LAST_LAYER:
         logger.info("Clip skip %d is used, as recorded in the file.", chosen)
     return chosen
+
+
+def _default(recorded: Iterable[tuple[Path, str, int]]) -> int:
+    return next((value for _, key, value in recorded if key == CLIP_SKIP_KEY), LAST_LAYER)
 
 
 def _recorded(base: Path, embedding: Path | None) -> Iterator[tuple[Path, str, int]]:
