@@ -17,6 +17,11 @@ CAST_BY_AUTOCAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers whose weights autocast casts in each forward pass."""
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """For messages, such as "float8_e4m3fn"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def check(precision: str, device: torch.device) -> None:
     """Raise ValueError if the device cannot compute in this precision."""
     if precision == "bf16" and not computes_in_bf16(device):

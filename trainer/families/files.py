@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..precision import dtype_name
 from ..storage.hashing import sha256_of
 from ..storage.names import is_text
 from .containers import open_pickle, open_safetensors
@@ -146,7 +147,7 @@ class CheckpointFile:
             )
         if not self.dtypes[key].is_floating_point:
             raise ValueError(
-                f"The weight '{key}' of '{self.path.name}' holds {_name(self.dtypes[key])} "
+                f"The weight '{key}' of '{self.path.name}' holds {dtype_name(self.dtypes[key])} "
                 "numbers, but only floating-point numbers can be trained. Choose the fp32, fp16 or "
                 f"bf16 version of this {self.kind.noun}."
             )
@@ -208,7 +209,3 @@ def _require(kind: FileKind, path: Path) -> None:
 
 def _a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

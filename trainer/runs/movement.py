@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ..checkpoint import WeightChange, file_dtype, is_coarse
 from ..methods.base import Part, Trainable
+from ..precision import dtype_name
 from ..training.session import Session
 from .outputs import Outputs
 
@@ -31,9 +32,9 @@ def notes_of_formats(trainable: Trainable) -> Iterator[str]:
         coarse = sorted((dtype for dtype in stored if is_coarse(dtype)), key=str)
         for old, new in ((dtype, file_dtype(dtype, file.output.dtype)) for dtype in coarse):
             yield (
-                f"The base model stores the weights to train as {_name(old)}, which is too coarse "
-                f"for the changes of training. They will be written as {_name(new)}, so the file "
-                "will be larger than the base model's."
+                f"The base model stores the weights to train as {dtype_name(old)}, which is too "
+                "coarse for the changes of training. They will be written as "
+                f"{dtype_name(new)}, so the file will be larger than the base model's."
             )
 
 
@@ -85,7 +86,3 @@ def _require_change(change: WeightChange, part: Part, steps: int) -> None:
     raise RuntimeError(
         f"{text}, although it was trained. Raise its learning rate (now {part.learning_rate:g})."
     )
-
-
-def _name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from ..data.examples import Example, find_examples
+from ..data.examples import Example
 from ..families.clip_skip import default_clip_skip
 from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
 from ..storage.locks import locked
+from ..training.images import own_class_images
 from .identity import Hashes, define
 from .manifest import Manifest
 from .related_runs import RelatedRuns
@@ -77,7 +78,7 @@ def _find(
         base_sha256=hashes.sha256(config.base),
         embedding_sha256=hashes.sha256(config.embedding) if config.embedding else "",
         photos=photos,
-        class_images=_own_class_images(config),
+        class_images=own_class_images(config, quiet=True),
         vae_sha256=hashes.sha256(config.vae) if config.vae else "",
     )
     related = RelatedRuns(runs, definition, config)
@@ -88,14 +89,7 @@ def _find(
 def _with_default_clip_skip(config: TrainingConfig) -> TrainingConfig:
     """The settings without a clip skip that would be used anyway, so that it makes no difference
     whether the user sets it."""
-    if config.clip_skip == default_clip_skip(config.base, config.embedding):
+    given = config.clip_skip
+    if given is not None and given == default_clip_skip(config.base, config.embedding):
         return config.replace({"clip_skip": None})
     return config
-
-
-def _own_class_images(config: TrainingConfig) -> list[Example]:
-    """The user's class images; [] if there are none or they are not used."""
-    prior = config.prior
-    if prior.weight == 0 or not prior.images:
-        return []
-    return find_examples(prior.images, prior.prompt, is_prior=True, quiet=True)

@@ -27,7 +27,7 @@ def encode_images(
     """Return the latents of the photos and of the class images, after drawing missing class images.
     The second is empty if the prior weight is 0."""
     _require_class_prompt(config, model)
-    own = _own_class_images(config)
+    own = own_class_images(config)
     _warn_of_shared_prompt(photos, [e.captions[0] for e in own] or [config.prior.prompt], config)
     warn_of_cut_captions(photos, model.tokenizer.newly_cut_text)
     _log_numbers(photos, own)
@@ -99,12 +99,13 @@ def _require_class_prompt(config: TrainingConfig, model: ModelFamily) -> None:
             )
 
 
-def _own_class_images(config: TrainingConfig) -> list[Example]:
-    """The user's class images; [] if there are none or they are not used."""
+def own_class_images(config: TrainingConfig, *, quiet: bool = False) -> list[Example]:
+    """The user's class images; [] if there are none or they are not used. `quiet` as in
+    `find_examples`."""
     prior = config.prior
     if prior.weight == 0 or not prior.images:
         return []
-    return find_examples(prior.images, prior.prompt, is_prior=True)
+    return find_examples(prior.images, prior.prompt, is_prior=True, quiet=quiet)
 
 
 def _drawn_class_images(
