@@ -79,10 +79,8 @@ def warn_of_other_clip_skip(model: ModelFamily, images: Iterable[Path]) -> None:
     """Warn if class images that this trainer drew were drawn with another clip skip than the
     model's."""
     for folder in sorted({image.parent for image in images}):
-        lines = _lines(folder / MANIFEST)
-        found = sorted(
-            {line.get("clip_skip", LAST_LAYER) for line in lines if "base_sha256" in line}
-        )
+        lines = [line for line in _lines(folder / MANIFEST) if "base_sha256" in line]
+        found = sorted({line.get("clip_skip", LAST_LAYER) for line in lines})
         if found and found != [model.clip_skip]:
             logger.warning(
                 "The class images in %s were drawn with clip skip %s, but clip skip %d is trained. "
@@ -116,9 +114,7 @@ def _definition(model: ModelFamily, prior: PriorConfig, resolution: int) -> dict
     settings["first_seed"] = settings.pop("seed")
     # 7 and 7.0 are the same setting, but different JSON.
     settings["guidance_scale"] = float(settings["guidance_scale"])
-    if (
-        model.clip_skip != LAST_LAYER
-    ):  # class images that were made before it existed have no clip_skip
+    if model.clip_skip != LAST_LAYER:  # older class images have no clip_skip
         settings["clip_skip"] = model.clip_skip
     size = {"width": resolution, "height": resolution}
     base = {"base_sha256": model.source.sha256(), **model.source.overrides}
