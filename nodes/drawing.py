@@ -98,8 +98,7 @@ def _candidates(sources: Sequence[ModelSource]) -> list[Candidate]:
             label=label,
             path=source.path,
             embedding=source.embedding,
-            prediction_type=source.prediction_type,
-            clip_skip=source.clip_skip,
+            options=source.options,
         )
         for label, source in zip(distinct(names), sources, strict=True)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,9 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
     with host.trainer_device() as device:
         precision.check(number_format, device)
         # The layer that training uses, which an embedding may have recorded.
-        clip_skip = source.clip_skip or default_clip_skip(source.path, source.embedding)
-        model = families.load(
-            source.path, device, prediction_type=source.prediction_type, clip_skip=clip_skip
-        )
+        clip_skip = source.options.clip_skip or default_clip_skip(source.path, source.embedding)
+        options = replace(source.options, clip_skip=clip_skip)
+        model = families.load(source.path, device, options=options)
         with precision.autocast(number_format, device):
             made = make_class_images(
                 model,

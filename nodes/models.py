@@ -8,12 +8,12 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..trainer.families import family_of
+from ..trainer.families import DEFAULT_OPTIONS, family_of
 from ..trainer.families.clip_skip import choose_clip_skip
 from ..trainer.families.constants import Constants
 from ..trainer.families.files import CheckpointFile
 from ..trainer.families.layouts import UNET
-from ..trainer.settings.config import PredictionType
+from ..trainer.settings.config import ModelOptions, PredictionType
 from . import folders, graph_models, host
 from .paths import fingerprint
 from .running import first_values, runs_once
@@ -29,10 +29,7 @@ FULL_WIDTH = 320
 
 
 def open_source(
-    path: Path,
-    embedding: Path | None = None,
-    prediction_type: PredictionType = "auto",
-    clip_skip: int | None = None,
+    path: Path, embedding: Path | None = None, options: ModelOptions = DEFAULT_OPTIONS
 ) -> ModelSource:
     """Check a checkpoint without reading its weights. Raises FileNotFoundError, or ValueError if it
     cannot be trained."""
@@ -43,8 +40,7 @@ def open_source(
         path=path,
         is_full_size=width == FULL_WIDTH,
         embedding=embedding,
-        prediction_type=prediction_type,
-        clip_skip=clip_skip,
+        options=options,
     )
 
 
@@ -113,10 +109,8 @@ class LoadBaseModel(io.ComfyNode):
         prediction_type: PredictionType = DEFAULTS.prediction_type,
         clip_skip: int = 0,
     ) -> io.NodeOutput:
-        path = folders.find_checkpoint(checkpoint)
-        return io.NodeOutput(
-            open_source(path, prediction_type=prediction_type, clip_skip=clip_skip or None)
-        )
+        options = ModelOptions(prediction_type=prediction_type, clip_skip=clip_skip or None)
+        return io.NodeOutput(open_source(folders.find_checkpoint(checkpoint), options=options))
 
 
 class ModelFromGraph(io.ComfyNode):
@@ -217,8 +211,8 @@ class UseTrainedModel(io.ComfyNode):
                 "Scheduler instead."
             )
         path, embedding = model_source.path, model_source.embedding
-        constants = Constants.read(CheckpointFile(path), model_source.prediction_type)
-        clip_skip = choose_clip_skip(model_source.clip_skip, path, embedding)
+        constants = Constants.read(CheckpointFile(path), model_source.options.prediction_type)
+        clip_skip = choose_clip_skip(model_source.options.clip_skip, path, embedding)
         return io.NodeOutput(
             *host.load_model(path, is_v_prediction=constants.is_v_prediction, clip_skip=clip_skip)
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.settings.config import PredictionType, PreviewConfig, ScoringConfig
+from ..trainer.settings.config import ModelOptions, PreviewConfig, ScoringConfig
 
 CATEGORY = "DreamBooth"
 """Where the menus and the Essentials tab show the nodes."""
@@ -25,10 +25,7 @@ class ModelSource:
     """Whether its layers are as wide as Stable Diffusion's, which ComfyUI's own loader requires."""
     embedding: Path | None = None
     """An embedding file, so that prompts can contain its placeholder."""
-    prediction_type: PredictionType = "auto"
-    clip_skip: int | None = None
-    """The layer of the text encoder, which the user chose. None: the one that the files record,
-    else 1."""
+    options: ModelOptions = field(default_factory=ModelOptions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -71,8 +71,7 @@ def run_config(
         {
             "base": source.path,
             "embedding": source.embedding,
-            "prediction_type": source.prediction_type,
-            "clip_skip": source.clip_skip,
+            **asdict(source.options),
             "dataset": dataset,
             "prior": prior or PriorConfig(),
             "optimizer": {"learning_rate": preset["learning_rate"]},

@@ -103,14 +103,7 @@ def _train(
     observer.on_load(config.base)
     memory.reset_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
-        model = families.load(
-            config.base,
-            device,
-            config.embedding,
-            prediction_type=config.prediction_type,
-            vae=config.vae,
-            clip_skip=config.clip_skip,
-        )
+        model = families.load(config.base, device, config.embedding, config.model_options)
         trainable = method.attach(model, config, photos)
     for note in [*model.source.notes, *notes_of_formats(trainable)]:
         logger.warning("%s", note)

@@ -18,7 +18,9 @@ import comfy.model_sampling as sampling
 models = sys.modules["/pack.nodes.models"]
 found = {}
 for setting in ("auto", "epsilon", "v"):
-    source = models.open_source(Path(PATH), prediction_type=setting)
+    source = models.open_source(
+        Path(PATH), options=models.ModelOptions(prediction_type=setting)
+    )
     model = models.UseTrainedModel.execute(model_source=[source]).args[0]
     used = model.get_model_object("model_sampling")
     found[setting] = isinstance(used, sampling.V_PREDICTION)

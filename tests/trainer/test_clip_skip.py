@@ -25,6 +25,7 @@ from trainer.runs.results import TrainingResult
 from trainer.sampling.class_images import MANIFEST, make_class_images
 from trainer.sampling.sampler import sample
 from trainer.settings.config import (
+    ModelOptions,
     PreviewConfig,
     PriorConfig,
     SamplingConfig,
@@ -115,14 +116,16 @@ def test_a_trained_model_draws_with_its_layer_everywhere(
     preview = PreviewConfig(prompts=("a dog",), every=2, sampling=FAST)
     result = run(replace(config, preview=preview))
     trained = result.checkpoint
-    with_two, with_one = (draw(families.load(trained, CPU, clip_skip=n)) for n in (2, 1))
+    with_two, with_one = (
+        draw(families.load(trained, CPU, options=ModelOptions(clip_skip=n))) for n in (2, 1)
+    )
     assert differ(with_two, with_one)
     assert not differ(result.previews[0], with_two)
     assert not differ(draw(families.load(trained, CPU)), with_two)
     axes = Axes(
         candidates=[
             Candidate(label="as trained", path=trained),
-            Candidate(label="last", path=trained, clip_skip=1),
+            Candidate(label="last", path=trained, options=ModelOptions(clip_skip=1)),
         ],
         schedulers=["Euler"], steps=[2], prompts=["a dog"],
     )  # fmt: skip
@@ -155,7 +158,7 @@ def test_class_images_belong_to_a_layer(tiny_checkpoint: Path, tmp_path: Path) -
     prior = PriorConfig(prompt="a cup", num_images=1, sampling=FAST)
 
     def make(clip_skip: int | None) -> Path:
-        model = families.load(tiny_checkpoint, CPU, clip_skip=clip_skip)
+        model = families.load(tiny_checkpoint, CPU, options=ModelOptions(clip_skip=clip_skip))
         return make_class_images(model, prior, tmp_path, resolution=16)[0]
 
     plain, two = make(None), make(2)
@@ -184,7 +187,7 @@ def test_class_images_of_another_layer_are_warned_of(
     trained: int,
 ) -> None:
     prior = PriorConfig(weight=1, prompt="a cup", num_images=1, sampling=FAST)
-    model = families.load(config.base, CPU, clip_skip=drawn)
+    model = families.load(config.base, CPU, options=ModelOptions(clip_skip=drawn))
     images = make_class_images(model, prior, tmp_path / "class", resolution=16)
     own = replace(prior, images=tuple(images))
     with caplog.at_level(logging.WARNING):
@@ -228,7 +231,8 @@ def test_the_commands_draw_with_the_layer_that_is_asked_for(
     images = []
     for clip_skip in (None, 2):
         folder = tmp_path / str(clip_skip)
-        shared = {"device": "cpu", "clip_skip": clip_skip, "folder": folder}
+        options = ModelOptions(clip_skip=clip_skip)
+        shared = {"device": "cpu", "options": options, "folder": folder}
         commands.Sample(
             checkpoint=tiny_checkpoint, prompts=("a dog",), sampling=FAST, **shared
         ).run()
@@ -239,4 +243,5 @@ def test_the_commands_draw_with_the_layer_that_is_asked_for(
         assert json.loads(line).get("clip_skip") == clip_skip
     assert differ(*images)
     for clip_skip, expected in zip((1, 2), images, strict=True):
-        assert not differ(draw(families.load(tiny_checkpoint, CPU, clip_skip=clip_skip)), expected)
+        model = families.load(tiny_checkpoint, CPU, options=ModelOptions(clip_skip=clip_skip))
+        assert not differ(draw(model), expected)

@@ -28,7 +28,7 @@ from ..runs.disk_space import format_bytes
 from ..runs.run import OnExisting
 from ..sampling.class_images import make_class_images
 from ..sampling.sampler import sample
-from ..settings.config import Precision, PredictionType, PriorConfig, SamplingConfig, TrainingConfig
+from ..settings.config import ModelOptions, Precision, PriorConfig, SamplingConfig, TrainingConfig
 from ..settings.values import flatten
 from ..storage import json_files
 from .terminal import TerminalObserver
@@ -131,26 +131,12 @@ class Priors(Shared):
     """Width and height in pixels. None: the model's native resolution."""
     precision: Precision = "fp32"
     """Number format of the computation."""
-    prediction_type: PredictionType = "auto"
-    """What the model predicts: epsilon or v, where the file is wrong or silent. auto: read it from
-    the file."""
-    vae: Path | None = None
-    """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
-    Diffusion 1, or a checkpoint. None: the checkpoint's own."""
-    clip_skip: int | None = None
-    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
-    recorded in the files, otherwise 1."""
+    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
     def run(self) -> None:
         device = find_device(self.device)
         precision.check(self.precision, device)
-        model = families.load(
-            toy.resolve(self.base),
-            device,
-            prediction_type=self.prediction_type,
-            vae=self.vae,
-            clip_skip=self.clip_skip,
-        )
+        model = families.load(toy.resolve(self.base), device, options=self.options)
         resolution = self.resolution or model.native_resolution
         with TerminalObserver() as observer, precision.autocast(self.precision, device):
             made = make_class_images(
@@ -180,29 +166,14 @@ class Sample(Shared):
     """Output folder. Existing files are not overwritten."""
     precision: Precision = "fp32"
     """Number format of the computation."""
-    prediction_type: PredictionType = "auto"
-    """What the model predicts: epsilon or v, where the file is wrong or silent. auto: read it from
-    the file."""
-    vae: Path | None = None
-    """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
-    Diffusion 1, or a checkpoint. None: the checkpoint's own."""
-    clip_skip: int | None = None
-    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
-    recorded in the files, otherwise 1."""
+    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
     def run(self) -> None:
         device = find_device(self.device)
         precision.check(self.precision, device)
         if self.embedding:
             require_in_use(self.embedding, [*self.prompts, *self.sampling.negative_prompts])
-        model = families.load(
-            toy.resolve(self.checkpoint),
-            device,
-            self.embedding,
-            prediction_type=self.prediction_type,
-            vae=self.vae,
-            clip_skip=self.clip_skip,
-        )
+        model = families.load(toy.resolve(self.checkpoint), device, self.embedding, self.options)
         self.folder.mkdir(parents=True, exist_ok=True)
         for scheduler in self.schedulers or (self.sampling.scheduler,):
             sampling = dataclasses.replace(self.sampling, scheduler=scheduler)

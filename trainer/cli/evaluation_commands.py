@@ -19,7 +19,7 @@ from ..evaluation import encoders, plots
 from ..evaluation.comparison import Axes, Candidate, Comparison, compare, distinct
 from ..evaluation.scores import ImageScorer, table
 from ..hardware import find_device
-from ..settings.config import Precision, PredictionType, SamplingConfig
+from ..settings.config import ModelOptions, Precision, SamplingConfig
 from ..storage import json_files
 from .commands import Shared, new_names
 from .terminal import TerminalObserver
@@ -61,15 +61,7 @@ class Compare(Shared):
     """Output folder for the grid, chart and scores. Existing files are not overwritten."""
     precision: Precision = "fp32"
     """Number format of the computation."""
-    prediction_type: PredictionType = "auto"
-    """What all these models predict: epsilon or v, where the files are wrong or silent. auto: read
-    it from each file."""
-    vae: Path | None = None
-    """A file whose VAE replaces each checkpoint's, or supplies one that it lacks: a VAE for Stable
-    Diffusion 1, or a checkpoint. None: each one's own."""
-    clip_skip: int | None = None
-    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
-    recorded in each checkpoint's files, otherwise 1."""
+    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
 
     def run(self) -> None:
         device = find_device(self.device)
@@ -98,9 +90,7 @@ class Compare(Shared):
                 label=label,
                 path=toy.resolve(path),
                 embedding=self.embedding,
-                prediction_type=self.prediction_type,
-                vae=self.vae,
-                clip_skip=self.clip_skip,
+                options=self.options,
             )
             for label, path in zip(labels, self.checkpoints, strict=True)
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..families.embedding import require_in_use
 from ..observer import Observer
 from ..sampling import schedulers
 from ..sampling.sampler import sample
-from ..settings.config import Precision, PredictionType, SamplingConfig
+from ..settings.config import ModelOptions, Precision, SamplingConfig
 from . import plots
 from .scores import ImageScorer, Scores
 
@@ -31,11 +31,7 @@ class Candidate:
     path: Path
     embedding: Path | None = None
     """The file of a textual inversion, whose placeholder may then be used in prompts."""
-    prediction_type: PredictionType = "auto"
-    vae: Path | None = None
-    """A file whose VAE replaces the checkpoint's."""
-    clip_skip: int | None = None
-    """The layer of the text encoder; None: the one that the files record, else 1."""
+    options: ModelOptions = field(default_factory=ModelOptions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,14 +153,7 @@ def compare(
     cut_prompts: set[str] = set()
     for candidate in axes.candidates:
         observer.on_load(candidate.path)
-        model = families.load(
-            candidate.path,
-            device,
-            candidate.embedding,
-            prediction_type=candidate.prediction_type,
-            vae=candidate.vae,
-            clip_skip=candidate.clip_skip,
-        )
+        model = families.load(candidate.path, device, candidate.embedding, candidate.options)
         model.tokenizer.reported = cut_prompts  # each is reported once, not once per candidate
         size = (size[0] or model.native_resolution, size[1] or model.native_resolution)
         for scheduler, steps in itertools.product(axes.schedulers, axes.steps):

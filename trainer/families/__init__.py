@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..settings.config import PredictionType
+from ..settings.config import ModelOptions
 from .averages import leave_out_averages
 from .base import ModelFamily
 from .clip_skip import choose_clip_skip
@@ -19,33 +19,29 @@ from .sd1 import SD1
 from .vae_file import open_vae
 
 FAMILIES: tuple[type[ModelFamily], ...] = (SD1,)
+DEFAULT_OPTIONS = ModelOptions()
 
 
 def load(
     path: Path,
     device: torch.device,
     embedding: Path | None = None,
-    *,
-    prediction_type: PredictionType = "auto",
-    vae: Path | None = None,
-    clip_skip: int | None = None,
+    options: ModelOptions = DEFAULT_OPTIONS,
 ) -> ModelFamily:
     """Load a checkpoint in fp32, frozen, on the device. `embedding` is the file of a textual
-    inversion whose placeholder captions may then contain. `vae` is a file whose VAE replaces the
-    checkpoint's. `clip_skip` is the layer of the text encoder to use, counted from the last one;
-    None: the one that the files record, else 1. Raises FileNotFoundError or ValueError if a file
-    cannot be used, before any weight is read."""
+    inversion whose placeholder captions may then contain. Raises FileNotFoundError or ValueError if
+    a file cannot be used, before any weight is read."""
     source = CheckpointFile(path)
-    if prediction_type != "auto":
-        source.overrides["prediction_type"] = prediction_type
+    if options.prediction_type != "auto":
+        source.overrides["prediction_type"] = options.prediction_type
     textual_inversion = Embedding.read(embedding) if embedding else None
-    family, chosen = family_of(source), choose_clip_skip(clip_skip, path, embedding)
+    family, chosen = family_of(source), choose_clip_skip(options.clip_skip, path, embedding)
     leave_out_averages(source)
-    if vae:
-        replacement = open_vae(vae)
+    if options.vae:
+        replacement = open_vae(options.vae)
         source.replace_vae(replacement, VAE)
         source.overrides["vae_sha256"] = replacement.sha256()
-    model = family.load(source, device, prediction_type, chosen)
+    model = family.load(source, device, options.prediction_type, chosen)
     if textual_inversion:
         model.add_embedding(textual_inversion)
     return model

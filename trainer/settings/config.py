@@ -172,6 +172,21 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """How the files of a model are read."""
+
+    prediction_type: PredictionType = "auto"
+    """What the model predicts: epsilon or v, where the file is wrong or silent. auto: read it from
+    the file."""
+    vae: Path | None = None
+    """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
+    Diffusion 1, or a checkpoint. None: the checkpoint's own."""
+    clip_skip: int | None = None
+    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
+    recorded in the files, otherwise 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     """One training run. The result depends on these settings and on the content of the files that
     they name."""
@@ -255,6 +270,12 @@ class TrainingConfig:
         one_of("prediction_type", self.prediction_type, get_args(PredictionType))
         require(0 < self.ema_decay < 1, "ema_decay must be between 0 and 1, got "
                 f"{self.ema_decay}.")  # fmt: skip
+
+    @property
+    def model_options(self) -> ModelOptions:
+        return ModelOptions(
+            prediction_type=self.prediction_type, vae=self.vae, clip_skip=self.clip_skip
+        )
 
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
         """Return a copy with some settings changed; for nested settings, pass nested mappings."""

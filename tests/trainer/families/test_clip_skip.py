@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from trainer import families
 from trainer.families.clip_skip import choose_clip_skip, default_clip_skip
 from trainer.families.tokenizer import ClipTokenizer
+from trainer.settings.config import ModelOptions
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a photo of sks dog", "a red cup"]
@@ -47,7 +48,8 @@ def test_every_layer_is_normed_like_the_last(
         states = encoder(ClipTokenizer().encode(CAPTIONS), output_hidden_states=True).hidden_states
         seen = []
         for clip_skip in range(1, layers + 1):
-            model = families.load(tmp_path / "model.safetensors", CPU, clip_skip=clip_skip)
+            options = ModelOptions(clip_skip=clip_skip)
+            model = families.load(tmp_path / "model.safetensors", CPU, options=options)
             given = model.encode_captions(CAPTIONS, []).hidden
             expected = body.final_layer_norm(states[layers + 1 - clip_skip])
             assert (given - expected).abs().max() <= 1e-5
@@ -59,7 +61,7 @@ def test_every_layer_is_normed_like_the_last(
 @pytest.mark.parametrize("clip_skip", [0, 3])
 def test_a_layer_that_does_not_exist_is_refused(tiny_checkpoint: Path, clip_skip: int) -> None:
     with pytest.raises(ValueError) as caught:
-        families.load(tiny_checkpoint, CPU, clip_skip=clip_skip)
+        families.load(tiny_checkpoint, CPU, options=ModelOptions(clip_skip=clip_skip))
     assert str(caught.value) == (
         f"clip_skip is {clip_skip}, but the text encoder of 'tiny.safetensors' has 2 layers. "
         "Choose a clip_skip between 1 and 2."
@@ -71,7 +73,7 @@ def test_a_model_draws_as_its_file_says(tiny_checkpoint: Path, tmp_path: Path) -
     metadata = {"dreambooth.constants": '{"resolution": 16}', "dreambooth.clip_skip": "2"}
     save_file(load_file(tiny_checkpoint), path, metadata=metadata)
     assert families.load(path, CPU).clip_skip == 2
-    assert families.load(path, CPU, clip_skip=1).clip_skip == 1
+    assert families.load(path, CPU, options=ModelOptions(clip_skip=1)).clip_skip == 1
     assert families.load(tiny_checkpoint, CPU).clip_skip == 1
 
 

@@ -22,7 +22,7 @@ from trainer.families.vae_file import open_vae
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.runs import disk_space
-from trainer.settings.config import TrainingConfig
+from trainer.settings.config import ModelOptions, TrainingConfig
 
 CPU = torch.device("cpu")
 Tensors = dict[str, Tensor]
@@ -82,7 +82,7 @@ def test_a_checkpoint_without_a_vae_trains_with_another_files(
 def test_a_vae_replaces_the_checkpoints_own(
     one_photo_config: TrainingConfig, tiny_checkpoint: Path, tiny_tensors: Tensors, vae: Path
 ) -> None:
-    model = families.load(tiny_checkpoint, CPU, vae=vae)
+    model = families.load(tiny_checkpoint, CPU, options=ModelOptions(vae=vae))
     key = "decoder.conv_out.weight"
     assert torch.equal(model.vae.decoder.conv_out.weight, tiny_tensors[VAE + key] * 0.5)
     trainable = FullFineTune().attach(model, one_photo_config, [])
@@ -138,7 +138,7 @@ def test_a_vae_with_other_latents_is_refused(without_vae: Path, tmp_path: Path) 
     tensors = key_maps.in_file_layout(state, key_maps.vae_file_names(state))
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "flux.safetensors")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
-        families.load(without_vae, CPU, vae=tmp_path / "flux.safetensors")
+        families.load(without_vae, CPU, options=ModelOptions(vae=tmp_path / "flux.safetensors"))
     assert str(error.value) == (
         "The VAE of 'flux.safetensors' has 16 latent channels, but the U-Net of 'base.safetensors' "
         "has 4. Choose a VAE for Stable Diffusion 1."
@@ -150,4 +150,4 @@ def test_a_damaged_vae_is_named(without_vae: Path, tiny_tensors: Tensors, tmp_pa
     del tensors["decoder.conv_out.weight"]
     save_file(tensors, tmp_path / "vae.safetensors")
     with pytest.raises(ValueError, match=r"^'vae.safetensors' lacks the weight 'first_stage"):
-        families.load(without_vae, CPU, vae=tmp_path / "vae.safetensors")
+        families.load(without_vae, CPU, options=ModelOptions(vae=tmp_path / "vae.safetensors"))
