@@ -15,8 +15,8 @@ from ..trainer.evaluation.scores import ImageScorer, table
 from . import folders, host
 from .drawing import DEFAULT, draw, drawing_inputs
 from .images import MAX_PREVIEWS, to_arrays, to_batch
-from .running import runs_once
-from .sockets import CATEGORY, ModelSocket, ModelSource, SavesSocket
+from .running import node_schema, runs_once
+from .sockets import ModelSocket, ModelSource, SavesSocket
 from .widgets import NONE, judge_input
 
 MAX_SOURCES = 8
@@ -34,12 +34,9 @@ def _flat(values: Sequence[Sequence[ModelSource]]) -> list[ModelSource]:
 class CompareSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothCompareSettings",
             display_name="Compare Settings",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Draw the same prompts from the same noise with several checkpoints, noise "
             "schedulers and numbers of steps, and show all images in one. With a judge and photos "
             "of the subject they are scored, to find the best stage of a run.",

@@ -11,8 +11,8 @@ from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.settings.presets import PRESETS
 from . import folders, training
-from .running import first_values, runs_once
-from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
+from .running import first_values, node_schema, runs_once
+from .sockets import ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
 from .widgets import DEFAULTS, widget
 
 DISPLAY_NAME = "DreamBooth Train"
@@ -21,12 +21,9 @@ DISPLAY_NAME = "DreamBooth Train"
 class DreamBoothTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothTrain",
             display_name=DISPLAY_NAME,
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Teach a Stable Diffusion checkpoint the subject of the photos, and save a "
             "new checkpoint that draws it. If a run with the same settings and images is finished "
             "already, its result is reused.",

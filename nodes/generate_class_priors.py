@@ -17,8 +17,8 @@ from ..trainer.settings.config import PriorConfig, SamplingConfig
 from . import folders, host
 from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
-from .running import first_values, runs_once
-from .sockets import CATEGORY, ClassDatasetSocket, ModelSocket, ModelSource
+from .running import first_values, node_schema, runs_once
+from .sockets import ClassDatasetSocket, ModelSocket, ModelSource
 from .widgets import (
     DEFAULTS,
     batch_size_input,
@@ -36,12 +36,9 @@ PREVIEW_SIDE = 512
 class GenerateClassPriors(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothGenerateClassPriors",
             display_name="Generate Class Priors",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Images of other members of the class, such as other dogs. Training on "
             "them too keeps the model from forgetting the class. The base model draws them once; "
             "later runs with the same settings reuse them.",

@@ -12,8 +12,8 @@ from ..trainer.settings.config import Crop, DatasetConfig
 from . import folders, host
 from .images import MAX_PREVIEWS, preview, save_batches
 from .paths import fingerprint
-from .running import first_values, runs_once
-from .sockets import CATEGORY, DatasetSocket
+from .running import first_values, node_schema, runs_once
+from .sockets import DatasetSocket
 from .widgets import DEFAULTS, check_prompt, widget
 
 FROM_GRAPH = "none, only the images below"
@@ -26,12 +26,9 @@ class LoadInstanceImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         dataset = DEFAULTS.dataset
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothLoadInstanceImages",
             display_name="Load Instance Images",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Photos of the subject to learn, and the prompt that describes them. Use "
             "three to six photos with different places and angles, or about 20 of a face.",
             search_aliases=["dreambooth", "dataset", "photos", "training images", "folder"],

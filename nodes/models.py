@@ -16,8 +16,8 @@ from ..trainer.families.layouts import UNET
 from ..trainer.settings.config import ModelOptions, PredictionType
 from . import folders, graph_models, host
 from .paths import fingerprint
-from .running import first_values, runs_once
-from .sockets import CATEGORY, ModelSocket, ModelSource
+from .running import first_values, node_schema, runs_once
+from .sockets import ModelSocket, ModelSource
 from .widgets import DEFAULTS, widget
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,9 @@ def open_source(
 class LoadBaseModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothLoadBaseModel",
             display_name="Load Base Model",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="The Stable Diffusion 1 checkpoint to start training from. The file is "
             "read when training or sampling starts, and never changed.",
             search_aliases=["dreambooth", "checkpoint", "toy model", "finetune", "base"],
@@ -116,12 +113,9 @@ class LoadBaseModel(io.ComfyNode):
 class ModelFromGraph(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothModelFromGraph",
             display_name="Model from Graph",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Train from the models of this workflow, such as merged models or models "
             "with LoRAs. They are saved as a checkpoint in ComfyUI's temp folder, which ComfyUI "
             "empties when it starts or ends.",
@@ -172,12 +166,9 @@ class ModelFromGraph(io.ComfyNode):
 class UseTrainedModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothUseTrainedModel",
             display_name="Use Trained Model",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Load the trained checkpoint as ComfyUI's own MODEL, CLIP and VAE, for "
             "KSampler and all other nodes. The CLIP uses the layer that the model was trained with "
             "(clip skip).",

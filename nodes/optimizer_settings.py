@@ -10,20 +10,17 @@ from ..trainer.methods.full import FullFineTune
 from ..trainer.optimization.lr_schedules import LR_SCHEDULES
 from ..trainer.optimization.optimizers import OPTIMIZERS
 from ..trainer.settings.config import FileDtype, OptimizerConfig, Precision
-from .running import runs_once
-from .sockets import CATEGORY, OptimizerSocket, TrainingSettings
+from .running import node_schema, runs_once
+from .sockets import OptimizerSocket, TrainingSettings
 from .widgets import DEFAULTS, learning_rate_input, pop_fields, widget
 
 
 class OptimizerSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothOptimizerSettings",
             display_name="Optimizer Settings",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Further settings of DreamBooth Train and Textual Inversion Train: "
             "optimizer, learning-rate schedule, number formats, memory, and the weighting of "
             "losses.",

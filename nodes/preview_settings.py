@@ -10,8 +10,8 @@ from ..trainer.sampling.schedulers import check as check_scheduler
 from ..trainer.settings.config import PreviewConfig, SamplingConfig, ScoringConfig
 from ..trainer.settings.descriptions import descriptions
 from . import folders
-from .running import runs_once
-from .sockets import CATEGORY, PreviewPlan, PreviewSocket
+from .running import node_schema, runs_once
+from .sockets import PreviewPlan, PreviewSocket
 from .widgets import (
     DEFAULTS,
     NONE,
@@ -28,12 +28,9 @@ from .widgets import (
 class PreviewSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothPreviewSettings",
             display_name="Preview Settings",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Images that DreamBooth Train and Textual Inversion Train draw during "
             "training, to show when the subject is learned. With a judge (CLIP or DINO) they are "
             "scored, and the best step is saved. They never change the result.",

@@ -1,7 +1,5 @@
 """How ComfyUI runs one of our nodes: once, with the defaults of what a workflow leaves out, and
-with its warnings and errors shown on it.
-
-Every schema has `is_input_list=True`, so that each input arrives as the list of its values."""
+with its warnings and errors shown on it."""
 
 from __future__ import annotations
 
@@ -15,9 +13,16 @@ from comfy_api.latest import io
 from ..host_version import package_complaint
 from . import host
 from .errors import naming_widgets
+from .sockets import CATEGORY
 
 Join = Callable[[list[Any]], Any]
 """Makes one value of all values of an input."""
+
+
+def node_schema(**options: Any) -> io.Schema:
+    """A node's schema, with what all our nodes share: each input arrives as the list of its
+    values, which `runs_once` expects."""
+    return io.Schema(category=CATEGORY, essentials_category=CATEGORY, is_input_list=True, **options)
 
 
 def runs_once(**joins: Join) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -33,12 +38,17 @@ def runs_once(**joins: Join) -> Callable[[Callable[..., Any]], Callable[..., Any
             if each.default is Parameter.empty and each.kind is not Parameter.VAR_KEYWORD
         }
 
+        # Made once, because its menus list whole folders. Only names and defaults are used here,
+        # and they stay the same.
+        schema: io.Schema | None = None
+
         @wraps(execute)
         def run(cls: type[io.ComfyNode], **inputs: list[Any]) -> Any:
+            nonlocal schema
             with host.warnings_on_node(), naming_widgets():
                 if complaint := package_complaint(for_every_run=True):
                     raise RuntimeError(complaint)
-                schema = cls.define_schema()
+                schema = schema or cls.define_schema()
                 values = _single_values(inputs, joins, str(schema.display_name))
                 values = _with_defaults(values, schema.inputs)
                 _require(needed - values.keys())

@@ -9,19 +9,16 @@ from comfy_api.latest import io
 from ..trainer.evaluation import plots
 from .drawing import draw, drawing_inputs
 from .images import to_batch
-from .running import runs_once
-from .sockets import CATEGORY, ModelSocket, ModelSource
+from .running import node_schema, runs_once
+from .sockets import ModelSocket, ModelSource
 
 
 class SampleWithScheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothSampleWithScheduler",
             display_name="Sample with Scheduler",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Draw each prompt with one or several noise schedulers, from the same "
             "noise, and show the images side by side.",
             search_aliases=["dreambooth", "DDIM", "PNDM", "LMSDiscrete", "compare schedulers"],

@@ -12,8 +12,7 @@ from ..trainer.evaluation.plots import score_chart
 from ..trainer.evaluation.scores import ImageScorer, Scores, table
 from . import folders, host
 from .images import MAX_PREVIEWS, to_arrays, to_batch
-from .running import runs_once
-from .sockets import CATEGORY
+from .running import node_schema, runs_once
 from .widgets import judge_input, lines
 
 MAX_BARS = 32
@@ -23,12 +22,9 @@ MAX_BARS = 32
 class ScoreImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothScoreImages",
             display_name="Score Images",
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Score images with CLIP or DINO: how much they look like the subject, how "
             "well they follow their prompts, whether they repeat a photo, and how much they vary.",
             search_aliases=["dreambooth", "CLIP score", "DINO", "similarity", "evaluate"],

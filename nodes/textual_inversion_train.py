@@ -12,8 +12,8 @@ from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.settings.config import DatasetConfig, TrainingConfig
 from ..trainer.settings.presets import INVERSION_PRESETS
 from . import folders, training
-from .running import first_values, runs_once
-from .sockets import CATEGORY, ModelSocket, ModelSource, TrainingSettings
+from .running import first_values, node_schema, runs_once
+from .sockets import ModelSocket, ModelSource, TrainingSettings
 from .widgets import widget
 
 DISPLAY_NAME = "Textual Inversion Train"
@@ -24,12 +24,9 @@ DEFAULT_NAME = "my-subject"
 class TextualInversionTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="DreamBoothTextualInversionTrain",
             display_name=DISPLAY_NAME,
-            category=CATEGORY,
-            essentials_category=CATEGORY,
-            is_input_list=True,
             description="Learn a new token for the subject of the photos and save it as an "
             'embedding of a few kilobytes, which prompts use as "embedding:name". The model itself '
             "does not change: less likeness than with DreamBooth, for less memory. DreamBooth "
