@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,19 +31,10 @@ from trainer.training.ema import EMA
 CPU = torch.device("cpu")
 
 
-def draw(folder: Path, count: int, seed: int, size: int) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        pixels = rng.integers(0, 256, size=(size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
 @pytest.fixture
-def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+def config(tiny_checkpoint, draw_photos, tmp_path) -> TrainingConfig:
     """Four steps on three photos, without class images."""
-    photos = draw(tmp_path / "photos", count=3, seed=0, size=32)
+    photos = draw_photos(tmp_path / "photos", 3, side=32)
     return TrainingConfig(
         base=tiny_checkpoint,
         dataset=DatasetConfig(photos=(photos,), prompt="a photo of sks dog", resolution=16),
@@ -56,8 +46,8 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
 
 
 @pytest.fixture
-def prior(tmp_path) -> PriorConfig:
-    folder = draw(tmp_path / "class", count=4, seed=1, size=32)
+def prior(draw_photos, tmp_path) -> PriorConfig:
+    folder = draw_photos(tmp_path / "class", 4, side=32, seed=1)
     return PriorConfig(weight=0.5, prompt="a photo of a dog", images=(folder,))
 
 

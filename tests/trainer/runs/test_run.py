@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -31,19 +30,10 @@ from trainer.settings.config import (
 CPU = torch.device("cpu")
 
 
-def draw(folder: Path, count: int, seed: int) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        pixels = rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
 @pytest.fixture
-def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+def config(tiny_checkpoint, draw_photos, tmp_path) -> TrainingConfig:
     """Two steps on three photos."""
-    photos = draw(tmp_path / "photos", count=3, seed=0)
+    photos = draw_photos(tmp_path / "photos", 3)
     return TrainingConfig(
         base=tiny_checkpoint,
         dataset=DatasetConfig(photos=(photos,), prompt="a photo of sks dog", resolution=16),
@@ -55,9 +45,9 @@ def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
 
 
 @pytest.fixture
-def everything(config, tmp_path) -> TrainingConfig:
+def everything(config, draw_photos, tmp_path) -> TrainingConfig:
     """Six steps with everything that a state contains."""
-    class_images = draw(tmp_path / "class", count=4, seed=1)
+    class_images = draw_photos(tmp_path / "class", 4, seed=1)
     return replace(
         config,
         steps=6,

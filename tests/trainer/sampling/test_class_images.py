@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.trainer.sampling.progress import Progress
 from trainer import families
 from trainer.families.base import ModelFamily
 from trainer.families.files import CheckpointFile
@@ -29,19 +30,6 @@ PRIOR = PriorConfig(prompt="a photo of a cup", num_images=5, sampling=SAMPLING)
 def tiny_model(tiny_checkpoint: Path) -> ModelFamily:
     """Loaded once: sampling does not change a model."""
     return families.load(tiny_checkpoint, torch.device("cpu"))
-
-
-class Progress(Observer):
-    """Records the calls, and raises at call number `stop_at`."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.calls: list[tuple[str, int, int]] = []
-        self.stop_at = stop_at
-
-    def on_progress(self, activity: str, done: int, total: int) -> None:
-        self.calls.append((activity, done, total))
-        if len(self.calls) == self.stop_at:
-            raise KeyboardInterrupt
 
 
 def make(

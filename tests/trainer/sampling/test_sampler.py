@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainer.sampling.progress import Progress
 from trainer import families
 from trainer.families.base import Framing, ModelFamily
-from trainer.observer import Observer
 from trainer.sampling import schedulers
 from trainer.sampling.sampler import sample, sample_each
 from trainer.sampling.schedulers import SCHEDULERS
@@ -53,17 +53,6 @@ def encode(model: ModelFamily, prompt: str) -> Tensor:
     side = model.native_resolution
     framing = Framing(original_size=(side, side), crop=(0, 0), size=(side, side))
     return model.encode_captions([prompt], [framing]).hidden
-
-
-class Steps(Observer):
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.calls: list[tuple[str, int, int]] = []
-        self.stop_at = stop_at
-
-    def on_progress(self, activity: str, done: int, total: int) -> None:
-        self.calls.append((activity, done, total))
-        if len(self.calls) == self.stop_at:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -223,14 +212,14 @@ def test_a_model_in_training_samples_without_dropout_and_stays_in_training(
     before = [module.training for module in modules]
     assert np.array_equal(sample(model, ["a cup"], sampling), images)
     with pytest.raises(KeyboardInterrupt):
-        sample(model, ["a cup"], sampling, observer=Steps(stop_at=1))
+        sample(model, ["a cup"], sampling, observer=Progress(stop_at=1))
     assert [module.training for module in modules] == before
     assert True in before
     assert False in before
 
 
 def test_every_denoising_step_is_reported(tiny_model: ModelFamily):
-    steps = Steps()
+    steps = Progress()
     sampling = SamplingConfig(scheduler="PNDM", steps=5, batch_size=2)
     sample(tiny_model, PROMPTS, sampling, observer=steps)
     # PNDM predicts once more than it has steps, in each of the two batches.
@@ -239,7 +228,7 @@ def test_every_denoising_step_is_reported(tiny_model: ModelFamily):
 
 def test_an_observer_that_raises_stops_within_one_step(tiny_model: ModelFamily):
     with recorded(tiny_model.unet) as inputs, pytest.raises(KeyboardInterrupt):
-        sample(tiny_model, PROMPTS, SamplingConfig(guidance_scale=1), observer=Steps(stop_at=3))
+        sample(tiny_model, PROMPTS, SamplingConfig(guidance_scale=1), observer=Progress(stop_at=3))
     assert len(inputs) == 3
 
 

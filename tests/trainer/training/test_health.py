@@ -6,10 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from trainer.families.sd1 import SD1
 from trainer.loop import train
@@ -17,7 +15,6 @@ from trainer.methods.full import FullFineTune
 from trainer.settings.config import (
     DatasetConfig,
     OptimizerConfig,
-    OutputConfig,
     PriorConfig,
     TrainingConfig,
 )
@@ -27,24 +24,9 @@ from trainer.training.health import Health
 CPU = torch.device("cpu")
 
 
-def draw(folder: Path, seed: int) -> Path:
-    folder.mkdir()
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "image.png")
-    return folder
-
-
 @pytest.fixture
-def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
-    photos = draw(tmp_path / "photos", 0)
-    return TrainingConfig(
-        base=tiny_checkpoint,
-        dataset=DatasetConfig(photos=(photos,), prompt="a dog", resolution=16),
-        optimizer=OptimizerConfig(learning_rate=1e-5),
-        output=OutputConfig(folder=tmp_path / "out", name="dog"),
-        steps=4,
-        batch_size=1,
-    )
+def config(one_photo_config) -> TrainingConfig:
+    return replace(one_photo_config, optimizer=OptimizerConfig(learning_rate=1e-5), steps=4)
 
 
 def run(config: TrainingConfig, runs: Path | None = None):
@@ -125,9 +107,11 @@ def test_nan_ends_the_run_and_keeps_the_last_saved_state(
     assert state.name.startswith("step000002-")
 
 
-def test_fp16_that_skips_every_step_ends_the_run(config, tmp_path):
+def test_fp16_that_skips_every_step_ends_the_run(config, tmp_path, draw_photos):
     """With such a prior weight, gradients overflow fp16 at any loss scale."""
-    prior = PriorConfig(weight=1e9, prompt="a cat", images=(draw(tmp_path / "class", 1),))
+    prior = PriorConfig(
+        weight=1e9, prompt="a cat", images=(draw_photos(tmp_path / "class", 1, seed=1),)
+    )
     config = replace(config, precision="fp16", prior=prior, steps=100)
     with pytest.raises(FloatingPointError) as caught:
         run(config, tmp_path / "runs")
