@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .files import CheckpointFile
+from .files import SAFETENSORS, CheckpointFile
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def _default(recorded: Iterable[tuple[Path, str, int]]) -> int:
 def _recorded(base: Path, embedding: Path | None) -> Iterator[tuple[Path, str, int]]:
     """Each file that records a clip skip, with the key and the value; the embedding first."""
     for path in (embedding, base):
-        if path is None or path.suffix.lower() != ".safetensors":
+        if path is None or path.suffix.lower() not in SAFETENSORS:
             continue  # other files have no metadata
         metadata = CheckpointFile(path).metadata
         for key in (CLIP_SKIP_KEY, OTHERS_KEY):

@@ -68,8 +68,9 @@ def test_a_layer_that_does_not_exist_is_refused(tiny_checkpoint: Path, clip_skip
     )
 
 
-def test_a_model_draws_as_its_file_says(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / "trained.safetensors"
+@pytest.mark.parametrize("ending", [".safetensors", ".sft"])
+def test_a_model_draws_as_its_file_says(tiny_checkpoint: Path, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"trained{ending}"
     metadata = {"dreambooth.constants": '{"resolution": 16}', "dreambooth.clip_skip": "2"}
     save_file(load_file(tiny_checkpoint), path, metadata=metadata)
     assert families.load(path, CPU).clip_skip == 2
