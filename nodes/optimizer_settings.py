@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer.methods.full import FullFineTune
 from ..trainer.optimization.lr_schedules import LR_SCHEDULES
 from ..trainer.optimization.optimizers import OPTIMIZERS
-from ..trainer.settings.config import FileDtype, OptimizerConfig, Precision
+from ..trainer.settings.config import FileDtype, OptimizerConfig, Precision, Weights
 from .running import node_schema, runs_once
 from .sockets import OptimizerSocket, TrainingSettings
 from .widgets import DEFAULTS, learning_rate_input, pop_fields, widget
@@ -107,4 +107,7 @@ def _widgets() -> list[io.Input]:
             advanced=True,
         ),
         widget(io.Boolean, DEFAULTS.output, "private", advanced=True),
+        widget(io.Combo, DEFAULTS, "weights", options=list(get_args(Weights)), advanced=True),
+        widget(io.Boolean, DEFAULTS, "gradient_release", advanced=True),
+        widget(io.Boolean, DEFAULTS, "offload", advanced=True),
     ]

@@ -217,7 +217,8 @@ UNKNOWN = [
         "train", "[optimiser]\nlearning_rate = 1.0", "optimiser",
         "Known keys: device, base, embedding, vae, prediction_type, steps, batch_size, "
         "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
-        "min_snr_gamma, noise_offset, channels_last, compile, clip_skip, preset, runs, judge, "
+        "min_snr_gamma, noise_offset, channels_last, compile, clip_skip, weights, "
+        "gradient_release, offload, preset, runs, judge, "
         "on_existing, " + HEADINGS,
     ),
     (

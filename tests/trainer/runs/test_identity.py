@@ -90,7 +90,8 @@ def test_the_settings_that_do_not_count_by_their_value():
     assert of(Effect.CONTENT) == {"base", "embedding", "vae", "dataset.photos", "prior.images"}
     assert of(Effect.PHOTOS_PER_STEP) == {"batch_size", "gradient_accumulation"}
     assert of(Effect.ROUNDING) == {
-        "gradient_checkpointing", "channels_last", "compile", "prior.sampling.batch_size",
+        "gradient_checkpointing", "channels_last", "compile", "offload",
+        "prior.sampling.batch_size",
     }  # fmt: skip
 
 

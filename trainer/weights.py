@@ -1,0 +1,129 @@
+"""The number formats in which trained weights are stored.
+
+A step changes a weight by about 1e-6, which bf16 cannot hold: rounded to it, 99 % of the change is
+lost. In "24 bit" a weight is a bf16 number, with which the network computes, and the next 8 bits,
+its `rest`, with which the optimizer computes. In "bf16" there is no rest, and a changed weight is
+rounded up or down at random, so that it is right on average. Both leave small weights, such as
+biases and norms, in fp32.
+
+A stored weight is a bf16 tensor, here with its rest as an attribute. fp32 tensors are their own
+value."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+MIN_NUMBERS = 4096
+"""Weights with fewer numbers, or a single dimension, stay in fp32. They are 0.1 % of all."""
+_REST = "_rest"
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
+
+
+def is_large(weight: Tensor) -> bool:
+    """Whether a weight is large enough to be stored in another format than fp32."""
+    return weight.ndim > 1 and weight.numel() >= MIN_NUMBERS
+
+
+def is_stored(weight: Tensor) -> bool:
+    """Whether a weight is in another format than fp32."""
+    return weight.dtype == torch.bfloat16
+
+
+def rest_of(weight: Tensor) -> Tensor | None:
+    """The rest [int8] of a weight in 24 bits, on any device; None in other formats."""
+    rest: Tensor | None = getattr(weight, _REST, None)
+    return rest
+
+
+def set_rest(weight: Tensor, rest: Tensor | None) -> None:
+    """Replace the rest of a weight."""
+    setattr(weight, _REST, rest)
+
+
+@torch.no_grad()
+def store(parameter: nn.Parameter, format: str) -> None:
+    """Convert a parameter to a format in place, rounding to the nearest number. All numbers of fp16
+    and bf16 files are exact in 24 bits."""
+    values = parameter.data.to(torch.float32)
+    if format == "fp32" or not is_large(values):
+        parameter.data = values
+        return
+    parameter.data = torch.empty_like(values, dtype=torch.bfloat16)
+    rest = torch.empty_like(values, dtype=torch.int8) if format == "24 bit" else None
+    set_rest(parameter, rest)
+    _write(parameter, values.clone(), noise=None)
+
+
+@torch.no_grad()
+def value(weight: Tensor) -> Tensor:
+    """The values of a weight in fp32, with its rest. Those of an fp32 weight are not copied."""
+    rest = rest_of(weight)
+    if rest is None:
+        return weight.detach().to(torch.float32)
+    upper = weight.detach().view(torch.int16).to(torch.int32) << 16
+    return upper.add_(rest.to(weight.device, torch.int32), alpha=256).view(torch.float32)
+
+
+@torch.no_grad()
+def write(weight: Tensor, values: Tensor, generator: torch.Generator) -> None:
+    """Store new values [fp32] in a weight. What its format cannot hold is rounded up or down at
+    random, with the probability that makes the average right. Overwrites `values`."""
+    if is_stored(weight):
+        _write(weight, values, _noise(weight, generator))
+    else:
+        weight.copy_(values)
+
+
+def view(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The weight in another shape, with its rest, sharing memory."""
+    viewed = weight.detach().view(shape)
+    rest = rest_of(weight)
+    if rest is not None:
+        set_rest(viewed, rest.view(shape))
+    return viewed
+
+
+def copy(weight: Tensor) -> Tensor:
+    """An independent copy of a weight's value: in 24 bits, or fp32 if the weight is in fp32."""
+    copied = weight.detach().clone()
+    if is_stored(weight):
+        rest = rest_of(weight)
+        zeros = torch.zeros_like(copied, dtype=torch.int8)
+        set_rest(copied, zeros if rest is None else rest.clone())
+    return copied
+
+
+def swap(weight: Tensor, other: Tensor) -> None:
+    """Exchange the values of two weights without copying them."""
+    rest, others_rest = rest_of(weight), rest_of(other)
+    weight.data, other.data = other.data, weight.data
+    set_rest(weight, others_rest)
+    set_rest(other, rest)
+
+
+def _write(weight: Tensor, values: Tensor, noise: Tensor | None) -> None:
+    """Works on the bits of the numbers: adding to them raises the magnitude of a number by that
+    many units in its last place."""
+    rest = rest_of(weight)
+    num_dropped = 16 if rest is None else 8
+    bits = values.view(torch.int32)
+    bits += 1 << (num_dropped - 1) if noise is None else noise
+    bits &= -1 << num_dropped
+    upper = bits >> 16 if rest is None else (bits + (1 << 15)) >> 16  # the nearest bf16 number
+    if rest is not None:
+        rest.copy_((bits >> 8) - (upper << 8))
+    weight.copy_(upper.to(torch.int16).view(torch.bfloat16))
+
+
+def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Random integers of the shape of a weight, in the range of the bits that its format drops. Cut
+    from 64-bit numbers, because fewer draws are faster."""
+    dtype = torch.int16 if rest_of(weight) is None else torch.int8
+    num_draws = -(-weight.numel() * dtype.itemsize // 8)
+    draws = torch.empty(num_draws, dtype=torch.int64, device=weight.device)
+    draws.random_(-(2**63), None, generator=generator)
+    numbers = draws.view(dtype)[: weight.numel()].view(weight.shape).to(torch.int32)
+    return numbers & ((1 << (8 * dtype.itemsize)) - 1)
