@@ -236,6 +236,7 @@ def check(config: TrainingConfig, device: torch.device, *, is_scored: bool = Fal
             "show the subject in different places, or choose no judge."
         )
     optimizers.check(config.optimizer)
+    optimizers.check_per_weight(config)
     lr_schedules.check(config.optimizer, config.steps)
     precision.check(config.precision, device)
     parse_color(config.dataset.background)

@@ -43,6 +43,12 @@ def set_rest(weight: Tensor, rest: Tensor | None) -> None:
     setattr(weight, _REST, rest)
 
 
+def num_bytes(weight: Tensor) -> int:
+    """The memory that a weight takes, with its rest."""
+    rest = rest_of(weight)
+    return weight.nbytes + (0 if rest is None else rest.nbytes)
+
+
 @torch.no_grad()
 def store(parameter: nn.Parameter, format: str) -> None:
     """Convert a parameter to a format in place, rounding to the nearest number. All numbers of fp16
@@ -75,6 +81,15 @@ def write(weight: Tensor, values: Tensor, generator: torch.Generator) -> None:
         _write(weight, values, _noise(weight, generator))
     else:
         weight.copy_(values)
+
+
+@torch.no_grad()
+def restore(weight: Tensor, saved: Tensor, rest: Tensor | None) -> None:
+    """Copy a saved weight and its rest, bit for bit. No rest is a rest of zeros."""
+    weight.copy_(saved)
+    own = rest_of(weight)
+    if own is not None:
+        own.copy_(torch.zeros_like(own) if rest is None else rest)
 
 
 def view(weight: Tensor, shape: tuple[int, ...]) -> Tensor:

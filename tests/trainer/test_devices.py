@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -55,6 +55,7 @@ from trainer.settings.config import (
     SamplingConfig,
     ScoringConfig,
     TrainingConfig,
+    Weights,
 )
 
 CHECKPOINTS = {"Stable Diffusion 1": "tiny_checkpoint"}
@@ -76,6 +77,8 @@ COVERED_ELSEWHERE = {
     "vae", "prediction_type",
     # A compiled U-Net has the same operations, and torch cannot compile for this device.
     "compile",
+    # In test_lean_steps, because they need other settings.
+    "weights", "offload",
 }  # fmt: skip
 PLACEHOLDER = "<tok>"
 aten = torch.ops.aten
@@ -230,6 +233,23 @@ def test_options(config, run, name):
     run(replace(config, **{name: NUMBERS.get(name, True)}), FullFineTune())
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if OPTIMIZERS[name].is_per_weight])
+@pytest.mark.parametrize("weights", get_args(Weights))
+def test_lean_steps(config, run_in_two, name, weights):
+    """The optimizer's state and the rests of the weights are in main memory between steps."""
+    config = replace(
+        config,
+        optimizer=OptimizerConfig(name=name, learning_rate=1e-3),
+        precision="bf16",
+        weights=weights,
+        gradient_release=True,
+        offload=True,
+        ema=True,
+        channels_last=True,
+    )
+    run_in_two(config, FullFineTune(train_text_encoder=True))
+
+
 @pytest.mark.parametrize("is_own", [True, False])
 def test_class_images(config, run, draw_photos, is_own, tmp_path):
     images = (draw_photos(tmp_path / "class", 3, seed=1),) if is_own else ()
@@ -290,6 +310,7 @@ def test_all_options_at_once(config, run_in_two, encoder, embedding, kind, preci
     config = replace(
         with_embedding(config, embedding),
         **dict.fromkeys(set(switches(TrainingConfig)) - COVERED_ELSEWHERE, True),
+        **({"gradient_release": False} if precision == "fp16" else {}),
         min_snr_gamma=5.0,
         noise_offset=0.1,
         precision=precision,

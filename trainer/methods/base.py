@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
+from .. import weights
 from ..checkpoint import Original
 from ..data.examples import Example
 from ..families.base import ModelFamily
@@ -92,10 +92,11 @@ class Method(Protocol):
         ...
 
 
-def thaw(module: nn.Module) -> list[nn.Parameter]:
-    """Convert the module's parameters to fp32 in place, make them trainable, and return them."""
+def thaw(module: nn.Module, format: str) -> list[nn.Parameter]:
+    """Convert the module's parameters to a format of weights in place, make them trainable, and
+    return them."""
     parameters = list(module.parameters())
     for parameter in parameters:
-        parameter.data = parameter.data.to(torch.float32)
+        weights.store(parameter, format)
         parameter.requires_grad_(True)
     return parameters

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.examples import Example
 from ..families.base import ModelFamily
 from ..families.tokenizer import has_placeholder
-from ..optimization.optimizers import require_channels_last, require_one_rate
+from ..optimization.optimizers import require_one_rate
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
 from .base import OutputFile, Part, Trainable, thaw
@@ -53,7 +53,6 @@ class FullFineTune:
         return list(photos)
 
     def check(self, config: TrainingConfig) -> None:
-        require_channels_last(config)
         require_one_rate(config, self.text_encoder_learning_rate, "text_encoder_learning_rate")
         if self.train_embedding and config.embedding is None:
             raise ValueError(
@@ -84,12 +83,12 @@ class _FullTrainable(Trainable):
         self._model = model
         self.trains_text_encoder = options.train_text_encoder or options.train_embedding
         modules, learning_rate = model.parts(), config.optimizer.learning_rate
-        self.parts = [Part("unet", thaw(modules["unet"]), learning_rate)]
+        self.parts = [Part("unet", thaw(modules["unet"], config.weights), learning_rate)]
         if options.train_text_encoder:
             self.parts.append(
                 Part(
                     "text_encoder",
-                    thaw(modules["text_encoder"]),
+                    thaw(modules["text_encoder"], config.weights),
                     options.text_encoder_learning_rate or learning_rate,
                     options.text_encoder_stop_step,
                 )

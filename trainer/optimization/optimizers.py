@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -26,18 +27,50 @@ def _adamw(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimi
 
 
 def _adamw_8bit(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimizer:
-    bitsandbytes = _load(config.name)
-    optimizer: Any = bitsandbytes.optim.AdamW8bit(groups, weight_decay=config.weight_decay)
-    quantized, known = optimizer.get_config, set(map(id, exact))
-
+    optimizer: Any = _adamw_8bit_class()(groups, weight_decay=config.weight_decay)
     # bitsandbytes' own way to exempt a parameter is a process-wide registry keyed by id(), which
     # a later run's parameter could reuse.
-    def get_config(group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
-        is_exact = id(group["params"][index]) in known
-        return quantized(group_index, index, group) | ({"optim_bits": 32} if is_exact else {})
-
-    optimizer.get_config = get_config
+    optimizer.exact = set(map(id, exact))
     return cast(Optimizer, optimizer)
+
+
+@cache
+def _adamw_8bit_class() -> type:
+    base: Any = _load("AdamW8bit").optim.AdamW8bit
+
+    class AdamW8bit(base):  # type: ignore[misc]
+        """With fp32 states for `exact` parameters. bitsandbytes' own `step` waits for the GPU after
+        each parameter, and leaves parameters contiguous."""
+
+        exact: set[int]
+        initialized: bool
+
+        def get_config(self, group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
+            is_exact = id(group["params"][index]) in self.exact
+            settings: dict[str, Any] = super().get_config(group_index, index, group)
+            return settings | ({"optim_bits": 32} if is_exact else {})
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            if not self.initialized:
+                self.check_overrides()
+                self.to_gpu()  # the states of a resumed run
+                self.initialized = True
+            for group_index, group in enumerate(self.param_groups):
+                for index, parameter in enumerate(group["params"]):
+                    if parameter.grad is not None:
+                        self._update(group, parameter, group_index, index)
+
+        def _update(self, group: Any, parameter: Tensor, group_index: int, index: int) -> None:
+            data = parameter.data
+            parameter.data = data.contiguous()
+            if not self.state[parameter]:
+                self.init_state(group, parameter, group_index, index)
+            self.update_step(group, parameter, group_index, index)
+            if not data.is_contiguous():
+                parameter.data = data.copy_(parameter.data)
+
+    return AdamW8bit
 
 
 def _adafactor(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimizer:
@@ -45,6 +78,16 @@ def _adafactor(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Op
     optimizer: Optimizer = _load(config.name).AdaFactor(
         groups, weight_decay=config.weight_decay, scale_parameter=False, relative_step=False
     )
+    return optimizer
+
+
+def _adafactor_without_momentum(
+    groups: ParamGroups, config: OptimizerConfig, exact: Exact
+) -> Optimizer:
+    optimizer: Optimizer = _load(config.name).AdaFactor(
+        groups, weight_decay=config.weight_decay, betas=(None, 0.999), scale_parameter=False,
+        relative_step=False,
+    )  # fmt: skip
     return optimizer
 
 
@@ -83,6 +126,12 @@ def _adafactor_bytes(shape: Sequence[int], is_exact: bool) -> int:
     return 2 * size + 4 * factored
 
 
+def _matrix_bytes(shape: Sequence[int], is_exact: bool) -> int:
+    """Second moments in fp32, for each row and each column of the parameter as a matrix."""
+    size = math.prod(shape)
+    return 4 * (shape[0] + size // shape[0] if len(shape) > 1 else size)
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One of the optimizers that users choose from."""
@@ -96,21 +145,27 @@ class Choice:
     """The package it needs besides torch; "" for none."""
     has_one_rate: bool = False
     """Uses the learning rate of the first parameter group for all groups."""
-    undoes_channels_last: bool = False
-    """Its first step changes the weights back from channels_last."""
+    is_per_weight: bool = True
+    """The update of a weight depends on nothing but that weight and its gradients, so that weights
+    can be updated one after the other."""
+    on_matrices: bool = False
+    """Works on each weight as a matrix [outputs, everything else], whatever its shape."""
 
 
 OPTIMIZERS: dict[str, Choice] = {
     "AdamW": Choice(_adamw, _per_weight(8), 8),
-    "AdamW8bit": Choice(
-        _adamw_8bit, _adamw_8bit_bytes, 2, package="bitsandbytes", undoes_channels_last=True
-    ),
+    "AdamW8bit": Choice(_adamw_8bit, _adamw_8bit_bytes, 2, package="bitsandbytes"),
     "Adafactor": Choice(_adafactor, _adafactor_bytes, 4, package="pytorch-optimizer"),
     "Prodigy": Choice(
-        _prodigy, _per_weight(16), 16, package="pytorch-optimizer", has_one_rate=True
+        _prodigy, _per_weight(16), 16, package="pytorch-optimizer", has_one_rate=True,
+        is_per_weight=False,
     ),
     "Lion": Choice(_lion, _per_weight(4), 4, package="pytorch-optimizer"),
-}
+    "Adafactor without momentum": Choice(
+        _adafactor_without_momentum, _matrix_bytes, 0, package="pytorch-optimizer",
+        on_matrices=True,
+    ),
+}  # fmt: skip
 """By the name that users choose."""
 
 
@@ -130,14 +185,51 @@ def check(config: OptimizerConfig) -> None:
         _load(config.name)
 
 
-def require_channels_last(config: TrainingConfig) -> None:
-    """Raise ValueError if channels_last is on and the optimizer would undo it."""
+def updates_per_weight(config: TrainingConfig) -> bool:
+    """Whether large weights are updated one by one instead of all together."""
+    return bool(_per_weight_settings(config))
+
+
+def check_per_weight(config: TrainingConfig) -> None:
+    """Raise ValueError for weights, gradient_release or offload that cannot be combined with other
+    settings."""
     name = config.optimizer.name
-    if config.channels_last and OPTIMIZERS[name].undoes_channels_last:
+    for setting, instead in _per_weight_settings(config).items():
+        if not OPTIMIZERS[name].is_per_weight:
+            raise ValueError(
+                f"{setting}, but optimizer.name is {name}, which needs the gradients of all "
+                f"weights at once. Choose another optimizer, or {instead}."
+            )
+        if config.precision == "fp16":
+            raise ValueError(
+                f"{setting}, but precision is fp16, which skips steps whose gradients overflow, "
+                "when weights have changed already. Set precision to bf16 or fp32, "
+                f"or {instead}."
+            )
+    if config.weights != "fp32" and config.precision != "bf16":
         raise ValueError(
-            f"channels_last is on, but optimizer.name is {name}, whose first step would undo it. "
-            "Switch channels_last off, or choose another optimizer."
+            f"weights is {config.weights}, with which the model computes in bf16, but precision is "
+            f"{config.precision}. Set precision to bf16, or weights to fp32."
         )
+    if config.offload and not config.gradient_release:
+        raise ValueError(
+            "offload is on, which needs gradient_release. Switch gradient_release on, or offload "
+            "off."
+        )
+
+
+def _per_weight_settings(config: TrainingConfig) -> dict[str, str]:
+    """The settings for which weights are updated one by one, each with how to avoid it."""
+    name = config.optimizer.name
+    return {
+        setting: instead
+        for setting, instead, is_used in (
+            ("gradient_release is on", "switch gradient_release off", config.gradient_release),
+            (f"weights is {config.weights}", "set weights to fp32", config.weights != "fp32"),
+            (f"optimizer.name is {name}", "choose another optimizer", OPTIMIZERS[name].on_matrices),
+        )
+        if is_used
+    }
 
 
 def require_one_rate(config: TrainingConfig, rate: float | None, option: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import weights
 from ..checkpoint import file_dtype
 from ..families.base import ModelFamily
 from ..methods.base import OutputFile, Trainable
@@ -21,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 NUM_BEST = 2
 """Best checkpoints that exist at once: the best so far, and the next one while it is written."""
-BYTES_PER_WEIGHT = 4
-"""Bytes of a trained weight, and of its running average, in a state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +130,10 @@ def _require(folder: Path, what: str, size: int, result_of: Session | None) -> N
 def state_size(config: TrainingConfig, model: ModelFamily, trainable: Trainable) -> int:
     """The approximate size of a state in bytes."""
     parameters = [p for part in trainable.parts for p in part.parameters]
-    copies = 2 if config.ema else 1
-    weights = sum(p.numel() for p in parameters) * BYTES_PER_WEIGHT * copies
-    return weights + optimizers.state_bytes(config.optimizer.name, parameters, model.embeddings())
+    size = sum(map(weights.num_bytes, parameters))
+    if config.ema:
+        size += sum(p.numel() * (3 if weights.is_stored(p) else 4) for p in parameters)
+    return size + optimizers.state_bytes(config.optimizer.name, parameters, model.embeddings())
 
 
 def format_bytes(num_bytes: int) -> str:

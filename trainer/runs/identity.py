@@ -93,6 +93,8 @@ def _unused(config: TrainingConfig) -> set[str]:
         unused |= {"prior.num_images"} | deciding(SamplingConfig, "prior.sampling.")
     if not config.ema:
         unused.add("ema_decay")
+    if config.gradient_release:
+        unused.add("optimizer.max_grad_norm")
     return unused
 
 

@@ -71,6 +71,11 @@ def _initial_state(session: Session) -> dict[str, Any]:
     """The state of a session before its first step. Its weights are copied to the CPU, because the
     device may not have enough memory for two copies. The average still equals the weights."""
     state = session.state()
-    weights = [weight.to("cpu", copy=True) for weight in state.pop("parameters")]
-    average = state.pop("average") and {"averages": weights, "num_updates": 0}
-    return {**copy.deepcopy(state), "parameters": weights, "average": average}
+    parts = {
+        name: [part if part is None else part.to("cpu", copy=True) for part in state.pop(name)]
+        for name in ("parameters", "rests")
+    }
+    average = state.pop("average") and {
+        "averages": parts["parameters"], "rests": parts["rests"], "num_updates": 0,
+    }  # fmt: skip
+    return {**copy.deepcopy(state), **parts, "average": average}

@@ -80,8 +80,8 @@ class OptimizerConfig:
 
     name: Decides[str] = "AdamW"
     """Optimizer. Bytes of memory per trained weight: AdamW 8, AdamW8bit 2, Adafactor 4, Lion 4,
-    Prodigy 16. With Prodigy, which finds the learning rate itself, set the learning rate to 1; with
-    Lion, lower it."""
+    Prodigy 16, Adafactor without momentum 0. With Prodigy, which finds the learning rate itself,
+    set the learning rate to 1; with Lion, lower it."""
     learning_rate: Decides[float] = 2e-6
     """Learning rate per step. DreamBooth: 1e-6 to 5e-6, or about 2e-4 for the toy model. Textual
     inversion: 1e-4 to 5e-3, or about 3e-3 for the toy model. If it is too high, every prompt draws
@@ -189,7 +189,7 @@ class TrainingConfig:
     darker and brighter images, 0 turns this off. Much more makes images too dark or too bright."""
     channels_last: OnlyRounding[bool] = False
     """Store the U-Net's activations in the channels-last layout: faster on NVIDIA cards in fp16 or
-    bf16, little gain elsewhere. Not with AdamW8bit."""
+    bf16, little gain elsewhere."""
     compile: OnlyRounding[bool] = False
     """Compile the U-Net first (torch.compile): about a minute of waiting, then faster steps. For
     long runs; needs a C++ compiler."""

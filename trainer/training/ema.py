@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,24 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import weights
+
 
 class EMA:
-    """A moving average of `parameters`. Update n uses the decay min(decay, (1 + n) / (10 + n)), so
-    that the average of a short run does not consist mostly of the initial weights."""
+    """A moving average of `parameters`, in 24 bits if they are stored in less than fp32. Update n
+    uses the decay min(decay, (1 + n) / (10 + n)), so that the average of a short run does not
+    consist mostly of the initial weights. `seed` decides how 24-bit averages are rounded."""
 
-    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], decay: float, seed: int = 0) -> None:
         self.parameters = list(parameters)
-        self.averages = [parameter.detach().clone() for parameter in parameters]
-        self.decay = decay
+        self.averages = [weights.copy(parameter) for parameter in parameters]
         self.num_updates = 0
         self.is_applied = False
         """Whether averages and parameters are, or are being, swapped."""
+        self._decay, self._seed = decay, seed
+        stored = [weights.is_stored(parameter) for parameter in parameters]
+        pairs = list(zip(self.averages, self.parameters, stored, strict=True))
+        self._in_fp32 = [(average, p) for average, p, is_stored in pairs if not is_stored]
+        self._stored = [(average, p) for average, p, is_stored in pairs if is_stored]
 
     @torch.no_grad()
     def update(self) -> None:
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+        weight = 1 - min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
+        if self._in_fp32:
+            averages, parameters = (list(tensors) for tensors in zip(*self._in_fp32, strict=True))
+            torch._foreach_lerp_(averages, parameters, weight)
+        for index, (average, parameter) in enumerate(self._stored):
+            # The random rounding follows from seed, update and weight: a state need not contain it.
+            text = f"average {self._seed} {self.num_updates} {index}"
+            generator = torch.Generator(average.device)
+            generator.manual_seed(random.Random(text).getrandbits(63))
+            values = weights.value(average).lerp_(weights.value(parameter), weight)
+            weights.write(average, values, generator)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -40,15 +57,17 @@ class EMA:
             self.is_applied = False
 
     def state(self) -> dict[str, Any]:
-        return {"averages": self.averages, "num_updates": self.num_updates}
+        rests = [weights.rest_of(average) for average in self.averages]
+        return {"averages": self.averages, "rests": rests, "num_updates": self.num_updates}
 
-    @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
-        for average, saved in zip(self.averages, state["averages"], strict=True):
-            average.copy_(saved)
+        no_rests = [None] * len(self.averages)  # older states do not have them
+        saved = zip(state["averages"], state.get("rests", no_rests), strict=True)
+        for average, (values, rest) in zip(self.averages, saved, strict=True):
+            weights.restore(average, values, rest)
         self.num_updates = state["num_updates"]
 
     def _swap(self) -> None:
         # Swaps the storage instead of copying: this needs no memory, so it cannot fail half-way.
         for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.data, average.data = average.data, parameter.data
+            weights.swap(parameter, average)

@@ -42,6 +42,11 @@ class Health:
             f"{self._rate:g}){advice}."
         )
 
+    def require_finite_gradient(self, norm: float, step: int) -> None:
+        """The same for the norm of the gradients, except in fp16, which skips such a step."""
+        if self._precision != "fp16":
+            self.require_finite(norm, "gradient", step)
+
     def check_losses(self, losses: Sequence[float]) -> None:
         """Warn when training starts to diverge. `losses` are those of the photos at every step so
         far."""

@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import memory, precision
+from .. import memory, precision, weights
 from ..data.batches import Batch, BatchStream
 from ..families.base import ModelFamily
-from ..methods.base import Trainable
+from ..methods.base import Part, Trainable
 from ..noise import min_snr_weights, squared_errors
 from ..observer import Observer, ScoreReport, StepReport
+from ..optimization import optimizers
 from ..sampling.sampler import sample
 from ..settings.config import TrainingConfig
 from .captions import CaptionEncoder
 from .ema import EMA
-from .gradient_step import GradientStep
+from .gradient_step import GatheredStep, GradientStep
 from .health import Health
+from .per_weight_step import PerWeightStep
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ class Session:
         self._health = Health(config)
         with memory.explained("while training was set up", self._memory_advice):
             self._free_device_memory()
-            self.gradient_step = GradientStep(config, model, trainable.parts, self._health)
-            self.ema = EMA(self.parameters, config.ema_decay) if config.ema else None
+            self.gradient_step = _gradient_step(config, model, trainable.parts, self._health)
+            self.ema = EMA(self.parameters, config.ema_decay, config.seed) if config.ema else None
         self.reports: list[StepReport] = []
         self.skipped_steps = 0
         """How often fp16 left the weights unchanged because the gradients overflowed."""
@@ -75,9 +77,12 @@ class Session:
     def _step(self) -> StepReport | None:
         step = len(self.reports) + 1
         learning_rates = self.gradient_step.set_learning_rates(step)
-        instance_loss, prior_loss = self._accumulate_gradients()
+        losses = self._accumulate_gradients(step)
+        norm = self.gradient_step.clip_gradients()
+        # The only time that a step waits for the device, except with released gradients.
+        instance_loss, prior_loss, grad_norm = torch.stack([*losses, norm]).tolist()
         self._health.require_finite(instance_loss + prior_loss, "loss", step)
-        grad_norm = self.gradient_step.clip_gradients(step)
+        self._health.require_finite_gradient(grad_norm, step)
         self._is_changing = True
         has_learned = self.gradient_step.update_weights(step)
         if has_learned:
@@ -91,17 +96,20 @@ class Session:
             return None
         return self._report(instance_loss, prior_loss, grad_norm, learning_rates)
 
-    def _accumulate_gradients(self) -> tuple[float, float]:
-        """Sum up the gradients of a step, and return the losses of photos and of class images."""
-        instance_loss = prior_loss = 0.0
-        for _ in range(self.config.gradient_accumulation):
-            for batch in next(self.batches):
-                batch = batch.to(self.model.device)
-                losses = self._losses(batch)
-                self.gradient_step.backward(losses.sum())
-                instance_loss += losses[~batch.is_prior].sum().item()
-                prior_loss += losses[batch.is_prior].sum().item()
-        return instance_loss, prior_loss
+    def _accumulate_gradients(self, step: int) -> Tensor:
+        """Sum up the gradients of a step. Returns the losses of photos and of class images [2]."""
+        micro_steps = [next(self.batches) for _ in range(self.config.gradient_accumulation)]
+        batches = [batch for micro_step in micro_steps for batch in micro_step]
+        sums = torch.zeros(2, device=self.model.device)
+        for number, batch in enumerate(batches, start=1):
+            batch = batch.to(self.model.device)
+            losses, is_last = self._losses(batch), number == len(batches)
+            sums += _sums(losses.detach(), batch.is_prior)
+            if is_last and self.gradient_step.is_released:
+                self._health.require_finite(sums.sum().item(), "loss", step)
+                self._is_changing = True
+            self.gradient_step.backward(losses.sum(), is_last=is_last)
+        return sums
 
     @property
     def is_whole(self) -> bool:
@@ -114,6 +122,7 @@ class Session:
             "reports": [dataclasses.asdict(report) for report in self.reports],
             "scores": [dataclasses.asdict(report) for report in self.scores],
             "parameters": [parameter.detach() for parameter in self.parameters],
+            "rests": [weights.rest_of(parameter) for parameter in self.parameters],
             **self.gradient_step.state(),
             "skipped_steps": self.skipped_steps,
             "average": self.ema.state() if self.ema else None,
@@ -124,8 +133,10 @@ class Session:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state()` of a session with the same settings and images; only the
         total number of steps may differ."""
-        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-            parameter.copy_(saved)
+        no_rests = [None] * len(self.parameters)  # older states do not have them
+        saved = zip(state["parameters"], state.get("rests", no_rests), strict=True)
+        for parameter, (values, rest) in zip(self.parameters, saved, strict=True):
+            weights.restore(parameter, values, rest)
         self.gradient_step.load_state(state)
         self.skipped_steps = state.get("skipped_steps", 0)  # older states do not have it
         if self.ema:
@@ -210,3 +221,18 @@ class Session:
         self.reports.append(report)
         self._health.check_losses([report.instance_loss for report in self.reports])
         return report
+
+
+def _gradient_step(
+    config: TrainingConfig, model: ModelFamily, parts: Sequence[Part], health: Health
+) -> GradientStep:
+    if optimizers.updates_per_weight(config):
+        return PerWeightStep(config, model, parts)
+    return GatheredStep(config, model, parts, health)
+
+
+def _sums(losses: Tensor, is_prior: Tensor) -> Tensor:
+    """The sums of the losses [B] of photos and of class images [2]."""
+    return torch.stack(
+        [losses.masked_fill(is_prior, 0).sum(), losses.masked_fill(~is_prior, 0).sum()]
+    )

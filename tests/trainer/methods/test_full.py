@@ -87,9 +87,6 @@ def test_refuses_settings_that_the_optimizer_would_ignore(config):
     FullFineTune(**options).check(config)
     with pytest.raises(ValueError, match="^text_encoder_learning_rate is 0.5, but "):
         FullFineTune(**options, text_encoder_learning_rate=0.5).check(config)
-    config = replace(config, optimizer=OptimizerConfig(name="AdamW8bit"), channels_last=True)
-    with pytest.raises(ValueError, match="^channels_last is on, but optimizer.name is AdamW8bit"):
-        FullFineTune().check(config)
 
 
 def test_refuses_an_embedding_that_no_caption_uses(tiny_model, config):

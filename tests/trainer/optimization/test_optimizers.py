@@ -11,7 +11,7 @@ from trainer.optimization.optimizers import (
     OPTIMIZERS,
     build,
     check,
-    require_channels_last,
+    check_per_weight,
     require_one_rate,
     state_bytes,
 )
@@ -123,20 +123,23 @@ SHAPES = [(512, 512), (320, 640, 3, 3), (640, 320, 1, 1), (1280,), (77, 64), (8,
 @pytest.mark.parametrize("is_exact", [False, True])
 def test_state_bytes_equals_the_size_of_the_real_state(name, is_exact):
     """Linear layers, 3x3 and 1x1 convolutions, biases, embeddings and small weights."""
-    weights = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+    on_matrices = OPTIMIZERS[name].on_matrices
+    seen = [(shape[0], -1) if on_matrices and len(shape) > 1 else shape for shape in SHAPES]
+    weights = [nn.Parameter(torch.ones(SHAPES[i]).view(shape)) for i, shape in enumerate(seen)]
     exact = weights if is_exact else []
     optimizer = build([{"params": weights, "lr": 1e-3}], OptimizerConfig(name=name), exact)
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
-    for weight in weights:
+    for weight, shape in zip(weights, SHAPES, strict=True):
         # All 8-bit states share two tables of 256 levels, and the step count is one number.
         kept = sum(
             value.nbytes
             for key, value in optimizer.state[weight].items()
             if isinstance(value, torch.Tensor) and not key.startswith(("qmap", "step"))
         )
-        assert state_bytes(name, [weight], exact) == kept, tuple(weight.shape)
+        counted = OPTIMIZERS[name].state_bytes(shape, is_exact)
+        assert counted == kept == state_bytes(name, [weight], exact), shape
 
 
 def test_bytes_per_weight_is_the_average_over_stable_diffusion():
@@ -219,22 +222,18 @@ def test_weight_decay_applies_to_the_groups_that_have_it(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_channels_last_is_kept_or_refused(name):
-    weight = nn.Parameter(torch.ones(32, 16, 3, 3).to(memory_format=torch.channels_last))
-    optimizer = build([{"params": [weight], "lr": 1e-3}], OptimizerConfig(name=name))
-    weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    config = run_config(name, channels_last=True)
-    if weight.is_contiguous(memory_format=torch.channels_last):
-        require_channels_last(config)
-        return
-    with pytest.raises(ValueError, match="channels_last") as caught:
-        require_channels_last(config)
-    assert str(caught.value) == (
-        f"channels_last is on, but optimizer.name is {name}, whose first step would undo it. "
-        "Switch channels_last off, or choose another optimizer."
-    )
-    require_channels_last(run_config(name))
+def test_channels_last_survives_and_changes_nothing(name):
+    values, results = torch.randn(32, 16, 3, 3), []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        weight = nn.Parameter(values.clone().to(memory_format=memory_format))
+        optimizer = build([{"params": [weight], "lr": 1e-3}], OptimizerConfig(name=name))
+        for seed in range(3):
+            gradient = torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(seed))
+            weight.grad = gradient.to(memory_format=memory_format)
+            optimizer.step()
+        assert weight.is_contiguous(memory_format=memory_format)
+        results.append(weight.detach())
+    torch.testing.assert_close(*results)
 
 
 def test_8_bit_adamw_keeps_the_state_of_exact_parameters_in_32_bits():
@@ -254,7 +253,8 @@ def test_refuses_an_unknown_optimizer():
     with pytest.raises(ValueError) as caught:
         check(OptimizerConfig(name="Adam"))
     assert str(caught.value) == (
-        "optimizer.name must be one of AdamW, AdamW8bit, Adafactor, Prodigy, Lion, got 'Adam'."
+        "optimizer.name must be one of AdamW, AdamW8bit, Adafactor, Prodigy, Lion, "
+        "Adafactor without momentum, got 'Adam'."
     )
 
 
@@ -267,3 +267,51 @@ def test_names_the_package_that_is_missing(monkeypatch):
         "of bitsandbytes halted; None in sys.modules). Install it with "
         f"'\"{sys.executable}\" -m pip install bitsandbytes', or choose AdamW."
     )
+
+
+REFUSED = [
+    (
+        "Prodigy", {"gradient_release": True},
+        "gradient_release is on, but optimizer.name is Prodigy, which needs the gradients of all "
+        "weights at once. Choose another optimizer, or switch gradient_release off.",
+    ),
+    (
+        "Prodigy", {"weights": "24 bit", "precision": "bf16"},
+        "weights is 24 bit, but optimizer.name is Prodigy, which needs the gradients of all "
+        "weights at once. Choose another optimizer, or set weights to fp32.",
+    ),
+    (
+        "AdamW", {"gradient_release": True, "precision": "fp16"},
+        "gradient_release is on, but precision is fp16, which skips steps whose gradients "
+        "overflow, when weights have changed already. Set precision to bf16 or fp32, or switch "
+        "gradient_release off.",
+    ),
+    (
+        "Adafactor without momentum", {"precision": "fp16"},
+        "optimizer.name is Adafactor without momentum, but precision is fp16, which skips steps "
+        "whose gradients overflow, when weights have changed already. Set precision to bf16 or "
+        "fp32, or choose another optimizer.",
+    ),
+    (
+        "AdamW", {"weights": "bf16"},
+        "weights is bf16, with which the model computes in bf16, but precision is fp32. Set "
+        "precision to bf16, or weights to fp32.",
+    ),
+    (
+        "AdamW", {"offload": True, "weights": "24 bit", "precision": "bf16"},
+        "offload is on, which needs gradient_release. Switch gradient_release on, or offload off.",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
+def test_refuses_what_a_step_per_weight_cannot_do(name, changes, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared below)
+        check_per_weight(run_config(name, **changes))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", [n for n, choice in OPTIMIZERS.items() if choice.is_per_weight])
+def test_each_other_optimizer_updates_weights_one_by_one(name):
+    changes = {"weights": "24 bit", "precision": "bf16", "gradient_release": True}
+    check_per_weight(run_config(name, **changes, offload=True))
