@@ -34,7 +34,12 @@ from safetensors.torch import load_file
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer, StepReport
-from trainer.settings.config import PreviewConfig, SamplingConfig, TrainingConfig
+from trainer.settings.config import (
+    OptimizerConfig,
+    PreviewConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from trainer.toy.demo import demo_config
 
 FORK = multiprocessing.get_context("fork")
@@ -42,13 +47,18 @@ FORK = multiprocessing.get_context("fork")
 MAX_KILLS = 3
 """The most kills of one run. The number is drawn at random for each run."""
 PHASE_LENGTH = 32
+LEAN: dict[str, Any] = {
+    "weights": "24 bit", "precision": "bf16", "gradient_release": True, "offload": True,
+    "ema": True, "optimizer": OptimizerConfig(name="AdamW8bit", learning_rate=2e-4),
+}  # fmt: skip
+"""The settings that take the least memory."""
 
 
-def soak_config(folder: Path) -> TrainingConfig:
+def soak_config(folder: Path, *, is_lean: bool = False) -> TrainingConfig:
     """A run in which everything happens that can be interrupted."""
     drawing = SamplingConfig(steps=2, guidance_scale=1, batch_size=2)
     config = demo_config(folder)
-    return replace(
+    config = replace(
         config,
         prior=replace(config.prior, num_images=4, sampling=drawing),
         preview=PreviewConfig(prompts=("a photo of sks cup",), every=3, sampling=drawing),
@@ -57,6 +67,7 @@ def soak_config(folder: Path) -> TrainingConfig:
         batch_size=1,
         gradient_accumulation=2,
     )
+    return replace(config, **LEAN) if is_lean else config
 
 
 class PhaseObserver(Observer):
@@ -75,21 +86,21 @@ class PhaseObserver(Observer):
         self._phase.value = b"Steps and saves"
 
 
-def work(folder: Path, phase: Any) -> None:
+def work(folder: Path, phase: Any, is_lean: bool) -> None:
     """Train or resume. This runs in its own process."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    config = soak_config(folder)
+    config = soak_config(folder, is_lean=is_lean)
     train(
         config, FullFineTune(), device=torch.device("cpu"), observer=PhaseObserver(phase),
         runs=folder / "runs",
     )  # fmt: skip
 
 
-def run_whole(folder: Path) -> float:
+def run_whole(folder: Path, is_lean: bool) -> float:
     """Run to the end and return the seconds. Raises RuntimeError if the run fails."""
     started = time.monotonic()
-    process = FORK.Process(target=work, args=(folder, FORK.Array(c_char, PHASE_LENGTH)))
+    process = FORK.Process(target=work, args=(folder, FORK.Array(c_char, PHASE_LENGTH), is_lean))
     process.start()
     process.join()
     if process.exitcode != 0:
@@ -97,7 +108,9 @@ def run_whole(folder: Path) -> float:
     return time.monotonic() - started
 
 
-def run_killed(folder: Path, num_kills: int, duration: float, rng: random.Random) -> list[str]:
+def run_killed(
+    folder: Path, num_kills: int, duration: float, rng: random.Random, is_lean: bool
+) -> list[str]:
     """Run to the end with this many kills. Return what each kill interrupted: at least the first
     one finds the run unfinished, later ones may not."""
     interrupted: list[str] = []
@@ -105,16 +118,16 @@ def run_killed(folder: Path, num_kills: int, duration: float, rng: random.Random
         shutil.rmtree(folder, ignore_errors=True)
         # Each resumed run is shorter than the one before, so later kills come sooner.
         moments = [rng.uniform(0, duration / (kill + 1)) for kill in range(num_kills)]
-        interrupted = list(_kill(folder, moments))
+        interrupted = list(_kill(folder, moments, is_lean))
         duration *= 0.8
-    run_whole(folder)
+    run_whole(folder, is_lean)
     return interrupted
 
 
-def _kill(folder: Path, moments: list[float]) -> Iterator[str]:
+def _kill(folder: Path, moments: list[float], is_lean: bool) -> Iterator[str]:
     for seconds in moments:
         phase = FORK.Array(c_char, PHASE_LENGTH)
-        process = FORK.Process(target=work, args=(folder, phase))
+        process = FORK.Process(target=work, args=(folder, phase, is_lean))
         process.start()
         process.join(seconds)
         if process.exitcode == 0:  # it finished before it could be killed
@@ -173,16 +186,17 @@ def main() -> int:
         "--kills", type=int, help=f"kills per run; random from 1 to {MAX_KILLS} if not set"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lean", action="store_true", help="with the leanest settings")
     arguments = parser.parse_args()
     rng, interrupted, num_same = random.Random(arguments.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         expected = Path(name) / "expected"
-        duration = run_whole(expected)
+        duration = run_whole(expected, arguments.lean)
         print(f"A run takes {duration:.1f} s.", flush=True)  # noqa: T201
         for number in range(1, arguments.runs + 1):
             folder = Path(name) / f"run{number}"
             kills = arguments.kills or rng.randint(1, MAX_KILLS)
-            phases = run_killed(folder, kills, duration, rng)
+            phases = run_killed(folder, kills, duration, rng, arguments.lean)
             interrupted.update(phases)
             is_same = same(folder, expected)
             num_same += is_same

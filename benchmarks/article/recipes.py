@@ -53,6 +53,8 @@ class Recipe:
     ema: bool = False
     optimizer: str = "AdamW"
     precision: str = "fp32"
+    weights: str = "fp32"
+    releases_gradients: bool = False
     inversion_steps: int = 0
     """The steps of textual inversion before the others."""
 
@@ -129,6 +131,8 @@ class Workshop:
             "seed": seed,
             "ema": recipe.ema,
             "precision": recipe.precision,
+            "weights": recipe.weights,
+            "gradient_release": recipe.releases_gradients,
         })  # fmt: skip
 
     def _train(self, config: TrainingConfig, method: Method, *, save_every: int) -> TrainingResult:
