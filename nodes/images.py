@@ -58,6 +58,7 @@ def preview(
         if done <= MAX_PREVIEWS:
             pixels, _ = fit(image, (side, side))
             shown.append((pixels.permute(1, 2, 0) + 1) / 2)
+        del image  # it may be large, and the next one is read before this name is bound again
         observer.on_progress("Reading", done, len(paths))
     return torch.stack(shown).clamp(0, 1)
 

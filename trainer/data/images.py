@@ -62,13 +62,15 @@ def read_image(path: Path, background: Color) -> Image.Image:
     Raises ValueError if the file cannot be read, is too large, or stores brightness without a fixed
     scale.
     """
-    file = _open(path)
-    _turn_upright(file, path)
-    is_grey = Image.getmodebase(file.mode) == "L"
-    image = _to_srgb(_to_8_bits(file, path), file.info.get("icc_profile"), path, is_grey=is_grey)
+    # One name for all stages: the pixels of a large photo fill hundreds of MB, so none is kept.
+    image = _open(path)
+    _turn_upright(image, path)
+    profile, is_grey = image.info.get("icc_profile"), Image.getmodebase(image.mode) == "L"
+    image = _to_8_bits(image, path)
+    image = _to_srgb(image, profile, path, is_grey=is_grey)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image.convert("RGB")
+    return _in_mode("RGB", image)
 
 
 def require_size(path: Path, image: Image.Image, size: Size) -> None:
@@ -205,8 +207,13 @@ def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
             "black and white. Save it with 8 or 16 bits per channel."
         )
     if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+        return _in_mode("RGBA", image)
+    return image if image.mode in ("L", "CMYK") else _in_mode("RGB", image)
+
+
+def _in_mode(mode: str, image: Image.Image) -> Image.Image:
+    """The image itself if it has the mode, which `convert` would copy."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _grey_16_to_8_bits(image: Image.Image) -> Image.Image:
@@ -228,6 +235,8 @@ def _to_srgb(
     image: Image.Image, profile: bytes | None, path: Path, *, is_grey: bool
 ) -> Image.Image:
     """The image in mode RGB or RGBA, converted by its colour profile. Unchanged without one.
+    The given image may be overwritten.
+
     `is_grey`: red, green and blue are equal, whatever the mode."""
     if not profile:
         return image
@@ -242,7 +251,12 @@ def _to_srgb(
             # Such a profile cannot convert the red, green and blue of a grey image with alpha.
             grey = ImageCms.profileToProfile(image.getchannel(0), source, target, outputMode="RGB")
             return _with_alpha_of(image, grey) if grey else image
-        return ImageCms.profileToProfile(image, source, target, outputMode=mode) or image
+        # `readonly`: the pixels are those of the file, mapped into memory.
+        in_place = image.mode == mode and not image.readonly
+        converted = ImageCms.profileToProfile(
+            image, source, target, outputMode=mode, inPlace=in_place
+        )
+        return converted or image
     except (ImageCms.PyCMSError, OSError, ImportError) as error:
         logger.warning(
             "The colour profile of '%s' cannot be used (%s). Its colours are treated as sRGB.",

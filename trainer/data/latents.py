@@ -77,6 +77,7 @@ def encode_examples(
         is_random = dataset.crop == "random"
         position = draw_crop_position(example.path, seed) if is_random else CENTER
         pixels, framing = fit(image, size, position=position, mirrored=example.mirrored)
+        del image  # it may be large, and the next one is read before this name is bound again
         latents[example] = _encode(pixels, framing, model)
         observer.on_progress("Encoding photos", done, len(examples))
     if enlarged:

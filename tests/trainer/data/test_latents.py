@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from trainer import families
 from trainer.data.examples import Example, find_examples, with_mirrors
+from trainer.data.images import read_image
 from trainer.data.latents import CachedLatents, encode_examples
 from trainer.families.base import Framing, ModelFamily
 from trainer.observer import Observer
@@ -62,6 +64,22 @@ def test_an_examples_latents_do_not_depend_on_the_others_or_their_order(
     for example in examples:
         alone = encode([example], tiny_model, seed=5, **changes)[example]
         assert [e for e in examples if equal(latents[e], alone)] == [example]
+
+
+def test_one_photo_at_a_time_is_in_memory(
+    photos: list[Path], tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Image.Image]] = []
+
+    def read(path: Path, background: tuple[int, int, int]) -> Image.Image:
+        assert not any(image() for image in alive)
+        image = read_image(path, background)
+        alive.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("trainer.data.latents.read_image", read)
+    encode(find_examples(photos, "a sks cup"), tiny_model)
+    assert len(alive) == len(photos)
 
 
 def test_the_latents_are_the_vaes_encoding_of_the_pixels(
