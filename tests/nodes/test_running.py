@@ -1,12 +1,16 @@
 """How a real ComfyUI runs our nodes: with lists, with missing values, and with warnings."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 from safetensors.torch import load_file, save_file
 
 from tests.schemas import nodes as schemas
+from tests.trainer.data.test_formats import heif
 from trainer.toy import MODEL
 
 pytestmark = pytest.mark.xdist_group("comfyui")
@@ -380,3 +384,63 @@ def test_the_trainers_warnings_are_shown_on_the_node_and_in_the_terminal(
     assert warnings[:2] == [f"Warning: {several}", f"Warning: {enlarged}"]
     assert several in log
     assert enlarged in log
+
+
+READABLE_FORMATS = """
+import importlib.util
+from PIL import features
+print("AVIF" * ("avif" in features.modules and features.check_module("avif")))
+print("HEIC" * bool(importlib.util.find_spec("pillow_heif")))
+"""
+
+
+@pytest.fixture(scope="module")
+def readable_formats(needs_comfyui):
+    """Which of AVIF and HEIC the Pillow of ComfyUI's Python can read."""
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    done = subprocess.run(
+        [python, "-c", READABLE_FORMATS], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_avif_photos_are_read_and_heic_photos_are_named_on_the_node(
+    comfyui, toy_graph, readable_formats
+):
+    if not features.check_module("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    if "HEIC" in readable_formats:
+        pytest.skip("the Pillow of ComfyUI can read HEIC")
+    folder = comfyui.base / "input" / "formats"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "1.png")
+    Image.new("RGB", (64, 64), "blue").save(folder / "2.avif", quality=100)
+    for name in ("3.heic", "4.jpg"):
+        (folder / name).write_bytes(heif(b"heic", b"mif1"))
+    graph = {"2": toy_graph("input/formats")["2"]}
+    graph["5"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["2", 1], "filename_prefix": "formats"},
+    }
+
+    outcome = comfyui.run(graph)
+
+    assert outcome.end == "execution_success", outcome.error
+    skipped = {"HEIC": "(2): 3.heic, 4.jpg"}
+    colors = [(255, 0, 0), (0, 0, 255)]
+    if "AVIF" not in readable_formats:
+        skipped["AVIF"], colors = "(1): 2.avif", colors[:1]
+    shown = outcome.outputs("5")["images"]
+    for saved, color in zip(shown, colors, strict=True):
+        with Image.open(comfyui.base / "output" / saved["filename"]) as image:
+            pixel = image.getpixel((9, 9))
+        assert max(abs(a - b) for a, b in zip(pixel, color, strict=True)) <= 3
+    assert len(outcome.warnings) == len(skipped)
+    for name, photos in skipped.items():
+        (warning,) = (text for text in outcome.warnings if f"the format {name}" in text)
+        assert warning.startswith(
+            f"Photos in {folder} are not used, because the format {name} cannot be read {photos}. "
+            "To read such photos, run "
+        )
+        assert f"Warning: {warning}" in outcome.last_texts["2"].splitlines()
+        assert warning in comfyui.log.read_text()
