@@ -127,7 +127,9 @@ def _open(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow only warns about images up to twice its limit, and refuses larger ones.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=pillow_formats(name)) as image:
+            # Opened by path, an uncompressed TIFF would be mapped into memory instead of read:
+            # read-only, and scrambled if it is stored turned.
+            with path.open("rb") as file, Image.open(file, formats=pillow_formats(name)) as image:
                 _warn_if_animated(image, path)
                 image.load()
                 return image
@@ -251,10 +253,8 @@ def _to_srgb(
             # Such a profile cannot convert the red, green and blue of a grey image with alpha.
             grey = ImageCms.profileToProfile(image.getchannel(0), source, target, outputMode="RGB")
             return _with_alpha_of(image, grey) if grey else image
-        # `readonly`: the pixels are those of the file, mapped into memory.
-        in_place = image.mode == mode and not image.readonly
         converted = ImageCms.profileToProfile(
-            image, source, target, outputMode=mode, inPlace=in_place
+            image, source, target, outputMode=mode, inPlace=image.mode == mode
         )
         return converted or image
     except (ImageCms.PyCMSError, OSError, ImportError) as error:

@@ -11,6 +11,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -298,6 +299,36 @@ def test_each_exif_orientation_is_turned_upright(
     image.save(path, exif=exif, **({"lossless": True} if ending == "webp" else {}))
 
     np.testing.assert_array_equal(read(path), upright)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate", "packbits"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_of_any_mode_and_compression_is_turned_upright(
+    tmp_path: Path, mode: str, compression: str
+) -> None:
+    """Pillow maps some uncompressed files into memory, with the wrong width and height."""
+    image = Image.fromarray(colours(7, 11))
+    if mode == "I;16":
+        image = Image.fromarray(colours(7, 11)[..., 0].astype(np.uint16) * 257)
+    image = image.convert(mode)
+    image.save(tmp_path / "upright.tif")
+    expected = read(tmp_path / "upright.tif")
+    assert len(np.unique(expected)) > 1
+    for orientation in range(1, 9):
+        save_stored(image, tmp_path / "a.tif", orientation, compression=compression)
+
+        np.testing.assert_array_equal(read(tmp_path / "a.tif"), expected)
+
+
+def save_stored(upright: Image.Image, path: Path, orientation: int, **options: Any) -> None:
+    """Save an image as a camera stores it that was held so."""
+    pixels = np.ascontiguousarray(stored(np.array(upright), orientation))
+    image = Image.fromarray(pixels, mode="CMYK" if upright.mode == "CMYK" else None)
+    if upright.mode == "P":
+        image.putpalette(upright.getpalette())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(path, exif=exif, **options)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
