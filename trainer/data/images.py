@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import reprlib
 import warnings
 from fractions import Fraction
 from io import BytesIO
@@ -38,6 +39,9 @@ MAX_PIXELS = 220_000_000
 because their decoders need memory for every pixel."""
 MIN_BYTES_PER_PIXEL = 1 / 256
 """A JPEG below this, less than a picture of one colour needs, only claims to be large."""
+UNTURNED = 1
+ORIENTATIONS = range(9)
+"""What EXIF data may contain as orientation. 0, which cameras write too, stands for unknown."""
 WHITE_IS_ZERO = 0
 """The photometric interpretation of TIFF files that store negatives."""
 
@@ -190,6 +194,9 @@ def _turn_upright(image: Image.Image, path: Path) -> None:
     image would lose the file's format and tags. Pillow has turned TIFF files already."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
+        left = image.getexif().get(ExifTags.Base.Orientation, UNTURNED)
+        if left not in ORIENTATIONS:
+            raise ValueError(f"its orientation is {reprlib.repr(left)}")
     # Raised while the EXIF data is read, or while Pillow writes it again after turning the image.
     except Exception as error:
         logger.warning(

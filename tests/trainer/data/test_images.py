@@ -360,6 +360,72 @@ def test_damaged_exif_data_gives_a_warning(
     )
 
 
+def orientation_as(kind: int, value: bytes, count: int = 1) -> bytes:
+    """EXIF data with an orientation of this TIFF type. A longer value stands behind the entries."""
+    place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", 26)
+    entry = struct.pack("<HHI", ExifTags.Base.Orientation, kind, count) + place
+    behind = value if len(value) > 4 else b""
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4) + behind
+
+
+BYTE, TEXT, SHORT, LONG, RATIONAL, UNDEFINED, FLOAT = 1, 2, 3, 4, 5, 7, 11
+"""Numbers of TIFF's types."""
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        orientation_as(LONG, struct.pack("<I", 6)),
+        orientation_as(RATIONAL, struct.pack("<II", 6, 1)),
+        orientation_as(FLOAT, struct.pack("<f", 6)),
+    ],
+    ids=["long", "rational", "float"],
+)
+def test_an_orientation_in_another_type_of_number_is_applied(
+    tmp_path: Path, exif: bytes, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (24, 16)).save(tmp_path / f"a.{ending}", exif=exif)
+
+    assert read(tmp_path / f"a.{ending}").shape == (24, 16, 3)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    ("exif", "shown"),
+    [
+        (orientation_as(BYTE, b"\6"), r"b'\x06'"),
+        (orientation_as(UNDEFINED, bytes(300), count=300), r"b'\x00\x00\x0...0\x00\x00\x00'"),
+        (orientation_as(TEXT, b"Rotate 90 CW\0", count=13), "'Rotate 90 CW'"),
+        (orientation_as(RATIONAL, struct.pack("<II", 6, 0)), "nan"),
+        (orientation_as(SHORT, struct.pack(">H", 6)), "1536"),
+        (orientation_as(SHORT, struct.pack("<H", 9)), "9"),
+    ],
+    ids=["byte", "bytes", "text", "nan", "other byte order", "9"],
+)
+def test_an_invalid_orientation_gives_a_warning(
+    tmp_path: Path, exif: bytes, shown: str, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (24, 16)).save(tmp_path / f"a.{ending}", exif=exif)
+
+    assert read(tmp_path / f"a.{ending}").shape == (16, 24, 3)
+    assert caplog.messages == [
+        f"The EXIF data of 'a.{ending}' is damaged (its orientation is {shown}). If the photo is "
+        "not upright, rotate it and save it again."
+    ]
+
+
+def test_an_unknown_orientation_is_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = orientation_as(SHORT, struct.pack("<H", 0))
+    Image.new("RGB", (24, 16)).save(tmp_path / "a.jpg", exif=exif)
+
+    assert read(tmp_path / "a.jpg").shape == (16, 24, 3)
+    assert caplog.messages == []
+
+
 def test_an_image_is_turned_even_if_pillow_cannot_rewrite_its_exif_data(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
