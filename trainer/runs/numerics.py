@@ -14,9 +14,11 @@ does not. It cannot cover every setting: when in doubt, increase the version.
 
 0: runs from before versions were counted.
 1: the first counted version.
+2: grey photos with alpha are converted by their colour profile, and uncompressed TIFF files that
+   are stored turned are no longer scrambled.
 """
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 KEY = "numerics"
 """The key of the version in manifests and states. If it is missing, the version is 0."""
 
