@@ -33,13 +33,14 @@ class DatasetConfig:
     """The photos of the subject, and how they are cropped and resized."""
 
     photos: ByContent[tuple[Path, ...]]
-    """A folder of photos, or the photo files themselves: BMP, GIF, JPEG, PNG, TIFF or WebP."""
+    """A folder of photos, or the photo files themselves: BMP, GIF, JPEG, PNG, TIFF or WebP; with a
+    new Pillow also AVIF, with pillow-heif also HEIC. The content decides, not the extension."""
     prompt: Decides[str]
     """What the photos show: the class with a rare word before it, such as "a photo of sks dog";
     words that describe the subject work too. Prompts with these words draw the subject later; with
     "a photo of a dog" alone, every dog would become yours. With textual inversion it must contain
-    the placeholder, such as "a photo of <my-dog>". A text file beside a photo (photo.jpg,
-    photo.txt) replaces the prompt for that photo."""
+    the placeholder, such as "a photo of <my-dog>". A text file beside a photo
+    (photo.txt or photo.caption for photo.jpg) replaces the prompt for that photo."""
     resolution: Decides[int | None] = None
     """Shorter side of a training image in pixels, a multiple of 8, or of 64 with buckets. Lower
     values save memory, but below half of the model's own size the model forgets how to draw well;
