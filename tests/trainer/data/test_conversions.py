@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, features
 
+from trainer.data.formats import FORMATS
 from trainer.data.images import read_image
 
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4, "CMYK": 4, "I;16": 1}
@@ -32,38 +35,67 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 backgrounds = st.tuples(*[st.integers(0, 255)] * 3)
 ALL = [(kind, mode) for kind, modes in LOSSLESS.items() for mode in modes]
 LEVELS = 2
+WHITE_POINT = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
 
 
 def wide_gamut() -> bytes:
     """A profile that swaps red and green and has a gamma of 1.8."""
-    data = SRGB.tobytes().replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
-    for old, new in [(b"rXYZ", b"????"), (b"gXYZ", b"rXYZ"), (b"????", b"gXYZ")]:
-        data = data.replace(old, new)
+    data = swapping()
     start = data.index(b"para", 300)  # the curve itself, behind the table of contents
     curve = b"para" + bytes(8) + struct.pack(">i", round(1.8 * 65536))
     return data[:start] + curve + data[start + len(curve) :]
 
 
+def swapping() -> bytes:
+    """sRGB with red and green swapped."""
+    data = SRGB.tobytes().replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+    for old, new in [(b"rXYZ", b"????"), (b"gXYZ", b"rXYZ"), (b"????", b"gXYZ")]:
+        data = data.replace(old, new)
+    return data
+
+
 def grey_gamma(gamma: float) -> bytes:
     """A profile for grey images, of version 2."""
-    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"grey\0" + bytes(78),
         b"cprt": b"text" + bytes(4) + b"none\0",
-        b"wtpt": white,
+        b"wtpt": WHITE_POINT,
         b"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)),
     }
+    return icc_profile(b"mntrGRAYXYZ ", tags)
+
+
+def icc_profile(kind: bytes, tags: Mapping[bytes, bytes]) -> bytes:
+    """`kind`: the device class, the colour space, and the space that it is converted to."""
     table, data = struct.pack(">I", len(tags)), b""
     for name, value in tags.items():
         table += name + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(data), len(value))
         data += value + bytes(-len(value) % 4)
-    header = bytes(4) + struct.pack(">I", 0x02100000) + b"mntrGRAYXYZ " + bytes(12) + b"acsp"
-    header = bytes(4) + header + bytes(28) + white[8:] + bytes(48)
+    header = bytes(4) + struct.pack(">I", 0x02100000) + kind + bytes(12) + b"acsp"
+    header = bytes(4) + header + bytes(28) + WHITE_POINT[8:] + bytes(48)
     return struct.pack(">I", len(header + table + data)) + (header + table + data)[4:]
+
+
+def cmyk_profile() -> bytes:
+    """A profile of version 2 for four inks, with a table of the colours (CIELAB) of full inks."""
+    header = struct.pack(">4s4B3I", b"mft1", 0, 0, 0, 0, 0, 0, 0)[:8]
+    header += struct.pack(">4B", 4, 3, 2, 0)
+    matrix = struct.pack(">9i", *(65536 * (n % 4 == 0) for n in range(9)))
+    identity = bytes(range(256))
+    colours = np.random.default_rng(0).integers(60, 196, (16, 3), np.uint8)
+    table = header + matrix + 4 * identity + colours.tobytes() + 3 * identity
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"inks\0" + bytes(78),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": WHITE_POINT,
+        b"A2B0": table,
+    }
+    return icc_profile(b"prtrCMYKLab ", tags)
 
 
 WIDE_GAMUT = wide_gamut()
 GREY = grey_gamma(1.4)
+INKS = cmyk_profile()
 
 
 def to_image(pixels: np.ndarray, mode: str, palette: np.ndarray) -> Image.Image:
@@ -195,3 +227,113 @@ def test_a_palette_with_alphas_is_put_on_the_background(
     alpha = np.frombuffer(alphas, np.uint8)[indices]
     rgba = np.concatenate([palette[indices], alpha[..., None]], axis=2)
     check(path, expected_pixels(rgba, "RGBA", palette, icc, background), background)
+
+
+# ------------------------------------------------- every mode that a format can be saved from
+
+EXCLUDED = {("TIFF", "I"), ("TIFF", "F"), ("MPO", "CMYK")}
+"""Numbers without a fixed white are refused, as `test_images.py` tests. Pillow calls its own MPO
+files with CMYK malformed, and reads them as JPEG."""
+PROFILES = {
+    **dict.fromkeys(("1", "L", "LA", "I", "I;16", "I;16B"), GREY),
+    "CMYK": INKS,
+    "YCbCr": swapping(),  # its colours may differ by a level, which the curve would enlarge
+}
+"""By the mode of a file's pixels. Others have WIDE_GAMUT."""
+MODES = (*Image.MODES, "I;16L", "I;16B", "I;16N")
+
+
+def saved(path: Path, kind: str, mode: str, pixels: bytes = bytes(64), **options: Any) -> bool:
+    """Save 2x2 pixels, the first of these bytes. False: Pillow cannot write the format from the
+    mode."""
+    image = Image.new(mode, (2, 2))
+    image.frombytes(pixels[: len(image.tobytes())])
+    if mode in ("P", "PA"):
+        image.putpalette(bytes(range(255, -1, -1)) * 3)
+    if kind == "MPO":
+        options |= {"save_all": True, "append_images": [image]}
+    try:
+        image.save(path, format=kind, **options)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def is_written(kind: str, mode: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        return saved(Path(folder) / "photo", kind, mode)
+
+
+KINDS = [*FORMATS, "MPO", *["AVIF"] * features.check_module("avif")]
+WRITTEN = [
+    (kind, mode)
+    for kind in KINDS
+    for mode in MODES
+    if (kind, mode) not in EXCLUDED and is_written(kind, mode)
+]
+
+
+def stored_rgba(path: Path) -> tuple[np.ndarray, str]:
+    """[H, W, 4] float and the mode of the file's pixels, which Pillow may have converted when it
+    saved them. CMYK is left to the caller."""
+    with Image.open(path) as image:
+        image.load()
+        pixels, mode, palette = np.asarray(image), image.mode, image.getpalette("RGB")
+        transparent = image.info.get("transparency")
+    alpha = np.full(pixels.shape[:2], 255.0)
+    if mode in ("LA", "PA", "RGBA"):
+        alpha, pixels = pixels[..., -1].astype(float), pixels[..., :-1]
+    if mode == "P" and isinstance(transparent, int):
+        alpha = np.where(pixels == transparent, 0.0, 255.0)
+    if mode in ("P", "PA"):
+        colours = np.reshape(palette, (-1, 3))[pixels.reshape(2, 2)]
+    elif mode.startswith("I"):
+        colours = np.rint(pixels / 257)
+    elif mode == "1":
+        colours = pixels * 255.0
+    elif mode == "YCbCr":
+        light, blue, red = np.moveaxis(pixels - np.array([0.0, 128, 128]), -1, 0)
+        green = light - 0.344136 * blue - 0.714136 * red
+        colours = np.stack([light + 1.402 * red, green, light + 1.772 * blue], axis=-1)
+    elif mode == "LAB":
+        lab = ImageCms.buildTransform(ImageCms.createProfile("LAB"), SRGB, "LAB", "RGB")
+        colours = np.asarray(ImageCms.applyTransform(Image.fromarray(pixels, mode="LAB"), lab))
+    else:
+        colours = pixels
+    colours = np.rint(np.clip(colours, 0, 255))
+    if colours.ndim == 2 or colours.shape[-1] == 1:
+        colours = colours.reshape(2, 2, 1).repeat(3, axis=2)
+    return np.concatenate([colours, alpha[..., None]], axis=-1), mode
+
+
+@pytest.mark.parametrize(("kind", "mode"), WRITTEN)
+@settings(examples, max_examples=10)
+@given(
+    pixels=st.binary(min_size=64, max_size=64), has_profile=st.booleans(), background=backgrounds
+)
+def test_whatever_pillow_writes_comes_out_as_an_independent_conversion_gives_it(
+    tmp_path, kind, mode, pixels, has_profile, background
+):
+    path = tmp_path / "photo"
+    assert saved(path, kind, mode, pixels)
+    stored, its_mode = stored_rgba(path)
+    icc = None
+    if has_profile and kind not in ("BMP", "GIF") and its_mode != "LAB":
+        icc = PROFILES.get(its_mode, WIDE_GAMUT)
+        assert saved(path, kind, mode, pixels, icc_profile=icc)
+    if its_mode == "CMYK":
+        expected = inks_to_rgb(path, icc)
+    else:
+        alpha = stored[..., 3:] / 255
+        colours = converted(stored[..., :3].astype(np.uint8), icc)
+        expected = alpha * colours + (1 - alpha) * np.array(background)
+    check(path, expected, background)
+
+
+def inks_to_rgb(path: Path, icc: bytes | None) -> np.ndarray:
+    with Image.open(path) as image:
+        if not icc:
+            return expected_pixels(np.asarray(image), "CMYK", np.zeros(0), None, (0, 0, 0))
+        source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        transform = ImageCms.buildTransform(source, SRGB, "CMYK", "RGB")
+        return np.asarray(ImageCms.applyTransform(image, transform)).astype(float)
