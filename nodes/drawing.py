@@ -12,6 +12,7 @@ from ..trainer.evaluation.comparison import Axes, Candidate, Comparison, compare
 from ..trainer.evaluation.scores import ImageScorer
 from ..trainer.sampling.schedulers import SCHEDULERS
 from ..trainer.settings.config import SamplingConfig
+from ..trainer.storage.names import shown_name, without_ending
 from . import host
 from .sockets import ModelSource
 from .widgets import (
@@ -87,7 +88,7 @@ def draw(
 def _candidates(sources: Sequence[ModelSource]) -> list[Candidate]:
     """Labelled with the names of their files; if two are the same, also with those of their
     embeddings."""
-    names = [source.path.stem for source in sources]
+    names = [without_ending(shown_name(source.path)) for source in sources]
     if len(set(names)) < len(names):
         names = [
             f"{name} + {source.embedding.stem}" if source.embedding else name

@@ -7,10 +7,14 @@ from pathlib import Path
 import folder_paths
 
 from ..trainer import toy
+from ..trainer.storage.names import KNOWN_AS, shown_name
 from .paths import inside, subfolders
 
 TOY = "toy (embedded)"
 TOY_PHOTOS = "toy cup photos (embedded)"
+GRAPH = "Model from Graph"
+"""Stands for the name of a checkpoint that this node saved, which users do not know."""
+KNOWN_AS |= {toy.MODEL: TOY, toy.JUDGE: TOY}
 
 
 def checkpoint_menu() -> list[str]:
@@ -26,12 +30,10 @@ def find_checkpoint(name: str) -> Path:
 
 def checkpoint_name(path: Path) -> str:
     """Its name in the menus of checkpoint loaders; for other files, the file's name."""
-    if path == toy.MODEL:
-        return TOY
     for root in folder_paths.get_folder_paths("checkpoints"):
         if path.is_relative_to(root):
             return str(path.relative_to(root))
-    return path.name
+    return shown_name(path)
 
 
 def judge_menu() -> list[str]:

@@ -37,8 +37,9 @@ from ..trainer.families.clip_skip import LAST_LAYER
 from ..trainer.families.files import CheckpointFile
 from ..trainer.hardware import ON_CPU
 from ..trainer.observer import Observer, ScoreReport, StepReport
+from ..trainer.storage.names import KNOWN_AS
 from .errors import reword
-from .folders import checkpoint_name, temp_folder
+from .folders import GRAPH, checkpoint_name, temp_folder
 
 logger = logging.getLogger(__name__)
 
@@ -273,6 +274,7 @@ def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> 
         comfy.sd.save_checkpoint(str(part), model, clip, vae, metadata=dict(metadata))
         path = folder / f"graph-{CheckpointFile(part).sha256()[:16]}.safetensors"
         part.replace(path)
+        KNOWN_AS[path] = GRAPH
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -49,9 +49,11 @@ def test_a_layer_that_the_model_lacks_is_refused_on_the_node(comfyui, toy_graph,
     outcome = comfyui.run(graph)
     assert outcome.error == (
         "3",
-        "clip_skip is 4, but the text encoder of 'model.safetensors' has 3 layers. Choose a "
+        "clip_skip is 4, but the text encoder of 'toy (embedded)' has 3 layers. Choose a "
         "clip_skip between 1 and 3.",
     )
+    graph["1"]["inputs"]["clip_skip"] = 3
+    assert comfyui.run(graph).end == "execution_success"
 
 
 def pixels(comfyui, outcome):

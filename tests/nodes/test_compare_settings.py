@@ -65,7 +65,7 @@ def test_the_stages_of_a_training_are_drawn_and_scored(comfyui, graph, new_seed)
     assert outcome.end == "execution_success", outcome.error
     name = f"stages-{new_seed}"
     # Of the saves of steps 1 to 4 only two are kept, and the last one is the result.
-    stages = ["model", f"{name}-step000003", name]
+    stages = ["toy (embedded)", f"{name}-step000003", name]
     settings = [f"{stage}, {by}" for stage in stages for by in ("DDIM", "Euler")]
     assert titles(outcome) == settings
     drawn = saved(comfyui, outcome, "10")
@@ -170,5 +170,5 @@ def test_stages_of_textual_inversion_are_distinguished(comfyui, graph, new_seed)
     }  # fmt: skip
     outcome = comfyui.run(prompt)
     assert outcome.end == "execution_success", outcome.error
-    result = f"model + token-{new_seed}"
+    result = f"toy (embedded) + token-{new_seed}"
     assert titles(outcome) == [f"{result}-step000001", result]

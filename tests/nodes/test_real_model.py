@@ -116,6 +116,7 @@ def test_models_from_the_graph_are_saved_unchanged_for_training(comfyui, checkpo
     }
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
+    assert "Loading Model from Graph" in outcome.texts
     (saved,) = (comfyui.base / "temp" / "dreambooth" / "models").iterdir()
     before, after = load_file(checkpoint), load_file(saved)
     assert re.fullmatch(r"graph-[0-9a-f]{16}\.safetensors", saved.name)

@@ -213,7 +213,7 @@ def _load_clip_file(source: CheckpointFile) -> Any:
 
     if not any(key.startswith("vision_model.") for key in source.shapes):
         raise ValueError(
-            f"'{source.path.name}' has no weights named 'vision_model.…', so it is not a CLIP "
+            f"'{source.name}' has no weights named 'vision_model.…', so it is not a CLIP "
             "image encoder. Choose a file as in ComfyUI's clip_vision folder, in the layout of "
             "transformers."
         )
@@ -256,7 +256,7 @@ def _text_config(source: CheckpointFile, activation: str) -> dict[str, Any]:
     layout = TextLayout.read(source, "text_model.")
     if layout.vocabulary != CLIP_VOCABULARY:
         raise ValueError(
-            f"The text encoder of '{source.path.name}' has a vocabulary of {layout.vocabulary} "
+            f"The text encoder of '{source.name}' has a vocabulary of {layout.vocabulary} "
             f"tokens instead of CLIP's {CLIP_VOCABULARY}. Choose a CLIP with the original one."
         )
     return {
@@ -276,7 +276,7 @@ def _num_heads(source: CheckpointFile, width: int, *, is_text: bool = False) -> 
         return WIDE_HEADS[width]
     if width % 64:
         raise ValueError(
-            f"A network of '{source.path.name}' has the width {width}, which does not reveal its "
+            f"A network of '{source.name}' has the width {width}, which does not reveal its "
             "number of attention heads. Choose a folder with config.json instead."
         )
     return width // 64

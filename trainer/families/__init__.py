@@ -52,7 +52,7 @@ def family_of(source: CheckpointFile) -> type[ModelFamily]:
     or one of another kind, raises ValueError saying what it seems to be."""
     if scale := scale_of_quantized(source.shapes):
         raise ValueError(
-            f"'{source.path.name}' is quantized (scaled fp8 or similar): its weights are stored as "
+            f"'{source.name}' is quantized (scaled fp8 or similar): its weights are stored as "
             f"coarse numbers with separate scales, such as '{scale}', to draw with less memory. "
             "They cannot be trained. Choose the fp16, bf16 or fp32 version of this checkpoint."
         )
@@ -61,6 +61,6 @@ def family_of(source: CheckpointFile) -> type[ModelFamily]:
             return family
     known = " or ".join(family.name for family in FAMILIES)
     raise ValueError(
-        f"'{source.path.name}' is {describe(source.shapes)}, not a {known} checkpoint. "
+        f"'{source.name}' is {describe(source.shapes)}, not a {known} checkpoint. "
         f"Choose a {known} checkpoint that ComfyUI's Load Checkpoint reads."
     )

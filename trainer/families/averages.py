@@ -21,7 +21,7 @@ def leave_out_averages(source: CheckpointFile) -> None:
         return
     num_bytes = source.leave_out(keys)
     source.notes.append(
-        f"'{source.path.name}' also contains a running average of its weights (EMA, "
+        f"'{source.name}' also contains a running average of its weights (EMA, "
         f"{len(keys)} tensors such as '{keys[0]}', {num_bytes / 1e9:.1f} GB). The weights "
         "themselves are trained; the average would be that of the untrained model, and is left "
         "out of trained checkpoints."

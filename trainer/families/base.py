@@ -219,6 +219,6 @@ def _require_fit(embedding: Embedding, name: str, width: int, model: ModelFamily
     if found != width:
         raise ValueError(
             f"The vectors of {embedding.placeholder!r} have {found} dimensions, but the text "
-            f"encoder of '{model.path.name}' needs {width}. Choose an embedding that was trained "
+            f"encoder of '{model.source.name}' needs {width}. Choose an embedding that was trained "
             "for this kind of model."
         )

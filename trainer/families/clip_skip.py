@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..storage.names import shown_name
 from .files import SAFETENSORS, CheckpointFile
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def choose_clip_skip(given: int | None, base: Path, embedding: Path | None = Non
             logger.warning(
                 "'%s' was trained with clip skip %d (%s in its metadata), but clip skip %d is "
                 "used. Set clip_skip to %d to use the file as it was trained.",
-                path.name, value, key, chosen, value,
+                shown_name(path), value, key, chosen, value,
             )  # fmt: skip
     if given is None and chosen != LAST_LAYER:
         logger.info("Clip skip %d is used, as recorded in the file.", chosen)

@@ -97,6 +97,6 @@ def _checked(source: CheckpointFile, name: str, value: Any, default: Any) -> Any
 
 def _wrong_metadata(source: CheckpointFile, key: str, value: str, allowed: str) -> ValueError:
     return ValueError(
-        f"The metadata of '{source.path.name}' gives '{value}' for {key}, which must be {allowed}. "
+        f"The metadata of '{source.name}' gives '{value}' for {key}, which must be {allowed}. "
         "Correct the metadata, or choose another checkpoint."
     )

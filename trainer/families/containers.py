@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..storage.names import shown_name
+
 MAX_HEADER = 10_000_000
 """Bytes of a .safetensors header. The format allows ten times as many, which could take minutes to
 read. Stable Diffusion's headers have less than a fiftieth."""
@@ -53,14 +55,14 @@ class Contents:
 def _cut_short(path: Path, whole: int | None = None) -> ValueError:
     expected = f", {path.stat().st_size} of {whole} bytes" if whole else ""
     return ValueError(
-        f"'{path.name}' is cut short{expected}: the download or copy did not finish. "
+        f"'{shown_name(path)}' is cut short{expected}: the download or copy did not finish. "
         "Download it again."
     )
 
 
 def _unreadable(path: Path, reason: object) -> ValueError:
     return ValueError(
-        f"'{path.name}' is not a readable {path.suffix.lower()} file ({reason}). "
+        f"'{shown_name(path)}' is not a readable {path.suffix.lower()} file ({reason}). "
         "Download it again, or choose another."
     )
 
@@ -135,7 +137,7 @@ def _are_lengths(values: Any) -> bool:
 def _dtype(path: Path, key: str, name: str, noun: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(
-            f"The weight '{key}' of '{path.name}' has the number format {name}, but only "
+            f"The weight '{key}' of '{shown_name(path)}' has the number format {name}, but only "
             f"{', '.join(_DTYPES)} can be read. Choose the fp32, fp16 or bf16 version of this "
             f"{noun}."
         )
@@ -209,9 +211,9 @@ def _load_pickle(path: Path, noun: str) -> Any:
         if not any(words in str(error) for words in _WOULD_RUN_CODE):
             raise _unreadable(path, "its contents are damaged or of an unknown kind") from error
         raise ValueError(
-            f"'{path.name}' holds more than numbers: opening it would run code from the file, "
-            "which could do anything on this computer. Choose the .safetensors version of this "
-            f"{noun}."
+            f"'{shown_name(path)}' holds more than numbers: opening it would run code from the "
+            "file, which could do anything on this computer. Choose the .safetensors version of "
+            f"this {noun}."
         ) from error
     # Damaged contents raise all kinds of exceptions.
     except Exception as error:
@@ -258,8 +260,8 @@ def _tensors_in(path: Path, contents: Any, noun: str) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if not _is_plain(tensor):
             raise ValueError(
-                f"The weight '{key}' of '{path.name}' is sparse, quantized, nested or has no "
-                f"data. Choose the fp32, fp16 or bf16 version of this {noun}."
+                f"The weight '{key}' of '{shown_name(path)}' is sparse, quantized, nested or has "
+                f"no data. Choose the fp32, fp16 or bf16 version of this {noun}."
             )
     return tensors
 

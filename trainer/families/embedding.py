@@ -43,7 +43,7 @@ class Embedding:
             keys = list(file.shapes)
         if not keys:
             raise ValueError(
-                f"'{path.name}' holds {len(file.shapes)} tensors, none of them named "
+                f"'{file.name}' holds {len(file.shapes)} tensors, none of them named "
                 f"{', '.join(ENCODER_NAMES)}, so it is not a textual inversion embedding. Choose a "
                 "file that Textual Inversion Train wrote, or another embedding."
             )
@@ -64,7 +64,7 @@ def _placeholder(file: CheckpointFile) -> str:
     if not can_be_placeholder(better):
         better = f"my-{better or 'embedding'}"
     raise ValueError(
-        f"The placeholder of '{path.name}' in prompts is its file name, but '{name}' {fault}. "
+        f"The placeholder of '{file.name}' in prompts is its file name, but '{name}' {fault}. "
         f"Rename the file to '{better}{path.suffix}', and write '{better}' in prompts."
     )
 
@@ -76,7 +76,7 @@ def _vectors(file: CheckpointFile, key: str) -> Tensor:
         vectors = vectors.unsqueeze(0)
     if vectors.ndim != 2 or len(vectors) == 0 or not vectors.isfinite().all():
         raise ValueError(
-            f"'{key}' of '{file.path.name}' has the shape {list(vectors.shape)}, or holds NaN or "
+            f"'{key}' of '{file.name}' has the shape {list(vectors.shape)}, or holds NaN or "
             "infinite numbers. An embedding must be one finite vector per token. Choose another "
             "file."
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..precision import dtype_name
 from ..storage.hashing import sha256_of
-from ..storage.names import is_text
+from ..storage.names import is_text, shown_name
 from .containers import open_pickle, open_safetensors
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -69,7 +69,7 @@ class CheckpointFile:
         open_it = open_safetensors if is_safetensors else open_pickle
         contents = open_it(path, kind.noun)
         if not contents.shapes:
-            raise ValueError(f"'{path.name}' holds no tensors. Choose {kind.example}.")
+            raise ValueError(f"'{shown_name(path)}' holds no tensors. Choose {kind.example}.")
         self.shapes, self.dtypes = contents.shapes, contents.dtypes
         self.metadata, self._read = contents.metadata, contents.read
         self._names: dict[str, str] = {}
@@ -119,7 +119,7 @@ class CheckpointFile:
         num_bytes = math.prod(max(side, 1) for side in shape) * self.dtypes[key].itemsize
         if num_bytes > self.path.stat().st_size:
             raise ValueError(
-                f"The weight '{key}' of '{self.path.name}' has the shape {list(shape)}, which is "
+                f"The weight '{key}' of '{self.name}' has the shape {list(shape)}, which is "
                 "more than the whole file holds. The file is damaged: download it again, or choose "
                 "another."
             )
@@ -132,7 +132,7 @@ class CheckpointFile:
         shape = self.shapes[key]
         if len(shape) != num_dimensions or 0 in shape:
             raise ValueError(
-                f"The weight '{key}' of '{self.path.name}' has the shape {list(shape)}, but must "
+                f"The weight '{key}' of '{self.name}' has the shape {list(shape)}, but must "
                 f"have {num_dimensions} dimensions, all above 0. The file is damaged: download it "
                 "again, or choose another."
             )
@@ -142,15 +142,20 @@ class CheckpointFile:
         """Raises ValueError if the weight is missing or does not hold floating-point numbers."""
         if key not in self.shapes:
             raise ValueError(
-                f"'{self.path.name}' lacks the weight '{key}', which its other weights call for. "
+                f"'{self.name}' lacks the weight '{key}', which its other weights call for. "
                 "The file is incomplete: download it again, or choose another."
             )
         if not self.dtypes[key].is_floating_point:
             raise ValueError(
-                f"The weight '{key}' of '{self.path.name}' holds {dtype_name(self.dtypes[key])} "
+                f"The weight '{key}' of '{self.name}' holds {dtype_name(self.dtypes[key])} "
                 "numbers, but only floating-point numbers can be trained. Choose the fp32, fp16 or "
                 f"bf16 version of this {self.kind.noun}."
             )
+
+    @property
+    def name(self) -> str:
+        """What messages call the file."""
+        return shown_name(self.path)
 
     def sha256(self) -> str:
         """The hash of the whole file, in hexadecimal. Cached until the file changes."""
@@ -185,7 +190,7 @@ def _require(kind: FileKind, path: Path) -> None:
         raise FileNotFoundError(f"There is no file {path}. Name an existing {usual} {kind.noun}.")
     if path.suffix.lower() not in kind.endings:
         raise ValueError(
-            f"'{path.name}' ends in '{path.suffix}', but {kind.noun}s end in "
+            f"'{shown_name(path)}' ends in '{path.suffix}', but {kind.noun}s end in "
             f"{', '.join(kind.endings)}. Choose one of those."
         )
     if not is_text(str(path)):
@@ -197,12 +202,12 @@ def _require(kind: FileKind, path: Path) -> None:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(
-            f"'{path.name}' is a web page, not {_a(kind.noun)}: the download failed. "
+            f"'{shown_name(path)}' is a web page, not {_a(kind.noun)}: the download failed. "
             "Download it again."
         )
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(
-            f"'{path.name}' is a Git LFS pointer, not {_a(kind.noun)}: only the pointer was "
+            f"'{shown_name(path)}' is a Git LFS pointer, not {_a(kind.noun)}: only the pointer was "
             "downloaded. Download the file itself, or run 'git lfs pull'."
         )
 

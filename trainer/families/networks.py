@@ -38,7 +38,7 @@ class Network:
             source.require(key)
             if not key_maps.shapes_match(source.shapes[key], shape):
                 raise ValueError(
-                    f"The weight '{key}' of '{source.path.name}' has the shape "
+                    f"The weight '{key}' of '{source.name}' has the shape "
                     f"{list(source.shapes[key])}, but its other weights call for {list(shape)}. "
                     "The file is damaged: download it again, or choose another."
                 )
@@ -68,7 +68,7 @@ def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None
         return
     num_bad = weight.numel() - int(weight.isfinite().sum())
     raise ValueError(
-        f"The weight '{key}' of '{source.path.name}' holds {num_bad} numbers of {weight.numel()} "
+        f"The weight '{key}' of '{source.name}' holds {num_bad} numbers of {weight.numel()} "
         "that are infinite or not a number (NaN) and would spoil every result. Download the file "
         "again, or choose another."
     )
@@ -159,13 +159,13 @@ def plan_text_encoder(
     _require_divisor(source, "text encoder", layout.width, "text_heads", constants.text_heads)
     if layout.vocabulary < CLIP_VOCABULARY:
         raise ValueError(
-            f"The text encoder of '{source.path.name}' knows {layout.vocabulary} tokens, but "
+            f"The text encoder of '{source.name}' knows {layout.vocabulary} tokens, but "
             f"CLIP's vocabulary has {CLIP_VOCABULARY}. Choose a checkpoint with CLIP's text "
             "encoder."
         )
     if not 1 <= clip_skip <= layout.num_layers:
         raise ValueError(
-            f"clip_skip is {clip_skip}, but the text encoder of '{source.path.name}' has "
+            f"clip_skip is {clip_skip}, but the text encoder of '{source.name}' has "
             f"{layout.num_layers} layers. Choose a clip_skip between 1 and {layout.num_layers}."
         )
     config = CLIPTextConfig(
@@ -188,7 +188,7 @@ def _require_divisor(
 ) -> None:
     if width % divisor:
         raise ValueError(
-            f"The {network} of '{source.path.name}' has {width} channels, which is not divisible "
+            f"The {network} of '{source.name}' has {width} channels, which is not divisible "
             f"by {constant} = {divisor}. Choose another checkpoint, or set {constant} in the "
             f"file's metadata under {CONSTANTS_KEY}."
         )

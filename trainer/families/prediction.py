@@ -54,7 +54,7 @@ def is_v_prediction(
         for wanted in (False, True)
     )
     raise ValueError(
-        f"'{source.path.name}' says both that it predicts epsilon ({of_epsilon}) and that it "
+        f"'{source.name}' says both that it predicts epsilon ({of_epsilon}) and that it "
         f"predicts v ({of_v}). Set prediction_type to epsilon, which almost all Stable Diffusion 1 "
         "models predict, or to v."
     )
@@ -81,7 +81,7 @@ def _read(source: CheckpointFile, key: str) -> bool:
     spelling = re.sub(r"[-_\s]", "", value).lower()
     if spelling not in _SPELLINGS:
         raise ValueError(
-            f"The metadata of '{source.path.name}' gives '{value}' for {key}, but only epsilon and "
+            f"The metadata of '{source.name}' gives '{value}' for {key}, but only epsilon and "
             "v are supported. If the model predicts one of them, set prediction_type to it; "
             "otherwise choose another checkpoint."
         )
@@ -94,6 +94,6 @@ def _require_noise_schedule(source: CheckpointFile) -> None:
         found.append(f"{_OTHER_SCHEDULES['ztsnr']} ({_ZERO_SNR_FLAG})")
     if found:
         raise ValueError(
-            f"'{source.path.name}' was trained with {found[0]}, and only Stable Diffusion 1's own "
+            f"'{source.name}' was trained with {found[0]}, and only Stable Diffusion 1's own "
             "noise schedule is supported. Choose a checkpoint that was trained with that one."
         )

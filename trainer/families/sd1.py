@@ -148,13 +148,13 @@ def checkpoint_tensors(
 def _require_all_parts(source: CheckpointFile) -> None:
     if not any(key.startswith(VAE) for key in source.shapes):
         raise ValueError(
-            f"'{source.path.name}' has no VAE. Name the file of one for Stable Diffusion 1 with "
+            f"'{source.name}' has no VAE. Name the file of one for Stable Diffusion 1 with "
             "--vae; in ComfyUI, load both with ComfyUI's Load Checkpoint and Load VAE, and connect "
             "them to Model from Graph. Or choose a complete checkpoint."
         )
     if not any(key.startswith(TEXT_WITHOUT_MODEL) for key in source.shapes):
         raise ValueError(
-            f"'{source.path.name}' has no text encoder, but U-Net, VAE and text encoder are all "
+            f"'{source.name}' has no text encoder, but U-Net, VAE and text encoder are all "
             "needed. Choose a complete Stable Diffusion 1 checkpoint."
         )
 
@@ -164,8 +164,8 @@ def _require_same_latents(source: CheckpointFile, networks: dict[str, Network]) 
     of_vae = networks["vae"].module.config.latent_channels
     if of_unet != of_vae:
         raise ValueError(
-            f"The VAE of '{(source.vae or source).path.name}' has {of_vae} latent channels, but "
-            f"the U-Net of '{source.path.name}' has {of_unet}. Choose a VAE for Stable Diffusion 1."
+            f"The VAE of '{(source.vae or source).name}' has {of_vae} latent channels, but "
+            f"the U-Net of '{source.name}' has {of_unet}. Choose a VAE for Stable Diffusion 1."
         )
 
 
@@ -174,6 +174,6 @@ def _refuse_unknown_unet_weights(source: CheckpointFile, unet: Network) -> None:
     for key in source.shapes:
         if key.startswith(UNET) and key not in known:
             raise ValueError(
-                f"'{source.path.name}' has the weight '{key}', which a Stable Diffusion 1 U-Net "
+                f"'{source.name}' has the weight '{key}', which a Stable Diffusion 1 U-Net "
                 "does not have. Choose a checkpoint without additions to the U-Net."
             )

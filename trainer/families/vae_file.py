@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..storage.names import shown_name
 from .files import CheckpointFile
 from .layouts import VAE
 
@@ -21,12 +22,12 @@ def open_vae(path: Path) -> CheckpointFile:
     keys = [key for key in file.shapes if key.removeprefix(prefix).startswith(_PARTS)]
     if any(key.startswith(_DIFFUSERS) for key in keys):
         raise ValueError(
-            f"The VAE '{path.name}' is in the layout of diffusers. Choose the same VAE as a single "
-            "file for ComfyUI, such as vae-ft-mse-840000-ema-pruned.safetensors."
+            f"The VAE '{shown_name(path)}' is in the layout of diffusers. Choose the same VAE as a "
+            "single file for ComfyUI, such as vae-ft-mse-840000-ema-pruned.safetensors."
         )
     if not any(key.removeprefix(prefix).startswith("decoder.") for key in keys):
         raise ValueError(
-            f"'{path.name}' contains no VAE. Choose a VAE for Stable Diffusion 1, such as "
+            f"'{shown_name(path)}' contains no VAE. Choose a VAE for Stable Diffusion 1, such as "
             "vae-ft-mse-840000-ema-pruned.safetensors, or a complete checkpoint."
         )
     file.rename({VAE + key.removeprefix(prefix): key for key in keys})

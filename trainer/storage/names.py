@@ -16,6 +16,8 @@ _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 """Names that Windows treats as devices, in every folder and with any extension."""
 _FORBIDDEN = set('\\:*?"<>|')
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
+KNOWN_AS: dict[Path, str] = {}
+"""The names of files that users choose by another name than the file's, such as the toy model."""
 _DATE_WORDS = {
     "year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S",
 }  # fmt: skip
@@ -75,6 +77,11 @@ def _date_part(part: str, moment: datetime) -> str:
         return {"yyyy": f"{moment:%Y}", "yy": f"{moment:%y}"}.get(part, part)
     digits = moment.strftime(_DATE_PARTS[part[0]])
     return digits if len(part) == 2 else str(int(digits))
+
+
+def shown_name(path: Path) -> str:
+    """The name under which a user knows a file, for messages and titles."""
+    return KNOWN_AS.get(path, path.name)
 
 
 def printable(name: str | Path) -> str:

@@ -3,11 +3,15 @@ scoring model."""
 
 from pathlib import Path
 
+from ..storage.names import KNOWN_AS
+
 NAME = "toy"
 """What users write instead of a path."""
 MODEL = Path(__file__).parent / "model.safetensors"
 JUDGE = Path(__file__).parent / "judge.safetensors"
 PHOTOS = Path(__file__).parent / "photos"
+
+KNOWN_AS |= {MODEL: NAME, JUDGE: NAME}
 
 
 def resolve(base: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainer import families
+from trainer import families, toy
 from trainer.families.clip_skip import choose_clip_skip, default_clip_skip
 from trainer.families.tokenizer import ClipTokenizer
 from trainer.settings.config import ModelOptions
@@ -66,6 +66,12 @@ def test_a_layer_that_does_not_exist_is_refused(tiny_checkpoint: Path, clip_skip
         f"clip_skip is {clip_skip}, but the text encoder of 'tiny.safetensors' has 2 layers. "
         "Choose a clip_skip between 1 and 2."
     )
+    families.load(tiny_checkpoint, CPU, options=ModelOptions(clip_skip=2))
+
+
+def test_messages_call_the_toy_model_by_the_name_that_a_user_wrote() -> None:
+    with pytest.raises(ValueError, match="encoder of 'toy' has 3 layers"):
+        families.load(toy.MODEL, CPU, options=ModelOptions(clip_skip=4))
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".sft"])

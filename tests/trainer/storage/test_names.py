@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.storage.names import MAX_BYTES, dated, fault, is_text, printable
+from trainer.storage.names import MAX_BYTES, dated, fault, is_text, printable, shown_name
 
 OUTSIDE = "it leads out of its folder"
 CHARACTERS = (
@@ -102,6 +102,13 @@ def test_words_for_dates_are_those_of_save_image(name: str, expected: str) -> No
 def test_dates_are_in_local_time() -> None:
     moment = datetime(2024, 3, 7, 4, 5, 9, tzinfo=timezone.utc)
     assert dated("%hour%", moment) == moment.astimezone().strftime("%H")
+
+
+def test_a_file_is_shown_under_the_name_that_a_user_chose() -> None:
+    from trainer import toy
+
+    assert shown_name(toy.MODEL) == shown_name(toy.JUDGE) == "toy"
+    assert shown_name(toy.PHOTOS / "model.safetensors") == "model.safetensors"
 
 
 def test_invalid_unicode_is_escaped_in_messages():
