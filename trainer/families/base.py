@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
 
+MODEL_OF = {
+    "clip_g": "Stable Diffusion XL",
+    "clip_h": "Stable Diffusion 2",
+    "clip_l": "Stable Diffusion 1",
+}
+"""By text encoder. XL's models also have clip_l."""
+
+
 @dataclass(frozen=True, slots=True)
 class Framing:
     """How an image was resized and cropped: the size and crop conditioning of Stable Diffusion XL.
@@ -137,8 +145,9 @@ class ModelFamily(ABC):
                 f"The placeholder {placeholder!r} already belongs to another embedding. Choose "
                 "another placeholder, or remove the other embedding."
             )
+        _require_same_encoders(embedding, set(tables), self)
         for name, table in tables.items():
-            _require_fit(embedding, name, table.weight.shape[1], self)
+            _require_width(embedding, name, table.weight.shape[1], self)
         ids: list[int] = []
         parameters = {}
         for name, table in tables.items():
@@ -208,13 +217,18 @@ class ModelFamily(ABC):
         return int(self.unet.config.in_channels)
 
 
-def _require_fit(embedding: Embedding, name: str, width: int, model: ModelFamily) -> None:
-    if name not in embedding.vectors:
+def _require_same_encoders(embedding: Embedding, names: set[str], model: ModelFamily) -> None:
+    """Vectors of another encoder mean that those for a shared one are of little use alone."""
+    if embedding.vectors.keys() != names:
+        found = next(of for name, of in MODEL_OF.items() if name in embedding.vectors)
         raise ValueError(
-            f"The embedding of {embedding.placeholder!r} has vectors for "
-            f"{', '.join(embedding.vectors)}, but {model.name} needs vectors for {name}. Choose an "
-            f"embedding for {model.name}."
+            f"The embedding of {embedding.placeholder!r} is for {found}: it has vectors for "
+            f"{' and '.join(embedding.vectors)}, but {model.name} needs vectors for "
+            f"{' and '.join(sorted(names))} alone. Choose an embedding for {model.name}."
         )
+
+
+def _require_width(embedding: Embedding, name: str, width: int, model: ModelFamily) -> None:
     found = embedding.vectors[name].shape[1]
     if found != width:
         raise ValueError(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -245,16 +245,30 @@ def _unwrap(contents: Any) -> Any:
     return next((value for value in plain if isinstance(value, dict)), contents)
 
 
-def _tensors_in(path: Path, contents: Any, noun: str) -> dict[str, Tensor]:
-    """The tensors of a state dict, which trainers nest under names such as "state_dict", and
-    textual inversion under "string_to_param"."""
+def _state_dict(contents: Any) -> dict[Any, Any]:
+    """The state dict, which trainers nest under names such as "state_dict", and textual inversion
+    under "string_to_param". A tensor alone gets a name. Empty for anything else."""
+    if isinstance(contents, Tensor):
+        return {"tensor": contents}
     for _ in range(MAX_WRAPPERS):
         contents = _unwrap(contents)
-    if not isinstance(contents, dict):
-        return {}
+    return contents if isinstance(contents, dict) else {}
+
+
+def _joined(items: Sequence[Any]) -> dict[Any, Any]:
+    """The state dicts of all items as one. The number of an item is added to repeated names."""
+    joined: dict[Any, Any] = {}
+    for number, item in enumerate(items, start=1):
+        for key, value in _state_dict(item).items():
+            joined[f"{key} ({number})" if key in joined else key] = value
+    return joined
+
+
+def _tensors_in(path: Path, contents: Any, noun: str) -> dict[str, Tensor]:
+    is_list = isinstance(contents, list | tuple)
     tensors = {
         key: value
-        for key, value in contents.items()
+        for key, value in (_joined(contents) if is_list else _state_dict(contents)).items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
     for key, tensor in tensors.items():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import EMBEDDING, CheckpointFile
+from .kinds import AN_EMBEDDING, UNKNOWN, describe
 from .tokenizer import can_be_placeholder, check_placeholder, has_placeholder
 
 PLACEHOLDER_KEY = "dreambooth.placeholder"
@@ -20,6 +21,9 @@ PLACEHOLDER_KEY = "dreambooth.placeholder"
 ENCODER_NAMES = ("clip_l", "clip_g", "clip_h")
 """The names of text encoders in an embedding file, as ComfyUI reads them
 (`SDTokenizer.embedding_key`)."""
+
+MAX_SHOWN = 4
+"""Tensors that a message names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,9 +47,8 @@ class Embedding:
             keys = list(file.shapes)
         if not keys:
             raise ValueError(
-                f"'{file.name}' holds {len(file.shapes)} tensors, none of them named "
-                f"{', '.join(ENCODER_NAMES)}, so it is not a textual inversion embedding. Choose a "
-                "file that Textual Inversion Train wrote, or another embedding."
+                f"'{file.name}' {_contents(file)}. Choose a file that holds one embedding, such as "
+                "one that Textual Inversion Train wrote."
             )
         names = [key if key in ENCODER_NAMES else ENCODER_NAMES[0] for key in keys]
         vectors = {name: _vectors(file, key) for name, key in zip(names, keys, strict=True)}
@@ -66,6 +69,18 @@ def _placeholder(file: CheckpointFile) -> str:
     raise ValueError(
         f"The placeholder of '{file.name}' in prompts is its file name, but '{name}' {fault}. "
         f"Rename the file to '{better}{path.suffix}', and write '{better}' in prompts."
+    )
+
+
+def _contents(file: CheckpointFile) -> str:
+    """What a file holds that is not one embedding."""
+    kind = describe(file.shapes)
+    if kind not in (AN_EMBEDDING, UNKNOWN):
+        return f"is {kind}, not an embedding of textual inversion"
+    found = [f"'{key}' with the shape {list(shape)}" for key, shape in file.shapes.items()]
+    more = [f"and {len(found) - MAX_SHOWN} more"] if len(found) > MAX_SHOWN else []
+    return (
+        f"holds {len(found)} tensors, not one embedding: {', '.join([*found[:MAX_SHOWN], *more])}"
     )
 
 

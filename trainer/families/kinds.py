@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from .layouts import UNET, VAE
 
+AN_EMBEDDING = "a textual inversion embedding"
+UNKNOWN = "a file of unknown contents"
 _PARTS_OF_NAMES: dict[str, tuple[str, ...]] = {
     "a LoRA": (
         "lora_unet_",
@@ -62,7 +64,7 @@ def scale_of_quantized(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The kind of a file, such as "a LoRA", or "a file of unknown contents"."""
+    """The kind of a file, such as "a LoRA", or `UNKNOWN`."""
     if kind := _find(shapes, _PARTS_OF_NAMES):
         return kind
     if conv_in := shapes.get(f"{UNET}input_blocks.0.0.weight"):
@@ -70,8 +72,8 @@ def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if kind := _find(shapes, _PARTS_OF_SINGLE_NETWORKS):
         return kind
     if len(shapes) <= 4 and all(1 <= len(shape) <= 2 for shape in shapes.values()):
-        return "a textual inversion embedding"
-    return "a file of unknown contents"
+        return AN_EMBEDDING
+    return UNKNOWN
 
 
 def _find(shapes: Mapping[str, tuple[int, ...]], kinds: dict[str, tuple[str, ...]]) -> str | None:
@@ -90,7 +92,7 @@ def _describe_unet(shapes: Mapping[str, tuple[int, ...]], conv_in: tuple[int, ..
         return "a Stable Diffusion 1 editing model (its U-Net has 8 input channels)"
     if not any(key.startswith((VAE, "cond_stage_model.")) for key in shapes):
         return "a U-Net alone"
-    return "a file of unknown contents"
+    return UNKNOWN
 
 
 def has_linear_projections(shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -149,9 +149,14 @@ def test_vectors_for_two_text_encoders_are_read_as_one_embedding(tmp_path, vecto
     [
         (
             "my-x", {"a": torch.zeros(1, 24), "b": torch.zeros(1, 24)},
-            "'my-x.safetensors' holds 2 tensors, none of them named clip_l, clip_g, clip_h, so it "
-            "is not a textual inversion embedding. Choose a file that Textual Inversion Train "
-            "wrote, or another embedding.",
+            "'my-x.safetensors' holds 2 tensors, not one embedding: 'a' with the shape [1, 24], "
+            "'b' with the shape [1, 24]. Choose a file that holds one embedding, such as one that "
+            "Textual Inversion Train wrote.",
+        ),
+        (
+            "my-x", {f"lora_unet_{number}.weight": torch.zeros(1, 24) for number in range(5)},
+            "'my-x.safetensors' is a LoRA, not an embedding of textual inversion. Choose a file "
+            "that holds one embedding, such as one that Textual Inversion Train wrote.",
         ),
         (
             "my-x", {"clip_l": torch.zeros(1, 2, 24)},
@@ -223,9 +228,57 @@ def test_two_placeholders_can_be_added_but_none_twice(tiny_model, vectors):
     )
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda vectors: vectors,
+        lambda vectors: [vectors],
+        lambda vectors: [{"<dog>": vectors}],
+        lambda vectors: ({"string_to_param": {"*": vectors}, "name": "old"}, "by hand"),
+        lambda vectors: [{}, {"state_dict": {"emb_params": vectors}}],
+    ],
+)
+def test_lists_with_one_embedding_and_single_tensors_are_read(tmp_path, vectors, layout, is_zip):
+    torch.save(layout(vectors), tmp_path / "my-dog.pt", _use_new_zipfile_serialization=is_zip)
+    embedding = Embedding.read(tmp_path / "my-dog.pt")
+    assert embedding.placeholder == "my-dog"
+    assert torch.equal(embedding.vectors["clip_l"], vectors)
+
+
+def test_a_list_for_two_text_encoders_is_read(tmp_path, vectors):
+    torch.save([{"clip_l": vectors}, {"clip_g": torch.ones(2, 32)}], tmp_path / "my-xl.pt")
+    assert list(Embedding.read(tmp_path / "my-xl.pt").vectors) == ["clip_l", "clip_g"]
+
+
+def test_several_embeddings_in_a_list_are_named(tmp_path, vectors):
+    path = tmp_path / "my-dogs.pt"
+    torch.save([{"<dog>": vectors}] * 2 + [{"string_to_param": {"*": vectors[0]}}] * 4, path)
+    with pytest.raises(ValueError) as caught:
+        Embedding.read(path)
+    assert str(caught.value) == (
+        "'my-dogs.pt' holds 6 tensors, not one embedding: '<dog>' with the shape [2, 24], "
+        "'<dog> (2)' with the shape [2, 24], '*' with the shape [24], '* (4)' with the shape [24], "
+        "and 2 more. Choose a file that holds one embedding, such as one that Textual Inversion "
+        "Train wrote."
+    )
+
+
+@pytest.mark.parametrize("contents", [[], [[]], ["a", 3], [[[{"x": 1}]]], 3])
+def test_a_list_without_vectors_is_refused(tmp_path, contents):
+    itself: list = []
+    itself.extend([itself] * 1000)
+    for name, value in (("my-a.pt", contents), ("my-b.pt", itself)):
+        torch.save(value, tmp_path / name)
+        with pytest.raises(ValueError, match=f"'{name}' holds no tensors. Choose an embedding of "):
+            Embedding.read(tmp_path / name)
+
+
 def test_refuses_vectors_of_another_family(tiny_checkpoint, tmp_path, vectors):
     wide = saved(tmp_path / "my-wide.safetensors", {"clip_l": torch.zeros(1, 32)})
     other = saved(tmp_path / "my-sd2.safetensors", {"clip_h": torch.zeros(1, 24)})
+    pair = {"clip_l": torch.zeros(1, 24), "clip_g": torch.zeros(1, 32)}
+    both = saved(tmp_path / "my-xl.safetensors", pair)
     for path, message in (
         (
             wide,
@@ -235,8 +288,15 @@ def test_refuses_vectors_of_another_family(tiny_checkpoint, tmp_path, vectors):
         ),
         (
             other,
-            "The embedding of 'my-sd2' has vectors for clip_h, but Stable Diffusion 1 needs "
-            "vectors for clip_l. Choose an embedding for Stable Diffusion 1.",
+            "The embedding of 'my-sd2' is for Stable Diffusion 2: it has vectors for clip_h, but "
+            "Stable Diffusion 1 needs vectors for clip_l alone. Choose an embedding for Stable "
+            "Diffusion 1.",
+        ),
+        (
+            both,
+            "The embedding of 'my-xl' is for Stable Diffusion XL: it has vectors for clip_l and "
+            "clip_g, but Stable Diffusion 1 needs vectors for clip_l alone. Choose an embedding "
+            "for Stable Diffusion 1.",
         ),
     ):
         with pytest.raises(ValueError) as caught:
