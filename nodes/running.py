@@ -1,5 +1,5 @@
-"""How ComfyUI runs one of our nodes: once, with the defaults of what a workflow leaves out, and
-with its warnings and errors shown on it."""
+"""How ComfyUI runs one of our nodes: once or once per item of a list, with the defaults of what a
+workflow leaves out, and with its warnings and errors shown on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Join = Callable[[list[Any]], Any]
 
 def node_schema(**options: Any) -> io.Schema:
     """A node's schema, with what all our nodes share: each input arrives as the list of its
-    values, which `runs_once` expects."""
+    values, which `runs_once` and `runs_per_item` expect."""
     return io.Schema(category=CATEGORY, essentials_category=CATEGORY, is_input_list=True, **options)
 
 
@@ -30,6 +30,27 @@ def runs_once(**joins: Join) -> Callable[[Callable[..., Any]], Callable[..., Any
     otherwise run it once for each item of a list. `joins` names the inputs that accept lists; for
     others ValueError is raised."""
 
+    def result(runs: list[io.NodeOutput]) -> io.NodeOutput:
+        return runs[0]
+
+    return _runs(joins, lambda inputs: [inputs], result)
+
+
+def runs_per_item(**joins: Join) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The same for a node that runs once for each item of a list, as ComfyUI does by default. Each
+    of its outputs must be declared as a list."""
+
+    def result(runs: list[io.NodeOutput]) -> io.NodeOutput:
+        return io.NodeOutput(*map(list, zip(*(run.args for run in runs), strict=True)))
+
+    return _runs(joins, lambda inputs: _items(inputs, joins), result)
+
+
+def _runs(
+    joins: Mapping[str, Join],
+    split: Callable[[Mapping[str, Any]], list[Mapping[str, Any]]],
+    result: Callable[[list[io.NodeOutput]], io.NodeOutput],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(execute: Callable[..., Any]) -> Callable[..., Any]:
         named = list(signature(execute).parameters.values())[1:]
         needed = {
@@ -49,10 +70,12 @@ def runs_once(**joins: Join) -> Callable[[Callable[..., Any]], Callable[..., Any
                 if complaint := package_complaint(for_every_run=True):
                     raise RuntimeError(complaint)
                 schema = schema or cls.define_schema()
-                values = _single_values(inputs, joins, str(schema.display_name))
-                values = _with_defaults(values, schema.inputs)
-                _require(needed - values.keys())
-                return execute(cls, **values)
+                runs = []
+                for each in split(inputs):
+                    values = _single_values(each, joins, str(schema.display_name))
+                    runs.append(_with_defaults(values, schema.inputs))
+                    _require(needed - runs[-1].keys())
+                return result([execute(cls, **values) for values in runs])
 
         return run
 
@@ -76,6 +99,21 @@ def _require(missing: Set[str]) -> None:
             f"{', '.join(sorted(missing))} has no value: the node connected to it returned "
             "nothing. Connect another node."
         )
+
+
+def _items(inputs: Mapping[str, Any], joins: Mapping[str, Join]) -> list[Mapping[str, Any]]:
+    """The inputs of each run. The last item of a shorter list is used for all further runs."""
+    lists = {
+        name: values
+        for name, values in inputs.items()
+        if name not in joins and isinstance(values, list)
+    }
+
+    def run(number: int) -> Mapping[str, Any]:
+        items = {name: values[number:][:1] or values[-1:] for name, values in lists.items()}
+        return {**inputs, **items}
+
+    return list(map(run, range(max(map(len, lists.values()), default=1))))
 
 
 def _single_values(

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer.evaluation import plots
 from .drawing import draw, drawing_inputs
 from .images import to_batch
-from .running import node_schema, runs_once
+from .running import node_schema, runs_per_item
 from .sockets import ModelSocket, ModelSource
 
 
@@ -35,12 +35,14 @@ class SampleWithScheduler(io.ComfyNode):
                 io.Image.Output(
                     "images",
                     display_name="images",
+                    is_output_list=True,
                     tooltip="One image per scheduler and prompt: all prompts of the first "
                     "scheduler, then those of the next. Connect to Preview Image or Save Image.",
                 ),
                 io.Image.Output(
                     "grid",
                     display_name="comparison grid",
+                    is_output_list=True,
                     tooltip="All images in one, with titles: a row per scheduler, a column per "
                     "prompt.",
                 ),
@@ -48,7 +50,7 @@ class SampleWithScheduler(io.ComfyNode):
         )
 
     @classmethod
-    @runs_once(prompts="\n".join)
+    @runs_per_item(prompts="\n".join)
     def execute(cls, model_source: ModelSource, steps: int, **widgets: Any) -> io.NodeOutput:
         comparison = draw([model_source], [steps], **widgets)
         rows = [f"{row.scheduler} {row.steps}" for row in comparison.rows]

@@ -108,6 +108,36 @@ def test_a_list_of_prompts_is_drawn_together(comfyui, sampling):
     assert len(outcome.outputs("5")["images"]) == 3
 
 
+def test_sample_with_scheduler_runs_once_for_each_item_of_other_lists(comfyui, sampling):
+    """As ComfyUI does by default: a shorter list's last item stays."""
+    sampling["4"]["inputs"] |= {
+        "model_source": ["7", 0], "seed": ["8", 0], "width": ["9", 0], "height": 64,
+        "second_scheduler": "none", "prompts": ["10", 0],
+    }  # fmt: skip
+    sampling |= {
+        "7": any_list(["1", 0], ["1", 0]),
+        "8": any_list(1, 1, 2),
+        "9": any_list(64, 64, 32),
+        "10": any_list("a photo of a cup", "a dog"),
+    }
+    outcome = comfyui.run(sampling)
+    assert outcome.end == "execution_success", outcome.error
+    drawn = []
+    for saved in outcome.outputs("5")["images"]:
+        with Image.open(comfyui.base / "output" / saved["filename"]) as image:
+            drawn.append((image.size, image.tobytes()))
+    assert [size for size, _ in drawn] == [(64, 64)] * 4 + [(32, 64)] * 2
+    assert drawn[0] == drawn[2] != drawn[1] == drawn[3]
+
+
+def test_an_empty_list_of_seeds_is_refused(comfyui, sampling):
+    sampling["4"]["inputs"]["seed"] = ["8", 0]
+    sampling["8"] = any_list()
+    assert comfyui.run(sampling).error == (
+        "4", "seed is an empty list. Check the node that is connected to it."
+    )  # fmt: skip
+
+
 def test_lists_of_models_and_photos_are_compared_together(comfyui, dataset):
     graph = {
         "1": any_list(["7", 0], ["8", 0]),
@@ -143,7 +173,6 @@ def test_lists_of_models_and_photos_are_compared_together(comfyui, dataset):
         ("2", "instance_prompt", "a photo of sks cup"),
         ("2", "folder", "toy cup photos (embedded)"),
         ("1", "checkpoint", "toy (embedded)"),
-        ("4", "seed", 1),
     ],
 )
 def test_other_lists_are_refused_before_anything_is_trained(
@@ -152,13 +181,8 @@ def test_other_lists_are_refused_before_anything_is_trained(
     graph = toy_graph(seed=new_seed, name="never trained")
     graph[node]["inputs"][name] = ["9", 0]
     graph["9"] = any_list(value, value)
-    if node == "4":
-        del graph["2"], graph["3"]
-        graph["4"]["inputs"]["model_source"] = ["1", 0]
-        graph["5"]["inputs"]["images"] = ["4", 0]
     outcome = comfyui.run(graph)
-    names = {"1": "Load Base Model", "2": "Load Instance Images", "3": "DreamBooth Train",
-             "4": "Sample with Scheduler"}  # fmt: skip
+    names = {"1": "Load Base Model", "2": "Load Instance Images", "3": "DreamBooth Train"}
     assert outcome.error == (
         node,
         f"{name} is a list of 2 values, but {names[node]} runs once. Connect a node that gives one "
