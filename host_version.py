@@ -18,8 +18,10 @@ MINIMUM = {"ComfyUI": "0.21.0", "torch": "2.5.0"}
 """The oldest releases that the nodes were tested with. Older releases of torch do not read .ckpt
 files as safely."""
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-FINISH_ROUTE = "/dreambooth/finish"
-"""Only this pack has it, so it tells whether a copy of the pack is loaded."""
+FINISH_ROUTES = ("/dreambooth/finish", "/dreambooth/finish/")
+"""Only this pack has the first, so it tells whether a copy of the pack is loaded. The second is
+there because aiohttp refuses a path only right after the same path: an older copy, which does not
+look for others and is loaded next, would stop ComfyUI."""
 NOT_FOR_EVERY_RUN = {"scipy", "pytorch-optimizer", "tyro", "tqdm", "tomli"}
 """Packages that the nodes never use, or only for a choice that then says that they are missing."""
 _REQUIREMENT = re.compile(
@@ -70,13 +72,16 @@ def package_complaint(*, for_every_run: bool = False) -> str:
 
 def find_other_copy() -> Path | None:
     """The folder of the copy of this pack that ComfyUI has loaded already."""
+    return next(_loaded_copies(), None)
+
+
+def _loaded_copies() -> Iterator[Path]:
     from server import PromptServer
 
     server: Any = getattr(PromptServer, "instance", None)
     for route in server.routes if server else ():
-        if getattr(route, "path", None) == FINISH_ROUTE:
-            return Path(inspect.getfile(route.handler)).parents[1]
-    return None
+        if getattr(route, "path", None) == FINISH_ROUTES[0]:
+            yield Path(inspect.getfile(route.handler)).parents[1]
 
 
 def refuse_second_copy() -> NoReturn:
@@ -86,6 +91,17 @@ def refuse_second_copy() -> NoReturn:
         f"'{Path(__file__).parent}'. The nodes of the first are loaded. Remove one of the two "
         "folders, then restart ComfyUI."
     )
+
+
+async def warn_of_older_copy(_: object) -> None:
+    """Log a line if an older copy, which does not look for others, was loaded after this one."""
+    first, *others = _loaded_copies()
+    for other in others:
+        logging.getLogger(__name__).warning(
+            "DreamBooth for ComfyUI is installed twice, in '%s' and in '%s'. The nodes of the "
+            "second, which is older, are loaded. Remove one of the two folders, then restart "
+            "ComfyUI.", first, other,
+        )  # fmt: skip
 
 
 def warn_if_too_old() -> None:

@@ -30,7 +30,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from PIL import Image
 from server import PromptServer
 
-from ..host_version import FINISH_ROUTE
+from ..host_version import FINISH_ROUTES, warn_of_older_copy
 from ..trainer import toy
 from ..trainer.evaluation import best_step
 from ..trainer.families.clip_skip import LAST_LAYER
@@ -220,8 +220,7 @@ class ComfyObserver(Observer):
 
     def show(self, text: str, *, now: bool = True) -> None:
         """Show a line on the node. Without `now`, skip it if the last one was just shown."""
-        is_due = now or time.monotonic() - self._last_text >= SECONDS_BETWEEN_TEXTS
-        if is_due:
+        if now or time.monotonic() - self._last_text >= SECONDS_BETWEEN_TEXTS:
             self._last_text = time.monotonic()
             self._text.show(text)
 
@@ -242,7 +241,9 @@ async def _finish(request: web.Request) -> web.Response:
 
 def add_routes() -> None:
     """Called once, when ComfyUI starts."""
-    PromptServer.instance.routes.post(FINISH_ROUTE)(_finish)
+    for path in FINISH_ROUTES:
+        PromptServer.instance.routes.post(path)(_finish)
+    PromptServer.instance.app.on_startup.append(warn_of_older_copy)
 
 
 def _raise_if_stopped() -> None:

@@ -27,6 +27,31 @@ def hide(name):
 importlib.metadata.version = hide
 """
 """Python runs it at its start as sitecustomize.py: diffusers seems not to be installed."""
+SORTED = """
+import os
+listdir = os.listdir
+os.listdir = lambda *path: sorted(listdir(*path))
+"""
+"""As sitecustomize.py: ComfyUI loads the folders in the order of their names."""
+OLDER = """
+import aiohttp.web
+from comfy_api.latest import ComfyExtension
+from server import PromptServer
+
+async def finish(request):
+    return aiohttp.web.json_response({})
+
+class Extension(ComfyExtension):
+    async def on_load(self):
+        PromptServer.instance.routes.post("/dreambooth/finish")(finish)
+
+    async def get_node_list(self):
+        return []
+
+def comfy_entrypoint():
+    return Extension()
+"""
+"""What the pack did before it looked for other copies, in nodes/__init__.py."""
 PAGE = """
 const extensions = [], listeners = [];
 const app = {
@@ -80,6 +105,35 @@ def test_of_several_copies_one_is_loaded_and_each_other_logs_one_line(server, to
     with urllib.request.urlopen(f"http://{server.address}{scripts[0]}") as answer:
         assert b"registerExtension" in answer.read()
     assert server.run(toy_graph()).end == "execution_success"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("A", "in '{old}' and in '{new}'. The nodes of the first are loaded."),
+        ("Z", "in '{new}' and in '{old}'. The nodes of the second, which is older, are loaded."),
+    ],
+)
+def test_an_older_copy_that_looks_for_no_other_is_named(server, name, line):
+    """Before or after this one."""
+    old = server.base / "custom_nodes" / name
+    (old / "nodes").mkdir(parents=True)
+    (old / "nodes" / "__init__.py").write_text(OLDER)
+    (old / "__init__.py").write_text("from .nodes import comfy_entrypoint")
+    (server.base / "sitecustomize.py").write_text(SORTED)
+    server.start(PYTHONPATH=str(server.base))
+    new = server.base / "custom_nodes" / "ComfyUI-DreamBooth"
+    message = (
+        f"DreamBooth for ComfyUI is installed twice, {line.format(old=old, new=new)} Remove one of "
+        "the two folders, then restart ComfyUI."
+    )
+    assert server.log.read_text().count(message) == 1
+    shutil.rmtree(old)
+    server.stop()
+    since = len(server.log.read_text())
+    server.start()
+    assert "installed twice" not in server.log.read_text()[since:]
+    assert server.post("/dreambooth/finish", {})[0] == 404
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node, which runs scripts, is missing")
