@@ -322,7 +322,7 @@ def test_a_heading_is_not_a_value(parse, tmp_path, caplog):
         ("utf-32", "'{}' is not in UTF-8, but seems to be in UTF-16. "),
     ],
 )
-def test_a_file_in_another_encoding_is_refused(tmp_path, caplog, encoding, found):
+def test_a_file_in_another_encoding_is_refused(parse, tmp_path, caplog, encoding, found):
     path = tmp_path / "s.toml"
     path.write_bytes('# comment\nfolder = "é"'.encode(encoding))
     assert main(["demo", "--settings", str(path)]) == 1
@@ -330,6 +330,7 @@ def test_a_file_in_another_encoding_is_refused(tmp_path, caplog, encoding, found
         found.format(path) + "Save it again in the encoding UTF-8, which text editors offer under "
         "Save As."
     ]
+    assert parse("demo", '# comment\nfolder = "é"').folder == Path("é")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -342,13 +343,14 @@ def test_files_of_windows_editors_are_read(monkeypatch, tmp_path, encoding, newl
     assert (found[0].device, found[0].folder) == ("é", Path("b"))
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path, caplog):
+def test_a_missing_file_and_a_folder_are_named(parse, tmp_path, caplog):
     for path, message in (
         (tmp_path / "s.toml", "There is no settings file '{}'. Name an existing TOML file."),
         (tmp_path, "'{}' is a folder, not a settings file. Name a TOML file in it."),
     ):
         assert main(["demo", "--settings", str(path)]) == 1
         assert caplog.messages[-1] == message.format(path)
+    assert parse("demo", "") is not None
 
 
 @pytest.mark.parametrize(
@@ -383,18 +385,22 @@ def test_a_path_in_which_toml_reads_other_characters_is_refused(parse, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "message", "better"),
     [
         ("folder = out", ": Invalid value. Texts need quotation marks; true and false are written "
-         "in lower case."),
-        ("folder = “out”", ": Invalid value. Write straight quotation marks: \"text\"."),
-        ('folder = "a"\nfolder = "b"', ": Cannot overwrite a value. Correct that line."),
-        ("folder", ": Expected '=' after a key in a key/value pair. Correct that line."),
+         "in lower case.", 'folder = "out"'),
+        ("folder = “out”", ": Invalid value. Write straight quotation marks: \"text\".",
+         'folder = "out"'),
+        ('folder = "a"\nfolder = "b"', ": Cannot overwrite a value. Correct that line.",
+         'folder = "out"'),
+        ("folder", ": Expected '=' after a key in a key/value pair. Correct that line.",
+         'folder = "out"'),
     ],
 )  # fmt: skip
-def test_a_line_that_is_not_toml_is_named(parse, tmp_path, caplog, line, message):
+def test_a_line_that_is_not_toml_is_named(parse, tmp_path, caplog, line, message, better):
     assert parse("demo", line) is None
     start, place = f"'{tmp_path / 's.toml'}' is not valid TOML at ", "line "
     assert caplog.messages[-1].startswith(start)
     assert caplog.messages[-1].endswith(message)
     assert place in caplog.messages[-1] or "end of document" in caplog.messages[-1]
+    assert parse("demo", better).folder == Path("out")

@@ -67,6 +67,8 @@ def test_other_encodings_are_refused(tmp_path, content):
     with pytest.raises(ValueError, match="UTF-8") as error:
         read_caption(file)
     assert str(error.value) == f"The caption '{file}' is not UTF-8 text. Save it as UTF-8."
+    file.write_text("café", "utf-8")
+    assert read_caption(file) == "café"
 
 
 def warnings_for(prompt: str, captions: list[str], caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -84,6 +86,8 @@ def test_captions_without_the_subject_give_one_warning_with_an_example(caplog):
         "their photos do not teach these words, such as '1.jpg' with 'on the beach'. Add the words "
         "for the subject to the captions."
     ]
+    followed = ["a sks dog", "a sks dog on the beach", "a photo of a sks dog on a sofa"]
+    assert warnings_for("a photo of sks dog", followed, caplog) == []
 
 
 @pytest.mark.parametrize(("prompt", "caption"), [

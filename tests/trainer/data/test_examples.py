@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from trainer.data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
 from trainer.families.tokenizer import ClipTokenizer
@@ -154,6 +155,8 @@ def test_a_listed_file_in_a_format_that_cannot_be_read_is_refused(tmp_path: Path
         "'dog.jxl' is an image in the format JPEG XL, which cannot be read. Convert such "
         "photos to JPEG or PNG."
     )
+    Image.new("RGB", (8, 8)).save(tmp_path / "dog.jpg")
+    assert names(find_examples([tmp_path / "dog.jpg"], "a cup")) == ["dog.jpg"]
 
 
 def test_the_second_caption_of_a_photo_is_named(
@@ -170,6 +173,11 @@ def test_the_second_caption_of_a_photo_is_named(
         "'a.jpg' has several captions. Only 'a.txt' is used, and not a.jpg.txt, a.caption. Keep "
         "one of them."
     ]
+    caplog.clear()
+    for name in ("a.txt", "a.caption"):
+        (tmp_path / name).unlink()
+    (example,) = find_examples([tmp_path], "a cup")
+    assert (example.captions, caplog.messages) == (("a cup from a.jpg.txt",), [])
 
 
 def test_several_lines_are_joined_and_reported_once(

@@ -76,6 +76,8 @@ def test_a_folder_of_heic_photos_says_so(tmp_path):
         f"None of the photos in {tmp_path} can be read. In the format HEIC (2): IMG_1.HEIC, "
         f"IMG_2.heic. To read such photos, run {INSTALL} pillow-heif', or convert them to JPEG."
     )
+    draw(tmp_path, "IMG_1.HEIC", "IMG_2.jpg")
+    assert found(tmp_path) == ["IMG_1.HEIC", "IMG_2.jpg"]
 
 
 def test_a_folder_whose_photos_are_in_folders_inside_it_names_them(tmp_path):
@@ -86,6 +88,7 @@ def test_a_folder_whose_photos_are_in_folders_inside_it_names_them(tmp_path):
         f"No images in {tmp_path} itself, but in folders inside it: 'img/10_sks dog' (2), "
         "'reg/1_dog' (1). Choose such a folder instead."
     )
+    assert found(tmp_path / "img" / "10_sks dog") == ["1.jpg", "2.jpg"]
 
 
 def test_photos_in_a_folder_beside_photos_are_named(tmp_path, logged):
@@ -161,6 +164,57 @@ def test_links_to_missing_photos_are_named_and_no_device_is_opened(tmp_path, log
                     "files, or remove the links."),
         ("INFO", f"Skipped 1 entries in {tmp_path} that are not images: c.jpg."),
     ]  # fmt: skip
+
+
+def warnings_of(logged) -> list[str]:
+    return [text for level, text in logged() if level == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("name", "better", "advice"),
+    [
+        ("b.heic", "b.jpg", "convert them to JPEG"),
+        ("b.jxl", "b.png", "Convert such photos to JPEG or PNG"),
+        ("b.nef", "b.jpg", "Convert such photos to JPEG or PNG"),
+        ("b.jpg_original", "b.jpg", "rename them to .jpg or .png"),
+        ("b.jpg.bak", "b.png", "rename them to .jpg or .png"),
+        ("a_mask.jpg", "b.jpg", "If these are photos, rename them"),
+        ("10_sks dog/b.jpg", "b.jpg", "move its photos"),
+        ("notes.txt", "a.txt", "The caption of 'a.jpg' would be 'a.txt'"),
+    ],
+)
+def test_the_advice_of_each_warning_works(tmp_path, logged, caplog, name, better, advice):
+    draw(tmp_path, "a.jpg", name, kind="TIFF" if name.endswith("nef") else "JPEG")
+    unreadable = {".heic": heif(b"heic"), ".jxl": JPEG_XL, ".txt": b"a dog"}
+    file, ending = tmp_path / name, Path(name).suffix
+    if ending in unreadable:
+        file.write_bytes(unreadable[ending])
+    assert found(tmp_path) == ["a.jpg"]
+    (warning,) = warnings_of(logged)
+    assert advice in warning
+    caplog.clear()
+    file.rename(tmp_path / better)
+    if "onvert" in advice:
+        draw(tmp_path, better, kind=Path(better).suffix[1:].upper().replace("JPG", "JPEG"))
+    assert found(tmp_path) == ["a.jpg", *([better] if better.startswith("b") else [])]
+    assert warnings_of(logged) == []
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("is_restored", [True, False])
+def test_a_link_is_restored_or_removed(tmp_path, logged, caplog, is_restored):
+    draw(tmp_path, "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("elsewhere/gone.jpg")
+    found(tmp_path)
+    assert len(warnings_of(logged)) == 1
+    caplog.clear()
+    if is_restored:
+        draw(tmp_path, ".kept/gone.jpg")
+        (tmp_path / "elsewhere").symlink_to(".kept")
+    else:
+        (tmp_path / "b.jpg").unlink()
+    assert "b.jpg" in found(tmp_path) or not is_restored
+    assert [text for text in warnings_of(logged) if "Links" in text] == []
 
 
 def test_nothing_is_logged_if_quiet(tmp_path, logged):

@@ -156,6 +156,8 @@ def test_a_heic_photo_under_another_name_is_refused_by_its_format(
         "'a.jpg' is an image in the format HEIC, which cannot be read. To read such photos, run "
         f"'\"{sys.executable}\" -m pip install pillow-heif', or convert them to JPEG."
     )
+    Image.new("RGB", (9, 5)).save(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg", WHITE).size == (9, 5)
 
 
 # -------------------------------------------------------------------- modes
@@ -566,6 +568,15 @@ def test_all_damage_raises_value_error(tmp_path: Path, ending: str) -> None:
             refusals.append(str(error))
     assert len(refusals) > 10
     assert all(refusal.startswith(f"'a.{ending}' ") for refusal in refusals)
+
+
+def test_an_image_that_is_too_large_is_read_once_it_is_smaller(tmp_path: Path) -> None:
+    large = Image.new("1", (9_500, 9_500))
+    large.save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"is too large\. .* Make it smaller\."):
+        read_image(tmp_path / "a.png", WHITE)
+    large.resize((95, 95)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", WHITE).size == (95, 95)
 
 
 @pytest.mark.parametrize(("side", "limit"), [(10_000, 89_478_485), (20_000, 178_956_970)])

@@ -128,3 +128,6 @@ def test_a_prompt_that_is_cut_is_warned_about_once(tiny_checkpoint: Path, caplog
     compare(plan, SamplingConfig(), device=CPU)
     (message,) = caplog.messages
     assert message.endswith("Its end is ignored: 'x'. Shorten the prompt.")
+    caplog.clear()
+    compare(replace(plan, prompts=["cup " * 75]), SamplingConfig(), device=CPU)
+    assert caplog.messages == []

@@ -130,6 +130,9 @@ def test_a_prompt_that_is_cut_for_scoring_is_warned_about_once(clip, caplog):
         f"For scoring, CLIP cannot read all of the prompt {'dog ' * 75 + 'red'!r}. Its end is "
         "ignored: 'red'. Shorten the prompt."
     ]
+    caplog.clear()
+    encoder.embed_prompts(["dog " * 75])
+    assert caplog.messages == []
 
 
 def test_images_and_prompts_have_a_common_space(clip, images):

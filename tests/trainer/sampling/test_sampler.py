@@ -288,12 +288,19 @@ def test_a_prompt_that_is_cut_is_warned_about_once(tiny_model, caplog):
     assert message.endswith(
         "Its end is ignored: 'very very very very very very very red'. Shorten the prompt."
     )
+    caplog.clear()
+    shorter = prompt.removesuffix(message.split("'")[-2])
+    sample(tiny_model, [shorter], SamplingConfig(steps=1))
+    assert caplog.messages == []
 
 
 def test_a_negative_prompt_that_is_cut_is_warned_about(tiny_model, caplog):
     sample(tiny_model, ["a cup"], SamplingConfig(steps=1, negative_prompt="ugly " * 75 + "hands"))
     (message,) = caplog.messages
     assert message.endswith("Its end is ignored: 'hands'. Shorten the prompt.")
+    caplog.clear()
+    sample(tiny_model, ["a cup"], SamplingConfig(steps=1, negative_prompt="ugly " * 75))
+    assert caplog.messages == []
 
 
 def test_another_model_warns_of_the_same_prompt_again(tiny_checkpoint, caplog):

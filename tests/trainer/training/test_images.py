@@ -79,6 +79,9 @@ def test_a_class_prompt_that_is_cut_is_warned_about_once(config, tiny_model, cap
         encode(replace(config, prior=drawn), tiny_model)
         cut = [message for message in caplog.messages if "longer than the text enc" in message]
         assert len(cut) == 1
+    caplog.clear()
+    encode(replace(config, prior=replace(drawn, prompt="dog " * 75)), tiny_model)
+    assert not any("longer than the text enc" in message for message in caplog.messages)
 
 
 def test_mirror_images_double_only_the_photos(config, tiny_model):
@@ -127,6 +130,11 @@ def test_a_class_prompt_like_the_instance_prompt_is_warned_about(
         "opposite of the photos. Put a rare word into the prompt of the photos, such as 'a photo "
         "of sks dog', and leave it out of the class prompt."
     )
+    caplog.clear()
+    dataset = replace(config.dataset, prompt="a photo of sks dog")
+    prior = replace(config.prior, prompt="a photo of dog")
+    encode(replace(config, dataset=dataset, prior=prior), tiny_model)
+    assert not any("the same prompt" in message for message in caplog.messages)
 
 
 def test_captions_decide_whether_photos_and_class_images_have_the_same_prompt(
