@@ -38,7 +38,7 @@ TOY_PRESET = "toy"
 """The preset for models as small as the embedded one, and for no others."""
 NO_PREVIEWS = (
     "{} drew no previews. Connect Preview Settings, with 'every' no larger than the number of "
-    "steps."
+    "steps, and set on_existing to retrain, because this run is finished."
 )
 ENDS_NAME = set(" ,()[]<>")
 """Characters that end the name of an embedding in ComfyUI's own prompts."""

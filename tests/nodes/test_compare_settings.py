@@ -98,6 +98,8 @@ def test_without_a_judge_the_grid_is_drawn_and_missing_scores_are_explained(comf
         "Compare Settings had no judge, so there are no scores. Choose one, and connect photos of "
         "the subject."
     )
+    prompt["4"]["inputs"]["judge"] = "toy (embedded)"
+    assert "no scores" not in comfyui.run(prompt).last_texts["4"]
     outcome = comfyui.run(graph(photos=["2", 1]))
     assert outcome.end == "execution_success", outcome.error
     assert {"12", "13"}.isdisjoint(

@@ -14,7 +14,7 @@ from trainer.toy import PHOTOS
 
 NO_PREVIEWS = (
     "DreamBooth Train drew no previews. Connect Preview Settings, with 'every' no larger than the "
-    "number of steps."
+    "number of steps, and set on_existing to retrain, because this run is finished."
 )
 
 pytestmark = pytest.mark.xdist_group("comfyui")
@@ -334,6 +334,14 @@ def test_an_output_without_previews_is_empty_and_the_node_says_what_to_connect(
     assert "8" not in [data["node"] for kind, data in outcome.events if kind == "executed"]
     assert outcome.last_texts["3"].splitlines()[1:] == [NO_PREVIEWS]
     assert NO_PREVIEWS in comfyui.log.read_text()
+    graph["3"]["inputs"] |= {"preview_settings": ["7", 0], "on_existing": "retrain"}
+    graph["7"] = {
+        "class_type": "DreamBoothPreviewSettings",
+        "inputs": {"prompts": "a photo of sks cup", "every": 3, "steps": 2},
+    }
+    outcome = comfyui.run(graph)
+    assert len(outcome.outputs("8")["images"]) == 1
+    assert NO_PREVIEWS not in outcome.last_texts["3"]
 
 
 @pytest.mark.parametrize(

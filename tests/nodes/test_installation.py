@@ -105,6 +105,11 @@ def test_of_several_copies_one_is_loaded_and_each_other_logs_one_line(server, to
     with urllib.request.urlopen(f"http://{server.address}{scripts[0]}") as answer:
         assert b"registerExtension" in answer.read()
     assert server.run(toy_graph()).end == "execution_success"
+    for name in set(EVERY_COPY) - {first}:
+        (folder / name).unlink()
+    server.stop()
+    server.start()
+    assert "installed twice" not in server.log.read_text()[len(log) :]
 
 
 @pytest.mark.parametrize(

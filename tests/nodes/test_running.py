@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.schemas import nodes as schemas
 from tests.trainer.data.test_formats import heif
+from trainer.families.layouts import UNET
 from trainer.toy import MODEL
 
 pytestmark = pytest.mark.xdist_group("comfyui")
@@ -201,6 +202,12 @@ def test_empty_lists_are_refused(comfyui, toy_graph):
     assert comfyui.run(graph).error == (
         "2", "images.image0 is an empty list. Check the node that is connected to it."
     )  # fmt: skip
+    graph["6"] = any_list(["7", 0])
+    graph["7"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0x336699},
+    }
+    assert comfyui.run(graph).end == "execution_success"
 
 
 # --- Missing values -------------------------------------------------------------------------------
@@ -214,15 +221,24 @@ def test_a_required_input_without_a_value_is_named(comfyui, toy_graph):
         "3",
         "dataset has no value: the node connected to it returned nothing. Connect another node.",
     )
+    graph["3"]["inputs"]["dataset"] = ["2", 0]
+    assert comfyui.run(graph).end == "execution_success"
 
 
 @pytest.mark.parametrize(
-    ("missing", "loader"),
-    [("model", "Load Diffusion Model"), ("clip", "Load CLIP"), ("vae", "Load VAE")],
-)
+    ("missing", "loader", "prefix", "node"),
+    [
+        ("model", "Load Diffusion Model", UNET,
+         ("UNETLoader", "diffusion_models", "unet_name", {"weight_dtype": "default"})),
+        ("clip", "Load CLIP", "cond_stage_model.transformer.",
+         ("CLIPLoader", "text_encoders", "clip_name", {"type": "stable_diffusion"})),
+        ("vae", "Load VAE", "first_stage_model.", ("VAELoader", "vae", "vae_name", {})),
+    ],
+)  # fmt: skip
 def test_model_from_graph_names_the_part_that_is_missing(
-    comfyui, sampling, sd15_checkpoint, missing, loader
+    comfyui, sampling, sd15_checkpoint, missing, loader, prefix, node
 ):
+    """The loader that the message names supplies it."""
     checkpoint = comfyui.base / "models" / "checkpoints" / "whole.safetensors"
     checkpoint.write_bytes(sd15_checkpoint.read_bytes())
     sampling["1"] = {
@@ -238,12 +254,21 @@ def test_model_from_graph_names_the_part_that_is_missing(
         "class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name},
     }  # fmt: skip
     outcome = comfyui.run(sampling)
-    checkpoint.unlink()
     assert outcome.error == (
         "1",
         f"{missing} is empty: the checkpoint or node that is connected to it contains no "
         f"{missing.upper()}. Connect {loader} to {missing} instead.",
     )
+    kind, folder, widget, options = node
+    part = comfyui.base / "models" / folder / f"{missing}.safetensors"
+    part.parent.mkdir(exist_ok=True)
+    tensors = load_file(checkpoint).items()
+    save_file({k.removeprefix(prefix): v for k, v in tensors if k.startswith(prefix)}, part)
+    sampling["6"] = {"class_type": kind, "inputs": {widget: part.name, **options}}
+    sampling["4"]["inputs"] |= {"width": 64, "height": 64, "second_scheduler": "none"}
+    outcome = comfyui.run(sampling)
+    checkpoint.unlink()
+    assert outcome.end == "execution_success", outcome.error
 
 
 @pytest.mark.parametrize(
@@ -375,6 +400,8 @@ def test_score_images_without_a_judge_says_so(comfyui, dataset):
     assert comfyui.run(graph).error == (
         "2", "judge is not set. Choose the CLIP or DINO that scores the images."
     )  # fmt: skip
+    graph["2"]["inputs"]["judge"] = "toy (embedded)"
+    assert comfyui.run(graph).end == "execution_success"
 
 
 # --- Warnings -------------------------------------------------------------------------------------

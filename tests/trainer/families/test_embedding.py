@@ -92,6 +92,8 @@ def test_a_file_that_would_run_code_is_refused_as_an_embedding(tmp_path, module,
         "'my-dog.pt' holds more than numbers: opening it would run code from the file, which could "
         "do anything on this computer. Choose the .safetensors version of this embedding."
     )
+    path = saved(tmp_path / "my-dog.safetensors", {"emb_params": torch.zeros(1, 24)})
+    assert Embedding.read(path).placeholder == "my-dog"
 
 
 def test_messages_about_files_ask_for_an_embedding(tmp_path):
@@ -105,6 +107,8 @@ def test_messages_about_files_ask_for_an_embedding(tmp_path):
     ):
         with pytest.raises(error, match=message):
             Embedding.read(tmp_path / name)
+    torch.save({"*": torch.zeros(1, 24)}, tmp_path / "my-x.pt")
+    assert Embedding.read(tmp_path / "my-x.pt").placeholder == "my-x"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +266,8 @@ def test_several_embeddings_in_a_list_are_named(tmp_path, vectors):
         "and 2 more. Choose a file that holds one embedding, such as one that Textual Inversion "
         "Train wrote."
     )
+    torch.save([{"<dog>": vectors}], path)
+    assert torch.equal(Embedding.read(path).vectors["clip_l"], vectors)
 
 
 @pytest.mark.parametrize("contents", [[], [[]], ["a", 3], [[[{"x": 1}]]], 3])
@@ -302,3 +308,6 @@ def test_refuses_vectors_of_another_family(tiny_checkpoint, tmp_path, vectors):
         with pytest.raises(ValueError) as caught:
             families.load(tiny_checkpoint, torch.device("cpu"), path)
         assert str(caught.value) == message
+    mine = saved(tmp_path / "my-sd1.safetensors", {"clip_l": torch.zeros(1, 24)})
+    model = families.load(tiny_checkpoint, torch.device("cpu"), mine)
+    assert list(model.learned_vectors) == ["my-sd1"]

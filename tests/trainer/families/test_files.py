@@ -116,6 +116,8 @@ def test_no_code_in_a_file_is_run_whatever_its_ending(tmp_path: Path, ending: st
         f"'model{ending}' holds more than numbers: opening it would run code from the file, which "
         "could do anything on this computer. Choose the .safetensors version of this checkpoint."
     )
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert CheckpointFile(tmp_path / "model.safetensors").shapes.keys() == TENSORS.keys()
 
 
 def test_tensors_of_a_pickled_file_share_no_memory(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.conftest import TINY_METADATA
 from trainer import families
 from trainer.families.files import CheckpointFile
 from trainer.families.sd1 import SD1
@@ -141,6 +142,9 @@ def test_a_quantized_file_is_named_and_refused(
         f"coarse numbers with separate scales, such as '{scale}', to draw with less memory. They "
         "cannot be trained. Choose the fp16, bf16 or fp32 version of this checkpoint."
     )
+    fp16 = {name: tensor.half() for name, tensor in tiny_tensors.items()}
+    save_file(fp16, tmp_path / "model.safetensors", TINY_METADATA)
+    families.load(tmp_path / "model.safetensors", torch.device("cpu"))
 
 
 def test_an_old_style_embedding_is_recognised(tmp_path: Path) -> None:
@@ -172,3 +176,5 @@ def test_a_missing_part_is_named(
         "Stable Diffusion 1 checkpoint.",
     }
     assert str(error.value) == f"'model.safetensors' has no {part}{advice[part]}"
+    save_file(tiny_tensors, path, TINY_METADATA)
+    families.load(path, torch.device("cpu"))

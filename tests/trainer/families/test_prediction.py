@@ -109,6 +109,7 @@ def test_a_model_of_another_noise_schedule_is_refused(file, metadata, tensors, w
         f"'model.safetensors' was trained with {what}, and only Stable Diffusion 1's own noise "
         "schedule is supported. Choose a checkpoint that was trained with that one."
     )
+    assert is_v_prediction(file({"ss_zero_terminal_snr": "False"}, "v_pred")) is True
 
 
 @pytest.mark.parametrize("has_v", [True, False])

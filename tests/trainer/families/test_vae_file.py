@@ -126,14 +126,30 @@ def test_class_images_of_another_vae_are_not_reused(
         ),
     ],
 )
-def test_an_unsuitable_vae_is_refused(tmp_path: Path, key: str, message: str) -> None:
+def test_an_unsuitable_vae_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path, key: str, message: str
+) -> None:
     save_file({key: torch.zeros(1)}, tmp_path / "vae.safetensors")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         open_vae(tmp_path / "vae.safetensors")
     assert str(error.value) == message
+    assert open_vae(tiny_checkpoint).shapes
 
 
-def test_a_vae_with_other_latents_is_refused(without_vae: Path, tmp_path: Path) -> None:
+def test_a_vae_of_diffusers_is_read_once_it_is_a_single_file_for_comfyui(
+    tmp_path: Path, without_vae: Path
+) -> None:
+    state = {k: v.contiguous() for k, v in AutoencoderKL(**TINY["vae"]).state_dict().items()}
+    path = tmp_path / "vae.safetensors"
+    save_file(state, path)
+    with pytest.raises(ValueError, match="layout of diffusers"):
+        open_vae(path)
+    tensors = key_maps.in_file_layout(state, key_maps.vae_file_names(state))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    families.load(without_vae, CPU, options=ModelOptions(vae=path))
+
+
+def test_a_vae_with_other_latents_is_refused(without_vae: Path, vae: Path, tmp_path: Path) -> None:
     state = AutoencoderKL(latent_channels=16, **TINY["vae"]).state_dict()
     tensors = key_maps.in_file_layout(state, key_maps.vae_file_names(state))
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "flux.safetensors")
@@ -143,6 +159,7 @@ def test_a_vae_with_other_latents_is_refused(without_vae: Path, tmp_path: Path) 
         "The VAE of 'flux.safetensors' has 16 latent channels, but the U-Net of 'base.safetensors' "
         "has 4. Choose a VAE for Stable Diffusion 1."
     )
+    families.load(without_vae, CPU, options=ModelOptions(vae=vae))
 
 
 def test_a_damaged_vae_is_named(without_vae: Path, tiny_tensors: Tensors, tmp_path: Path) -> None:
