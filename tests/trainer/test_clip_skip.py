@@ -6,6 +6,8 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,11 @@ from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.runs.results import TrainingResult
-from trainer.sampling.class_images import MANIFEST, make_class_images
+from trainer.sampling.class_images import (
+    MANIFEST,
+    make_class_images,
+    warn_of_other_clip_skip,
+)
 from trainer.sampling.sampler import sample
 from trainer.settings.config import (
     ModelOptions,
@@ -198,6 +204,18 @@ def test_class_images_of_another_layer_are_warned_of(
     )
     messages = [record.getMessage() for record in caplog.records]
     assert messages == ([] if drawn == trained else [expected])
+
+
+@pytest.mark.parametrize(("trained", "other"), [(1, 2), (2, 1)])
+def test_class_images_of_several_layers_in_one_folder_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trained: int, other: int
+) -> None:
+    lines = [{"base_sha256": "x"}, {"base_sha256": "x", "clip_skip": 2}]
+    (tmp_path / MANIFEST).write_text("\n".join(map(json.dumps, lines)) + "\n")
+    model: Any = SimpleNamespace(clip_skip=trained)
+    warn_of_other_clip_skip(model, [tmp_path / "a.png"])
+    (message,) = caplog.messages
+    assert f"with clip skip {other}, but clip skip {trained} is trained" in message
 
 
 def test_a_run_is_found_again_however_its_layer_is_said(

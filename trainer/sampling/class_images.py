@@ -80,11 +80,11 @@ def warn_of_other_clip_skip(model: ModelFamily, images: Iterable[Path]) -> None:
     model's."""
     for folder in sorted({image.parent for image in images}):
         lines = [line for line in _lines(folder / MANIFEST) if "base_sha256" in line]
-        found = sorted({line.get("clip_skip", LAST_LAYER) for line in lines})
-        if found and found != [model.clip_skip]:
+        others = {line.get("clip_skip", LAST_LAYER) for line in lines} - {model.clip_skip}
+        if others:
             logger.warning(
                 "The class images in %s were drawn with clip skip %s, but clip skip %d is trained. "
-                "Use the same clip_skip for both.", folder, found[0], model.clip_skip,
+                "Use the same clip_skip for both.", folder, min(others), model.clip_skip,
             )  # fmt: skip
 
 

@@ -109,6 +109,9 @@ def test_a_model_of_another_noise_schedule_is_refused(file, metadata, tensors, w
         f"'model.safetensors' was trained with {what}, and only Stable Diffusion 1's own noise "
         "schedule is supported. Choose a checkpoint that was trained with that one."
     )
+    for setting in ("epsilon", "v"):
+        with pytest.raises(ValueError, match="noise"):
+            is_v_prediction(file(metadata, *tensors), setting)
     assert is_v_prediction(file({"ss_zero_terminal_snr": "False"}, "v_pred")) is True
 
 
