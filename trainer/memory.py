@@ -54,30 +54,49 @@ def training_advice(
     resolution: int,
     device: torch.device = CPU,
 ) -> str:
-    """Return which settings to change to use less memory, most effective first. Leaves out those
-    that are set already."""
-    photos = config.batch_size * config.gradient_accumulation
-    same_run, another_run = [], []
-    if not config.gradient_checkpointing:
-        same_run.append("switch on gradient_checkpointing")
-    if config.batch_size > 1:
-        same_run.append(f"set batch_size to 1 and gradient_accumulation to {photos}")
-    if config.precision == "fp32":
-        half = "bf16" if computes_in_bf16(device) else "fp16"
-        another_run.append(f"set precision to {half}")
-    if config.optimizer.name in ("AdamW", "Prodigy", "Lion"):
-        besides = " and switch off channels_last" if config.channels_last else ""
-        another_run.append(f"set optimizer.name to AdamW8bit{besides}")
+    """Return which settings to change to use less memory, most effective first: those with which
+    the run can resume, then others. Leaves out those that are set already."""
+    same_run = _advice_for_this_run(config)
+    another_run = [*_advice_for_weights(config, device)]
     if trains_text_encoder:
         another_run.append("switch off train_text_encoder, so that captions are encoded only once")
-    if config.ema:
-        another_run.append("switch off ema")
     another_run.append(f"lower dataset.resolution (now {resolution})")
     advice = f"To use less, most effective first: {'; '.join([*same_run, *another_run])}."
     if same_run:
-        which = "the first" if len(same_run) == 1 else "the first two"
+        which = ("", "the first", "the first two", "the first three")[len(same_run)]
         advice += f" The run can resume with {which} changed; changing the others starts a new run."
     return advice
+
+
+def _advice_for_this_run(config: TrainingConfig) -> list[str]:
+    """Settings that change the result by rounding alone."""
+    advice = []
+    photos = config.batch_size * config.gradient_accumulation
+    if not config.gradient_checkpointing:
+        advice.append("switch on gradient_checkpointing")
+    if config.gradient_release and config.gradient_accumulation > 1:
+        # Between the passes of a step all gradients are held, which needs more than the photos.
+        advice.append(f"set batch_size to {photos} and gradient_accumulation to 1")
+    elif config.batch_size > 1 and not config.gradient_release:
+        advice.append(f"set batch_size to 1 and gradient_accumulation to {photos}")
+    if config.gradient_release and not config.offload:
+        advice.append("switch on offload")
+    return advice
+
+
+def _advice_for_weights(config: TrainingConfig, device: torch.device) -> Iterator[str]:
+    """Settings by the bytes that they save for each trained weight."""
+    has_bf16 = computes_in_bf16(device) and config.precision != "fp16"
+    if config.optimizer.name in ("AdamW", "Prodigy", "Lion", "Adafactor"):
+        yield "set optimizer.name to AdamW8bit"
+    if has_bf16 and not config.gradient_release:
+        yield "switch on gradient_release"
+    if config.ema:
+        yield "switch off ema"
+    if config.precision == "fp32":
+        yield f"set precision to {'bf16' if has_bf16 else 'fp16'}"
+    if has_bf16 and config.weights == "fp32":
+        yield "set weights to 24 bit"
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

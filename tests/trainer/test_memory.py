@@ -71,9 +71,10 @@ def test_out_of_memory_at_a_step_says_what_to_change(config, monkeypatch):
         run(replace(config, batch_size=3))
     assert str(caught.value) == (
         "Out of memory at step 1. To use less, most effective first: switch on "
-        "gradient_checkpointing; set batch_size to 1 and gradient_accumulation to 3; set precision "
-        "to bf16; set optimizer.name to AdamW8bit; lower dataset.resolution (now 16). The run can "
-        "resume with the first two changed; changing the others starts a new run."
+        "gradient_checkpointing; set batch_size to 1 and gradient_accumulation to 3; set "
+        "optimizer.name to AdamW8bit; switch on gradient_release; set precision to bf16; set "
+        "weights to 24 bit; lower dataset.resolution (now 16). The run can resume with the first "
+        "two changed; changing the others starts a new run."
     )
 
 
@@ -83,8 +84,8 @@ def test_out_of_memory_for_the_ema_says_what_to_change(config, monkeypatch):
         run(replace(config, ema=True))
     assert str(caught.value).startswith(
         "Out of memory while training was set up. To use less, most effective first: switch on "
-        "gradient_checkpointing; set precision to bf16; set optimizer.name to AdamW8bit; switch "
-        "off ema; "
+        "gradient_checkpointing; set optimizer.name to AdamW8bit; switch on gradient_release; "
+        "switch off ema; "
     )
 
 
@@ -162,9 +163,13 @@ def test_out_of_memory_while_saving_a_state_is_only_a_warning(
 def test_advice_leaves_out_what_is_set_already(config):
     frugal = replace(
         config,
+        batch_size=4,
         gradient_checkpointing=True,
         precision="bf16",
         optimizer=OptimizerConfig(name="AdamW8bit"),
+        weights="24 bit",
+        gradient_release=True,
+        offload=True,
     )
     assert training_advice(frugal, trains_text_encoder=False, resolution=512) == (
         "To use less, most effective first: lower dataset.resolution (now 512)."
@@ -173,26 +178,30 @@ def test_advice_leaves_out_what_is_set_already(config):
     lavish = replace(lavish, gradient_accumulation=3)
     assert training_advice(lavish, trains_text_encoder=True, resolution=512) == (
         "To use less, most effective first: set batch_size to 1 and gradient_accumulation to 6; "
-        "set precision to bf16; set optimizer.name to AdamW8bit; switch off train_text_encoder, so "
-        "that captions are encoded only once; switch off ema; lower dataset.resolution (now 512). "
-        "The run can resume with the first changed; changing the others starts a new run."
+        "set optimizer.name to AdamW8bit; switch on gradient_release; switch off ema; set "
+        "precision to bf16; set weights to 24 bit; switch off train_text_encoder, so that captions "
+        "are encoded only once; lower dataset.resolution (now 512). The run can resume with the "
+        "first changed; changing the others starts a new run."
+    )
+
+
+def test_with_released_gradients_larger_batches_are_advised(config):
+    """Accumulating holds all gradients: 2 to 4 bytes per trained weight, which is more than the
+    activations of several photos with gradient checkpointing."""
+    released = replace(config, gradient_release=True, batch_size=1, gradient_accumulation=4)
+    assert training_advice(released, trains_text_encoder=False, resolution=512).startswith(
+        "To use less, most effective first: switch on gradient_checkpointing; set batch_size to 4 "
+        "and gradient_accumulation to 1; switch on offload; "
     )
 
 
 def test_bf16_is_not_advised_on_devices_that_refuse_it(config, monkeypatch):
     monkeypatch.setattr("trainer.memory.computes_in_bf16", lambda device: device.type != "cuda")
     options = {"trains_text_encoder": False, "resolution": 512}
-    assert "; set precision to fp16; " in training_advice(
-        config, device=torch.device("cuda"), **options
-    )
+    advice = training_advice(config, device=torch.device("cuda"), **options)
+    assert "; set precision to fp16; " in advice
+    assert "gradient_release" not in advice, "fp16 cannot release gradients"
     assert "; set precision to bf16; " in training_advice(config, **options)
-
-
-def test_8_bit_adamw_is_advised_together_with_channels_last_off(config):
-    advice = training_advice(
-        replace(config, channels_last=True), trains_text_encoder=False, resolution=512
-    )
-    assert "; set optimizer.name to AdamW8bit and switch off channels_last; " in advice
 
 
 def test_a_cuda_error_stays_a_cuda_error():
