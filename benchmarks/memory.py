@@ -44,6 +44,10 @@ SETTINGS: dict[str, tuple[Mapping[str, Any], float]] = {
 }  # fmt: skip
 """Changed settings, and the bytes per weight of weights, gradients and optimizer state."""
 
+HEADER = """\
+| weights, optimizer, gradients | peak, GB | bytes per weight | in theory | seconds per step |
+|---|---|---|---|---|"""
+
 
 def config(checkpoint: Path, *, optimizer: str = "AdamW", **changes: Any) -> TrainingConfig:
     dataset = DatasetConfig(photos=(checkpoint,), prompt=PROMPT, resolution=RESOLUTION)
@@ -89,10 +93,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    print(
-        "| weights, optimizer, gradients | peak, GB | bytes per weight | in theory | seconds per step |"
-    )  # noqa: E501, T201
-    print("|---|---|---|---|---|")  # noqa: T201
+    print(HEADER)  # noqa: T201
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         checkpoint = Path(folder) / "random.safetensors"
         write_checkpoint(build(SD15, CPU), checkpoint, SD15.resolution)
