@@ -18,6 +18,7 @@ from .data.examples import Example, find_examples
 from .data.images import parse_color
 from .evaluation.encoders import ImageEncoder
 from .evaluation.preview_scorer import PreviewScorer
+from .families.networks import NumberFormats
 from .methods.base import Method
 from .observer import Observer, StepReport
 from .optimization import lr_schedules, optimizers
@@ -103,7 +104,10 @@ def _train(
     observer.on_load(config.base)
     memory.reset_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
-        model = families.load(config.base, device, config.embedding, config.model_options)
+        model = families.load(
+            config.base, device, config.embedding, config.model_options,
+            NumberFormats(config.precision, config.weights, method.trained_parts),
+        )  # fmt: skip
         trainable = method.attach(model, config, photos)
     for note in [*model.source.notes, *notes_of_formats(trainable)]:
         logger.warning("%s", note)

@@ -60,12 +60,17 @@ def decoding(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16)
 
 
-def cast_frozen_weights(module: nn.Module, precision: str) -> None:
-    """Cast the weights of a frozen module once, as autocast would in each forward pass. Results are
-    the same with half the memory. Norms and embeddings stay fp32, as autocast uses them."""
-    for layer in module.modules():
-        if isinstance(layer, CAST_BY_AUTOCAST):
-            layer.to(DTYPES[precision])
+def frozen_dtypes(module: nn.Module, precision: str) -> dict[str, torch.dtype]:
+    """The dtype for each weight of a frozen module, by name: that to which autocast would cast it
+    in each forward pass. Results are the same with half the memory. Norms and embeddings are in
+    fp32, as autocast uses them."""
+    return {
+        f"{layer_name}.{name}".lstrip("."): (
+            DTYPES[precision] if isinstance(layer, CAST_BY_AUTOCAST) else torch.float32
+        )
+        for layer_name, layer in module.named_modules()
+        for name, _ in layer.named_parameters(recurse=False)
+    }
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

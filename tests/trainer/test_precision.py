@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.precision import DTYPES, autocast, cast_frozen_weights, check, decoding, grad_scaler
+from trainer.precision import DTYPES, autocast, check, decoding, frozen_dtypes, grad_scaler
 from trainer.settings.config import Precision
 
 CPU = torch.device("cpu")
@@ -96,6 +96,8 @@ def test_fp16_decodes_in_fp32_on_a_device_without_bf16(cards, monkeypatch):
 def test_frozen_layers_are_cast_and_norms_and_embeddings_stay_fp32():
     network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 8))
     network.append(nn.Embedding(5, 8)).append(nn.LayerNorm(8))
-    cast_frozen_weights(network, "bf16")
-    cast = [parameter.dtype == torch.bfloat16 for parameter in network.parameters()]
+    dtypes = frozen_dtypes(network, "bf16")
+    assert list(dtypes) == [name for name, _ in network.named_parameters()]
+    cast = [dtype == torch.bfloat16 for dtype in dtypes.values()]
     assert cast == [True, True, False, False, True, True, False, False, False]
+    assert frozen_dtypes(network[0], "fp16") == dict.fromkeys(["weight", "bias"], torch.float16)

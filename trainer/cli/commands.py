@@ -18,6 +18,7 @@ from .. import families, precision, toy
 from ..evaluation import encoders
 from ..evaluation.plots import loss_curve
 from ..families.embedding import require_in_use
+from ..families.networks import NumberFormats
 from ..hardware import find_device
 from ..loop import TrainingResult, train
 from ..methods.base import Method
@@ -136,7 +137,8 @@ class Priors(Shared):
     def run(self) -> None:
         device = find_device(self.device)
         precision.check(self.precision, device)
-        model = families.load(toy.resolve(self.base), device, options=self.options)
+        formats = NumberFormats(precision=self.precision)
+        model = families.load(toy.resolve(self.base), device, options=self.options, formats=formats)
         resolution = self.resolution or model.native_resolution
         with TerminalObserver() as observer, precision.autocast(self.precision, device):
             made = make_class_images(
@@ -173,7 +175,10 @@ class Sample(Shared):
         precision.check(self.precision, device)
         if self.embedding:
             require_in_use(self.embedding, [*self.prompts, *self.sampling.negative_prompts])
-        model = families.load(toy.resolve(self.checkpoint), device, self.embedding, self.options)
+        formats = NumberFormats(precision=self.precision)
+        model = families.load(
+            toy.resolve(self.checkpoint), device, self.embedding, self.options, formats
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         for scheduler in self.schedulers or (self.sampling.scheduler,):
             sampling = dataclasses.replace(self.sampling, scheduler=scheduler)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from .. import families, precision
 from ..families.embedding import require_in_use
+from ..families.networks import NumberFormats
 from ..observer import Observer
 from ..sampling import schedulers
 from ..sampling.sampler import sample
@@ -153,7 +154,10 @@ def compare(
     cut_prompts: set[str] = set()
     for candidate in axes.candidates:
         observer.on_load(candidate.path)
-        model = families.load(candidate.path, device, candidate.embedding, candidate.options)
+        model = families.load(
+            candidate.path, device, candidate.embedding, candidate.options,
+            NumberFormats(precision=number_format),
+        )  # fmt: skip
         model.tokenizer.reported = cut_prompts  # each is reported once, not once per candidate
         size = (size[0] or model.native_resolution, size[1] or model.native_resolution)
         for scheduler, steps in itertools.product(axes.schedulers, axes.steps):

@@ -19,6 +19,7 @@ from ..settings.config import PredictionType
 from .compilation import compile_network
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
+from .networks import FP32, NumberFormats
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ class ModelFamily(ABC):
         device: torch.device,
         prediction_type: PredictionType = "auto",
         clip_skip: int = 1,
+        formats: NumberFormats = FP32,
     ) -> Self:
-        """The model in fp32, frozen and in eval mode. Raises ValueError, before any weight is read,
-        if the file lacks something."""
+        """The model, frozen and in eval mode. Raises ValueError, before any weight is read, if the
+        file lacks something."""
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +135,8 @@ class ModelFamily(ABC):
     @abstractmethod
     def file_tensors(self, part: str) -> dict[str, Tensor]:
         """The current parameters of one of `parts`, under their names and in their shapes in the
-        checkpoint file. Views, on the model's device."""
+        checkpoint file. Views, in the number format of memory: `trainer/weights.py` tells their
+        values."""
 
     def add_embedding(self, embedding: Embedding) -> dict[str, nn.Parameter]:
         """Replace a placeholder by its vectors in all captions from now on. Returns the vectors,

@@ -129,9 +129,10 @@ class TokenTable(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """The vectors [B, L, D] of ids [B, L]."""
         last = len(self.weight) - 1
-        hidden = nn.functional.embedding(ids.clamp(max=last), self.weight)
+        # The weight may be in bf16; what is added to the vectors needs the accuracy of fp32.
+        hidden = nn.functional.embedding(ids.clamp(max=last), self.weight).float()
         if not self._learned:
             return hidden
         learned = torch.cat(cast("list[Tensor]", self._learned))
         new = nn.functional.embedding((ids - last - 1).clamp(min=0), learned)
-        return torch.where((ids > last).unsqueeze(-1), new.to(hidden.dtype), hidden)
+        return torch.where((ids > last).unsqueeze(-1), new, hidden)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import weights
 from ..noise import NoiseSchedule
 from ..settings.config import PredictionType
 from . import key_maps
@@ -20,7 +21,7 @@ from .embedding import TokenTable
 from .files import CheckpointFile
 from .kinds import has_linear_projections
 from .layouts import UNET, VAE
-from .networks import Network, plan_text_encoder, plan_unet, plan_vae
+from .networks import FP32, Network, NumberFormats, plan_text_encoder, plan_unet, plan_vae
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class SD1(ModelFamily):
         device: torch.device,
         prediction_type: PredictionType = "auto",
         clip_skip: int = 1,
+        formats: NumberFormats = FP32,
     ) -> Self:
         _require_all_parts(source)
         constants = Constants.read(source, prediction_type)
@@ -96,8 +98,9 @@ class SD1(ModelFamily):
             network.require_tensors(vae if part == "vae" else source)
         _require_same_latents(source, networks)
         _refuse_unknown_unet_weights(source, networks["unet"])
-        for part, network in networks.items():
-            network.read_tensors(vae if part == "vae" else source, device)
+        networks["vae"].read_tensors(vae, device)
+        for part in ("unet", "text_encoder"):
+            networks[part].read_tensors(source, device, part, formats)
         return cls(source, constants, networks, clip_skip)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +127,7 @@ class SD1(ModelFamily):
     def file_tensors(self, part: str) -> dict[str, Tensor]:
         names = self._file_names[part]
         return {
-            names[name]: parameter.detach().view(self.source.shapes[names[name]])
+            names[name]: weights.view(parameter, self.source.shapes[names[name]])
             for name, parameter in self.parts()[part].named_parameters()
         }
 

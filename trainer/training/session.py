@@ -179,17 +179,13 @@ class Session:
         return losses
 
     def _free_device_memory(self) -> None:
-        """Move what steps do not need to the CPU, and store frozen weights in the number format of
-        the computation."""
+        """Move what steps do not need to the CPU."""
         config, model = self.config, self.model
         model.vae.to("cpu")
         if not self.trainable.trains_text_encoder:
             with precision.autocast(config.precision, model.device):
                 self.captions.fill_cache(self.batches.captions)
             model.text_encoders.to("cpu")
-        for module in model.parts().values():
-            if not any(parameter.requires_grad for parameter in module.parameters()):
-                precision.cast_frozen_weights(module, config.precision)
 
     def _memory_advice(self) -> str:
         return memory.training_advice(
