@@ -119,6 +119,15 @@ def swap(weight: Tensor, other: Tensor) -> None:
     set_rest(other, rest)
 
 
+def move(module: nn.Module, device: torch.device, rests: torch.device | None = None) -> None:
+    """Move a module to a device, and the rests of its weights to the same or another device."""
+    module.to(device)
+    for parameter in module.parameters():
+        rest = rest_of(parameter)
+        if rest is not None:
+            set_rest(parameter, rest.to(rests or device))
+
+
 def _write(weight: Tensor, values: Tensor, noise: Tensor | None) -> None:
     """Works on the bits of the numbers: adding to them raises the magnitude of a number by that
     many units in its last place."""

@@ -4,8 +4,9 @@ mixes devices, and the results match the CPU's.
 New optimizers, schedulers, precisions and switches are covered automatically.
 `test_nothing_is_left_out` fails for anything else that is new."""
 
+import itertools
 import typing
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import cache, partial
@@ -36,6 +37,7 @@ from trainer.cli.commands import Demo, Priors, Runs, Sample
 from trainer.cli.evaluation_commands import Compare, Score
 from trainer.evaluation import encoders
 from trainer.families import FAMILIES
+from trainer.families.base import ModelFamily
 from trainer.families.embedding import PLACEHOLDER_KEY
 from trainer.loop import train
 from trainer.methods.base import Method
@@ -293,6 +295,61 @@ def test_only_what_steps_need_is_on_the_device(config, run, monkeypatch, method,
 
     run(replace(config, preview=previews()), method, observer=Watching())
     assert places == [[{DEVICE}, {CPU}, {text_encoder}]] * config.steps
+
+
+@pytest.mark.parametrize(
+    ("method", "at_steps"),
+    [
+        (FullFineTune(), {"unet"}),
+        (FullFineTune(train_text_encoder=True), {"unet", "text_encoders"}),
+        (METHODS[TextualInversion], {"unet", "text_encoders"}),
+    ],
+    ids=["U-Net", "text encoder", "textual inversion"],
+)
+def test_networks_are_on_the_device_only_while_they_work(
+    config, run, monkeypatch, method, at_steps
+):
+    """Before the first step the U-Net stays away from photos and prompts. A frozen text encoder
+    does not come back after it."""
+    found: dict[tuple[str, bool], list[set[str]]] = defaultdict(list)
+    for family, call in itertools.product(
+        FAMILIES, ("encode_pixels", "encode_captions", "predict", "decode_latents")
+    ):
+        monkeypatch.setattr(family, call, watched(getattr(family, call), found))
+    if isinstance(method, FullFineTune):
+        prior = PriorConfig(
+            weight=1.0, prompt="a dog", num_images=1, sampling=SamplingConfig(steps=1)
+        )
+        config = replace(config, prior=prior)
+    run(replace(config, preview=previews(steps=1)), method)
+    assert found["predict", True]
+    drawing = {"unet", "vae"}
+    allowed = {
+        ("encode_pixels", False): [{"vae"}],
+        ("encode_captions", False): [{"text_encoders"}, at_steps],  # at_steps: of previews
+        ("encode_captions", True): [at_steps],
+        ("predict", False): [drawing, drawing | at_steps],
+        ("predict", True): [at_steps],
+        ("decode_latents", False): [drawing, drawing | at_steps],
+    }
+    assert {call for call, places in found.items() if all(p in allowed[call] for p in places)} == {
+        *found
+    }
+
+
+def watched(call: Callable[..., Any], found: dict[tuple[str, bool], list[set[str]]]) -> Any:
+    """Notes, for each call and whether it is part of a step, which networks are on the device."""
+
+    def watching(model: ModelFamily, *args: Any) -> Any:
+        places = {
+            name
+            for name in ("unet", "vae", "text_encoders")
+            if {p.device for p in getattr(model, name).parameters()} == {DEVICE}
+        }
+        found[call.__name__, torch.is_grad_enabled()].append(places)
+        return call(model, *args)
+
+    return watching
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

@@ -30,9 +30,10 @@ def load(
     options: ModelOptions = DEFAULT_OPTIONS,
     formats: NumberFormats = FP32,
 ) -> ModelFamily:
-    """Load a checkpoint, frozen, on the device, with its weights in these formats. `embedding` is
-    the file of a textual inversion whose placeholder captions may then contain. Raises
-    FileNotFoundError or ValueError if a file cannot be used, before any weight is read."""
+    """Load a checkpoint into main memory, frozen, with its weights in these formats, to compute on
+    the device. `embedding` is the file of a textual inversion whose placeholder captions may then
+    contain. Raises FileNotFoundError or ValueError if a file cannot be used, before any weight is
+    read."""
     source = CheckpointFile(path)
     if options.prediction_type != "auto":
         source.overrides["prediction_type"] = options.prediction_type

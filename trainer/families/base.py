@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import weights
 from ..noise import NoiseSchedule
 from ..settings.config import PredictionType
 from .compilation import compile_network
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from typing import Self  # Python 3.11's, and only type checkers read it
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
+
+MAIN_MEMORY = torch.device("cpu")
 
 
 MODEL_OF = {
@@ -73,6 +76,8 @@ class ModelFamily(ABC):
     """The value of `ss_base_model_version` in metadata: "sd_v1"."""
     uses_framing: ClassVar[bool] = False
     """Whether the result of `encode_captions` depends on the framings."""
+    device: torch.device
+    """Where the model computes. Its networks are in main memory, except while they are at work."""
     source: CheckpointFile
     """The checkpoint file. Weights that are not trained are copied from it, bit for bit."""
     unet: UNet2DConditionModel
@@ -106,8 +111,8 @@ class ModelFamily(ABC):
         clip_skip: int = 1,
         formats: NumberFormats = FP32,
     ) -> Self:
-        """The model, frozen and in eval mode. Raises ValueError, before any weight is read, if the
-        file lacks something."""
+        """The model, frozen, in eval mode and in main memory. Raises ValueError, before any weight
+        is read, if the file lacks something."""
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,23 +202,20 @@ class ModelFamily(ABC):
 
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:
-        """Move one of the model's modules to the model's device, and back afterwards."""
-        previous = next(module.parameters()).device
+        """Bring one of the model's networks to the model's device, and back to main memory
+        afterwards. A network that is on the device already stays there."""
+        is_away = next(module.parameters()).device.type != self.device.type
         try:
-            module.to(self.device)
+            if is_away:
+                weights.move(module, self.device)
             yield
         finally:
-            module.to(previous)
+            if is_away:
+                weights.move(module, MAIN_MEMORY)
 
     @property
     def path(self) -> Path:
         return self.source.path
-
-    @property
-    def device(self) -> torch.device:
-        """The U-Net's device. The VAE and the text encoders may be on the CPU meanwhile."""
-        device: torch.device = next(self.unet.parameters()).device
-        return device
 
     @property
     def latent_channels(self) -> int:

@@ -62,15 +62,11 @@ class Network:
                 )
 
     def read_tensors(
-        self,
-        source: CheckpointFile,
-        device: torch.device,
-        part: str = "",
-        formats: NumberFormats = FP32,
+        self, source: CheckpointFile, part: str = "", formats: NumberFormats = FP32
     ) -> None:
-        """Fill the module with copies of the file's tensors, frozen and in eval mode. They are in
-        fp32, or in the formats for one of the model's parts. No more than one weight at a time is
-        converted. Raises ValueError if a weight is NaN or infinite."""
+        """Fill the module with copies of the file's tensors, frozen, in eval mode and in main
+        memory. They are in fp32, or in the formats for one of the model's parts. No more than one
+        weight at a time is converted. Raises ValueError if a weight is NaN or infinite."""
         is_trained = part in formats.trained
         used = "fp32" if is_trained or not part else formats.precision
         dtypes = precision.frozen_dtypes(self.module, used)
@@ -78,7 +74,7 @@ class Network:
         for name, tensor in self.module.state_dict().items():
             key = self.file_names[name]
             # Always a copy: writing to a memory-mapped tensor could change the user's file.
-            copy = source.tensor(key).to(device, torch.float32, copy=True)
+            copy = source.tensor(key).to(torch.float32, copy=True)
             _refuse_not_finite(source, key, copy)
             copy = copy.view(tensor.shape).to(dtypes[name])
             tensors[name] = nn.Parameter(copy, requires_grad=False)
@@ -89,7 +85,7 @@ class Network:
             for name, buffer in module.named_buffers(recurse=False):
                 # The only buffer, which transformers fills with position numbers.
                 assert name == "position_ids", name
-                module.position_ids = torch.arange(buffer.shape[-1], device=device)[None]
+                module.position_ids = torch.arange(buffer.shape[-1])[None]
         self.module.requires_grad_(False).eval()
 
 

@@ -44,8 +44,10 @@ class SD1(ModelFamily):
         source: CheckpointFile,
         constants: Constants,
         networks: dict[str, Network],
+        device: torch.device,
         clip_skip: int = 1,
     ) -> None:
+        self.device = device
         self.source = source
         self.clip_skip = clip_skip
         self.constants = constants
@@ -98,10 +100,10 @@ class SD1(ModelFamily):
             network.require_tensors(vae if part == "vae" else source)
         _require_same_latents(source, networks)
         _refuse_unknown_unet_weights(source, networks["unet"])
-        networks["vae"].read_tensors(vae, device)
+        networks["vae"].read_tensors(vae)
         for part in ("unet", "text_encoder"):
-            networks[part].read_tensors(source, device, part, formats)
-        return cls(source, constants, networks, clip_skip)
+            networks[part].read_tensors(source, part, formats)
+        return cls(source, constants, networks, device, clip_skip)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         latents = self.vae.encode(pixels).latent_dist
