@@ -22,6 +22,7 @@ from .files import CheckpointFile
 from .kinds import has_linear_projections
 from .layouts import UNET, VAE
 from .networks import FP32, Network, NumberFormats, plan_text_encoder, plan_unet, plan_vae
+from .tiles import Tiles
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class SD1(ModelFamily):
         )
         self.native_resolution = constants.resolution
         self.latent_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self._tiles = Tiles(self.vae, self.latent_factor)
         self._text_encoder: Any = networks["text_encoder"].module
         self.text_encoders = nn.ModuleList([self._text_encoder])
         self._token_table = TokenTable(self._text_encoder.get_input_embeddings())
@@ -106,12 +108,18 @@ class SD1(ModelFamily):
         return cls(source, constants, networks, device, clip_skip)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.vae.encode(pixels).latent_dist
+        height, width = (side // self.latent_factor for side in pixels.shape[2:])
+        latents = self._tiles.where_needed(
+            lambda: self.vae.encode(pixels).latent_dist, "encode", height, width
+        )
         return latents.mean * self.constants.latent_scale, latents.std * self.constants.latent_scale
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self.vae.decode(latents / self.constants.latent_scale).sample
-        return pixels
+        def decode() -> Tensor:
+            pixels: Tensor = self.vae.decode(latents / self.constants.latent_scale).sample
+            return pixels
+
+        return self._tiles.where_needed(decode, "decode", *latents.shape[2:])
 
     def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning:
         ids = self.tokenizer.encode(captions).to(self.device)
