@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from tests.trainer.fake_device import CPU, DEVICE, fake_device
-from trainer import families, toy
+from trainer import families, toy, weights
 from trainer.__main__ import COMMANDS
 from trainer.cli.commands import Demo, Priors, Runs, Sample
 from trainer.cli.evaluation_commands import Compare, Score
@@ -402,6 +402,18 @@ def test_sample(config, embedding, computed, tmp_path):
     ).run()
     assert len(list(tmp_path.glob("*.png"))) == 4
     assert computed[aten.convolution.default] > 0
+
+
+def test_networks_do_not_move_for_each_batch_or_scheduler(config, monkeypatch, tmp_path):
+    moves, move = [], weights.move
+    monkeypatch.setattr(weights, "move", lambda *args: moves.append(args[1]) or move(*args))
+    sampling = SamplingConfig(steps=1, batch_size=1)
+    shared = {"prompts": ("a dog", "a cat", "a cup"), "sampling": sampling, "device": DEVICE.type}
+    for schedulers in [("DDIM",), ("DDIM", "Euler", "UniPC")]:
+        moves.clear()
+        Sample(checkpoint=config.base, folder=tmp_path, schedulers=schedulers, **shared).run()
+        # U-Net and VAE once, the text encoder once for each scheduler, and back.
+        assert moves.count(DEVICE) == moves.count(CPU) == 2 + len(schedulers)
 
 
 def test_priors(config, computed, tmp_path):

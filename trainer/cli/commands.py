@@ -180,15 +180,18 @@ class Sample(Shared):
             toy.resolve(self.checkpoint), device, self.embedding, self.options, formats
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        for scheduler in self.schedulers or (self.sampling.scheduler,):
-            sampling = dataclasses.replace(self.sampling, scheduler=scheduler)
-            with TerminalObserver() as observer, precision.autocast(self.precision, device):
-                images = sample(model, self.prompts, sampling, size=self.size, observer=observer)
-            for index, image in enumerate(images):
-                name = f"{scheduler} {index:03d}.png".replace(" ", "_")
-                (path,) = new_names(self.folder, name)
-                Image.fromarray(image).save(path)
-                logging.info("Wrote %s", path)
+        with model.on_device(model.unet), model.on_device(model.vae):
+            for scheduler in self.schedulers or (self.sampling.scheduler,):
+                sampling = dataclasses.replace(self.sampling, scheduler=scheduler)
+                with TerminalObserver() as observer, precision.autocast(self.precision, device):
+                    images = sample(
+                        model, self.prompts, sampling, size=self.size, observer=observer
+                    )
+                for index, image in enumerate(images):
+                    name = f"{scheduler} {index:03d}.png".replace(" ", "_")
+                    (path,) = new_names(self.folder, name)
+                    Image.fromarray(image).save(path)
+                    logging.info("Wrote %s", path)
 
 
 @dataclass(frozen=True, kw_only=True)
