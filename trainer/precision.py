@@ -1,5 +1,5 @@
-"""Mixed precision: the number format of the computation. Weights being trained always stay fp32; in
-bf16, rounding would lose 97 % of their updates at DreamBooth's learning rates."""
+"""Mixed precision: the number format of the computation, and of frozen weights. `weights.py` has the
+formats of trained weights."""
 
 from __future__ import annotations
 
