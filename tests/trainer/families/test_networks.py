@@ -337,6 +337,6 @@ def test_loading_takes_the_memory_of_the_result_and_of_one_weight(tmp_path, form
     save_file(tensors, tmp_path / "layers.safetensors")
     source = CheckpointFile(tmp_path / "layers.safetensors")
     with Bytes() as counted:
-        network.read_tensors(source, CPU, "unet", formats)
+        network.read_tensors(source, "unet", formats)
     result = per_weight * num_layers * numbers
     assert result <= counted.most <= result + 8 * 4 * numbers  # temporary copies of one weight
