@@ -1,5 +1,5 @@
-"""Mixed precision: the number format of the computation, and of frozen weights. `weights.py` has the
-formats of trained weights."""
+"""Mixed precision: the number format of the computation, and of frozen weights. The formats of
+trained weights are in `weights.py`."""
 
 from __future__ import annotations
 
