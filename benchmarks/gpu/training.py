@@ -107,8 +107,8 @@ def _measure(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) 
     model = families.load(checkpoint, bench.device)
     config = setting.config(checkpoint, bench.shape.resolution)
     trainable = setting.method().attach(model, config, [])
-    photos = _latents(model, bench.shape.resolution, PROMPT, is_prior=False)
-    prior = _latents(model, bench.shape.resolution, CLASS_PROMPT, is_prior=True)
+    photos = latents(model, bench.shape.resolution, PROMPT, is_prior=False)
+    prior = latents(model, bench.shape.resolution, CLASS_PROMPT, is_prior=True)
     stream = BatchStream(photos, prior if config.prior.weight else {}, config)
     session = Session(config, model, trainable, stream)
     rates = _steps_per_second(session, deadline)
@@ -152,7 +152,7 @@ def _seconds_of(session: Session, num_steps: int) -> float:
     return time.monotonic() - started
 
 
-def _latents(
+def latents(
     model: ModelFamily, resolution: int, caption: str, *, is_prior: bool
 ) -> dict[Example, CachedLatents]:
     side, generator = (
