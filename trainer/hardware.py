@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,13 @@ def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether an error says that the GPU or the computer has run out of memory."""
     is_kind = isinstance(error, OUT_OF_MEMORY)
     return is_kind or any(mark in str(error).lower() for mark in _MARKS)
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to the device. On NVIDIA cards, the CPU does not wait for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _available() -> list[str]:

@@ -44,11 +44,15 @@ def computes_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which matrix products and convolutions use this precision."""
+def autocast(
+    precision: str, device: torch.device, *, keeps_casts: bool = True
+) -> AbstractContextManager[object]:
+    """Return a context in which matrix products and convolutions use this precision. With
+    `keeps_casts`, trained weights are cast once and the copies kept until the context ends, which
+    is faster if they are used several times and otherwise only takes memory."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
+    return torch.autocast(device.type, dtype=DTYPES[precision], cache_enabled=keeps_casts)
 
 
 def decoding(device: torch.device) -> AbstractContextManager[object]:

@@ -105,6 +105,18 @@ def norm(tensors: list[torch.Tensor]) -> float:
     return sum(tensor.double().square().sum().item() for tensor in tensors) ** 0.5
 
 
+def test_batches_are_copied_without_waiting_for_the_device(config, open_session, device):
+    session = open_session(config, device)
+    (batch,) = next(session.batches)
+    batch.to(device)  # the first call allocates pinned memory
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = batch.to(device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(moved.noise.cpu(), batch.noise)
+
+
 class Watching(Observer):
     """Records the peak memory in megabytes, as reported and as PyTorch counted it."""
 

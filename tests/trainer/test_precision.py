@@ -25,6 +25,15 @@ def test_matrix_products_use_the_precision(precision, dtype):
     assert matrix.dtype == torch.float32
 
 
+def test_casts_of_trained_weights_are_kept_where_they_are_used_several_times():
+    weights = torch.eye(4, requires_grad=True)
+    for keeps_casts in (True, False):
+        with autocast("bf16", CPU, keeps_casts=keeps_casts):
+            products = [weights @ weights.detach() for _ in range(2)]
+            casts = {product.grad_fn.next_functions[0][0] for product in products}
+        assert len(casts) == (1 if keeps_casts else 2)
+
+
 def test_every_precision_of_the_settings_has_its_dtype():
     assert tuple(DTYPES) == get_args(Precision)
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import hardware
 from ..families.base import Framing
 from ..noise import NUM_TIMESTEPS, draw_noise
 from ..settings.config import TrainingConfig
@@ -44,11 +45,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
-            self.latents.to(device),
-            self.noise.to(device),
-            self.timesteps.to(device),
-            self.weights.to(device),
-            self.is_prior.to(device),
+            hardware.move(self.latents, device),
+            hardware.move(self.noise, device),
+            hardware.move(self.timesteps, device),
+            hardware.move(self.weights, device),
+            hardware.move(self.is_prior, device),
             self.captions,
             self.framings,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .. import weights
+from .. import hardware, weights
 from ..noise import NoiseSchedule
 from ..settings.config import PredictionType
 from . import key_maps
@@ -122,7 +122,7 @@ class SD1(ModelFamily):
         return self._tiles.where_needed(decode, "decode", *latents.shape[2:])
 
     def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning:
-        ids = self.tokenizer.encode(captions).to(self.device)
+        ids = hardware.move(self.tokenizer.encode(captions), self.device)
         return Conditioning(self._text_encoder(ids).last_hidden_state)
 
     def token_tables(self) -> dict[str, TokenTable]:

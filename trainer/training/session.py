@@ -173,7 +173,7 @@ class Session:
         schedule, config = self.model.schedule, self.config
         noisy_latents = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = schedule.target(batch.latents, batch.noise, batch.timesteps)
-        with precision.autocast(config.precision, self.model.device):
+        with precision.autocast(config.precision, self.model.device, keeps_casts=False):
             conditioning = self.captions.encode(batch.captions, batch.framings)
             prediction = self.model.predict(noisy_latents, batch.timesteps, conditioning)
         losses = batch.weights * squared_errors(prediction, target)
