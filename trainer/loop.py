@@ -32,6 +32,7 @@ from .runs.run import Run
 from .runs.untracked_run import UntrackedRun
 from .sampling import schedulers
 from .settings.config import TrainingConfig
+from .training import speed
 from .training.images import encode_images
 from .training.session import Session
 
@@ -132,6 +133,8 @@ def _train(
         previews = _make_steps(session, outputs, previewer, run)
     result = _write_result(session, outputs, previews)
     run.finish(result)
+    if used := speed.describe(session):
+        logger.info(used)
     if not config.output.private:
         logger.info(PUBLISHED)
     for path in [*result.best.values(), *result.files.values()]:

@@ -101,6 +101,12 @@ class BatchStream(Iterator[list[Batch]]):
         return [_join(group) for group in groups.values()]
 
     @property
+    def images_per_step(self) -> int:
+        """The number of photos and class images of an optimizer step."""
+        photos = self._config.batch_size * self._config.gradient_accumulation
+        return photos + self._class_images_per_step
+
+    @property
     def captions(self) -> list[tuple[str, Framing]]:
         """Every caption that a batch can contain, with the framing of its image."""
         return [*self._instance.captions, *self._prior.captions]
