@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import weights
 from ..noise import NoiseSchedule
 from ..settings.config import PredictionType
-from .compilation import compile_network
+from .compilation import compile_blocks
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
 from .networks import FP32, NumberFormats
@@ -198,7 +198,7 @@ class ModelFamily(ABC):
                 else:
                     encoder.gradient_checkpointing_enable({"use_reentrant": False})
         if compiled:
-            compile_network(self.unet)
+            compile_blocks(self.unet)
 
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:
