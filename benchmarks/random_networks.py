@@ -28,6 +28,12 @@ SD15: Shape = {
     "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
 }
 """Stable Diffusion 1.5. Its U-Net is diffusers' default but for the text embeddings' width."""
+SD15_HALF_WIDTH: Shape = {
+    "unet": {"block_out_channels": (160, 320, 640, 640), "cross_attention_dim": 384},
+    "vae": _vae(64, 128, 256, 256, layers_per_block=2),
+    "text_encoder": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12},
+}
+"""Stable Diffusion 1.5 with layers of half their width."""
 FOUR_LEVELS: Shape = {
     "unet": {"block_out_channels": (32, 32, 64, 64), "cross_attention_dim": 24},
     "vae": _vae(32, 32, 64, 64, layers_per_block=2),

@@ -30,6 +30,8 @@ class Shape:
 
 
 SD15 = Shape(**random_networks.SD15, resolution=512)
+HALF = Shape(**random_networks.SD15_HALF_WIDTH, resolution=256)
+"""For measuring on a CPU."""
 TINY = Shape(**random_networks.TINY, resolution=32)
 """For testing the program without a GPU."""
 

@@ -25,6 +25,7 @@ from trainer.settings.config import (
     Precision,
     PriorConfig,
     TrainingConfig,
+    Weights,
 )
 from trainer.training.session import Session
 
@@ -64,6 +65,8 @@ class Setting:
     optimizer: str
     gradient_checkpointing: bool
     channels_last: bool = False
+    weights: Weights = "fp32"
+    gradient_release: bool = False
 
     def config(self, checkpoint: Path, resolution: int) -> TrainingConfig:
         return TrainingConfig(
@@ -75,6 +78,8 @@ class Setting:
             precision=self.precision,
             gradient_checkpointing=self.gradient_checkpointing,
             channels_last=self.channels_last,
+            weights=self.weights,
+            gradient_release=self.gradient_release,
         )
 
     def method(self) -> FullFineTune:
@@ -104,15 +109,19 @@ def _try(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> d
 
 def _measure(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:
     taken = Memory(bench.device)
+    rates = _steps_per_second(open_session(setting, checkpoint, bench), deadline)
+    return {**taken.peaks(), "steps_per_second": rates}
+
+
+def open_session(setting: Setting, checkpoint: Path, bench: Bench) -> Session:
+    """A new session on random latents."""
     model = families.load(checkpoint, bench.device)
     config = setting.config(checkpoint, bench.shape.resolution)
     trainable = setting.method().attach(model, config, [])
     photos = latents(model, bench.shape.resolution, PROMPT, is_prior=False)
     prior = latents(model, bench.shape.resolution, CLASS_PROMPT, is_prior=True)
     stream = BatchStream(photos, prior if config.prior.weight else {}, config)
-    session = Session(config, model, trainable, stream)
-    rates = _steps_per_second(session, deadline)
-    return {**taken.peaks(), "steps_per_second": rates}
+    return Session(config, model, trainable, stream)
 
 
 def _steps_per_second(session: Session, deadline: float) -> list[float]:

@@ -406,12 +406,13 @@ def test_without_the_script_the_stage_is_left_out_in_one_line(bench: Bench):
 def test_the_script_gets_our_settings(bench: Bench):
     setting = replace(SETTING, trains=CLASS, batch_size=4, precision="bf16",
                       optimizer="AdamW8bit", gradient_checkpointing=True)  # fmt: skip
-    words = reference._arguments(setting, bench, Path("model"))
+    words = reference.arguments(setting, bench, Path("model"))
     for word in ("--train_batch_size=4", "--mixed_precision=bf16", "--use_8bit_adam",
                  "--gradient_checkpointing", "--with_prior_preservation", "--resolution=32",
                  "--learning_rate=2e-06"):  # fmt: skip
         assert word in words
-    plain = reference._arguments(replace(SETTING, trains=TEXT), bench, Path("model"))
+    plain = reference.arguments(replace(SETTING, trains=TEXT), bench, Path("model"))
+    assert "--mixed_precision=no" in plain
     assert "--train_text_encoder" in plain
     assert not {"--use_8bit_adam", "--gradient_checkpointing", "--with_prior_preservation"} & {
         *plain
