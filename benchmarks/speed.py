@@ -3,8 +3,9 @@
 The steps are ours and those of diffusers' `train_dreambooth.py`, on the same random weights in the
 layout of Stable Diffusion 1.5 with layers of half their width, with photos of 256 x 256 pixels and
 two photos a step. The last case compares our steps with and without gradient release. Both sides
-are loaded at the same time and make one step in turn, so that both have the same share of the
-computer; only one computes at any moment. The script needs the packages that it names itself."""
+are loaded at the same time and make one step in turn. The seconds are CPU time: with
+OMP_NUM_THREADS=1, other programs hardly change them. The script needs the packages that it names
+itself."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ TAIL = 5
 """The number of lines shown of a side that failed."""
 LEFT_OUT = "left out, because diffusers' train_dreambooth.py was not given (--reference FILE)"
 Step = Callable[[], float]
-"""Makes a step and returns its seconds."""
+"""Makes a step and returns its seconds of CPU time."""
 WARM_UP = 2
 """Steps before the timed ones, in which the optimizer creates its state."""
 
@@ -83,35 +84,40 @@ def side(job: Mapping[str, Any]) -> Iterator[Step]:
 
 
 def _step(connection: Connection) -> float:
-    started = time.monotonic()
     connection.send(None)
-    connection.recv()
-    return time.monotonic() - started
+    seconds: float = connection.recv()
+    return seconds
 
 
-def work(connection: Connection, job: Mapping[str, Any]) -> None:
-    """Make the steps of a job, each when the other end of the connection wants it, until that end
-    is closed."""
-    with connection:
-        if "script" in job:
-            run_script(job["script"], lambda: _next(connection))
-            return
-        bench = _bench(Path(job["folder"]), is_tiny=job["is_tiny"])
-        checkpoint = bench.folder / "random.safetensors"
-        session = open_session(Setting(**job["setting"]), checkpoint, bench)
-        with suppress(Enough):
-            while True:
-                session.step()
-                _next(connection)
+class Turns:
+    """The other end of a `side`. It is called after each step."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._started = 0.0
+
+    def __call__(self) -> None:
+        """Report the step's seconds, and wait until the next one is wanted. Raises Enough if none
+        is."""
+        try:
+            self._connection.send(time.process_time() - self._started)
+            self._connection.recv()
+        except (EOFError, OSError):
+            raise Enough from None
+        self._started = time.process_time()
 
 
-def _next(connection: Connection) -> None:
-    """Say that a step was made, and wait until the next one is wanted."""
-    try:
-        connection.send(None)
-        connection.recv()
-    except (EOFError, OSError):
-        raise Enough from None
+def work(turn: Turns, job: Mapping[str, Any]) -> None:
+    """Make the steps of a job."""
+    if "script" in job:
+        run_script(job["script"], turn)
+        return
+    bench = _bench(Path(job["folder"]), is_tiny=job["is_tiny"])
+    session = open_session(Setting(**job["setting"]), bench.folder / "random.safetensors", bench)
+    with suppress(Enough):
+        while True:
+            session.step()
+            turn()
 
 
 def compare(ours: Step, other: Step, *, rounds: int, turns: int) -> list[tuple[float, float]]:
@@ -141,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.worker:
         place, job = options.worker
-        work(Connection(int(place)), json.loads(job))
+        with Connection(int(place)) as connection:
+            work(Turns(connection), json.loads(job))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(Path(folder), options.reference, is_tiny=options.tiny)
