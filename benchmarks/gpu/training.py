@@ -6,8 +6,9 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ INTERVAL_SECONDS = 0.5
 INTERVAL_STEPS = 2, 20
 """The minimum and maximum number of steps in an interval."""
 UNET, TEXT, CLASS = "U-Net", "U-Net and text encoder", "U-Net, with class images"
+TEXT_AND_CLASS = "U-Net and text encoder, with class images"
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
 
 
@@ -69,10 +71,11 @@ class Setting:
     gradient_release: bool = False
 
     def config(self, checkpoint: Path, resolution: int) -> TrainingConfig:
+        has_class_images = self.trains in (CLASS, TEXT_AND_CLASS)
         return TrainingConfig(
             base=checkpoint,
             dataset=DatasetConfig(photos=(checkpoint,), prompt=PROMPT, resolution=resolution),
-            prior=PriorConfig(weight=float(self.trains == CLASS), prompt=CLASS_PROMPT),
+            prior=PriorConfig(weight=float(has_class_images), prompt=CLASS_PROMPT),
             optimizer=OptimizerConfig(name=self.optimizer),
             batch_size=self.batch_size,
             precision=self.precision,
@@ -83,21 +86,21 @@ class Setting:
         )
 
     def method(self) -> FullFineTune:
-        return FullFineTune(train_text_encoder=self.trains == TEXT)
+        return FullFineTune(train_text_encoder=self.trains in (TEXT, TEXT_AND_CLASS))
 
 
 def measure_each(
     settings: Sequence[Setting], bench: Bench, deadline: float
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each setting, even if it fails."""
-    checkpoint = bench.checkpoint
     for setting in within(deadline, settings):
-        yield {**asdict(setting), **_try(setting, checkpoint, bench, deadline)}
+        yield {**asdict(setting), **attempt(partial(_measure, setting, bench, deadline))}
 
 
-def _try(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:
+def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what was measured, or the error."""
     try:
-        return _measure(setting, checkpoint, bench, deadline)
+        return measure()
     except OutOfTime:
         raise
     except memory.OUT_OF_MEMORY:
@@ -107,9 +110,10 @@ def _try(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> d
         return {"error": in_a_line(error)}
 
 
-def _measure(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:
+def _measure(setting: Setting, bench: Bench, deadline: float) -> dict[str, Any]:
+    checkpoint = bench.checkpoint  # writing it needs memory that does not count
     taken = Memory(bench.device)
-    rates = _steps_per_second(open_session(setting, checkpoint, bench), deadline)
+    rates = steps_per_second(open_session(setting, checkpoint, bench), deadline)
     return {**taken.peaks(), "steps_per_second": rates}
 
 
@@ -124,9 +128,9 @@ def open_session(setting: Setting, checkpoint: Path, bench: Bench) -> Session:
     return Session(config, model, trainable, stream)
 
 
-def _steps_per_second(session: Session, deadline: float) -> list[float]:
-    """The speed in each interval."""
-    seconds = _warm_up(session, deadline)
+def steps_per_second(session: Session, deadline: float) -> list[float]:
+    """The speed in each interval, after a warm-up."""
+    seconds = warm_up(session, deadline)
     fewest, most = INTERVAL_STEPS
     num_steps = min(most, max(fewest, round(INTERVAL_SECONDS / seconds)))
     rates: list[float] = []
@@ -137,7 +141,7 @@ def _steps_per_second(session: Session, deadline: float) -> list[float]:
     return rates
 
 
-def _warm_up(session: Session, deadline: float) -> float:
+def warm_up(session: Session, deadline: float) -> float:
     """Run the warm-up. Return the seconds of the last step."""
     made = 0
     for _ in range(WARM_UP + MAX_SKIPPED):
@@ -184,8 +188,10 @@ def describe(row: dict[str, Any]) -> str:
     what = f"{row['trains']}, batch {row['batch_size']}"
     if "error" in row or "is_out_of_memory" in row:
         return f"{what}: {row.get('error', 'out of memory')}"
-    rates = row["steps_per_second"]
-    speed = f"{statistics.median(rates):.2f} steps/s ({min(rates):.2f} to {max(rates):.2f})"
-    if row["allocated"] is None:
-        return f"{what}: {speed}"
-    return f"{what}: {row['allocated']:.2f} GB, {row['reserved']:.2f} GB reserved, {speed}"
+    figures = []
+    if row["allocated"] is not None:
+        figures += [f"{row['allocated']:.2f} GB", f"{row['reserved']:.2f} GB reserved"]
+    if rates := row["steps_per_second"]:
+        median = statistics.median(rates)
+        figures.append(f"{median:.2f} steps/s ({min(rates):.2f} to {max(rates):.2f})")
+    return f"{what}: {', '.join(figures)}"
