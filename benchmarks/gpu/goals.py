@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.random_networks import TINY_XL_UNET, XL_UNET, Options, construct_unet
-from trainer import precision
+from trainer import precision, weights
 from trainer.methods.base import Part, thaw
 from trainer.settings.config import OptimizerConfig
 from trainer.training.per_weight_step import PerWeightStep
@@ -66,7 +66,9 @@ def _measure_xl(optimizer: str, offload: bool, bench: Bench, deadline: float) ->
         optimizer=OptimizerConfig(name=optimizer), offload=offload,
     )  # fmt: skip
     model: Any = SimpleNamespace(device=bench.device, embeddings=list)
-    part = Part("unet", thaw(unet, config.weights), config.optimizer.learning_rate)
+    for parameter in unet.parameters():
+        weights.store(parameter, config.weights)
+    part = Part("unet", thaw(unet), config.optimizer.learning_rate)
     step = PerWeightStep(config, model, [part])
     inputs = _inputs(unet, side, bench.device)
     for number in range(1, XL_STEPS + 1):

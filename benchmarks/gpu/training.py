@@ -19,6 +19,7 @@ from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing, ModelFamily
+from trainer.families.networks import NumberFormats
 from trainer.methods.full import FullFineTune
 from trainer.settings.config import (
     DatasetConfig,
@@ -119,9 +120,10 @@ def _measure(setting: Setting, bench: Bench, deadline: float) -> dict[str, Any]:
 
 def open_session(setting: Setting, checkpoint: Path, bench: Bench) -> Session:
     """A new session on random latents."""
-    model = families.load(checkpoint, bench.device)
-    config = setting.config(checkpoint, bench.shape.resolution)
-    trainable = setting.method().attach(model, config, [])
+    config, method = setting.config(checkpoint, bench.shape.resolution), setting.method()
+    formats = NumberFormats(config.precision, config.weights, method.trained_parts)
+    model = families.load(checkpoint, bench.device, formats=formats)
+    trainable = method.attach(model, config, [])
     photos = latents(model, bench.shape.resolution, PROMPT, is_prior=False)
     prior = latents(model, bench.shape.resolution, CLASS_PROMPT, is_prior=True)
     stream = BatchStream(photos, prior if config.prior.weight else {}, config)
