@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    from .constants import Constants
+    from .networks import Network
+
 MAIN_MEMORY = torch.device("cpu")
 
 
@@ -114,6 +117,14 @@ class ModelFamily(ABC):
         """The model, frozen, in eval mode and in main memory. Raises ValueError, before any weight
         is read, if the file lacks something."""
 
+    @classmethod
+    @abstractmethod
+    def plan_networks(
+        cls, source: CheckpointFile, constants: Constants, clip_skip: int
+    ) -> dict[str, Network]:
+        """The networks "unet", "vae" and "text_encoder" of a checkpoint, built without weights.
+        Raises ValueError if the file lacks one of them or its layout cannot be read."""
+
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [B, C, h, w] of the scaled latents of pixels [B, 3, H, W] in
@@ -187,16 +198,8 @@ class ModelFamily(ABC):
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
-            # transformers only checkpoints in training mode. That changes nothing else, because
-            # these networks have no dropout.
-            self.unet.train().enable_gradient_checkpointing()
-            encoder: Any  # nn.ModuleList does not know transformers' class
-            for encoder in self.text_encoders:
-                encoder.train()
-                if hasattr(encoder, "activation_checkpointing_enable"):  # transformers 5's name
-                    encoder.activation_checkpointing_enable({"use_reentrant": False})
-                else:
-                    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            for network in (self.unet, *self.text_encoders):
+                enable_checkpointing(network)
         if compiled:
             compile_blocks(self.unet)
 
@@ -220,6 +223,19 @@ class ModelFamily(ABC):
     @property
     def latent_channels(self) -> int:
         return int(self.unet.config.in_channels)
+
+
+def enable_checkpointing(network: Any) -> None:
+    """Recompute the activations of a U-Net or text encoder in the backward pass."""
+    # transformers only checkpoints in training mode. That changes nothing else, because these
+    # networks have no dropout.
+    network.train()
+    if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
+        network.enable_gradient_checkpointing()
+    elif hasattr(network, "activation_checkpointing_enable"):  # transformers 5's name
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _require_same_encoders(embedding: Embedding, names: set[str], model: ModelFamily) -> None:

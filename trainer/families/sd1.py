@@ -89,15 +89,9 @@ class SD1(ModelFamily):
         clip_skip: int = 1,
         formats: NumberFormats = FP32,
     ) -> Self:
-        _require_all_parts(source)
         constants = Constants.read(source, prediction_type)
-        prefix = TEXT if any(key.startswith(TEXT) for key in source.shapes) else TEXT_WITHOUT_MODEL
         vae = source.vae or source
-        networks = {
-            "unet": plan_unet(source, constants),
-            "vae": plan_vae(vae, constants),
-            "text_encoder": plan_text_encoder(source, constants, prefix, clip_skip),
-        }
+        networks = cls.plan_networks(source, constants, clip_skip)
         for part, network in networks.items():
             network.require_tensors(vae if part == "vae" else source)
         _require_same_latents(source, networks)
@@ -106,6 +100,18 @@ class SD1(ModelFamily):
         for part in ("unet", "text_encoder"):
             networks[part].read_tensors(source, part, formats)
         return cls(source, constants, networks, device, clip_skip)
+
+    @classmethod
+    def plan_networks(
+        cls, source: CheckpointFile, constants: Constants, clip_skip: int
+    ) -> dict[str, Network]:
+        _require_all_parts(source)
+        prefix = TEXT if any(key.startswith(TEXT) for key in source.shapes) else TEXT_WITHOUT_MODEL
+        return {
+            "unet": plan_unet(source, constants),
+            "vae": plan_vae(source.vae or source, constants),
+            "text_encoder": plan_text_encoder(source, constants, prefix, clip_skip),
+        }
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         height, width = (side // self.latent_factor for side in pixels.shape[2:])

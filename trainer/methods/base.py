@@ -77,6 +77,11 @@ class Method(Protocol):
         """The names of the model's parts whose weights are trained, such as "unet"."""
         ...
 
+    @property
+    def encodes_captions_at_each_step(self) -> bool:
+        """Whether text encodings change during training."""
+        ...
+
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         """The photos with the captions to train on. Photos without a caption of their own arrive
         with `prompt` as their caption. Raises ValueError for captions that the method cannot use.
