@@ -44,7 +44,12 @@ class Estimate:
         return f"{_gb(self.total)} GB in {self.when} ({', '.join(shown)})"
 
 
-def _gb(size: int) -> str:
+def gigabytes(size: float) -> str:
+    """For messages, such as "4.9 GB"."""
+    return f"{_gb(size)} GB"
+
+
+def _gb(size: float) -> str:
     return f"{size / 1e9:.1f}"
 
 

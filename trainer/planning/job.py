@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..families.shapes import ModelShape, NetworkShape
 from ..methods.base import Method
 from ..settings.config import TrainingConfig
+
+Changes = Mapping[str, Any]
+"""Settings by their dotted names."""
+
+
+def setting(config: TrainingConfig, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +30,14 @@ class Job:
     method: Method
     model: ModelShape
     on_cuda: bool = True
+
+    def changed(self, changes: Changes) -> Job:
+        """With some settings changed. Raises ValueError for values that cannot be used."""
+        nested: dict[str, Any] = {}
+        for name, value in changes.items():
+            heading, _, last = name.rpartition(".")
+            (nested.setdefault(heading, {}) if heading else nested)[last] = value
+        return replace(self, config=self.config.replace(nested))
 
     @property
     def resolution(self) -> int:
