@@ -61,12 +61,11 @@ class NetworkShape:
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The network's parameters, on torch's meta device."""
-        return tuple(_on_meta(self).parameters())
+        return _parameters(self)
 
     def embeddings(self) -> tuple[Tensor, ...]:
         """Those of `parameters` that are tables of embeddings."""
-        modules = _on_meta(self).modules()
-        return tuple(m.weight for m in modules if isinstance(m, nn.Embedding))
+        return _embeddings(self)
 
     def option(self, name: str) -> Any:
         """The value of an option; the class's own default if the shape does not name it."""
@@ -112,6 +111,17 @@ def read_shape(path: Path, options: ModelOptions, embedding: Path | None = None)
 def _on_meta(shape: NetworkShape) -> Any:
     with torch.device("meta"):
         return shape.build()
+
+
+@cache
+def _parameters(shape: NetworkShape) -> tuple[nn.Parameter, ...]:
+    return tuple(_on_meta(shape).parameters())
+
+
+@cache
+def _embeddings(shape: NetworkShape) -> tuple[Tensor, ...]:
+    modules = _on_meta(shape).modules()
+    return tuple(each.weight for each in modules if isinstance(each, nn.Embedding))
 
 
 def _frozen(value: Any) -> Any:
