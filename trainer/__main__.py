@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -75,7 +76,21 @@ def _parse(arguments: list[str]) -> Any:
             options["default"] = defaults(command, _values(command, arguments))
         commands.append(Annotated[command, tyro.conf.subcommand(name, **options)])
     union: Any = Union[tuple(commands)]  # noqa: UP007
-    return parse(union, arguments, prog="python -m trainer", description=DESCRIPTION)
+    found = parse(union, arguments, prog="python -m trainer", description=DESCRIPTION)
+    if any(field.name == "given" for field in dataclasses.fields(found)):
+        return dataclasses.replace(found, given=_given(type(found), arguments))
+    return found
+
+
+def _given(command: type, arguments: list[str]) -> frozenset[str]:
+    """The dotted names of the settings in the settings file and among the flags."""
+    path = _value_of("--settings", arguments)
+    values = read_values(command, read_toml(Path(path)), path) if path else {}
+    in_file = {".".join(names[1:]) for names in values if names[0] == "config"}
+    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    # tyro accepts - for _ and --no-NAME for a switch, also below a heading.
+    names = {re.sub(r"(^|\.)no_", r"\1", flag[2:].replace("-", "_")) for flag in flags}
+    return frozenset(in_file | names)
 
 
 def _values(command: type, arguments: list[str]) -> Values:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,12 @@ from .families.networks import NumberFormats
 from .methods.base import Method
 from .observer import Observer, StepReport
 from .optimization import lr_schedules, optimizers
+from .planning.choosing import planned
+from .planning.plan import Rules
 from .runs import disk_space
 from .runs.metadata import describe_run
 from .runs.movement import notes_of_formats, require_movement
-from .runs.opening import open_run
+from .runs.opening import open_run, statuses
 from .runs.outputs import Outputs
 from .runs.results import TrainingResult
 from .runs.run import Run
@@ -60,6 +62,8 @@ def train(
     runs: Path | None = None,
     on_existing: str = "reuse",
     load_encoder: Callable[[], ImageEncoder] | None = None,
+    vram: str = "off",
+    given: Collection[str] = (),
 ) -> TrainingResult:
     """Train as configured, and write a checkpoint, an embedding or both.
 
@@ -69,6 +73,10 @@ def train(
     load_encoder: Loads CLIP or DINO when it is first needed, to score the previews. The weights of
         the step with the best balance are then saved beside the last ones. Training itself is not
         affected. None: previews are not scored.
+    vram: The memory that the run may use: "auto" for what is free on a CUDA device, or a number of
+        GB, such as "8", for a card of that size. Settings are then chosen so that the run fits.
+        "off": the settings stay.
+    given: Dotted names of settings that `vram` must not change, even if they have their defaults.
 
     Raises ValueError or FileNotFoundError for unusable settings and files, before the model is
     loaded if possible; OSError if the result cannot be written; one of `memory.OUT_OF_MEMORY`;
@@ -81,6 +89,14 @@ def train(
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
     photos = method.caption(photos, config.dataset.prompt)
     observer = observer or Observer()
+    existing = runs if on_existing != "retrain" else None
+    rules = Rules(
+        device=device,
+        given=frozenset(given),
+        check=method.check,
+        status=statuses(existing, config, method, photos) if vram != "off" else lambda other: "",
+    )
+    config = planned(config, method, vram, rules, observer)
     with open_run(runs, config, method, photos, observer=observer, on_existing=on_existing) as run:
         if result := run.result():
             if load_encoder and not result.scores:

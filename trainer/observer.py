@@ -59,6 +59,10 @@ class Observer:
     def on_progress(self, activity: str, done: int, total: int) -> None:
         """Progress of a long activity other than training steps: loading, caching, sampling."""
 
+    def on_plan(self, text: str) -> None:
+        """A memory plan was made: the memory that the run needs, and the settings that were chosen
+        so that it fits."""
+
     def on_load(self, path: Path) -> None:
         """The run is about to load the model in this file. Not called if the run was already
         finished."""

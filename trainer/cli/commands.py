@@ -63,6 +63,13 @@ class _Training(Shared):
     """If the same run exists: return its result, or resume it if it is unfinished (reuse); also
     resume a run that was finished early, and never start a new one (resume); start over (retrain).
     """
+    vram: str = "auto"
+    """Memory of the graphics card that the run may use. auto: what is free, on an NVIDIA card; 6,
+    8, 12 and so on: that of a card with so many GB. Precision, weights, optimizer, checkpointing
+    and batch size are then chosen so that the run fits; settings that you set stay. off: nothing
+    is chosen."""
+    given: tyro.conf.Fixed[frozenset[str]] = frozenset()
+    """Dotted names of the settings that flags and the settings file set."""
 
     def run(self) -> None:
         self._log_settings()
@@ -79,6 +86,8 @@ class _Training(Shared):
                 runs=self.runs or config.output.folder / "runs",
                 on_existing=self.on_existing,
                 load_encoder=partial(encoders.load, judge, device) if judge else None,
+                vram=self.vram,
+                given=self.given,
             )
         _log_result(result)
         if result.scores:

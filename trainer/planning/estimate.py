@@ -20,8 +20,9 @@ from . import sizes
 from .counting import Pass, Trace, count
 from .job import Job
 
-TILE = 32
-"""Width and height in latents of the tiles in which an image is decoded if memory is short."""
+TILE, ENCODED_TILE = 32, 64
+"""Width and height in latents of the tiles in which an image is decoded and encoded if memory is
+short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ def _steps(job: Job) -> Estimate:
     largest = max(p.numel() for p in _parameters(job))
     after_pass = {
         "gradients": _gradient_bytes(job),
-        "update of a weight": sizes.update_bytes(job.config, largest) - 4 * largest,
+        "update of a weight": sizes.update_bytes(job.config, largest)
+        - (4 if job.config.weights == "fp32" else 2) * largest,
     }
     return max(found, _phase("training steps", _state(job), after_pass), key=lambda e: e.total)
 
@@ -215,9 +217,8 @@ def _gradient_bytes(job: Job) -> int:
 def _encoding(job: Job) -> Estimate:
     """Photos are encoded one by one in fp32, with the U-Net on the device."""
     vae = job.model.vae
-    trace = count(
-        Pass(vae, job.side * job.model.latent_factor, "fp32", job.on_cuda, forward_only=True)
-    )
+    side = min(job.side, ENCODED_TILE) * job.model.latent_factor
+    trace = count(Pass(vae, side, "fp32", job.on_cuda, forward_only=True))
     during = {"VAE": sizes.frozen_bytes(vae, "fp32"), "activations": trace.activations.max()}
     return _phase("encoding the photos", {"weights": _weight_bytes(job, job.model.unet)}, during)
 

@@ -5,15 +5,15 @@ Settings that the user chose stay. Of the others, the first of these rungs is ta
 | weights, optimizer | GB for Stable Diffusion 1.5 | why here |
 |---|---|---|
 | fp32, AdamW | 13.9 | the reference |
-| the same, released | 10.6 | the same updates; gradients are not clipped |
-| 24 bit, AdamW8bit, released | 4.9 | what a weight learns differs by 0.14 of itself from fp32 |
+| the same, released | 12.3 | the same updates; gradients are not clipped |
+| 24 bit, AdamW8bit, released | 4.8 | what a weight learns differs by 0.14 of itself from fp32 |
 | the same, offloaded | 2.7 | the same, slower |
-| 24 bit, Adafactor without momentum, released | 3.2 | for cards whose computer lacks main memory |
-| bf16, AdamW8bit, released | 4.0 | rounding noise that is larger than what a weight learns |
-| bf16, Adafactor without momentum, released | 2.3 | the same, and no momentum |
+| 24 bit, Adafactor without momentum, released | 3.6 | for cards whose computer lacks main memory |
+| bf16, AdamW8bit, released | 3.9 | rounding noise that is larger than what a weight learns |
+| bf16, Adafactor without momentum, released | 2.7 | the same, and no momentum |
 
-fp16 needs gathered fp32 weights, so older cards have the first rung and those of the same with the
-other optimizers. On each rung, activations are stored rather than recomputed if that fits, and the
+fp16 needs gathered fp32 weights, so older cards have the first rung and the same with AdamW8bit
+(8.7 GB). On each rung, activations are stored rather than recomputed if that fits, and the
 photos of a step go through the model in as few passes as possible: accumulating keeps gradients,
 which takes more than a larger batch."""
 
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from .. import precision
-from ..optimization.optimizers import OPTIMIZERS
+from ..optimization.optimizers import OPTIMIZERS, check_per_weight
 from ..settings.config import TrainingConfig
 from . import remedies
 from .estimate import Estimate, estimate, gigabytes
@@ -59,7 +59,6 @@ RUNGS = (
 RUNGS_IN_FP16 = (
     _rung("fp32", "AdamW", release=False),
     _rung("fp32", "AdamW8bit", release=False),
-    _rung("fp32", NO_MOMENTUM, release=False),
 )
 COSTS: Mapping[tuple[str, Any], str] = {
     ("precision", "bf16"): "faster, with results that differ by rounding",
@@ -102,9 +101,9 @@ class Rules:
     except for the batch size, which presets set."""
     check: Callable[[TrainingConfig], None] = lambda config: None
     """Raises ValueError for settings that cannot be used."""
-    is_started: Callable[[TrainingConfig], bool] = lambda config: False
-    """Whether a run with these settings exists. It is preferred if it fits, because the run would
-    start over with others."""
+    status: Callable[[TrainingConfig], str] = lambda config: ""
+    """The status of the run with these settings: "" if there is none. An unfinished run is
+    preferred if it fits, because it would start over with other settings."""
 
     def is_given(self, job: Job, name: str) -> bool:
         if name in self.given:
@@ -126,10 +125,10 @@ def fit(job: Job, budget: int, rules: Rules) -> Plan:
     """The plan of a run that may allocate `budget` bytes: an existing run's settings if it fits,
     otherwise the best that fit. Raises ValueError if none do, with what would make it fit."""
     found = []
-    unchanged: list[Changes] = [{}] if _is_small(job) or rules.is_started(job.config) else []
-    candidates = list(_candidates(job, rules))
-    started = [each for each in candidates if rules.is_started(job.changed(each).config)]
-    for changes in (*unchanged, *started, *(candidates or [{}])):
+    unchanged: list[Changes] = [{}] if is_small(job) or rules.status(job.config) else []
+    possible = list(candidates(job, rules))
+    started = [each for each in possible if rules.status(job.changed(each).config)]
+    for changes in (*unchanged, *started, *(possible or [{}])):
         plan = _plan(job, changes, budget)
         if plan.estimate.total <= budget:
             return plan
@@ -153,7 +152,8 @@ def complaint(job: Job, budget: int, rules: Rules) -> str:
     )
 
 
-def _is_small(job: Job) -> bool:
+def is_small(job: Job) -> bool:
+    """Whether the model is much smaller than a real one. Its settings stay if they fit."""
     widths = job.model.unet.option("block_out_channels")
     return bool(widths[0] < FULL_WIDTH)
 
@@ -167,7 +167,7 @@ def _plan(job: Job, changes: Changes, budget: int) -> Plan:
 # --- Candidates ---------------------------------------------------------------------------------
 
 
-def _candidates(job: Job, rules: Rules) -> Iterator[Changes]:
+def candidates(job: Job, rules: Rules) -> Iterator[Changes]:
     """The changes that may be made, the best first."""
     seen = []
     for changes in _all(job, rules):
@@ -207,15 +207,12 @@ def _split(job: Job, rules: Rules, photos: int, batch_size: int) -> Changes:
 
 def _is_possible(config: TrainingConfig, job: Job, rules: Rules) -> bool:
     would_clip = rules.is_given(job, "optimizer.max_grad_norm") and config.optimizer.max_grad_norm
-    if config.gradient_release and (would_clip or config.precision == "fp16"):
-        return False
-    if config.weights != "fp32" and config.precision != "bf16":
-        return False
-    if config.offload and not config.gradient_release:
+    if config.gradient_release and would_clip:
         return False
     if not _is_installed(config.optimizer.name, rules.device):
         return False
     try:
+        check_per_weight(config)
         rules.check(config)
     except ValueError:
         return False

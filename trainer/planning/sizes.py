@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from .. import weights
 from ..families.shapes import NetworkShape
 from ..settings.config import TrainingConfig
 
-COPIES_IN_HOOK = 4
-"""fp32 tensors of a weight's size that exist while a weight in 24 bits or bf16 is updated: its
-gradient, its values, and what the optimizer and the rounding need."""
-COPIES_IN_OPTIMIZER = 3
-"""The same for an fp32 weight, with optimizers that have no fused kernel."""
-HAS_FUSED_KERNEL = ("AdamW", "AdamW8bit")
+UPDATE_BYTES: Mapping[str, tuple[float, float]] = {
+    "AdamW": (4, 12),
+    "AdamW8bit": (4, 12),
+    "Lion": (8, 14),
+    "Adafactor without momentum": (8, 14),
+}
+"""Bytes per number that exist for a while when a weight is updated, with its gradient: of an fp32
+weight, and of one in another format. By optimizer."""
+OTHER_UPDATE_BYTES = (17, 23)
 
 
 def weight_bytes(config: TrainingConfig, weight: Tensor) -> int:
@@ -51,6 +56,5 @@ def gradient_bytes(config: TrainingConfig, shape: NetworkShape) -> int:
 
 def update_bytes(config: TrainingConfig, size: int) -> int:
     """Bytes that updating one weight of `size` numbers needs for a while, with its gradient."""
-    if config.weights != "fp32":
-        return 4 * COPIES_IN_HOOK * size
-    return 4 * size * (1 if config.optimizer.name in HAS_FUSED_KERNEL else COPIES_IN_OPTIMIZER)
+    in_fp32, stored = UPDATE_BYTES.get(config.optimizer.name, OTHER_UPDATE_BYTES)
+    return int((in_fp32 if config.weights == "fp32" else stored) * size)

@@ -11,7 +11,10 @@ from torch import nn
 from benchmarks.random_networks import TINY
 from trainer import precision, weights
 from trainer.families.shapes import NetworkShape
+from trainer.optimization.optimizers import OPTIMIZERS
+from trainer.optimization.weight_optimizer import WeightOptimizer
 from trainer.planning import sizes
+from trainer.planning.counting import StorageCounter
 from trainer.settings.config import DatasetConfig, TrainingConfig
 
 CONFIG = TrainingConfig(
@@ -52,10 +55,20 @@ def test_gradients_have_the_format_that_the_network_computes_with():
     assert 2 * whole < half < 2.1 * whole
 
 
-def test_other_optimizers_update_fp32_weights_with_copies():
-    found = [
-        sizes.update_bytes(CONFIG.replace({"optimizer": {"name": name}}), 10)
-        for name in ("AdamW", "Adafactor")
-    ]
-    assert found == [40, 120]
-    assert sizes.update_bytes(CONFIG.replace({"weights": "24 bit"}), 10) == 160
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("format", ["fp32", "24 bit", "bf16"])
+def test_updating_a_weight_takes_what_is_said(name, format):
+    if not OPTIMIZERS[name].is_per_weight:
+        pytest.skip("needs all gradients at once")
+    config = CONFIG.replace({"weights": format, "optimizer": {"name": name}})
+    weight = nn.Parameter(torch.randn(640, 320, 3, 3))
+    weights.store(weight, format)
+    optimizer = WeightOptimizer(weight, {"lr": 1e-4}, config, is_exact=False)
+    gradient = torch.randn_like(weight)
+    optimizer.step(gradient, torch.Generator())
+    rest = weights.rest_of(weight)
+    existing = [weight, gradient, *([] if rest is None else [rest])]
+    with StorageCounter(existing) as counter:
+        optimizer.step(gradient, torch.Generator())
+    held = counter.peak + gradient.nbytes
+    assert sizes.update_bytes(config, weight.numel()) == pytest.approx(held, rel=0.1)
