@@ -1,5 +1,5 @@
 """The command line: `python -m trainer train | textual-inversion | priors | sample | compare |
-score | runs | demo`.
+score | runs | plan | demo`.
 
 The flags, their defaults and their help come from the dataclasses in `cli/commands.py`,
 `cli/evaluation_commands.py`, `settings/config.py` and `methods/`."""
@@ -18,6 +18,7 @@ import tyro
 from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train
 from .cli.evaluation_commands import Compare, Score
 from .cli.parsing import parse
+from .cli.planning_command import PlanTable
 from .cli.settings_file import Values, defaults, read_toml, read_values
 from .cli.terminal import stopping_between_steps
 from .optimization.lr_schedules import LR_SCHEDULES
@@ -46,6 +47,7 @@ COMMANDS: dict[str, type] = {
     "compare": Compare,
     "score": Score,
     "runs": Runs,
+    "plan": PlanTable,
     "demo": Demo,
 }
 
@@ -84,7 +86,8 @@ def _parse(arguments: list[str]) -> Any:
 
 def _given(command: type, arguments: list[str]) -> frozenset[str]:
     """The dotted names of the settings in the settings file and among the flags."""
-    path = _value_of("--settings", arguments)
+    has_file = any(field.name == "settings" for field in dataclasses.fields(command))
+    path = _value_of("--settings", arguments) if has_file else None
     values = read_values(command, read_toml(Path(path)), path) if path else {}
     in_file = {".".join(names[1:]) for names in values if names[0] == "config"}
     flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
