@@ -143,17 +143,15 @@ def warnings_on_node() -> Iterator[None]:
 
 
 class ComfyObserver(Observer):
-    """Shows a run on the node that is executing. Raises ComfyUI's exception once the stop button is
-    pressed, and finishes the run after the current step if an HTTP request asks for it. Leave it as
-    a context manager to stop accepting such requests."""
+    """Shows a run on its node. Raises ComfyUI's exception if the stop button is pressed.
+    Inside the context, an HTTP request can finish the run after the current step."""
 
     def __init__(self) -> None:
         self._text = _node_text.get() or NodeText()
         self._node_id = self._text.node_id
-        self._activity = ""
         self._bar = comfy.utils.ProgressBar(1)
         self._is_training = self._is_toy = False
-        self._last_text = 0.0
+        self._activity, self._last_text = "", 0.0
         self._finish = threading.Event()
 
     def __enter__(self) -> ComfyObserver:
@@ -168,6 +166,9 @@ class ComfyObserver(Observer):
         # During training the bar shows training steps, not the drawing of previews in between.
         if not self._is_training:
             self._advance(activity, done, total)
+
+    def on_plan(self, text: str) -> None:
+        self._text.add(text)
 
     def on_load(self, path: Path) -> None:
         _raise_if_stopped()
@@ -269,11 +270,10 @@ def usable_vae(vae: Any) -> Any:
 
 def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> Path:
     """Save ComfyUI's models, with patches applied, as a checkpoint named by its content."""
-    folder = temp_folder("models")
-    part = folder / f"saving-{os.getpid()}.safetensors"
+    part = temp_folder("models") / f"saving-{os.getpid()}.safetensors"
     try:
         comfy.sd.save_checkpoint(str(part), model, clip, vae, metadata=dict(metadata))
-        path = folder / f"graph-{CheckpointFile(part).sha256()[:16]}.safetensors"
+        path = part.parent / f"graph-{CheckpointFile(part).sha256()[:16]}.safetensors"
         part.replace(path)
         KNOWN_AS[path] = GRAPH
     finally:

@@ -14,7 +14,7 @@ from ..trainer.settings.presets import INVERSION_PRESETS
 from . import folders, training
 from .running import first_values, node_schema, runs_once
 from .sockets import ModelSocket, ModelSource, TrainingSettings
-from .widgets import widget
+from .widgets import vram_input, widget
 
 DISPLAY_NAME = "Textual Inversion Train"
 DEFAULT = TextualInversion(placeholder="<my-subject>", initializer="dog")
@@ -54,10 +54,12 @@ class TextualInversionTrain(io.ComfyNode):
         dataset: DatasetConfig,
         preset: dict[str, Any] | None = None,
         on_existing: str = training.ON_EXISTING[0],
+        vram: str = "off",
         **settings: Any,
     ) -> io.NodeOutput:
         config, method = plan(model_source, dataset, preset or {}, **settings)
-        result = training.run(config, method, on_existing, settings.get("preview_settings"))
+        previews = settings.get("preview_settings")
+        result = training.run(config, method, on_existing, previews, vram=vram)
         assert result.embedding, "this method always saves one"
         name = folders.embedding_name(result.embedding)
         return training.node_output(cls, result, model_source, name, DISPLAY_NAME)
@@ -134,6 +136,7 @@ def _widgets() -> list[io.Input]:
             '"embedding:name". Use letters, digits, -, _ and /.',
         ),
         training.keep_saves_input(),
+        vram_input(),
     ]
 
 
