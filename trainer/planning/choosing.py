@@ -9,6 +9,7 @@ from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
 from .cards import budget, free
+from .counting import UncountableError
 from .job import Job
 from .plan import Rules, candidates, complaint, fit, is_small
 
@@ -24,9 +25,23 @@ def planned(
     """The settings with which a run fits the memory that `vram` says ("auto", "off", or a number of
     GB). With "off" they stay, and on a CUDA device a warning says if they will not fit. Raises
     ValueError if no settings fit, or for another `vram`."""
-    limit, on_cuda = budget(vram, rules.device), rules.device.type == "cuda"
-    if limit is None and not on_cuda:
+    limit = budget(vram, rules.device)
+    if limit is None and rules.device.type != "cuda":
         return config
+    try:
+        return _planned(config, method, limit, rules, observer)
+    except UncountableError as error:
+        logger.warning(
+            "How much memory the run needs could not be counted (%s), so no settings were chosen "
+            "for it.", error,
+        )  # fmt: skip
+        return config
+
+
+def _planned(
+    config: TrainingConfig, method: Method, limit: int | None, rules: Rules, observer: Observer
+) -> TrainingConfig:
+    on_cuda = rules.device.type == "cuda"
     job = Job(config, method, read_shape(config.base, config.model_options, config.embedding),
               on_cuda)  # fmt: skip
     if limit is None:

@@ -131,9 +131,20 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.moments.append([*self.bytes, arrived])
 
 
+class UncountableError(RuntimeError):
+    """The installed torch, diffusers or transformers cannot run a network without numbers."""
+
+
 @cache
 def count(each: Pass) -> Trace:
-    """The memory of a pass. Takes 1 to 30 seconds, once per process."""
+    """The memory of a pass. Takes 1 to 30 seconds, once per process. Raises UncountableError."""
+    try:
+        return _count(each)
+    except Exception as error:  # of any kind: fake tensors are no public part of torch
+        raise UncountableError(f"{type(error).__name__}: {error}") from error
+
+
+def _count(each: Pass) -> Trace:
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         network = each.network.build().requires_grad_(each.trained and not each.forward_only)
         _prepare(network, each)

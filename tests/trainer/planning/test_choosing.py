@@ -11,7 +11,7 @@ import torch
 from trainer.families.shapes import read_shape
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
-from trainer.planning import choosing, plan
+from trainer.planning import choosing, counting, plan
 from trainer.planning.choosing import planned
 from trainer.planning.estimate import estimate
 from trainer.planning.job import Job
@@ -92,4 +92,17 @@ def test_on_cuda_settings_that_do_not_fit_are_warned_about(config, monkeypatch, 
     assert planned(config, FullFineTune(), "off", rules, Observer()) is config
     assert [text.split(",")[0] for text in caplog.messages] == [
         f"These settings need {estimate(replace(job_of(config), on_cuda=True))}".split(",")[0]
+    ]
+
+
+def test_a_run_that_cannot_be_counted_starts_as_it_is(config, monkeypatch, caplog):
+    def fail(each):
+        raise TypeError("no such operator")
+
+    monkeypatch.setattr(counting, "_count", fail)
+    counting.count.cache_clear()
+    assert planned(config, FullFineTune(), "8", Rules(device=CPU), Observer()) is config
+    assert caplog.messages == [
+        "How much memory the run needs could not be counted (TypeError: no such operator), so no "
+        "settings were chosen for it."
     ]
