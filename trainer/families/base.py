@@ -20,7 +20,7 @@ from ..settings.config import PredictionType
 from .compilation import compile_blocks
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
-from .networks import FP32, NumberFormats
+from .networks import FP32, Network, NumberFormats
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from .constants import Constants
-    from .networks import Network
 
 MAIN_MEMORY = torch.device("cpu")
 

@@ -181,7 +181,7 @@ def _prepare(network: Any, each: Pass) -> None:
 
 
 def _cast_frozen_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """As `precision.cast_frozen_weights`, which fake tensors do not support."""
+    """To the dtypes that `precision.frozen_dtypes` has for a dtype of autocast."""
     for layer in network.modules():
         if isinstance(layer, precision.CAST_BY_AUTOCAST):
             for name, parameter in list(layer.named_parameters(recurse=False)):

@@ -20,10 +20,6 @@ from . import sizes
 from .counting import Pass, Trace, count
 from .job import Job
 
-TILE, ENCODED_TILE = 32, 64
-"""Width and height in latents of the tiles in which an image is decoded and encoded if memory is
-short."""
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -215,12 +211,17 @@ def _gradient_bytes(job: Job) -> int:
 
 
 def _encoding(job: Job) -> Estimate:
-    """Photos are encoded one by one in fp32, with the U-Net on the device."""
-    vae = job.model.vae
-    side = min(job.side, ENCODED_TILE) * job.model.latent_factor
+    """Photos are encoded one by one in fp32, before the other networks are on the device."""
+    vae, side = job.model.vae, _tile(job.side) * job.model.latent_factor
     trace = count(Pass(vae, side, "fp32", job.on_cuda, forward_only=True))
     during = {"VAE": sizes.frozen_bytes(vae, "fp32"), "activations": trace.activations.max()}
-    return _phase("encoding the photos", {"weights": _weight_bytes(job, job.model.unet)}, during)
+    return _phase("encoding the photos", during)
+
+
+def _tile(side: int) -> int:
+    """Images are encoded and decoded in tiles of this width and height if memory is short. In
+    latents, of those of the image: see `families/tiles.py`."""
+    return 5 * -(-side // 8)
 
 
 def _drawing(
@@ -235,12 +236,13 @@ def _drawing(
     state = state | {"copies of the weights": _copies(job)}
     network, precision = job.model.unet, job.precision
     unet = count(Pass(network, job.side, precision, job.on_cuda, forward_only=True))
-    vae, tile = job.model.vae, min(job.side, TILE)
+    vae = job.model.vae
+    state |= {"VAE": sizes.frozen_bytes(vae, "fp32")}
+    tile = _tile(job.side)
     decoding = count(Pass(vae, tile, precision, job.on_cuda, forward_only=True, decodes=True))
-    vae_bytes = sizes.frozen_bytes(vae, "fp32")
     return [
-        _phase(when, state, {"activations": unet.peak(batch_size)}),
-        _phase(when, state, {"VAE": vae_bytes, "activations": decoding.peak(1)}),
+        _phase(when, state, {"activations": peak})
+        for peak in (unet.peak(batch_size), decoding.peak(1))
     ]
 
 

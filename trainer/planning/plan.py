@@ -7,10 +7,10 @@ Settings that the user chose stay. Of the others, the first of these rungs is ta
 | fp32, AdamW | 13.9 | the reference |
 | the same, released | 12.3 | the same updates; gradients are not clipped |
 | 24 bit, AdamW8bit, released | 4.8 | what a weight learns differs by 0.14 of itself from fp32 |
-| the same, offloaded | 2.7 | the same, slower |
-| 24 bit, Adafactor without momentum, released | 3.6 | for cards whose computer lacks main memory |
+| the same, offloaded | 2.2 | the same, slower |
+| 24 bit, Adafactor without momentum, released | 3.1 | for cards whose computer lacks main memory |
 | bf16, AdamW8bit, released | 3.9 | rounding noise that is larger than what a weight learns |
-| bf16, Adafactor without momentum, released | 2.7 | the same, and no momentum |
+| bf16, Adafactor without momentum, released | 2.2 | the same, and no momentum |
 
 fp16 needs gathered fp32 weights, so older cards have the first rung and the same with AdamW8bit
 (8.7 GB). On each rung, activations are stored rather than recomputed if that fits, and the
