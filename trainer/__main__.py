@@ -19,7 +19,7 @@ from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train
 from .cli.evaluation_commands import Compare, Score
 from .cli.parsing import parse
 from .cli.planning_command import PlanTable
-from .cli.settings_file import Values, defaults, read_toml, read_values
+from .cli.settings_file import NO_KEYS, Values, defaults, read_toml, read_values
 from .cli.terminal import stopping_between_steps
 from .optimization.lr_schedules import LR_SCHEDULES
 from .optimization.optimizers import OPTIMIZERS
@@ -93,7 +93,7 @@ def _given(command: type, arguments: list[str]) -> frozenset[str]:
     flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
     # tyro accepts - for _ and --no-NAME for a switch, also below a heading.
     names = {re.sub(r"(^|\.)no_", r"\1", flag[2:].replace("-", "_")) for flag in flags}
-    return frozenset(in_file | names)
+    return frozenset(in_file | names) - {*NO_KEYS}
 
 
 def _values(command: type, arguments: list[str]) -> Values:

@@ -35,6 +35,7 @@ from trainer import families, toy, weights
 from trainer.__main__ import COMMANDS
 from trainer.cli.commands import Demo, Priors, Runs, Sample
 from trainer.cli.evaluation_commands import Compare, Score
+from trainer.cli.planning_command import PlanTable
 from trainer.evaluation import encoders
 from trainer.families import FAMILIES
 from trainer.families.base import ModelFamily
@@ -471,8 +472,9 @@ def test_nothing_is_left_out():
         if "method" in typing.get_type_hints(command)
     }
     assert set(methods) == set(METHODS)
-    # The demo trains and draws with the embedded model; `runs` only lists and deletes files.
-    others = {Sample, Priors, Compare, Score, Demo, Runs}
+    # The demo trains and draws with the embedded model; `runs` only lists and deletes files, and
+    # `plan` only counts.
+    others = {Sample, Priors, Compare, Score, Demo, Runs, PlanTable}
     assert set(COMMANDS.values()) == {*methods.values(), *others}
     assert {*encoders.CLIP_TYPES, *encoders.DINO_TYPES} == set(ENCODERS)
     named = {*switches(TrainingConfig), *NUMBERS, *COVERED_ELSEWHERE}
