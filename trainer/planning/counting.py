@@ -200,7 +200,8 @@ def _with_gradients(module: nn.Module, inputs: Any, found: Tensor) -> None:
 
 def _autocast(name: str) -> AbstractContextManager[object]:
     """bf16 stands for fp16, too: their numbers are equally large."""
-    return precision.autocast("fp32" if name == "fp32" else "bf16", torch.device("cpu"))
+    name = "fp32" if name == "fp32" else "bf16"
+    return precision.autocast(name, torch.device("cpu"), keeps_casts=False)
 
 
 def _inputs(each: Pass) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Settings that the user chose stay. Of the others, the first of these rungs is ta
 | weights, optimizer | GB for Stable Diffusion 1.5 | why here |
 |---|---|---|
 | fp32, AdamW | 13.9 | the reference |
-| the same, released | 12.3 | the same updates; gradients are not clipped |
+| the same, released | 10.8 | the same updates; gradients are not clipped |
 | 24 bit, AdamW8bit, released | 4.8 | what a weight learns differs by 0.14 of itself from fp32 |
 | the same, offloaded | 2.2 | the same, slower |
 | 24 bit, Adafactor without momentum, released | 3.1 | for cards whose computer lacks main memory |

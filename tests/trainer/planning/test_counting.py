@@ -82,8 +82,10 @@ def test_every_gradient_arrives_once_in_full():
 def test_copies_of_fp32_weights_are_counted_apart():
     trace = count(Pass(UNET, 32))
     layers = [m for m in UNET.build().modules() if isinstance(m, precision.CAST_BY_AUTOCAST)]
-    assert trace.copies.max() == sum(2 * p.numel() for m in layers for p in m.parameters())
+    every = sum(2 * p.numel() for m in layers for p in m.parameters())
+    assert 0.95 * every < trace.copies.max() < every, "those of biases are not kept"
     assert trace.copies[-1] == 0
+    assert count(Pass(UNET, 32, checkpointed=True)).copies.max() < 0.5 * every
     assert not count(Pass(UNET, 32, "fp32")).copies.any()
 
 
