@@ -2,16 +2,18 @@
 random weights: `python -m benchmarks.memory`.
 
 Each setting runs in its own process, which loads the checkpoint and makes two steps with one photo
-of 64 pixels, so that activations hardly count. The peak is the largest resident memory during the
-steps, less that before the model was loaded. Needs Linux, and 20 GB of memory for the first
-setting."""
+of 64 pixels, so that activations hardly count. The peak is the largest memory of the process during
+the steps, without files that are mapped, less that before the model was loaded. Needs Linux, and 20
+GB of memory for the first setting."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -31,6 +33,8 @@ from trainer.training.session import Session
 
 CPU = torch.device("cpu")
 RESOLUTION = 64
+INTERVAL = 0.002
+"""Seconds between two looks at the memory."""
 LEAN = {"precision": "bf16", "gradient_release": True}
 SETTINGS: dict[str, tuple[Mapping[str, Any], float]] = {
     "fp32, AdamW, gathered": ({}, 16),
@@ -60,38 +64,57 @@ def config(checkpoint: Path, *, optimizer: str = "AdamW", **changes: Any) -> Tra
 def measure(checkpoint: Path, changes: Mapping[str, Any], results: Connection) -> None:
     """Send the peak memory in bytes above that before loading, the number of trained weights, and
     the seconds of the second step. Runs in its own process."""
-    before = _memory("VmRSS")
+    before = _memory()
     settings, method = config(checkpoint, **changes), FullFineTune()
     formats = NumberFormats(settings.precision, settings.weights, method.trained_parts)
     model = families.load(checkpoint, CPU, formats=formats)
     photos = latents(model, RESOLUTION, PROMPT, is_prior=False)
     stream = BatchStream(photos, {}, settings)
     session = Session(settings, model, method.attach(model, settings, []), stream)
-    model.text_encoders.to("meta")  # as if it were off the device
-    _reset_peak()
-    session.step()
-    started = time.monotonic()
-    session.step()
-    seconds = time.monotonic() - started
+    for parked in (model.text_encoders, model.vae):
+        parked.to("meta")  # as if they were off the device
+    with _Peak() as peak:
+        session.step()
+        started = time.monotonic()
+        session.step()
+        seconds = time.monotonic() - started
     num_weights = sum(parameter.numel() for parameter in session.parameters)
-    results.send((_memory("VmHWM") - before, num_weights, seconds))
+    results.send((peak.num_bytes - before, num_weights, seconds))
 
 
-def _memory(name: str) -> int:
-    """Bytes of resident memory of this process: now ("VmRSS"), or the peak ("VmHWM")."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+class _Peak:
+    """Watches the memory of this process from a thread."""
+
+    num_bytes = 0
+
+    def __enter__(self) -> _Peak:
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_done.wait(INTERVAL):
+            self.num_bytes = max(self.num_bytes, _memory())
+
+
+def _memory() -> int:
+    """Bytes of this process that are not mapped from files."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found, "Linux"
     return int(found[1]) * 1024
-
-
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     arguments = parser.parse_args()
+    # Otherwise glibc keeps freed memory for later, which would count.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
     context = multiprocessing.get_context("spawn")
     print(HEADER)  # noqa: T201
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
