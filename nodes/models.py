@@ -150,7 +150,7 @@ class ModelFromGraph(io.ComfyNode):
     @classmethod
     @runs_once()
     def execute(cls, model: Any = None, clip: Any = None, vae: Any = None) -> io.NodeOutput:
-        given = {"model": model, "clip": clip, "vae": host.usable_vae(vae)}
+        given = {"model": model, "clip": clip, "vae": graph_models.usable_vae(vae)}
         for name, loader in LOADERS.items():
             if given[name] is None:
                 raise ValueError(

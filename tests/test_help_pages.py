@@ -23,6 +23,7 @@ def node():
         options=[
             option("slow", rates[0]),
             option("fast", rates[1], call("Boolean", "bold", default=True)),
+            option("stop"),
         ],
     )
     output = Call(("Image", "Output"), ("image",), {"tooltip": "The image."})
