@@ -29,7 +29,17 @@ class DreamBoothTrain(io.ComfyNode):
             description="Teach a Stable Diffusion checkpoint the subject of the photos, and save a "
             "new checkpoint that draws it. If a run with the same settings and images is finished "
             "already, its result is reused.",
-            search_aliases=["dreambooth", "finetune", "fine-tune", "train subject", "train face"],
+            search_aliases=[
+                "dreambooth",
+                "train finetune face",
+                "train finetune person",
+                "train finetune character",
+                "train finetune pet object",
+                "train finetune subject",
+                "train finetune checkpoint model",
+                "train on own photos",
+                "teach",
+            ],
             is_output_node=True,
             # Two equal nodes each show their own progress; the second finds the first one's run.
             not_idempotent=True,

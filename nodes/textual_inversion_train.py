@@ -32,7 +32,16 @@ class TextualInversionTrain(io.ComfyNode):
             'embedding of a few kilobytes, which prompts use as "embedding:name". The model itself '
             "does not change: less likeness than with DreamBooth, for less memory. DreamBooth "
             "Train can continue from there.",
-            search_aliases=["dreambooth", "embedding", "ti", "learn a word", "train embedding"],
+            search_aliases=[
+                "dreambooth",
+                "ti",
+                "train embedding",
+                "finetune embedding",
+                "learn teach word token",
+                "train style",
+                "train face person embedding",
+                "train character embedding",
+            ],
             is_output_node=True,
             # Two equal nodes each show their own progress; the second finds the first one's run.
             not_idempotent=True,

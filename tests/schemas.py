@@ -81,6 +81,7 @@ class Node:
     def __init__(self, schema: Call) -> None:
         self.id: str = schema.options["node_id"]
         self.name: str = schema.options["display_name"]
+        self.search_aliases: list[str] = schema.options.get("search_aliases", [])
         self.description: str = schema.options["description"]
         self.inputs = [field for call in schema.options["inputs"] for field in _inputs(call)]
         """In the node's order. What an option of a dynamic menu shows follows the menu; an input
