@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.settings.presets import PRESETS
-from . import folders, training
+from . import folders, live, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
 from .widgets import DEFAULTS, widget
@@ -43,6 +43,7 @@ class DreamBoothTrain(io.ComfyNode):
         return training.fingerprint(on_existing)
 
     @classmethod
+    @live.shown
     @runs_once()
     def execute(
         cls,
@@ -55,7 +56,7 @@ class DreamBoothTrain(io.ComfyNode):
         config, method = plan(model_source, dataset, preset or {}, **settings)
         result = training.run(config, method, on_existing, settings.get("preview_settings"))
         name = folders.checkpoint_name(result.checkpoint)
-        return training.node_output(cls, result, model_source, name, DISPLAY_NAME)
+        return training_outputs.node_output(result, model_source, name, DISPLAY_NAME)
 
 
 def plan(
@@ -171,5 +172,5 @@ def _outputs() -> list[io.Output]:
             display_name="checkpoint name",
             tooltip="The name of the checkpoint in the menu of Load Checkpoint.",
         ),
-        *training.run_outputs(),
+        *training_outputs.run_outputs(),
     ]

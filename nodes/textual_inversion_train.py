@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.settings.config import DatasetConfig, TrainingConfig
 from ..trainer.settings.presets import INVERSION_PRESETS
-from . import folders, training
+from . import folders, live, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ModelSocket, ModelSource, TrainingSettings
 from .widgets import widget
@@ -47,6 +47,7 @@ class TextualInversionTrain(io.ComfyNode):
         return training.fingerprint(on_existing)
 
     @classmethod
+    @live.shown
     @runs_once()
     def execute(
         cls,
@@ -60,7 +61,7 @@ class TextualInversionTrain(io.ComfyNode):
         result = training.run(config, method, on_existing, settings.get("preview_settings"))
         assert result.embedding, "this method always saves one"
         name = folders.embedding_name(result.embedding)
-        return training.node_output(cls, result, model_source, name, DISPLAY_NAME)
+        return training_outputs.node_output(result, model_source, name, DISPLAY_NAME)
 
 
 def plan(
@@ -159,5 +160,5 @@ def _outputs() -> list[io.Output]:
             tooltip='What follows "embedding:" in ComfyUI\'s own prompts, without a space. Connect '
             "to a text node such as Replace Text.",
         ),
-        *training.run_outputs(),
+        *training_outputs.run_outputs(),
     ]
