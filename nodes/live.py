@@ -13,12 +13,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .run_view import RunView, View
+from .run_view import EVENT, RunView, View
 
-EVENT = "dreambooth.live"
-"""The websocket event with the changes of a view, sent to all pages."""
-UI = "dreambooth"
-"""The key of the node's `ui` output that contains the whole view."""
 SECONDS_BETWEEN_EVENTS = 0.5
 MAX_VIEWS = 16
 STOPPED = "Stopped before the first step. Run the same again to train."

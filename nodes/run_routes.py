@@ -6,14 +6,12 @@ from typing import Any
 
 from ..host_version import FINISH_ROUTES, warn_of_older_copy
 from . import host, live
+from .run_view import LIVE_ROUTE, PREVIEW_ROUTE, SAVE_ROUTE
 from .training_observer import training
 
 NOT_TRAINING = (
     'No training is running on this node. Send the id of a node that is training: {"node": "3"}.'
 )
-LIVE_ROUTE, PREVIEW_ROUTE, SAVE_ROUTE = (
-    "/dreambooth/live", "/dreambooth/preview", "/dreambooth/save",
-)  # fmt: skip
 
 
 async def _live(request: Any) -> Any:

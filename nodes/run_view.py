@@ -11,6 +11,12 @@ from typing import Any, Literal, TypedDict
 from ..trainer.evaluation import best_step
 from ..trainer.observer import ScoreReport, StepReport
 
+EVENT = "dreambooth.live"
+"""The websocket message with the changes of a view, sent to all pages."""
+UI_KEY = "dreambooth"
+"""The key of the node's `ui` output that contains the whole view."""
+LIVE_ROUTE = "/dreambooth/live"
+PREVIEW_ROUTE, SAVE_ROUTE = "/dreambooth/preview", "/dreambooth/save"
 MAX_POINTS = 400
 """Points of the curves: more could not be told apart on a node."""
 SMOOTHING = 20

@@ -13,6 +13,7 @@ from ..trainer.loop import TrainingResult
 from . import host, live
 from .images import to_batch
 from .models import open_source
+from .run_view import UI_KEY
 from .sockets import ModelSocket, ModelSource, SavesSocket
 
 NO_PREVIEWS = (
@@ -81,7 +82,7 @@ def node_output(
         previews,
         saves,
         source_of(result.best or result.files, source),
-        ui={live.UI: [view.whole()]},
+        ui={UI_KEY: [view.whole()]},
     )
 
 

@@ -135,6 +135,7 @@ class ComfyUI:
 
     def start(self, *, max_file_size: int | None = None, **variables: str) -> None:
         """Start the server and wait until it answers. Nothing is written into ComfyUI's checkout.
+        COMFYUI_FRONTEND names the folder of another frontend than its own.
         No file can grow beyond `max_file_size` bytes, as on a full disk. `variables` are added to
         its environment."""
         with socket.socket() as probe:
@@ -147,6 +148,8 @@ class ComfyUI:
             "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
             "--database-url", f"sqlite:///{self.base / 'comfyui.db'}",
         ]  # fmt: skip
+        if frontend := os.environ.get("COMFYUI_FRONTEND"):
+            command += ["--front-end-root", frontend]
         if max_file_size:
             command = ["prlimit", f"--fsize={max_file_size}", *command]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **variables}

@@ -1,0 +1,60 @@
+// The parts of ComfyUI's page that the pack uses: /scripts/app.js and /scripts/api.js.
+import type { Changes, View } from "./view.mjs";
+
+export const app: App;
+export const api: Api;
+
+export interface App {
+  graph: Graph;
+  /** The graph of the workflow while a subgraph is shown. Older pages have only `graph`. */
+  rootGraph?: Graph;
+  extensions?: { name: string }[];
+  extensionManager: { command: { execute(id: string): Promise<void> } };
+  registerExtension(extension: Extension): void;
+}
+
+export interface Extension {
+  name: string;
+  nodeCreated?(node: GraphNode): void;
+  afterConfigureGraph?(): void | Promise<void>;
+}
+
+export interface Api {
+  apiURL(path: string): string;
+  fetchApi(path: string, options?: RequestInit): Promise<Response>;
+  addEventListener<Name extends keyof Events>(
+    name: Name,
+    listener: (event: CustomEvent<Events[Name]>) => void,
+  ): void;
+}
+
+/** The contents of the server's messages. */
+export interface Events {
+  "dreambooth.live": Changes;
+  "dreambooth.checkpoint": { step: number; name: string; node: string };
+  executed: { node: string; output?: { dreambooth?: View[] } };
+  progress_text: { nodeId: string; text: string };
+}
+
+export interface GraphNode {
+  id: number | string;
+  comfyClass: string;
+  subgraph?: Graph;
+  size: [number, number];
+  widgets?: Widget[];
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
+  computeSize(): [number, number];
+  setSize(size: [number, number]): void;
+  setDirtyCanvas(foreground: boolean, background?: boolean): void;
+}
+
+export interface Graph {
+  id: string;
+  nodes: GraphNode[];
+}
+
+export interface Widget {
+  name: string;
+  serialize?: boolean;
+  hidden?: boolean;
+}
