@@ -1,6 +1,6 @@
 """What the panel on a training node shows of a run. Independent of ComfyUI.
 
-`web/view.mjs` declares the same keys; a test compares them."""
+`web/view.js` declares the same keys; a test compares them."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 // that appear in menus without a reload.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
-import { nodeAt, rootGraph, TRAINING_NODES } from "./graph.mjs";
-import { Panel } from "./panel.mjs";
-import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.mjs";
+import { nodeAt, rootGraph, TRAINING_NODES } from "./graph.js";
+import { Panel } from "./panel.js";
+import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
 
-/** @typedef {import("./view.mjs").View} View */
+/** @typedef {import("./view.js").View} View */
 /** @typedef {import("./types").GraphNode} GraphNode */
 
 const name = "dreambooth";

@@ -1,5 +1,5 @@
 // The parts of ComfyUI's page that the pack uses: /scripts/app.js and /scripts/api.js.
-import type { Changes, View } from "./view.mjs";
+import type { Changes, View } from "./view.js";
 
 export const app: App;
 export const api: Api;

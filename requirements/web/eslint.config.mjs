@@ -1,11 +1,10 @@
-// Run as `npx eslint --config eslint.config.mjs ../../web` with the packages of package.json.
 import js from "@eslint/js";
 import globals from "globals";
 
 export default [
   js.configs.recommended,
   {
-    files: ["**/*.{js,mjs}"],
+    files: ["**/*.js"],
     languageOptions: { ecmaVersion: 2023, globals: globals.browser },
     rules: {
       complexity: ["error", 12],

@@ -13,7 +13,7 @@ import pytest
 from trainer.observer import ScoreReport, StepReport
 
 ROOT = Path(__file__).parents[2]
-VIEW_JS = (ROOT / "web" / "view.mjs").read_text("utf-8")
+VIEW_JS = (ROOT / "web" / "view.js").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def score(step, balance, *, learned=0.5, kept=None):
 
 
 def keys_in_js(name):
-    """The documented properties of a type in web/view.mjs."""
+    """The documented properties of a type in web/view.js."""
     block = VIEW_JS.split(f"@typedef {{object}} {name}\n")[1]
     lines = block.splitlines()
     properties = []
@@ -74,7 +74,7 @@ def test_the_page_declares_the_same_states(run_view):
 
 def test_the_page_uses_the_same_names_of_messages_and_routes(run_view):
     constants = {}
-    for path in (ROOT / "web").glob("*.mjs"):
+    for path in (ROOT / "web").glob("*.js"):
         constants |= dict(
             re.findall(r'^export const (\w+) = "(.*)";', path.read_text("utf-8"), re.M)
         )
@@ -92,7 +92,7 @@ def test_the_page_uses_the_same_names_of_messages_and_routes(run_view):
 
 
 def test_the_page_shows_a_panel_on_both_training_nodes():
-    (types,) = re.findall(r"TRAINING_NODES = (\[.*\])", (ROOT / "web" / "graph.mjs").read_text())
+    (types,) = re.findall(r"TRAINING_NODES = (\[.*\])", (ROOT / "web" / "graph.js").read_text())
     nodes = [
         ROOT / "nodes" / f"{name}.py" for name in ("dreambooth_train", "textual_inversion_train")
     ]

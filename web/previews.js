@@ -1,10 +1,10 @@
 // The previews of a run by step, and a window that enlarges and compares them.
 import { api } from "/scripts/api.js";
-import { button, element } from "./elements.mjs";
-import { stepName } from "./texts.mjs";
+import { button, element } from "./elements.js";
+import { stepName } from "./texts.js";
 
-/** @typedef {import("./view.mjs").View} View */
-/** @typedef {import("./view.mjs").Preview} Preview */
+/** @typedef {import("./view.js").View} View */
+/** @typedef {import("./view.js").Preview} Preview */
 
 /** Steps that are shown at first; each picture takes memory. */
 const MAX_STEPS = 4;

@@ -1,12 +1,12 @@
 // The panel on a training node: what is being done, charts, previews and buttons.
 import { api } from "/scripts/api.js";
-import { Chart, lossCurves, scoreCurves } from "./chart.mjs";
-import { button, element, show } from "./elements.mjs";
-import { Previews } from "./previews.mjs";
-import { addStyle } from "./style.mjs";
-import { isRunning, memory, status } from "./texts.mjs";
+import { Chart, lossCurves, scoreCurves } from "./chart.js";
+import { button, element, show } from "./elements.js";
+import { Previews } from "./previews.js";
+import { addStyle } from "./style.js";
+import { isRunning, memory, status } from "./texts.js";
 
-/** @typedef {import("./view.mjs").View} View */
+/** @typedef {import("./view.js").View} View */
 
 export const FINISH_ROUTE = "/dreambooth/finish";
 export const PREVIEW_ROUTE = "/dreambooth/preview";

@@ -1,7 +1,7 @@
 // Charts of losses and scores by step, as SVG.
-import { element, svg } from "./elements.mjs";
+import { element, svg } from "./elements.js";
 
-/** @typedef {import("./view.mjs").View} View */
+/** @typedef {import("./view.js").View} View */
 /**
  * A line of a chart.
  * @typedef {object} Curve

@@ -1,6 +1,6 @@
 // The panel's sentences about a run.
 
-/** @typedef {import("./view.mjs").View} View */
+/** @typedef {import("./view.js").View} View */
 
 /** @param {View} view */
 export function isRunning({ state }) {
