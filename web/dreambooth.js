@@ -12,7 +12,7 @@ import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
 const name = "dreambooth";
 /** The core shows progress texts of all nodes below this name; the panel shows more. */
 const TEXT_WIDGET = "$$node-text-preview";
-const MIN_HEIGHT = { empty: 56, run: 300 };
+const MIN_HEIGHT = { empty: 56, run: 340 };
 
 const views = new Views();
 /** @type {WeakMap<GraphNode, Panel>} */
@@ -28,6 +28,22 @@ function addPanel(node) {
     getMinHeight: () => (panel.view ? MIN_HEIGHT.run : MIN_HEIGHT.empty),
   });
   widget.serialize = false;
+  hideText(node);
+}
+
+/**
+ * Hide the core's text from the moment at which it is added: later is too late in Nodes 2.0.
+ * @param {GraphNode} node
+ */
+function hideText(node) {
+  const add = node.addCustomWidget;
+  node.addCustomWidget = function (widget) {
+    if (widget.name === TEXT_WIDGET) {
+      widget.hidden = true;
+      widget.options = { ...widget.options, hidden: true };
+    }
+    return add.call(this, widget);
+  };
 }
 
 /** Show a view on its node, if its workflow is open. @param {View | null} view */
@@ -66,12 +82,6 @@ api.addEventListener(LIVE_EVENT, ({ detail }) => {
 api.addEventListener("executed", ({ detail }) => {
   const [view] = detail.output?.[UI_KEY] ?? [];
   if (view) show(views.add(view));
-});
-
-api.addEventListener("progress_text", ({ detail }) => {
-  const node = nodeAt(String(detail.nodeId));
-  const widget = node && panels.has(node) && node.widgets?.find((each) => each.name === TEXT_WIDGET);
-  if (widget) widget.hidden = true;
 });
 
 api.addEventListener("dreambooth.checkpoint", () => {

@@ -36,11 +36,14 @@ export class Panel {
     this.file = element("code", {});
     this.written = this.#makeWritten();
     this.lines = element("ul", { class: "lines" });
-    this.element = element(
-      "section", { class: "dreambooth-panel", "aria-label": "Training run" },
+    const content = element(
+      "div", { class: "content" },
       this.status, this.bar, this.details, this.buttons.row, this.message, this.written,
       this.losses.element, this.scores.element, this.previews.element, this.lines,
       this.announcement,
+    ); // prettier-ignore
+    this.element = element(
+      "section", { class: "dreambooth-panel", "aria-label": "Training run" }, content,
     ); // prettier-ignore
     this.bar.hidden = this.buttons.row.hidden = this.written.hidden = true;
   }

@@ -3,14 +3,16 @@
 const CSS = `
 .dreambooth-panel {
   --photos: #4493f8; --class: #d9822b; --prompts: #3fa65c;
-  box-sizing: border-box; min-height: 56px; height: 100%; overflow: auto; padding: 8px;
-  border-radius: 6px; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
+  position: relative; min-height: 56px; height: 100%; overflow: hidden; border-radius: 6px;
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
   font: 12px/1.4 sans-serif; user-select: text;
 }
-.dreambooth-panel[data-state] { min-height: 300px; }
+/* Outside the flow: the node decides about the height, not what is shown in it. */
+.dreambooth-panel .content { position: absolute; inset: 0; overflow: auto; padding: 8px; }
+.dreambooth-panel[data-state] { min-height: 340px; }
 .dreambooth-panel [hidden] { display: none !important; }
 .dreambooth-panel :is(p, ul, h4, figure) { margin: 0; padding: 0; }
-.dreambooth-panel > * + * { margin-top: 6px; }
+.dreambooth-panel .content > * + * { margin-top: 6px; }
 .dreambooth-panel .status { font-weight: 600; font-size: 13px; }
 .dreambooth-panel .details, .dreambooth-panel .lines, .dreambooth-panel figcaption,
 .dreambooth-panel h4 { color: var(--descrip-text, #999); }
@@ -21,7 +23,7 @@ const CSS = `
 .dreambooth-panel .lines { list-style: none; overflow-wrap: anywhere; }
 .dreambooth-panel .buttons { display: flex; flex-wrap: wrap; gap: 4px; }
 .dreambooth-panel button, .dreambooth-window button, .dreambooth-window select {
-  font: inherit; padding: 3px 8px; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px;
+  font: inherit; padding: 3px 5px; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px;
   background: var(--comfy-menu-bg, #353535); color: var(--input-text, #ddd); cursor: pointer;
 }
 .dreambooth-panel button:disabled { opacity: 0.5; cursor: default; }

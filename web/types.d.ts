@@ -33,7 +33,6 @@ export interface Events {
   "dreambooth.live": Changes;
   "dreambooth.checkpoint": { step: number; name: string; node: string };
   executed: { node: string; output?: { dreambooth?: View[] } };
-  progress_text: { nodeId: string; text: string };
 }
 
 export interface GraphNode {
@@ -43,6 +42,7 @@ export interface GraphNode {
   size: [number, number];
   widgets?: Widget[];
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
+  addCustomWidget(widget: Widget): Widget;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   setDirtyCanvas(foreground: boolean, background?: boolean): void;
@@ -57,4 +57,5 @@ export interface Widget {
   name: string;
   serialize?: boolean;
   hidden?: boolean;
+  options?: object;
 }

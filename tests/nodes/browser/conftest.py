@@ -146,11 +146,12 @@ def toy_workflow(*, steps: int = 40, every: int = 10, name: str = "", **others: 
     workflow = copy.deepcopy(json.loads(TEMPLATE.read_text("utf-8")))
     workflow["id"] = f"6d1f1a52-3d2e-4c0e-9d55-{number:012d}"
     nodes = {node["id"]: node for node in workflow["nodes"]}
-    nodes[4]["widgets_values"][2:5] = [4, "DDIM", 2]
-    nodes[5]["widgets_values"][1:4] = [every, "DDIM", 2]
-    nodes[8]["widgets_values"][5] = 2
+    nodes[4]["widgets_values"][2:5] = [4, "Euler", 2]
+    nodes[5]["widgets_values"][1:4] = [every, "Euler", 2]
+    nodes[8]["widgets_values"][1:5] = ["Euler", "none", "none", 2]
     values = nodes[TRAIN]["widgets_values"]
-    values[2], values[6], values[9] = steps, number, name or f"browser-{number}"
+    values[2:5] = [steps, 1, False]
+    values[6], values[9] = number, name or f"browser-{number}"
     values[10] = others.pop("on_existing", "reuse")
     values[11] = others.pop("keep_state", False)
     assert not others
