@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test lint lint-web types pages soak gpu experiments
+.PHONY: help demo test lint javascript types pages soak gpu experiments
 
 help:  ## list all targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +15,10 @@ test: .venv/installed  ## run the tests, one worker and thread per core
 lint: .venv/installed  ## check formatting and lint rules, those of web/ if Node.js is installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory lint-web; \
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory javascript; \
 	else echo "Node.js is not installed, so web/ is not checked."; fi
 
-lint-web: .node/installed  ## check types and lint rules of web/
+javascript: .node/installed  ## check types and lint rules of web/
 	.node/node_modules/.bin/tsc --project requirements/web
 	.node/node_modules/.bin/eslint --config .node/eslint.config.mjs web
 

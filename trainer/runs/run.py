@@ -203,8 +203,8 @@ class Run:
         advice = (
             "Set on_existing to resume to continue from there."
             if self._has_own_state()
-            else "It kept no state to continue from (output.keep_state). Set on_existing to "
-            "retrain to start over."
+            else "It kept no state to continue from, because keep_state was off. Set on_existing "
+            "to retrain to start over."
         )
         if steps < total_steps:
             self._recorder.on_early_end(

@@ -103,7 +103,7 @@ def test_another_workflow_does_not_show_the_run(tab):
 
 
 def test_finishing_keeps_the_model_and_says_how_to_continue(tab):
-    tab.load(toy_workflow(steps=LONG, every=0, keep_state=True))
+    tab.load(toy_workflow(steps=LONG, every=LONG, keep_state=True))
     tab.run()
     tab.wait_for_points(10)
     press(tab.panel(), "Finish now and keep")
@@ -119,7 +119,7 @@ def test_finishing_keeps_the_model_and_says_how_to_continue(tab):
 
 
 def test_stopping_says_how_to_continue_and_the_next_run_does(tab):
-    tab.load(toy_workflow(steps=LONG, every=0))
+    tab.load(toy_workflow(steps=LONG, every=LONG))
     tab.run()
     tab.wait_for_points(10)
     press(tab.panel(), "Stop")
@@ -139,7 +139,7 @@ def test_stopping_says_how_to_continue_and_the_next_run_does(tab):
 
 
 def test_previews_and_saves_are_made_when_asked_for(tab, comfyui):
-    workflow = toy_workflow(steps=LONG, every=0)
+    workflow = toy_workflow(steps=LONG, every=LONG)
     tab.load(workflow)
     tab.run()
     tab.wait_for_points(3)
@@ -210,7 +210,7 @@ def test_an_error_is_on_the_node(tab):
 
 
 def test_two_training_nodes_show_their_own_runs(tab):
-    workflow = toy_workflow(steps=8, every=0)
+    workflow = toy_workflow(steps=8, every=LONG)
     (train,) = [node for node in workflow["nodes"] if node["id"] == TRAIN]
     other = copy.deepcopy(train)
     other["id"], other["outputs"] = 60, [{**each, "links": None} for each in other["outputs"]]
@@ -232,7 +232,7 @@ def test_two_training_nodes_show_their_own_runs(tab):
 
 
 def test_a_node_in_a_subgraph_shows_its_run(tab):
-    tab.load(toy_workflow(steps=8, every=0))
+    tab.load(toy_workflow(steps=8, every=LONG))
     tab.page.evaluate(
         "id => { const node = app.rootGraph.getNodeById(id);"
         " app.canvas.graph.convertToSubgraph(new Set([node])) }",
