@@ -72,6 +72,7 @@ class TrainingObserver(host.ComfyObserver):
         self._update(state="training", activity="", total=total_steps)
 
     def on_step(self, report: StepReport) -> None:
+        self._view.add_reports([report])
         host.raise_if_stopped()
         is_last = report.step == report.total_steps
         super().show(
@@ -81,7 +82,6 @@ class TrainingObserver(host.ComfyObserver):
         )
         self.advance("Training", report.step, report.total_steps)
         self._is_training = not is_last
-        self._view.add_reports([report])
         self._update(
             activity="",
             seconds_left=round(report.seconds_left, 1),

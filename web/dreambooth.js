@@ -12,7 +12,7 @@ import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
 const name = "dreambooth";
 /** The core shows progress texts of all nodes below this name; the panel shows more. */
 const TEXT_WIDGET = "$$node-text-preview";
-const MIN_HEIGHT = { empty: 56, run: 340 };
+const MIN_HEIGHT = { empty: 56, run: 280 };
 
 const views = new Views();
 /** @type {WeakMap<GraphNode, Panel>} */

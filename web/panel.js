@@ -86,10 +86,11 @@ export class Panel {
 
   /** @param {View | null} before @param {View} view */
   #showCharts(before, view) {
-    if (before?.points !== view.points || before.total !== view.total)
-      this.losses.draw(lossCurves(view), view.total);
-    if (before?.scores !== view.scores || before.total !== view.total)
-      this.scores.draw(scoreCurves(view), view.total, 1, view);
+    const isLonger = before?.step !== view.step;
+    if (isLonger || before?.points !== view.points)
+      this.losses.draw(lossCurves(view), view.step);
+    if (isLonger || before?.scores !== view.scores)
+      this.scores.draw(scoreCurves(view), view.step, 1, view);
   }
 
   /** @param {string[]} lines */

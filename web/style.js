@@ -9,7 +9,7 @@ const CSS = `
 }
 /* Outside the flow: the node decides about the height, not what is shown in it. */
 .dreambooth-panel .content { position: absolute; inset: 0; overflow: auto; padding: 8px; }
-.dreambooth-panel[data-state] { min-height: 340px; }
+.dreambooth-panel[data-state] { min-height: 280px; }
 .dreambooth-panel [hidden] { display: none !important; }
 .dreambooth-panel :is(p, ul, h4, figure) { margin: 0; padding: 0; }
 .dreambooth-panel .content > * + * { margin-top: 6px; }
@@ -17,7 +17,13 @@ const CSS = `
 .dreambooth-panel .details, .dreambooth-panel .lines, .dreambooth-panel figcaption,
 .dreambooth-panel h4 { color: var(--descrip-text, #999); }
 .dreambooth-panel h4 { font-weight: 600; font-size: 12px; }
-.dreambooth-panel progress { width: 100%; height: 8px; accent-color: var(--photos); }
+.dreambooth-panel progress {
+  appearance: none; display: block; width: 100%; height: 6px; border: none; border-radius: 3px;
+  overflow: hidden; background: var(--border-color, #4e4e4e);
+}
+.dreambooth-panel progress::-webkit-progress-bar { background: var(--border-color, #4e4e4e); }
+.dreambooth-panel progress::-webkit-progress-value { background: var(--photos); }
+.dreambooth-panel progress::-moz-progress-bar { background: var(--photos); }
 .dreambooth-panel .message { white-space: pre-line; padding-left: 8px; border-left: 3px solid var(--class); }
 .dreambooth-panel[data-state="failed"] .message { border-color: var(--error-text, #f44); }
 .dreambooth-panel .lines { list-style: none; overflow-wrap: anywhere; }
@@ -26,6 +32,7 @@ const CSS = `
   font: inherit; padding: 3px 5px; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px;
   background: var(--comfy-menu-bg, #353535); color: var(--input-text, #ddd); cursor: pointer;
 }
+.dreambooth-panel button { font-size: 11px; }
 .dreambooth-panel button:disabled { opacity: 0.5; cursor: default; }
 .dreambooth-panel :focus-visible, .dreambooth-window :focus-visible {
   outline: 2px solid var(--photos, #4493f8); outline-offset: 1px;
