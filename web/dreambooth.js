@@ -1,8 +1,9 @@
-// The page's part of the pack: a panel on training nodes that follows their runs, and trained files
-// that appear in menus without a reload.
+// The page's part of the pack: a panel on training nodes that follows their runs, errors on the nodes
+// that raised them, and trained files that appear in menus without a reload.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { nodeAt, rootGraph, TRAINING_NODES } from "./graph.js";
+import { addNotice, removeNotices } from "./notice.js";
 import { Panel } from "./panel.js";
 import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
 
@@ -84,6 +85,13 @@ api.addEventListener("executed", ({ detail }) => {
   if (view) show(views.add(view));
 });
 
+api.addEventListener("execution_start", removeNotices);
+
+api.addEventListener("execution_error", ({ detail }) => {
+  const node = nodeAt(String(detail.node_id));
+  if (node && !panels.has(node)) addNotice(node, detail.exception_message);
+});
+
 api.addEventListener("dreambooth.checkpoint", () => {
   app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions");
 });
@@ -93,7 +101,7 @@ if (!(app.extensions ?? []).some((extension) => extension.name === name)) {
   app.registerExtension({
     name,
     nodeCreated(node) {
-      if (TRAINING_NODES.includes(node.comfyClass)) addPanel(node);
+      if (TRAINING_NODES.includes(node.comfyClass ?? "")) addPanel(node);
     },
     afterConfigureGraph: restore,
   });

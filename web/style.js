@@ -42,7 +42,8 @@ const CSS = `
 .dreambooth-panel .chart figcaption { display: flex; flex-wrap: wrap; gap: 2px 10px; }
 .dreambooth-panel .chart figcaption b { color: var(--input-text, #ddd); }
 .dreambooth-panel .chart i {
-  display: inline-block; width: 14px; margin-right: 4px; vertical-align: middle; border-top: 2px solid;
+  display: inline-block; width: 14px; margin-right: 4px; vertical-align: middle;
+  border-style: solid; border-width: 2px 0 0;
 }
 .dreambooth-panel .chart text { fill: var(--descrip-text, #999); font-size: 11px; }
 .dreambooth-panel .chart .grid { stroke: var(--border-color, #4e4e4e); stroke-width: 0.6; }
@@ -62,6 +63,14 @@ const CSS = `
 .dreambooth-panel .pictures figcaption {
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
   font-size: 11px;
+}
+.dreambooth-notice {
+  min-height: 64px; height: 100%; overflow: auto; box-sizing: border-box; padding: 8px;
+  border-radius: 6px; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
+  font: 12px/1.4 sans-serif; user-select: text;
+}
+.dreambooth-notice .message {
+  margin: 0; padding-left: 8px; border-left: 3px solid var(--error-text, #f44); white-space: pre-line;
 }
 .dreambooth-panel .announcement {
   position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);

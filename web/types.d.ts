@@ -32,17 +32,21 @@ export interface Api {
 export interface Events {
   "dreambooth.live": Changes;
   "dreambooth.checkpoint": { step: number; name: string; node: string };
+  execution_start: unknown;
+  execution_error: { node_id: string; exception_message: string };
   executed: { node: string; output?: { dreambooth?: View[] } };
 }
 
 export interface GraphNode {
   id: number | string;
-  comfyClass: string;
+  /** Missing for the page's own nodes, such as notes and subgraphs. */
+  comfyClass?: string;
   subgraph?: Graph;
   size: [number, number];
   widgets?: Widget[];
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
   addCustomWidget(widget: Widget): Widget;
+  removeWidget(widget: Widget): void;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   setDirtyCanvas(foreground: boolean, background?: boolean): void;

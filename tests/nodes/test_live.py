@@ -106,7 +106,12 @@ def test_previews_and_saves_can_be_requested(comfyui, toy_graph, new_seed):
     graph["3"]["inputs"]["preview_settings"] = ["7", 0]
     graph["7"] = {
         "class_type": "DreamBoothPreviewSettings",
-        "inputs": {"prompts": "a photo of sks cup", "every": 4000, "steps": 2, "scheduler": "Euler"},
+        "inputs": {
+            "prompts": "a photo of sks cup",
+            "every": 4000,
+            "steps": 2,
+            "scheduler": "Euler",
+        },
     }
     answers = []
 

@@ -22,8 +22,8 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 MODES = {"classic": False, "nodes 2.0": True}
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Queue.ShowFlatList": True}
 """Keeps the page from opening its templates on its own."""
-TRAIN = 6
-"""The id of DreamBooth Train in the template."""
+PHOTOS, TRAIN = 3, 6
+"""The ids of Load Instance Images and DreamBooth Train in the template."""
 
 _seeds = itertools.count(5000)
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.nodes.browser.conftest import TRAIN, toy_workflow
+from tests.nodes.browser.conftest import PHOTOS, TRAIN, toy_workflow
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
@@ -207,6 +207,31 @@ def test_an_error_is_on_the_node(tab):
         "name must be a plain file name, got '../cup': it leads out of its folder."
     )
     assert panel.locator(".message").is_visible()
+
+
+def test_an_error_of_another_node_is_on_that_node_until_the_next_run(tab):
+    workflow = toy_workflow(steps=3)
+    (photos,) = [node for node in workflow["nodes"] if node["id"] == PHOTOS]
+    before = photos["widgets_values"]
+    photos["widgets_values"] = ["none, only the images below", *before[1:]]
+    tab.load(workflow)
+    tab.run()
+    notice = tab.page.get_by_role("alert").filter(has_text="no images are connected")
+    notice.wait_for()
+    assert notice.text_content() == (
+        "folder is 'none, only the images below', and no images are connected. Choose a folder, or "
+        "connect an image."
+    )
+    saved = tab.page.evaluate("app.rootGraph.serialize()")
+    (photos,) = [node for node in saved["nodes"] if node["id"] == PHOTOS]
+    assert photos["widgets_values"] == ["none, only the images below", *before[1:]]
+    tab.page.evaluate(
+        "([id, value]) => { app.rootGraph.getNodeById(id).widgets[0].value = value }",
+        [PHOTOS, before[0]],
+    )
+    tab.run()
+    tab.wait_for_state("finished")
+    assert notice.count() == 0
 
 
 def test_two_training_nodes_show_their_own_runs(tab):
