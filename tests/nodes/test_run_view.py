@@ -189,7 +189,7 @@ def test_previews_of_a_step_replace_earlier_ones_in_the_order_of_steps(view, run
 
 def test_the_latest_lines_are_kept_and_the_message_is_not_repeated(view, run_view):
     view.update(message="Stopped after step 3.")
-    view.add_line("Warning: Stopped after step 3.")
     for number in (0, *range(7)):
         view.add_line(f"Warning: {number}")
+    view.add_line("Warning: Stopped after step 3.")
     assert view["lines"] == [f"Warning: {number}" for number in range(2, 7)]
