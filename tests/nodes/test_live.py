@@ -56,7 +56,7 @@ def test_an_error_and_warnings_are_in_the_view(comfyui, toy_graph, new_seed):
 
 
 def test_a_stopped_run_says_how_to_continue(comfyui, toy_graph, new_seed):
-    graph = toy_graph(seed=new_seed, name="live stop", **{"preset.steps": 4000})
+    graph = toy_graph(seed=new_seed, name="live stop", **{"preset.steps": 3000})
     outcome = comfyui.run(graph, on_message=at_step(comfyui, comfyui.interrupt))
     assert outcome.end == "execution_interrupted"
     view = views(comfyui)[-1]
@@ -87,28 +87,28 @@ def test_a_run_that_was_finished_early_says_how_to_continue_also_when_found(
     comfyui, toy_graph, new_seed, keep_state, advice
 ):
     graph = toy_graph(
-        seed=new_seed, name="early", keep_state=keep_state, **{"preset.steps": 4000}
+        seed=new_seed, name="live early", keep_state=keep_state, **{"preset.steps": 3000}
     )  # fmt: skip
     finish = at_step(comfyui, lambda: comfyui.post("/dreambooth/finish", {"node": "3"}))
     comfyui.run(graph, on_message=finish)
     early = views(comfyui)[-1]
     assert early["state"] == "finished"
-    message = f"Finished early, after step {early['step']} of 4000. {advice}"
+    message = f"Finished early, after step {early['step']} of 3000. {advice}"
     assert early["message"] == message
-    comfyui.run(toy_graph(seed=new_seed + 500, name="other"))  # empties ComfyUI's cache
+    comfyui.run(toy_graph(seed=new_seed + 500, name="live other"))  # empties ComfyUI's cache
     comfyui.run(graph)
     found = views(comfyui)[-1]
     assert (found["state"], found["step"], found["message"]) == ("found", early["step"], message)
 
 
 def test_previews_and_saves_can_be_requested(comfyui, toy_graph, new_seed):
-    graph = toy_graph(seed=new_seed, name="asked", **{"preset.steps": 4000})
+    graph = toy_graph(seed=new_seed, name="asked", **{"preset.steps": 3000})
     graph["3"]["inputs"]["preview_settings"] = ["7", 0]
     graph["7"] = {
         "class_type": "DreamBoothPreviewSettings",
         "inputs": {
             "prompts": "a photo of sks cup",
-            "every": 4000,
+            "every": 3000,
             "steps": 2,
             "scheduler": "Euler",
         },
