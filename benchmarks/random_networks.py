@@ -28,6 +28,12 @@ SD15: Shape = {
     "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
 }
 """Stable Diffusion 1.5. Its U-Net is diffusers' default but for the text embeddings' width."""
+SD15_HALF_WIDTH: Shape = {
+    "unet": {"block_out_channels": (160, 320, 640, 640), "cross_attention_dim": 384},
+    "vae": _vae(64, 128, 256, 256, layers_per_block=2),
+    "text_encoder": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12},
+}
+"""Stable Diffusion 1.5 with layers of half their width."""
 FOUR_LEVELS: Shape = {
     "unet": {"block_out_channels": (32, 32, 64, 64), "cross_attention_dim": 24},
     "vae": _vae(32, 32, 64, 64, layers_per_block=2),
@@ -65,14 +71,45 @@ SD15_ONE_LEVEL: Shape = {
 """Stable Diffusion 1.5's widths with one U-Net level. ComfyUI's checkpoint loader accepts it."""
 
 
+XL_UNET: Options = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+"""The U-Net of Stable Diffusion XL."""
+TINY_XL_UNET: Options = {
+    **XL_UNET,
+    "block_out_channels": (32, 64, 64),
+    "transformer_layers_per_block": (1, 1, 2),
+    "attention_head_dim": (2, 4, 4),
+    "cross_attention_dim": 24,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 64,
+}
+
+
 def construct(*, unet: Options, vae: Options, text_encoder: Options) -> Networks:
     """Return new networks of a shape, with the initial weights of their own classes."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
     clip = {"vocab_size": 49408, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
     return (
-        UNet2DConditionModel(**{"attention_head_dim": 8, **unet}),
+        construct_unet(unet),
         AutoencoderKL(latent_channels=4, **vae),
         CLIPTextModel(CLIPTextConfig(**{**clip, **text_encoder})),
     )
+
+
+def construct_unet(options: Options) -> Any:
+    """Return a new U-Net."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**{"attention_head_dim": 8, **options})

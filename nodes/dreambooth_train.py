@@ -13,7 +13,7 @@ from ..trainer.settings.presets import PRESETS
 from . import folders, live, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
-from .widgets import DEFAULTS, widget
+from .widgets import DEFAULTS, vram_input, widget
 
 DISPLAY_NAME = "DreamBooth Train"
 
@@ -51,10 +51,12 @@ class DreamBoothTrain(io.ComfyNode):
         dataset: DatasetConfig,
         preset: dict[str, Any] | None = None,
         on_existing: str = training.ON_EXISTING[0],
+        vram: str = "off",
         **settings: Any,
     ) -> io.NodeOutput:
         config, method = plan(model_source, dataset, preset or {}, **settings)
-        result = training.run(config, method, on_existing, settings.get("preview_settings"))
+        previews = settings.get("preview_settings")
+        result = training.run(config, method, on_existing, previews, vram=vram)
         name = folders.checkpoint_name(result.checkpoint)
         return training_outputs.node_output(result, model_source, name, DISPLAY_NAME)
 
@@ -145,6 +147,7 @@ def _widgets() -> list[io.Input]:
             advanced=True,
         ),
         training.keep_saves_input(),
+        vram_input(),
     ]
 
 

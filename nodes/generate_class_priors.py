@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..trainer import families, precision
 from ..trainer.data.examples import find_examples
 from ..trainer.families.clip_skip import default_clip_skip
+from ..trainer.families.networks import NumberFormats
 from ..trainer.sampling.class_images import make_class_images
 from ..trainer.sampling.schedulers import check as check_scheduler
 from ..trainer.settings.config import PriorConfig, SamplingConfig
@@ -124,7 +125,8 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
         # The layer that training uses, which an embedding may have recorded.
         clip_skip = source.options.clip_skip or default_clip_skip(source.path, source.embedding)
         options = replace(source.options, clip_skip=clip_skip)
-        model = families.load(source.path, device, options=options)
+        formats = NumberFormats(precision=number_format)
+        model = families.load(source.path, device, options=options, formats=formats)
         with precision.autocast(number_format, device):
             made = make_class_images(
                 model,

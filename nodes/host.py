@@ -203,6 +203,9 @@ class ComfyObserver(Observer):
         self.show(f"{activity} {done}/{total}", now=done == total)
         self.advance(activity, done, total)
 
+    def on_plan(self, text: str) -> None:
+        self._text.add(text)
+
     def on_load(self, path: Path) -> None:
         raise_if_stopped()
         self.show(f"Loading {checkpoint_name(path)}")
@@ -245,11 +248,10 @@ def usable_vae(vae: Any) -> Any:
 
 def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> Path:
     """Save ComfyUI's models, with patches applied, as a checkpoint named by its content."""
-    folder = temp_folder("models")
-    part = folder / f"saving-{os.getpid()}.safetensors"
+    part = temp_folder("models") / f"saving-{os.getpid()}.safetensors"
     try:
         comfy.sd.save_checkpoint(str(part), model, clip, vae, metadata=dict(metadata))
-        path = folder / f"graph-{CheckpointFile(part).sha256()[:16]}.safetensors"
+        path = part.parent / f"graph-{CheckpointFile(part).sha256()[:16]}.safetensors"
         part.replace(path)
         KNOWN_AS[path] = GRAPH
     finally:

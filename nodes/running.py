@@ -15,6 +15,9 @@ from . import host
 from .errors import naming_widgets
 from .sockets import CATEGORY
 
+MEANT_BEFORE = {"vram": "off"}
+"""What workflows mean that have no value for a widget because they are older, if it is not the
+widget's default."""
 Join = Callable[[list[Any]], Any]
 """Makes one value of all values of an input."""
 
@@ -160,5 +163,5 @@ def _with_defaults(values: Mapping[str, Any], inputs: Sequence[io.Input]) -> dic
                 if option.key == below.get(each.id):
                     found[each.id] = _with_defaults(below, option.inputs)
         elif getattr(each, "default", None) is not None:
-            found.setdefault(each.id, each.default)
+            found.setdefault(each.id, MEANT_BEFORE.get(each.id, each.default))
     return found

@@ -14,7 +14,7 @@ from ..trainer.settings.presets import INVERSION_PRESETS
 from . import folders, live, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ModelSocket, ModelSource, TrainingSettings
-from .widgets import widget
+from .widgets import vram_input, widget
 
 DISPLAY_NAME = "Textual Inversion Train"
 DEFAULT = TextualInversion(placeholder="<my-subject>", initializer="dog")
@@ -55,10 +55,12 @@ class TextualInversionTrain(io.ComfyNode):
         dataset: DatasetConfig,
         preset: dict[str, Any] | None = None,
         on_existing: str = training.ON_EXISTING[0],
+        vram: str = "off",
         **settings: Any,
     ) -> io.NodeOutput:
         config, method = plan(model_source, dataset, preset or {}, **settings)
-        result = training.run(config, method, on_existing, settings.get("preview_settings"))
+        previews = settings.get("preview_settings")
+        result = training.run(config, method, on_existing, previews, vram=vram)
         assert result.embedding, "this method always saves one"
         name = folders.embedding_name(result.embedding)
         return training_outputs.node_output(result, model_source, name, DISPLAY_NAME)
@@ -135,6 +137,7 @@ def _widgets() -> list[io.Input]:
             '"embedding:name". Use letters, digits, -, _ and /.',
         ),
         training.keep_saves_input(),
+        vram_input(),
     ]
 
 

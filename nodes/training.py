@@ -104,8 +104,9 @@ def check_embedding_name(name: str) -> None:
 
 
 def run(
-    config: TrainingConfig, method: Method, on_existing: str, previews: PreviewPlan | None
-) -> TrainingResult:
+    config: TrainingConfig, method: Method, on_existing: str, previews: PreviewPlan | None, *,
+    vram: str,
+) -> TrainingResult:  # fmt: skip
     """Train, or reuse a finished run. `config` contains the settings of the previews already."""
     judge, view = previews.judge if previews else None, live.current()
     view.update(total=config.steps, can_preview=bool(config.preview.prompts))
@@ -118,6 +119,7 @@ def run(
             runs=folders.runs_folder(),
             on_existing=on_existing,
             load_encoder=partial(encoders.load, judge, device) if judge else None,
+            vram=vram,
         )
         if result.reused:
             names = map(folders.checkpoint_name, result.files.values())

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..trainer.planning.cards import SIZES
 from ..trainer.sampling.schedulers import SCHEDULERS
 from ..trainer.settings.config import (
     DatasetConfig,
@@ -162,4 +163,18 @@ def drawing_precision_input() -> io.Combo.Input:
         advanced=True,
         tooltip="Number format of the computation. fp16 and bf16 are faster on a GPU; in fp16 some "
         "models draw black images.",
+    )
+
+
+def vram_input() -> io.Input:
+    """Goes last. Workflows that have no value for it, because they are older, mean "off"."""
+    return io.Combo.Input(
+        "vram",
+        options=["auto", "off", *(f"{size} GB" for size in SIZES)],
+        default="auto",
+        optional=True,
+        tooltip="Memory of the graphics card that the run may use. auto: what is free, on an "
+        "NVIDIA card. A number: that of a card of this size. Precision, weights, optimizer, "
+        "checkpointing and batch size are then chosen so that the run fits; what Optimizer "
+        "Settings changes stays as it is there. off: nothing is chosen. The node shows the choice.",
     )

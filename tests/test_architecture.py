@@ -31,6 +31,7 @@ LAYERS = [
     {"data", "memory", "checkpoint", "optimization"},
     {"methods", "sampling"},
     {"training"},
+    {"planning"},
     {"evaluation"},
     {"runs"},
     {"loop"},

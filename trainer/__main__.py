@@ -1,5 +1,5 @@
 """The command line: `python -m trainer train | textual-inversion | priors | sample | compare |
-score | runs | demo`.
+score | runs | plan | demo`.
 
 The flags, their defaults and their help come from the dataclasses in `cli/commands.py`,
 `cli/evaluation_commands.py`, `settings/config.py` and `methods/`."""
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -17,7 +18,8 @@ import tyro
 from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train
 from .cli.evaluation_commands import Compare, Score
 from .cli.parsing import parse
-from .cli.settings_file import Values, defaults, read_toml, read_values
+from .cli.planning_command import PlanTable
+from .cli.settings_file import NO_KEYS, Values, defaults, read_toml, read_values
 from .cli.terminal import stopping_between_steps
 from .optimization.lr_schedules import LR_SCHEDULES
 from .optimization.optimizers import OPTIMIZERS
@@ -45,6 +47,7 @@ COMMANDS: dict[str, type] = {
     "compare": Compare,
     "score": Score,
     "runs": Runs,
+    "plan": PlanTable,
     "demo": Demo,
 }
 
@@ -75,7 +78,22 @@ def _parse(arguments: list[str]) -> Any:
             options["default"] = defaults(command, _values(command, arguments))
         commands.append(Annotated[command, tyro.conf.subcommand(name, **options)])
     union: Any = Union[tuple(commands)]  # noqa: UP007
-    return parse(union, arguments, prog="python -m trainer", description=DESCRIPTION)
+    found = parse(union, arguments, prog="python -m trainer", description=DESCRIPTION)
+    if any(field.name == "given" for field in dataclasses.fields(found)):
+        return dataclasses.replace(found, given=_given(type(found), arguments))
+    return found
+
+
+def _given(command: type, arguments: list[str]) -> frozenset[str]:
+    """The dotted names of the settings in the settings file and among the flags."""
+    has_file = any(field.name == "settings" for field in dataclasses.fields(command))
+    path = _value_of("--settings", arguments) if has_file else None
+    values = read_values(command, read_toml(Path(path)), path) if path else {}
+    in_file = {".".join(names[1:]) for names in values if names[0] == "config"}
+    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    # tyro accepts - for _ and --no-NAME for a switch, also below a heading.
+    names = {re.sub(r"(^|\.)no_", r"\1", flag[2:].replace("-", "_")) for flag in flags}
+    return frozenset(in_file | names) - {*NO_KEYS}
 
 
 def _values(command: type, arguments: list[str]) -> Values:

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import weights
 from .precision import DTYPES
 from .settings.config import OutputConfig
 from .storage.flush import flush_folder
@@ -93,9 +94,9 @@ class CheckpointWriter:
         return self._write(self.output.name, trained, metadata)
 
     def to_file_dtype(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the tensor in the dtype of the file, on the CPU."""
+        """Return a trained weight in the dtype of the file, on the CPU."""
         dtype = file_dtype(self.original.dtypes[name], self.output.dtype)
-        return tensor.detach().to("cpu", dtype).contiguous()
+        return weights.value(tensor).to("cpu", dtype).contiguous()
 
     def _write(self, stem: str, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
         unknown = sorted(set(trained) - set(self.original.dtypes))
@@ -250,7 +251,7 @@ def weight_change(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> We
     for name, tensor in trained.items():
         old = writer.original.tensor(name).double()
         stored = writer.to_file_dtype(name, tensor).double() - old
-        exact = tensor.detach().to("cpu", torch.float64) - old
+        exact = weights.value(tensor).to("cpu", torch.float64) - old
         in_file += stored.square().sum().item()
         in_training += exact.square().sum().item()
         product += (stored * exact).sum().item()

@@ -1,4 +1,5 @@
-"""The devices of this computer, by the names that users write."""
+"""The devices of this computer, by the names that users write, and the errors of those that have
+too little memory."""
 
 from __future__ import annotations
 
@@ -6,9 +7,14 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+"""The errors for a GPU or a computer that runs out of memory."""
+_MARKS = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
+"""Found in the messages of libraries that raise a plain RuntimeError when out of memory."""
 ON_CPU = (
     "There, training a full-size model takes hours instead of minutes, and drawing an image takes "
     "minutes instead of seconds. The toy model is small enough."
@@ -31,6 +37,19 @@ def find_device(name: str) -> torch.device:
         f"device is {name!r}, but this computer has no such device{why}. It must be "
         f"{others}{', '.join(available)}, or left out to use {available[0]}."
     )
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error says that the GPU or the computer has run out of memory."""
+    is_kind = isinstance(error, OUT_OF_MEMORY)
+    return is_kind or any(mark in str(error).lower() for mark in _MARKS)
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to the device. On NVIDIA cards, the CPU does not wait for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _available() -> list[str]:

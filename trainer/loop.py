@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +18,23 @@ from .data.examples import Example, find_examples
 from .data.images import parse_color
 from .evaluation.encoders import ImageEncoder
 from .evaluation.preview_scorer import PreviewScorer
+from .families.networks import NumberFormats
 from .methods.base import Method
 from .observer import Observer, StepReport
 from .optimization import lr_schedules, optimizers
+from .planning.choosing import planned
+from .planning.plan import Rules
 from .runs import disk_space
 from .runs.metadata import describe_run
 from .runs.movement import notes_of_formats, require_movement
-from .runs.opening import open_run
+from .runs.opening import open_run, statuses
 from .runs.outputs import Outputs
 from .runs.results import TrainingResult
 from .runs.run import Run
 from .runs.untracked_run import UntrackedRun
 from .sampling import schedulers
 from .settings.config import TrainingConfig
+from .training import speed
 from .training.images import encode_images
 from .training.session import Session
 
@@ -58,6 +62,8 @@ def train(
     runs: Path | None = None,
     on_existing: str = "reuse",
     load_encoder: Callable[[], ImageEncoder] | None = None,
+    vram: str = "off",
+    given: Collection[str] = (),
 ) -> TrainingResult:
     """Train as configured, and write a checkpoint, an embedding or both.
 
@@ -67,6 +73,10 @@ def train(
     load_encoder: Loads CLIP or DINO when it is first needed, to score the previews. The weights of
         the step with the best balance are then saved beside the last ones. Training itself is not
         affected. None: previews are not scored.
+    vram: The memory that the run may use: "auto" for what is free on a CUDA device, or a number of
+        GB, such as "8", for a card of that size. Settings are then chosen so that the run fits.
+        "off": the settings stay.
+    given: Dotted names of settings that `vram` must not change, even if they have their defaults.
 
     Raises ValueError or FileNotFoundError for unusable settings and files, before the model is
     loaded if possible; OSError if the result cannot be written; one of `memory.OUT_OF_MEMORY`;
@@ -79,6 +89,14 @@ def train(
     photos = find_examples(config.dataset.photos, config.dataset.prompt)
     photos = method.caption(photos, config.dataset.prompt)
     observer = observer or Observer()
+    existing = runs if on_existing != "retrain" else None
+    rules = Rules(
+        device=device,
+        given=frozenset(given),
+        check=method.check,
+        status=statuses(existing, config, method, photos) if vram != "off" else lambda other: "",
+    )
+    config = planned(config, method, vram, rules, observer)
     with open_run(runs, config, method, photos, observer=observer, on_existing=on_existing) as run:
         if result := run.result():
             if load_encoder and not result.scores:
@@ -103,7 +121,10 @@ def _train(
     observer.on_load(config.base)
     memory.reset_peak(device)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
-        model = families.load(config.base, device, config.embedding, config.model_options)
+        model = families.load(
+            config.base, device, config.embedding, config.model_options,
+            NumberFormats(config.precision, config.weights, method.trained_parts),
+        )  # fmt: skip
         trainable = method.attach(model, config, photos)
     for note in [*model.source.notes, *notes_of_formats(trainable)]:
         logger.warning("%s", note)
@@ -130,6 +151,8 @@ def _train(
         previews = _make_steps(session, outputs, previewer, run)
     result = _write_result(session, outputs, previews)
     run.finish(result)
+    if used := speed.describe(session):
+        logger.info(used)
     if not config.output.private:
         logger.info(PUBLISHED)
     for path in [*result.best.values(), *result.files.values()]:

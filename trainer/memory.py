@@ -8,15 +8,12 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from .hardware import OUT_OF_MEMORY as OUT_OF_MEMORY
+from .hardware import is_out_of_memory
 from .precision import computes_in_bf16
 from .settings.config import TrainingConfig
 
 CPU = torch.device("cpu")
-
-OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
-"""What `explained` raises when the GPU or the computer runs out of memory."""
-_MARKS = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
-"""Found in the messages of libraries that raise a plain RuntimeError when out of memory."""
 
 
 @contextmanager
@@ -26,7 +23,7 @@ def explained(when: str, advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         is_device = isinstance(error, torch.cuda.OutOfMemoryError)
         kind = torch.cuda.OutOfMemoryError if is_device else MemoryError
@@ -97,8 +94,3 @@ def _advice_for_weights(config: TrainingConfig, device: torch.device) -> Iterato
         yield f"set precision to {'bf16' if has_bf16 else 'fp16'}"
     if has_bf16 and config.weights == "fp32":
         yield "set weights to 24 bit"
-
-
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    is_kind = isinstance(error, OUT_OF_MEMORY)
-    return is_kind or any(mark in str(error).lower() for mark in _MARKS)

@@ -5,7 +5,7 @@ Shapes: B batch, C latent channels, h w latents, T diffusion steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ class NoiseSchedule:
 
     alphas_cumprod: Tensor
     is_v_prediction: bool = False
+    _on_device: dict[torch.device, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Copies of `alphas_cumprod`. Copying them at each use would make the CPU wait for the device.
+    """
 
     @classmethod
     def scaled_linear(
@@ -52,11 +57,16 @@ class NoiseSchedule:
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """Return the signal-to-noise ratio [B]: a / (1 - a)."""
-        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        alphas = self._alphas(timesteps.device)[timesteps]
         return alphas / (1 - alphas)
 
+    def _alphas(self, device: torch.device) -> Tensor:
+        if device not in self._on_device:
+            self._on_device[device] = self.alphas_cumprod.to(device)
+        return self._on_device[device]
+
     def _scales(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alphas = self.alphas_cumprod.to(like.device)[timesteps].view(-1, 1, 1, 1)
+        alphas = self._alphas(like.device)[timesteps].view(-1, 1, 1, 1)
         return alphas.sqrt().to(like.dtype), (1 - alphas).sqrt().to(like.dtype)
 
 

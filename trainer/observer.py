@@ -63,6 +63,10 @@ class Observer:
     def on_run(self, folder: Path) -> None:
         """The run is kept in this folder. The first event of such a run, also of a finished one."""
 
+    def on_plan(self, text: str) -> None:
+        """A memory plan was made: the memory that the run needs, and the settings that were chosen
+        so that it fits."""
+
     def on_load(self, path: Path) -> None:
         """The run is about to load the model in this file. Not called if the run was already
         finished."""

@@ -1,5 +1,5 @@
-"""Mixed precision: the number format of the computation. Weights being trained always stay fp32; in
-bf16, rounding would lose 97 % of their updates at DreamBooth's learning rates."""
+"""Mixed precision: the number format of the computation, and of frozen weights. The formats of
+trained weights are in `weights.py`."""
 
 from __future__ import annotations
 
@@ -44,11 +44,15 @@ def computes_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which matrix products and convolutions use this precision."""
+def autocast(
+    precision: str, device: torch.device, *, keeps_casts: bool = True
+) -> AbstractContextManager[object]:
+    """Return a context in which matrix products and convolutions use this precision. With
+    `keeps_casts`, trained weights are cast once and the copies kept until the context ends, which
+    is faster if they are used several times and otherwise only takes memory."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
+    return torch.autocast(device.type, dtype=DTYPES[precision], cache_enabled=keeps_casts)
 
 
 def decoding(device: torch.device) -> AbstractContextManager[object]:
@@ -60,12 +64,17 @@ def decoding(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16)
 
 
-def cast_frozen_weights(module: nn.Module, precision: str) -> None:
-    """Cast the weights of a frozen module once, as autocast would in each forward pass. Results are
-    the same with half the memory. Norms and embeddings stay fp32, as autocast uses them."""
-    for layer in module.modules():
-        if isinstance(layer, CAST_BY_AUTOCAST):
-            layer.to(DTYPES[precision])
+def frozen_dtypes(module: nn.Module, precision: str) -> dict[str, torch.dtype]:
+    """The dtype for each weight of a frozen module, by name: that to which autocast would cast it
+    in each forward pass. Results are the same with half the memory. Norms and embeddings are in
+    fp32, as autocast uses them."""
+    return {
+        f"{layer_name}.{name}".lstrip("."): (
+            DTYPES[precision] if isinstance(layer, CAST_BY_AUTOCAST) else torch.float32
+        )
+        for layer_name, layer in module.named_modules()
+        for name, _ in layer.named_parameters(recurse=False)
+    }
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

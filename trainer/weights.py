@@ -60,7 +60,7 @@ def store(parameter: nn.Parameter, format: str) -> None:
     parameter.data = torch.empty_like(values, dtype=torch.bfloat16)
     rest = torch.empty_like(values, dtype=torch.int8) if format == "24 bit" else None
     set_rest(parameter, rest)
-    _write(parameter, values.clone(), noise=None)
+    _write(parameter, values.clone(), generator=None)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def write(weight: Tensor, values: Tensor, generator: torch.Generator) -> None:
     """Store new values [fp32] in a weight. What its format cannot hold is rounded up or down at
     random, with the probability that makes the average right. Overwrites `values`."""
     if is_stored(weight):
-        _write(weight, values, _noise(weight, generator))
+        _write(weight, values, generator)
     else:
         weight.copy_(values)
 
@@ -119,17 +119,29 @@ def swap(weight: Tensor, other: Tensor) -> None:
     set_rest(other, rest)
 
 
-def _write(weight: Tensor, values: Tensor, noise: Tensor | None) -> None:
+def move(module: nn.Module, device: torch.device, rests: torch.device | None = None) -> None:
+    """Move a module to a device, and the rests of its weights to the same or another device."""
+    module.to(device)
+    for parameter in module.parameters():
+        rest = rest_of(parameter)
+        if rest is not None:
+            set_rest(parameter, rest.to(rests or device))
+
+
+def _write(weight: Tensor, values: Tensor, generator: torch.Generator | None) -> None:
     """Works on the bits of the numbers: adding to them raises the magnitude of a number by that
     many units in its last place."""
+    # In place where possible: temporary tensors of the largest weight count at the peak of memory.
     rest = rest_of(weight)
     num_dropped = 16 if rest is None else 8
     bits = values.view(torch.int32)
-    bits += 1 << (num_dropped - 1) if noise is None else noise
+    bits += 1 << (num_dropped - 1) if generator is None else _noise(weight, generator)
     bits &= -1 << num_dropped
-    upper = bits >> 16 if rest is None else (bits + (1 << 15)) >> 16  # the nearest bf16 number
+    upper = bits.clone() if rest is None else bits + (1 << 15)
+    upper >>= 16  # the nearest bf16 number
     if rest is not None:
-        rest.copy_((bits >> 8) - (upper << 8))
+        bits >>= 8
+        rest.copy_(bits.sub_(upper, alpha=256))
     weight.copy_(upper.to(torch.int16).view(torch.bfloat16))
 
 
@@ -141,4 +153,5 @@ def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:
     draws = torch.empty(num_draws, dtype=torch.int64, device=weight.device)
     draws.random_(-(2**63), None, generator=generator)
     numbers = draws.view(dtype)[: weight.numel()].view(weight.shape).to(torch.int32)
-    return numbers & ((1 << (8 * dtype.itemsize)) - 1)
+    numbers &= (1 << (8 * dtype.itemsize)) - 1
+    return numbers

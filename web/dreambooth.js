@@ -1,9 +1,10 @@
 // The page's part of the pack: a panel on training nodes that follows their runs, errors on the nodes
-// that raised them, and trained files that appear in menus without a reload.
+// that raised them, trained files that appear in menus without a reload, and older workflows.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { nodeAt, rootGraph, TRAINING_NODES } from "./graph.js";
 import { addNotice, removeNotices } from "./notice.js";
+import { keepMeaning } from "./older_workflows.js";
 import { Panel } from "./panel.js";
 import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
 
@@ -100,6 +101,9 @@ api.addEventListener("dreambooth.checkpoint", () => {
 if (!(app.extensions ?? []).some((extension) => extension.name === name)) {
   app.registerExtension({
     name,
+    beforeRegisterNodeDef(nodeType, nodeData) {
+      keepMeaning(nodeType, nodeData.name);
+    },
     nodeCreated(node) {
       if (TRAINING_NODES.includes(node.comfyClass ?? "")) addPanel(node);
     },

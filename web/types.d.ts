@@ -15,6 +15,7 @@ export interface App {
 
 export interface Extension {
   name: string;
+  beforeRegisterNodeDef?(nodeType: { prototype: GraphNode }, nodeData: { name: string }): void;
   nodeCreated?(node: GraphNode): void;
   afterConfigureGraph?(): void | Promise<void>;
 }
@@ -44,12 +45,18 @@ export interface GraphNode {
   subgraph?: Graph;
   size: [number, number];
   widgets?: Widget[];
+  onConfigure?(saved?: SavedNode): void;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
   addCustomWidget(widget: Widget): Widget;
   removeWidget(widget: Widget): void;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   setDirtyCanvas(foreground: boolean, background?: boolean): void;
+}
+
+/** A node in a workflow's file. */
+export interface SavedNode {
+  widgets_values?: unknown[] | Record<string, unknown>;
 }
 
 export interface Graph {
@@ -59,6 +66,7 @@ export interface Graph {
 
 export interface Widget {
   name: string;
+  value?: unknown;
   serialize?: boolean;
   hidden?: boolean;
   options?: object;

@@ -33,8 +33,13 @@ class images; there is one for each photo.
 
 "Allocated" is the peak memory of tensors, including loading the model. "Reserved" is the memory
 that PyTorch held for them: on a card with enough memory, more than it needs. A GB is 2^30 bytes, as
-in a card's specification. Trained weights are fp32 in every precision. Convolutions may use TF32,
-and matrix products in fp32 do not: these are PyTorch's defaults.
+in a card's specification. Trained weights are fp32 in every precision, unless "24 bit" is among the
+options. Convolutions may use TF32, and matrix products in fp32 do not: these are PyTorch's
+defaults.
+
+"Launches" are the kernels that a step starts, "syncs" how often it waits for the device, both as
+PyTorch's profiler counts them. "Of peak" is the share of NVIDIA's figure for matrix products in
+fp16 and bf16, for the operations of the U-Net.
 """
 REFERENCE = (
     "With bf16, AdamW8bit and gradient checkpointing. Memory is the peak of allocated memory. "
@@ -43,7 +48,7 @@ REFERENCE = (
 MISSING = "–"
 FACTS = {"card": "card", "memory": "its memory", "capability": "compute capability"}
 """The names of some facts on the page. Others keep their own."""
-ALIGNED_LEFT = ("precision", "optimizer", "options", "training", "part", "test")
+ALIGNED_LEFT = ("precision", "optimizer", "options", "training", "part", "test", "step")
 
 
 def to_text(cards: Mapping[str, Any]) -> str:
@@ -62,6 +67,9 @@ def _section(facts: Mapping[str, str], stages: Sequence[Mapping[str, Any]]) -> s
     for title, table in (
         ("Tests", _tests(_rows(stages, "tests"))),
         ("Training", _trainings(_rows(stages, "training"))),
+        ("Memory goals", _goals(_rows(stages, "goal"))),
+        ("Launches and syncs", _launches(_rows(stages, "launches"))),
+        ("8-bit AdamW", _optimizers(_rows(stages, "optimizer"))),
         ("From photos to a file", _runs(_rows(stages, "run"))),
         ("diffusers' train_dreambooth.py", _references(stages)),
         ("What is missing", _missing(stages)),
@@ -95,8 +103,11 @@ def _trainings(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _settings(row: Mapping[str, Any]) -> list[str]:
-    options = {"gradient_checkpointing": "checkpointing", "channels_last": "channels last"}
-    chosen = [text for name, text in options.items() if row[name]]
+    options = {"gradient_checkpointing": "checkpointing", "channels_last": "channels last",
+               "gradient_release": "gradient release"}  # fmt: skip
+    chosen = [text for name, text in options.items() if row.get(name)]
+    if row.get("weights", "fp32") != "fp32":
+        chosen.append(row["weights"])
     return [row["precision"], row["optimizer"], ", ".join(chosen), row["trains"],
             str(row["batch_size"])]  # fmt: skip
 
@@ -107,10 +118,45 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
         failed = "out of memory" if "is_out_of_memory" in row else "failed"
         return [failed, MISSING, MISSING, MISSING]
     rates = row["steps_per_second"]
+    if not rates:
+        return [_gb(row["allocated"]), _gb(row["reserved"]), MISSING, MISSING]
     median = statistics.median(rates)
     steps = f"{median:.2f} ({min(rates):.2f} to {max(rates):.2f})"
     return [_gb(row["allocated"]), _gb(row["reserved"]), steps,
             f"{median * row['batch_size']:.1f}"]  # fmt: skip
+
+
+def _goals(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["training", "optimizer", "options", "goal", "allocated", "reserved", "steps/s",
+            "of peak"]  # fmt: skip
+    lines = []
+    for row in rows:
+        _, optimizer, options, trains, _ = _settings(row)
+        share = row.get("share")
+        lines.append([trains, optimizer, options, _gb(row["goal"]), *_figures(row)[:3],
+                      MISSING if share is None else f"{share:.0%}"])  # fmt: skip
+    return _table(head, lines)
+
+
+def _launches(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["training", "optimizer", "options", "launches", "syncs"]
+    lines = []
+    for row in rows:
+        _, optimizer, options, trains, _ = _settings(row)
+        counts = [f"{row['launches']:.0f}", f"{row['syncs']:.1f}"] if "launches" in row else []
+        lines.append([trains, optimizer, options, *(counts or ["failed", MISSING])])
+    return _table(head, lines)
+
+
+def _optimizers(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The milliseconds of an optimizer step on the weights of the U-Net."""
+    lines = []
+    for row in rows:
+        text = "failed"
+        if times := row.get("milliseconds"):
+            text = f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
+        lines.append([row["what"], text])
+    return _table(["step", "milliseconds"], lines)
 
 
 def _runs(rows: Sequence[Mapping[str, Any]]) -> str:

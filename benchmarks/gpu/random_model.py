@@ -30,6 +30,8 @@ class Shape:
 
 
 SD15 = Shape(**random_networks.SD15, resolution=512)
+HALF = Shape(**random_networks.SD15_HALF_WIDTH, resolution=256)
+"""For measuring on a CPU."""
 TINY = Shape(**random_networks.TINY, resolution=32)
 """For testing the program without a GPU."""
 
@@ -40,7 +42,7 @@ def build(shape: Shape, device: torch.device) -> Networks:
     networks = plan(shape)
     generator = torch.Generator(device).manual_seed(0)
     for network in networks:
-        _fill(network.half().to_empty(device=device), generator)
+        fill(network.half().to_empty(device=device), generator)
     return networks
 
 
@@ -53,7 +55,8 @@ def plan(shape: Shape) -> Networks:
 
 
 @torch.no_grad()
-def _fill(network: nn.Module, generator: torch.Generator) -> None:
+def fill(network: nn.Module, generator: torch.Generator) -> None:
+    """Set the weights of a network as `build` says."""
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)

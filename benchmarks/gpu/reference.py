@@ -45,7 +45,7 @@ def _measure(setting: Setting, bench: Bench, model: Path, deadline: float) -> di
     figures.unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "benchmarks.gpu.watched_script", str(figures), str(bench.reference),
-        *_arguments(setting, bench, model),
+        *arguments(setting, bench, model),
     ]  # fmt: skip
     try:
         done = subprocess.run(
@@ -61,7 +61,8 @@ def _measure(setting: Setting, bench: Bench, model: Path, deadline: float) -> di
     return found
 
 
-def _arguments(setting: Setting, bench: Bench, model: Path) -> list[str]:
+def arguments(setting: Setting, bench: Bench, model: Path) -> list[str]:
+    """The script's arguments for a setting, and a model folder in diffusers' layout."""
     options: dict[str, object] = {
         "pretrained_model_name_or_path": model.resolve(),
         "instance_data_dir": bench.photos,
@@ -69,7 +70,7 @@ def _arguments(setting: Setting, bench: Bench, model: Path) -> list[str]:
         "output_dir": bench.folder / "reference-out",
         "resolution": bench.shape.resolution,
         "train_batch_size": setting.batch_size,
-        "mixed_precision": setting.precision,
+        "mixed_precision": "no" if setting.precision == "fp32" else setting.precision,
         "learning_rate": setting.config(model, bench.shape.resolution).optimizer.learning_rate,
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,

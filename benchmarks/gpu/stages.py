@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.settings.config import Precision
 
-from . import device_tests, reference, training, whole_run
+from . import device_tests, goals, launches, reference, training, whole_run
 from .bench import Bench, LeftOut, OutOfTime, in_a_line, say
 from .device_tests import run_tests
 from .results import Results
@@ -107,6 +107,12 @@ STAGES: Sequence[Stage] = (
     Stage(name="tests", kind="tests", what="the tests marked gpu", seconds=140, run=_tests,
           describe=device_tests.describe),
     _trainings("bf16", "AdamW8bit", checkpointing=True, seconds=75),
+    Stage(name="goals", kind="goal", what="memory of lean steps", seconds=90,
+          run=goals.measure_goals, describe=goals.describe),
+    Stage(name="launches", kind="launches", what="launches and syncs of a step", seconds=60,
+          run=launches.measure_launches, describe=launches.describe_launches),
+    Stage(name="optimizer", kind="optimizer", what="AdamW8bit with and without its syncs",
+          seconds=30, run=launches.measure_optimizers, describe=launches.describe_optimizer),
     Stage(name="whole-run", kind="run", what="one run from photos to a file", seconds=60,
           run=whole_run.run_whole, describe=whole_run.describe),
     Stage(name="reference", kind="reference", what="diffusers' train_dreambooth.py beside it",

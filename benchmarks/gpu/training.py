@@ -6,8 +6,9 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing, ModelFamily
+from trainer.families.networks import NumberFormats
 from trainer.methods.full import FullFineTune
 from trainer.settings.config import (
     DatasetConfig,
@@ -25,6 +27,7 @@ from trainer.settings.config import (
     Precision,
     PriorConfig,
     TrainingConfig,
+    Weights,
 )
 from trainer.training.session import Session
 
@@ -50,6 +53,7 @@ INTERVAL_SECONDS = 0.5
 INTERVAL_STEPS = 2, 20
 """The minimum and maximum number of steps in an interval."""
 UNET, TEXT, CLASS = "U-Net", "U-Net and text encoder", "U-Net, with class images"
+TEXT_AND_CLASS = "U-Net and text encoder, with class images"
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
 
 
@@ -64,35 +68,40 @@ class Setting:
     optimizer: str
     gradient_checkpointing: bool
     channels_last: bool = False
+    weights: Weights = "fp32"
+    gradient_release: bool = False
 
     def config(self, checkpoint: Path, resolution: int) -> TrainingConfig:
+        has_class_images = self.trains in (CLASS, TEXT_AND_CLASS)
         return TrainingConfig(
             base=checkpoint,
             dataset=DatasetConfig(photos=(checkpoint,), prompt=PROMPT, resolution=resolution),
-            prior=PriorConfig(weight=float(self.trains == CLASS), prompt=CLASS_PROMPT),
+            prior=PriorConfig(weight=float(has_class_images), prompt=CLASS_PROMPT),
             optimizer=OptimizerConfig(name=self.optimizer),
             batch_size=self.batch_size,
             precision=self.precision,
             gradient_checkpointing=self.gradient_checkpointing,
             channels_last=self.channels_last,
+            weights=self.weights,
+            gradient_release=self.gradient_release,
         )
 
     def method(self) -> FullFineTune:
-        return FullFineTune(train_text_encoder=self.trains == TEXT)
+        return FullFineTune(train_text_encoder=self.trains in (TEXT, TEXT_AND_CLASS))
 
 
 def measure_each(
     settings: Sequence[Setting], bench: Bench, deadline: float
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each setting, even if it fails."""
-    checkpoint = bench.checkpoint
     for setting in within(deadline, settings):
-        yield {**asdict(setting), **_try(setting, checkpoint, bench, deadline)}
+        yield {**asdict(setting), **attempt(partial(_measure, setting, bench, deadline))}
 
 
-def _try(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:
+def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what was measured, or the error."""
     try:
-        return _measure(setting, checkpoint, bench, deadline)
+        return measure()
     except OutOfTime:
         raise
     except memory.OUT_OF_MEMORY:
@@ -102,22 +111,28 @@ def _try(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> d
         return {"error": in_a_line(error)}
 
 
-def _measure(setting: Setting, checkpoint: Path, bench: Bench, deadline: float) -> dict[str, Any]:
+def _measure(setting: Setting, bench: Bench, deadline: float) -> dict[str, Any]:
+    checkpoint = bench.checkpoint  # writing it needs memory that does not count
     taken = Memory(bench.device)
-    model = families.load(checkpoint, bench.device)
-    config = setting.config(checkpoint, bench.shape.resolution)
-    trainable = setting.method().attach(model, config, [])
-    photos = _latents(model, bench.shape.resolution, PROMPT, is_prior=False)
-    prior = _latents(model, bench.shape.resolution, CLASS_PROMPT, is_prior=True)
-    stream = BatchStream(photos, prior if config.prior.weight else {}, config)
-    session = Session(config, model, trainable, stream)
-    rates = _steps_per_second(session, deadline)
+    rates = steps_per_second(open_session(setting, checkpoint, bench), deadline)
     return {**taken.peaks(), "steps_per_second": rates}
 
 
-def _steps_per_second(session: Session, deadline: float) -> list[float]:
-    """The speed in each interval."""
-    seconds = _warm_up(session, deadline)
+def open_session(setting: Setting, checkpoint: Path, bench: Bench) -> Session:
+    """A new session on random latents."""
+    config, method = setting.config(checkpoint, bench.shape.resolution), setting.method()
+    formats = NumberFormats(config.precision, config.weights, method.trained_parts)
+    model = families.load(checkpoint, bench.device, formats=formats)
+    trainable = method.attach(model, config, [])
+    photos = latents(model, bench.shape.resolution, PROMPT, is_prior=False)
+    prior = latents(model, bench.shape.resolution, CLASS_PROMPT, is_prior=True)
+    stream = BatchStream(photos, prior if config.prior.weight else {}, config)
+    return Session(config, model, trainable, stream)
+
+
+def steps_per_second(session: Session, deadline: float) -> list[float]:
+    """The speed in each interval, after a warm-up."""
+    seconds = warm_up(session, deadline)
     fewest, most = INTERVAL_STEPS
     num_steps = min(most, max(fewest, round(INTERVAL_SECONDS / seconds)))
     rates: list[float] = []
@@ -128,7 +143,7 @@ def _steps_per_second(session: Session, deadline: float) -> list[float]:
     return rates
 
 
-def _warm_up(session: Session, deadline: float) -> float:
+def warm_up(session: Session, deadline: float) -> float:
     """Run the warm-up. Return the seconds of the last step."""
     made = 0
     for _ in range(WARM_UP + MAX_SKIPPED):
@@ -152,7 +167,7 @@ def _seconds_of(session: Session, num_steps: int) -> float:
     return time.monotonic() - started
 
 
-def _latents(
+def latents(
     model: ModelFamily, resolution: int, caption: str, *, is_prior: bool
 ) -> dict[Example, CachedLatents]:
     side, generator = (
@@ -175,8 +190,10 @@ def describe(row: dict[str, Any]) -> str:
     what = f"{row['trains']}, batch {row['batch_size']}"
     if "error" in row or "is_out_of_memory" in row:
         return f"{what}: {row.get('error', 'out of memory')}"
-    rates = row["steps_per_second"]
-    speed = f"{statistics.median(rates):.2f} steps/s ({min(rates):.2f} to {max(rates):.2f})"
-    if row["allocated"] is None:
-        return f"{what}: {speed}"
-    return f"{what}: {row['allocated']:.2f} GB, {row['reserved']:.2f} GB reserved, {speed}"
+    figures = []
+    if row["allocated"] is not None:
+        figures += [f"{row['allocated']:.2f} GB", f"{row['reserved']:.2f} GB reserved"]
+    if rates := row["steps_per_second"]:
+        median = statistics.median(rates)
+        figures.append(f"{median:.2f} steps/s ({min(rates):.2f} to {max(rates):.2f})")
+    return f"{what}: {', '.join(figures)}"

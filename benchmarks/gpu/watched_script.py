@@ -9,6 +9,7 @@ import json
 import runpy
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ BAR = "Steps"
 INTERVAL_STEPS = 8
 
 
-class _Enough(BaseException):
+class Enough(BaseException):
     """The script must not catch this."""
 
 
@@ -40,7 +41,7 @@ class Watch:
             synchronize(self._device)
             self._moments.append(time.monotonic())
             if len(self._moments) > INTERVALS:
-                raise _Enough
+                raise Enough
 
     def steps_per_second(self) -> list[float]:
         """The speed in each interval."""
@@ -49,21 +50,29 @@ class Watch:
 
 
 def main() -> None:
-    figures, sys.argv = Path(sys.argv[1]), sys.argv[2:]
+    figures, command = Path(sys.argv[1]), sys.argv[2:]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    watch, taken, update = Watch(device), Memory(device), tqdm.update
+    watch, taken = Watch(device), Memory(device)
+    run_script(command, watch.step)
+    found = {"steps_per_second": watch.steps_per_second(), **taken.peaks()}
+    figures.write_text(json.dumps(found), "utf-8")
+
+
+def run_script(command: Sequence[str], on_step: Callable[[], None]) -> None:
+    """Run a script with its arguments until `on_step`, which is called after each step, raises
+    Enough."""
+    update = tqdm.update
 
     def watched(bar: tqdm, n: float = 1) -> bool | None:
         # A hidden progress bar has no name.
         if getattr(bar, "desc", "").startswith(BAR):
-            watch.step()
+            on_step()
         return update(bar, n)
 
     tqdm.update = watched
-    with contextlib.suppress(_Enough):
+    sys.argv = list(command)
+    with contextlib.suppress(Enough):
         runpy.run_path(sys.argv[0], run_name="__main__")
-    found = {"steps_per_second": watch.steps_per_second(), **taken.peaks()}
-    figures.write_text(json.dumps(found), "utf-8")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,23 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPTextModel
 
 from benchmarks.gpu import bench as measuring
-from benchmarks.gpu import device_tests, page, reference, training, watched_script, whole_run
+from benchmarks.gpu import (
+    device_tests,
+    goals,
+    launches,
+    page,
+    reference,
+    training,
+    watched_script,
+    whole_run,
+)
 from benchmarks.gpu.__main__ import NO_GPU, find_facts, main
 from benchmarks.gpu.bench import ROOT, Bench, LeftOut, OutOfTime
 from benchmarks.gpu.random_model import SD15, TINY, plan, write_folder
 from benchmarks.gpu.results import Results, read
 from benchmarks.gpu.stages import Stage, run_stages
 from benchmarks.gpu.training import CLASS, TEXT, UNET, Setting, measure_each
+from benchmarks.random_networks import XL_UNET, construct_unet
 from trainer.families.tokenizer import ClipTokenizer
 from trainer.settings.config import SamplingConfig
 
@@ -222,6 +232,27 @@ PAGE = """\
 
 In addition to PyTorch's reserved memory, up to 0.50 GB were in use.
 
+### Memory goals
+
+| training | optimizer | options | goal | allocated | reserved | steps/s | of peak |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |
+| U-Net | AdamW8bit | checkpointing, gradient release, 24 bit | 5.00 GB | 11.50 GB | 12.25 GB | 2.25 (2.00 to 2.50) | 42% |
+| U-Net | AdamW8bit | checkpointing | 9.00 GB | out of memory | – | – | – |
+
+### Launches and syncs
+
+| training | optimizer | options | launches | syncs |
+| --- | --- | --- | ---: | ---: |
+| U-Net | AdamW8bit | checkpointing | 2345 | 2.0 |
+| U-Net | AdamW8bit | checkpointing | failed | – |
+
+### 8-bit AdamW
+
+| step | milliseconds |
+| --- | ---: |
+| ours | 21.0 (20.0 to 25.0) |
+| its | failed |
+
 ### From photos to a file
 
 All of it, 10 steps, into a file of 1.99 GB. Peak memory: 9.00 GB allocated, 10.00 GB reserved; the run itself reports 9.00 GB.
@@ -268,6 +299,12 @@ def test_the_page_shows_what_was_measured():
                           "reported": 9.0}),
         "its": of("reference", {**ROW, "allocated": 14.5, "steps_per_second": [1.5]},
                   {**ROW, "batch_size": 1, "error": "none"}),
+        "goals": of("goal", {**ROW, "weights": "24 bit", "gradient_release": True, "goal": 5.0,
+                             "share": 0.42}, {**ROW, "goal": 9.0, "is_out_of_memory": True}),
+        "launches": of("launches", {**ROW, "launches": 2345.0, "syncs": 2.0},
+                       {**ROW, "error": "none"}),
+        "optimizer": of("optimizer", {"what": "ours", "milliseconds": [20.0, 25.0, 21.0]},
+                        {"what": "its", "error": "none"}),
         "more": of("training", status="left out", reason="the time was up"),
     }  # fmt: skip
     text = page.to_text({"Some Card": {"facts": FACTS, "stages": stages}, "Other": {
@@ -309,6 +346,48 @@ def test_steps_are_measured_and_free_their_memory(bench: Bench, monkeypatch):
     assert [model() for model in models] == [None] * 3
 
 
+def test_goals_are_measured_also_of_the_next_family(bench: Bench, monkeypatch):
+    monkeypatch.setattr(training, "INTERVAL_SECONDS", 0.0)
+    rows = list(goals.measure_goals(bench, NEVER))
+    assert [row.get("error") for row in rows] == [None] * 4
+    assert [row["goal"] for row in rows] == [5.0, 7.0, 9.0, 7.3]
+    assert all(row["gradient_release"] and row["weights"] == "24 bit" for row in rows)
+    assert goals.describe({**rows[3], "allocated": 7.0, "reserved": 7.25}) == (
+        "the U-Net of Stable Diffusion XL, batch 1: 7.00 GB, 7.25 GB reserved; the goal is 7.3 GB"
+    )
+
+
+def test_the_shape_of_the_next_family_is_stable_diffusion_xls():
+    with torch.device("meta"):
+        unet = construct_unet(XL_UNET)
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
+
+
+def test_calls_per_step_are_counted_without_those_of_the_profile_itself():
+    few = {
+        "cudaLaunchKernel": 1000,
+        "cudaStreamSynchronize": 2,
+        "cudaDeviceSynchronize": 1,
+        "mm": 9,
+    }
+    many = {"cudaLaunchKernel": 3700, "cuLaunchKernel": 300, "cudaStreamSynchronize": 8,
+            "cudaDeviceSynchronize": 1, "aten::mm": 36}  # fmt: skip
+    assert launches.per_step(few, many) == {"launches": 1000, "syncs": 2}
+
+
+def test_launches_are_measured(bench: Bench, monkeypatch):
+    monkeypatch.setattr(launches, "SETTINGS", launches.SETTINGS[:2])
+    rows = list(launches.measure_launches(bench, NEVER))
+    assert [(row.get("error"), row["launches"]) for row in rows] == [(None, 0)] * 2  # on the CPU
+    assert "0 launches and 0.0 syncs" in launches.describe_launches(rows[0])
+
+
+def test_steps_of_the_8_bit_optimizer_are_timed(bench: Bench):
+    rows = list(launches.measure_optimizers(bench, NEVER))
+    assert [row["what"] for row in rows] == ["bitsandbytes' own step", "ours"]
+    assert all(len(row["milliseconds"]) == launches.OPTIMIZER_STEPS for row in rows)
+
+
 def test_nothing_starts_that_would_not_finish_in_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -333,7 +412,7 @@ class Steps:
 
 def test_steps_that_fp16_skips_do_not_count():
     session = Steps(1, 2, 7)
-    training._warm_up(session, NEVER)
+    training.warm_up(session, NEVER)
     assert session.calls == training.WARM_UP + 2
     training._seconds_of(session, 5)
     assert session.calls == training.WARM_UP + 2 + 5 + 1
@@ -406,12 +485,13 @@ def test_without_the_script_the_stage_is_left_out_in_one_line(bench: Bench):
 def test_the_script_gets_our_settings(bench: Bench):
     setting = replace(SETTING, trains=CLASS, batch_size=4, precision="bf16",
                       optimizer="AdamW8bit", gradient_checkpointing=True)  # fmt: skip
-    words = reference._arguments(setting, bench, Path("model"))
+    words = reference.arguments(setting, bench, Path("model"))
     for word in ("--train_batch_size=4", "--mixed_precision=bf16", "--use_8bit_adam",
                  "--gradient_checkpointing", "--with_prior_preservation", "--resolution=32",
                  "--learning_rate=2e-06"):  # fmt: skip
         assert word in words
-    plain = reference._arguments(replace(SETTING, trains=TEXT), bench, Path("model"))
+    plain = reference.arguments(replace(SETTING, trains=TEXT), bench, Path("model"))
+    assert "--mixed_precision=no" in plain
     assert "--train_text_encoder" in plain
     assert not {"--use_8bit_adam", "--gradient_checkpointing", "--with_prior_preservation"} & {
         *plain

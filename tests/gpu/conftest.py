@@ -18,6 +18,7 @@ from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
+from trainer.families.networks import NumberFormats
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
 from trainer.runs.results import TrainingResult
@@ -101,8 +102,10 @@ def _run(
 
 
 def _open_session(config: TrainingConfig, device: torch.device) -> Session:
-    model = families.load(config.base, device)
-    trainable = FullFineTune().attach(model, config, [])
+    method = FullFineTune()
+    formats = NumberFormats(config.precision, config.weights, method.trained_parts)
+    model = families.load(config.base, device, formats=formats)
+    trainable = method.attach(model, config, [])
     return Session(config, model, trainable, BatchStream(_latents(), {}, config))
 
 

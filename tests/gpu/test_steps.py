@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -103,6 +104,35 @@ def test_the_checkpoint_matches_the_one_that_the_cpu_writes(config, prior, run, 
 def norm(tensors: list[torch.Tensor]) -> float:
     """Return the norm of all tensors together."""
     return sum(tensor.double().square().sum().item() for tensor in tensors) ** 0.5
+
+
+def test_batches_are_copied_without_waiting_for_the_device(config, open_session, device):
+    session = open_session(config, device)
+    (batch,) = next(session.batches)
+    batch.to(device)  # the first call allocates pinned memory
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = batch.to(device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(moved.noise.cpu(), batch.noise)
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "24 bit", "gradient_release": True}])
+def test_a_step_waits_for_the_device_at_most_twice(config, open_session, device, options):
+    optimizer = OptimizerConfig(name="AdamW8bit")
+    session = open_session(
+        replace(config, precision="bf16", optimizer=optimizer, **options), device
+    )
+    session.step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            session.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([one for one in caught if "synchronizing" in str(one.message)]) <= 2
 
 
 class Watching(Observer):

@@ -131,8 +131,10 @@ def test_defaults_are_those_of_the_dataclasses(nodes):
         SamplingConfig().steps
     )
     for node in ("DreamBoothTrain", "DreamBoothTextualInversionTrain"):
-        name, (_, options) = list(inputs(nodes[node]).items())[-1]
-        assert (name, options["default"]) == ("keep_saves", OutputConfig().keep)
+        last = list(inputs(nodes[node]).items())[-2:]
+        assert [(name, options["default"]) for name, (_, options) in last] == [
+            ("keep_saves", OutputConfig().keep), ("vram", "auto")
+        ]  # fmt: skip
         assert nodes[node]["output"][-2:] == ["DREAMBOOTH_SAVES", "DREAMBOOTH_MODEL"]
 
 
@@ -199,7 +201,7 @@ def test_train_shows_about_ten_widgets(nodes):
     further = {name for name, (_, options) in shown.items() if options.get("advanced")}
     plain = set(shown) - sockets - further
     chosen = [name for name in plain if "." not in name or ".object." in name]
-    assert len(chosen) == 10
+    assert len(chosen) == 11
     assert nodes["DreamBoothTrain"]["output_node"]
 
 

@@ -19,6 +19,7 @@ from torch.amp import is_autocast_available
 from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import swap_tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE, CPU = torch.device("meta"), torch.device("cpu")
@@ -39,6 +40,8 @@ FILLING = {aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}
 """The value may come from the CPU, and so may any tensor without dimensions in an operation that
 torch tags as pointwise."""
 
+ATTRIBUTES = {"numbers", "_is_param"}
+"""Those of a tensor on the device itself."""
 MAKING = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 SUBSCRIPTS = {Tensor.__getitem__, Tensor.__setitem__}
 """These make tensors on the meta device without an operation; subscripts do so of lists."""
@@ -155,12 +158,20 @@ def fake_device() -> Iterator[Counter[Any]]:
                 torch.amp, autocast=Autocast, is_autocast_available=_of_cpu(is_autocast_available)
             ),
             mock.patch("torch.autograd._engine_run_backward", _run_backward),
+            mock.patch("torch.utils.swap_tensors", _swap_tensors),
             _Operations(computed),
             _Calls(),
         ):
             yield computed
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def _swap_tensors(parameter: Tensor, moved: Tensor) -> None:
+    """Make the parameter its moved copy, as `Module.to` does. Its attributes stay, as with CUDA."""
+    kept = {name: value for name, value in vars(parameter).items() if name not in ATTRIBUTES}
+    swap_tensors(parameter, moved)
+    vars(parameter).update(kept)
 
 
 class _Operations(TorchDispatchMode):

@@ -4,8 +4,9 @@ mixes devices, and the results match the CPU's.
 New optimizers, schedulers, precisions and switches are covered automatically.
 `test_nothing_is_left_out` fails for anything else that is new."""
 
+import itertools
 import typing
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import cache, partial
@@ -30,12 +31,14 @@ from transformers import (
 )
 
 from tests.trainer.fake_device import CPU, DEVICE, fake_device
-from trainer import families, toy
+from trainer import families, toy, weights
 from trainer.__main__ import COMMANDS
 from trainer.cli.commands import Demo, Priors, Runs, Sample
 from trainer.cli.evaluation_commands import Compare, Score
+from trainer.cli.planning_command import PlanTable
 from trainer.evaluation import encoders
 from trainer.families import FAMILIES
+from trainer.families.base import ModelFamily
 from trainer.families.embedding import PLACEHOLDER_KEY
 from trainer.loop import train
 from trainer.methods.base import Method
@@ -295,6 +298,61 @@ def test_only_what_steps_need_is_on_the_device(config, run, monkeypatch, method,
     assert places == [[{DEVICE}, {CPU}, {text_encoder}]] * config.steps
 
 
+@pytest.mark.parametrize(
+    ("method", "at_steps"),
+    [
+        (FullFineTune(), {"unet"}),
+        (FullFineTune(train_text_encoder=True), {"unet", "text_encoders"}),
+        (METHODS[TextualInversion], {"unet", "text_encoders"}),
+    ],
+    ids=["U-Net", "text encoder", "textual inversion"],
+)
+def test_networks_are_on_the_device_only_while_they_work(
+    config, run, monkeypatch, method, at_steps
+):
+    """Before the first step the U-Net stays away from photos and prompts. A frozen text encoder
+    does not come back after it."""
+    found: dict[tuple[str, bool], list[set[str]]] = defaultdict(list)
+    for family, call in itertools.product(
+        FAMILIES, ("encode_pixels", "encode_captions", "predict", "decode_latents")
+    ):
+        monkeypatch.setattr(family, call, watched(getattr(family, call), found))
+    if isinstance(method, FullFineTune):
+        prior = PriorConfig(
+            weight=1.0, prompt="a dog", num_images=1, sampling=SamplingConfig(steps=1)
+        )
+        config = replace(config, prior=prior)
+    run(replace(config, preview=previews(steps=1)), method)
+    assert found["predict", True]
+    drawing = {"unet", "vae"}
+    allowed = {
+        ("encode_pixels", False): [{"vae"}],
+        ("encode_captions", False): [{"text_encoders"}, at_steps],  # at_steps: of previews
+        ("encode_captions", True): [at_steps],
+        ("predict", False): [drawing, drawing | at_steps],
+        ("predict", True): [at_steps],
+        ("decode_latents", False): [drawing, drawing | at_steps],
+    }
+    assert {call for call, places in found.items() if all(p in allowed[call] for p in places)} == {
+        *found
+    }
+
+
+def watched(call: Callable[..., Any], found: dict[tuple[str, bool], list[set[str]]]) -> Any:
+    """Notes, for each call and whether it is part of a step, which networks are on the device."""
+
+    def watching(model: ModelFamily, *args: Any) -> Any:
+        places = {
+            name
+            for name in ("unet", "vae", "text_encoders")
+            if {p.device for p in getattr(model, name).parameters()} == {DEVICE}
+        }
+        found[call.__name__, torch.is_grad_enabled()].append(places)
+        return call(model, *args)
+
+    return watching
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_image_encoders(encoder, kind):
     folder = encoder(kind)
@@ -345,6 +403,18 @@ def test_sample(config, embedding, computed, tmp_path):
     ).run()
     assert len(list(tmp_path.glob("*.png"))) == 4
     assert computed[aten.convolution.default] > 0
+
+
+def test_networks_do_not_move_for_each_batch_or_scheduler(config, monkeypatch, tmp_path):
+    moves, move = [], weights.move
+    monkeypatch.setattr(weights, "move", lambda *args: moves.append(args[1]) or move(*args))
+    sampling = SamplingConfig(steps=1, batch_size=1)
+    shared = {"prompts": ("a dog", "a cat", "a cup"), "sampling": sampling, "device": DEVICE.type}
+    for schedulers in [("DDIM",), ("DDIM", "Euler", "UniPC")]:
+        moves.clear()
+        Sample(checkpoint=config.base, folder=tmp_path, schedulers=schedulers, **shared).run()
+        # U-Net and VAE once, the text encoder once for each scheduler, and back.
+        assert moves.count(DEVICE) == moves.count(CPU) == 2 + len(schedulers)
 
 
 def test_priors(config, computed, tmp_path):
@@ -402,8 +472,9 @@ def test_nothing_is_left_out():
         if "method" in typing.get_type_hints(command)
     }
     assert set(methods) == set(METHODS)
-    # The demo trains and draws with the embedded model; `runs` only lists and deletes files.
-    others = {Sample, Priors, Compare, Score, Demo, Runs}
+    # The demo trains and draws with the embedded model; `runs` only lists and deletes files, and
+    # `plan` only counts.
+    others = {Sample, Priors, Compare, Score, Demo, Runs, PlanTable}
     assert set(COMMANDS.values()) == {*methods.values(), *others}
     assert {*encoders.CLIP_TYPES, *encoders.DINO_TYPES} == set(ENCODERS)
     named = {*switches(TrainingConfig), *NUMBERS, *COVERED_ELSEWHERE}

@@ -79,3 +79,20 @@ def test_a_wrong_device_is_one_line_on_the_command_line(computer, caplog, tmp_pa
 def test_this_computers_devices_can_be_used():
     for name in hardware._available():
         assert torch.zeros(1, device=find_device(name)).item() == 0
+
+
+def test_tensors_move_to_nvidia_cards_from_pinned_memory_without_waiting(monkeypatch):
+    moves = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: moves.append("pin") or tensor)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, *where, **how: moves.append((where, how)) or tensor
+    )
+    numbers = torch.ones(3)
+    for name in ("cuda", "cpu", "mps"):
+        hardware.move(numbers, torch.device(name))
+    assert moves == [
+        "pin",
+        ((torch.device("cuda"),), {"non_blocking": True}),
+        ((torch.device("cpu"),), {}),
+        ((torch.device("mps"),), {}),
+    ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import signal
@@ -179,3 +180,26 @@ def test_a_second_ctrl_c_stops_the_run_so_that_it_can_be_resumed(
     assert "Stopped after step 2. Run the same again to resume from there." in caplog.messages
     assert len(list((tmp_path / "out" / "runs").glob("*/states/*.pt"))) == 1
     assert not (tmp_path / "out" / "dog.safetensors").exists()
+
+
+def test_a_run_is_planned_and_found_again(tiny_checkpoint, photos, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("trainer.planning.plan.FULL_WIDTH", 32)
+    caplog.set_level(logging.INFO)
+    command = [
+        "train", "--base", str(tiny_checkpoint), "--dataset.photos", str(photos),
+        "--dataset.prompt", "a photo of sks dog", "--output.folder", str(tmp_path / "out"),
+        "--steps", "2", "--batch-size", "2", "--device", "cpu", "--vram",
+    ]  # fmt: skip
+    assert main([*command, "8"]) == 0
+    (plan,) = [text for text in caplog.messages if text.startswith("Memory: ")]
+    assert "of 7.3 GB usable. Chosen so that it fits: precision bf16 (" in plan
+    caplog.clear()
+    assert main([*command, "6"]) == 0
+    assert any(text.startswith("Found ") for text in caplog.messages)
+    caplog.clear()
+    assert main([*command, "8", "--precision", "fp32"]) == 0
+    assert not any("precision bf16" in text for text in caplog.messages)
+    assert main([*command, "lots"]) == 1
+    assert caplog.messages[-1] == (
+        "vram must be auto, off or a number of GB such as 8, got 'lots'."
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from tests.trainer.fake_device import COPYING, DEVICE, fake_device
 from trainer.noise import NoiseSchedule, draw_noise, min_snr_weights, squared_errors
 
 TIMESTEPS = torch.tensor([0, 17, 500, 999])
@@ -71,3 +72,19 @@ def test_squared_errors_are_per_example_and_fp32():
     errors = squared_errors(prediction, target)
     assert errors.dtype == torch.float32
     assert errors.tolist() == [2.5, 5.0]
+
+
+def test_the_schedule_is_copied_to_a_device_once():
+    schedule = pair(True)[0]
+    latents, noise = tensors()
+    expected = schedule.target(latents, noise, TIMESTEPS)
+    with fake_device() as computed:
+        latents, noise, timesteps = (t.to(DEVICE) for t in (latents, noise, TIMESTEPS))
+        copies = [sum(computed[copying] for copying in COPYING)]
+        for _ in range(2):
+            schedule.add_noise(latents, noise, timesteps)
+            found = schedule.target(latents, noise, timesteps)
+            min_snr_weights(schedule, timesteps, 5.0)
+            copies.append(sum(computed[copying] for copying in COPYING))
+        assert copies == [copies[0], copies[0] + 1, copies[0] + 1]
+        assert torch.equal(found.cpu(), expected)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.precision import DTYPES, autocast, cast_frozen_weights, check, decoding, grad_scaler
+from trainer.precision import DTYPES, autocast, check, decoding, frozen_dtypes, grad_scaler
 from trainer.settings.config import Precision
 
 CPU = torch.device("cpu")
@@ -23,6 +23,15 @@ def test_matrix_products_use_the_precision(precision, dtype):
     with autocast(precision, CPU):
         assert (matrix @ matrix).dtype == dtype
     assert matrix.dtype == torch.float32
+
+
+def test_casts_of_trained_weights_are_kept_where_they_are_used_several_times():
+    weights = torch.eye(4, requires_grad=True)
+    for keeps_casts in (True, False):
+        with autocast("bf16", CPU, keeps_casts=keeps_casts):
+            products = [weights @ weights.detach() for _ in range(2)]
+            casts = {product.grad_fn.next_functions[0][0] for product in products}
+        assert len(casts) == (1 if keeps_casts else 2)
 
 
 def test_every_precision_of_the_settings_has_its_dtype():
@@ -96,6 +105,8 @@ def test_fp16_decodes_in_fp32_on_a_device_without_bf16(cards, monkeypatch):
 def test_frozen_layers_are_cast_and_norms_and_embeddings_stay_fp32():
     network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 8))
     network.append(nn.Embedding(5, 8)).append(nn.LayerNorm(8))
-    cast_frozen_weights(network, "bf16")
-    cast = [parameter.dtype == torch.bfloat16 for parameter in network.parameters()]
+    dtypes = frozen_dtypes(network, "bf16")
+    assert list(dtypes) == [name for name, _ in network.named_parameters()]
+    cast = [dtype == torch.bfloat16 for dtype in dtypes.values()]
     assert cast == [True, True, False, False, True, True, False, False, False]
+    assert frozen_dtypes(network[0], "fp16") == dict.fromkeys(["weight", "bias"], torch.float16)

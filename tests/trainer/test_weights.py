@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.fake_device import CPU, DEVICE, fake_device
 from trainer import weights
 
 FORMATS = {"24 bit": 2**-16, "bf16": 2**-8}
@@ -113,3 +114,22 @@ def test_swapped_weights_keep_every_bit():
     assert torch.equal(weights.value(second), before[0])  # a copy has a rest in any case
     weights.swap(second, average)
     assert torch.equal(weights.value(second), before[1])
+
+
+@pytest.mark.parametrize("rests", [None, CPU])
+def test_rests_move_with_their_module_or_stay_in_main_memory(rests):
+    layer = nn.Linear(128, 64)
+    values = numbers()
+    layer.weight.data = values.clone()
+    weights.store(layer.weight, "24 bit")
+    expected = weights.value(layer.weight)
+    with fake_device():
+        weight = layer.weight
+        weights.move(layer, DEVICE, rests)
+        assert layer.weight is weight
+        assert (weight.device, layer.bias.device) == (DEVICE, DEVICE)
+        assert weights.rest_of(weight).device == (rests or DEVICE)
+        assert torch.equal(weights.value(weight).cpu(), expected)
+        weights.move(layer, CPU)
+        assert weights.rest_of(weight).device == CPU
+    assert torch.equal(weights.value(weight), expected)

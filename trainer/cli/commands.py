@@ -18,6 +18,7 @@ from .. import families, precision, toy
 from ..evaluation import encoders
 from ..evaluation.plots import loss_curve
 from ..families.embedding import require_in_use
+from ..families.networks import NumberFormats
 from ..hardware import find_device
 from ..loop import TrainingResult, train
 from ..methods.base import Method
@@ -62,6 +63,13 @@ class _Training(Shared):
     """If the same run exists: return its result, or resume it if it is unfinished (reuse); also
     resume a run that was finished early, and never start a new one (resume); start over (retrain).
     """
+    vram: str = "auto"
+    """Memory of the graphics card that the run may use. auto: what is free, on an NVIDIA card; 6,
+    8, 12 and so on: that of a card with so many GB. Precision, weights, optimizer, checkpointing
+    and batch size are then chosen so that the run fits; settings that you set stay. off: nothing
+    is chosen."""
+    given: tyro.conf.Fixed[frozenset[str]] = frozenset()
+    """Dotted names of the settings that flags and the settings file set."""
 
     def run(self) -> None:
         self._log_settings()
@@ -78,6 +86,8 @@ class _Training(Shared):
                 runs=self.runs or config.output.folder / "runs",
                 on_existing=self.on_existing,
                 load_encoder=partial(encoders.load, judge, device) if judge else None,
+                vram=self.vram,
+                given=self.given,
             )
         _log_result(result)
         if result.scores:
@@ -136,7 +146,8 @@ class Priors(Shared):
     def run(self) -> None:
         device = find_device(self.device)
         precision.check(self.precision, device)
-        model = families.load(toy.resolve(self.base), device, options=self.options)
+        formats = NumberFormats(precision=self.precision)
+        model = families.load(toy.resolve(self.base), device, options=self.options, formats=formats)
         resolution = self.resolution or model.native_resolution
         with TerminalObserver() as observer, precision.autocast(self.precision, device):
             made = make_class_images(
@@ -173,17 +184,23 @@ class Sample(Shared):
         precision.check(self.precision, device)
         if self.embedding:
             require_in_use(self.embedding, [*self.prompts, *self.sampling.negative_prompts])
-        model = families.load(toy.resolve(self.checkpoint), device, self.embedding, self.options)
+        formats = NumberFormats(precision=self.precision)
+        model = families.load(
+            toy.resolve(self.checkpoint), device, self.embedding, self.options, formats
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
-        for scheduler in self.schedulers or (self.sampling.scheduler,):
-            sampling = dataclasses.replace(self.sampling, scheduler=scheduler)
-            with TerminalObserver() as observer, precision.autocast(self.precision, device):
-                images = sample(model, self.prompts, sampling, size=self.size, observer=observer)
-            for index, image in enumerate(images):
-                name = f"{scheduler} {index:03d}.png".replace(" ", "_")
-                (path,) = new_names(self.folder, name)
-                Image.fromarray(image).save(path)
-                logging.info("Wrote %s", path)
+        with model.on_device(model.unet), model.on_device(model.vae):
+            for scheduler in self.schedulers or (self.sampling.scheduler,):
+                sampling = dataclasses.replace(self.sampling, scheduler=scheduler)
+                with TerminalObserver() as observer, precision.autocast(self.precision, device):
+                    images = sample(
+                        model, self.prompts, sampling, size=self.size, observer=observer
+                    )
+                for index, image in enumerate(images):
+                    name = f"{scheduler} {index:03d}.png".replace(" ", "_")
+                    (path,) = new_names(self.folder, name)
+                    Image.fromarray(image).save(path)
+                    logging.info("Wrote %s", path)
 
 
 @dataclass(frozen=True, kw_only=True)

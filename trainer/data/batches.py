@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import hardware
 from ..families.base import Framing
 from ..noise import NUM_TIMESTEPS, draw_noise
 from ..settings.config import TrainingConfig
@@ -44,11 +45,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
-            self.latents.to(device),
-            self.noise.to(device),
-            self.timesteps.to(device),
-            self.weights.to(device),
-            self.is_prior.to(device),
+            hardware.move(self.latents, device),
+            hardware.move(self.noise, device),
+            hardware.move(self.timesteps, device),
+            hardware.move(self.weights, device),
+            hardware.move(self.is_prior, device),
             self.captions,
             self.framings,
         )
@@ -98,6 +99,12 @@ class BatchStream(Iterator[list[Batch]]):
         for draw in draws:
             groups.setdefault(draw.latents.shape, []).append(draw)
         return [_join(group) for group in groups.values()]
+
+    @property
+    def images_per_step(self) -> int:
+        """The number of photos and class images of an optimizer step."""
+        photos = self._config.batch_size * self._config.gradient_accumulation
+        return photos + self._class_images_per_step
 
     @property
     def captions(self) -> list[tuple[str, Framing]]:

@@ -65,21 +65,22 @@ def encode_examples(
     background = parse_color(dataset.background)
     latents: dict[Example, CachedLatents] = {}
     enlarged: dict[Path, None] = {}
-    for done, example in enumerate(examples, start=1):
-        image = read_image(example.path, background)
-        size: Size = (resolution, resolution)
-        if dataset.buckets:
-            size = choose_size(image.width, image.height, resolution, step)
-        if not dataset.allow_upscaling:
-            require_size(example.path, image, size)
-        elif is_smaller(image, size):
-            enlarged[example.path] = None
-        is_random = dataset.crop == "random"
-        position = draw_crop_position(example.path, seed) if is_random else CENTER
-        pixels, framing = fit(image, size, position=position, mirrored=example.mirrored)
-        del image  # it may be large, and the next one is read before this name is bound again
-        latents[example] = _encode(pixels, framing, model)
-        observer.on_progress("Encoding photos", done, len(examples))
+    with model.on_device(model.vae):
+        for done, example in enumerate(examples, start=1):
+            image = read_image(example.path, background)
+            size: Size = (resolution, resolution)
+            if dataset.buckets:
+                size = choose_size(image.width, image.height, resolution, step)
+            if not dataset.allow_upscaling:
+                require_size(example.path, image, size)
+            elif is_smaller(image, size):
+                enlarged[example.path] = None
+            is_random = dataset.crop == "random"
+            position = draw_crop_position(example.path, seed) if is_random else CENTER
+            pixels, framing = fit(image, size, position=position, mirrored=example.mirrored)
+            del image  # it may be large, and the next one is read before this name is bound again
+            latents[example] = _encode(pixels, framing, model)
+            observer.on_progress("Encoding photos", done, len(examples))
     if enlarged:
         logger.warning(
             "Images smaller than the training resolution %d were enlarged, which softens them "

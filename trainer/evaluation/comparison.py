@@ -15,6 +15,7 @@ from PIL import Image
 
 from .. import families, precision
 from ..families.embedding import require_in_use
+from ..families.networks import NumberFormats
 from ..observer import Observer
 from ..sampling import schedulers
 from ..sampling.sampler import sample
@@ -153,21 +154,25 @@ def compare(
     cut_prompts: set[str] = set()
     for candidate in axes.candidates:
         observer.on_load(candidate.path)
-        model = families.load(candidate.path, device, candidate.embedding, candidate.options)
+        model = families.load(
+            candidate.path, device, candidate.embedding, candidate.options,
+            NumberFormats(precision=number_format),
+        )  # fmt: skip
         model.tokenizer.reported = cut_prompts  # each is reported once, not once per candidate
         size = (size[0] or model.native_resolution, size[1] or model.native_resolution)
-        for scheduler, steps in itertools.product(axes.schedulers, axes.steps):
-            setting = replace(sampling, scheduler=scheduler, steps=steps)
-            with precision.autocast(number_format, device):
-                images = sample(model, axes.prompts, setting, size=size, observer=observer)
-            row = Row(
-                label=axes.label(candidate, scheduler, steps),
-                candidate=candidate,
-                scheduler=scheduler,
-                steps=steps,
-                images=images,
-                scores=image_scorer.score(images) if image_scorer else None,
-            )
-            rows.append(row)
+        with model.on_device(model.unet), model.on_device(model.vae):
+            for scheduler, steps in itertools.product(axes.schedulers, axes.steps):
+                setting = replace(sampling, scheduler=scheduler, steps=steps)
+                with precision.autocast(number_format, device):
+                    images = sample(model, axes.prompts, setting, size=size, observer=observer)
+                row = Row(
+                    label=axes.label(candidate, scheduler, steps),
+                    candidate=candidate,
+                    scheduler=scheduler,
+                    steps=steps,
+                    images=images,
+                    scores=image_scorer.score(images) if image_scorer else None,
+                )
+                rows.append(row)
         del model  # before the next one is loaded
     return Comparison(prompts=axes.prompts, rows=rows)

@@ -230,7 +230,7 @@ def _load_clip_file(source: CheckpointFile) -> Any:
         lambda names: {name: name for name in names},
     )
     network.require_tensors(source)
-    network.read_tensors(source, torch.device("cpu"))
+    network.read_tensors(source)
     return network.module
 
 

@@ -15,6 +15,7 @@ from .embedding import Embedding
 from .files import CheckpointFile
 from .kinds import describe, scale_of_quantized
 from .layouts import VAE
+from .networks import FP32, NumberFormats
 from .sd1 import SD1
 from .vae_file import open_vae
 
@@ -27,10 +28,12 @@ def load(
     device: torch.device,
     embedding: Path | None = None,
     options: ModelOptions = DEFAULT_OPTIONS,
+    formats: NumberFormats = FP32,
 ) -> ModelFamily:
-    """Load a checkpoint in fp32, frozen, on the device. `embedding` is the file of a textual
-    inversion whose placeholder captions may then contain. Raises FileNotFoundError or ValueError if
-    a file cannot be used, before any weight is read."""
+    """Load a checkpoint into main memory, frozen, with its weights in these formats, to compute on
+    the device. `embedding` is the file of a textual inversion whose placeholder captions may then
+    contain. Raises FileNotFoundError or ValueError if a file cannot be used, before any weight is
+    read."""
     source = CheckpointFile(path)
     if options.prediction_type != "auto":
         source.overrides["prediction_type"] = options.prediction_type
@@ -41,7 +44,7 @@ def load(
         replacement = open_vae(options.vae)
         source.replace_vae(replacement, VAE)
         source.overrides["vae_sha256"] = replacement.sha256()
-    model = family.load(source, device, options.prediction_type, chosen)
+    model = family.load(source, device, options.prediction_type, chosen, formats)
     if textual_inversion:
         model.add_embedding(textual_inversion)
     return model

@@ -14,17 +14,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import weights
 from ..noise import NoiseSchedule
 from ..settings.config import PredictionType
-from .compilation import compile_network
+from .compilation import compile_blocks
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
+from .networks import FP32, Network, NumberFormats
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11's, and only type checkers read it
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from .constants import Constants
+
+MAIN_MEMORY = torch.device("cpu")
 
 
 MODEL_OF = {
@@ -72,6 +78,8 @@ class ModelFamily(ABC):
     """The value of `ss_base_model_version` in metadata: "sd_v1"."""
     uses_framing: ClassVar[bool] = False
     """Whether the result of `encode_captions` depends on the framings."""
+    device: torch.device
+    """Where the model computes. Its networks are in main memory, except while they are at work."""
     source: CheckpointFile
     """The checkpoint file. Weights that are not trained are copied from it, bit for bit."""
     unet: UNet2DConditionModel
@@ -103,9 +111,18 @@ class ModelFamily(ABC):
         device: torch.device,
         prediction_type: PredictionType = "auto",
         clip_skip: int = 1,
+        formats: NumberFormats = FP32,
     ) -> Self:
-        """The model in fp32, frozen and in eval mode. Raises ValueError, before any weight is read,
-        if the file lacks something."""
+        """The model, frozen, in eval mode and in main memory. Raises ValueError, before any weight
+        is read, if the file lacks something."""
+
+    @classmethod
+    @abstractmethod
+    def plan_networks(
+        cls, source: CheckpointFile, constants: Constants, clip_skip: int
+    ) -> dict[str, Network]:
+        """The networks "unet", "vae" and "text_encoder" of a checkpoint, built without weights.
+        Raises ValueError if the file lacks one of them or its layout cannot be read."""
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +150,8 @@ class ModelFamily(ABC):
     @abstractmethod
     def file_tensors(self, part: str) -> dict[str, Tensor]:
         """The current parameters of one of `parts`, under their names and in their shapes in the
-        checkpoint file. Views, on the model's device."""
+        checkpoint file. Views, in the number format of memory: `trainer/weights.py` tells their
+        values."""
 
     def add_embedding(self, embedding: Embedding) -> dict[str, nn.Parameter]:
         """Replace a placeholder by its vectors in all captions from now on. Returns the vectors,
@@ -179,42 +197,44 @@ class ModelFamily(ABC):
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
-            # transformers only checkpoints in training mode. That changes nothing else, because
-            # these networks have no dropout.
-            self.unet.train().enable_gradient_checkpointing()
-            encoder: Any  # nn.ModuleList does not know transformers' class
-            for encoder in self.text_encoders:
-                encoder.train()
-                if hasattr(encoder, "activation_checkpointing_enable"):  # transformers 5's name
-                    encoder.activation_checkpointing_enable({"use_reentrant": False})
-                else:
-                    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            for network in (self.unet, *self.text_encoders):
+                enable_checkpointing(network)
         if compiled:
-            compile_network(self.unet)
+            compile_blocks(self.unet)
 
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:
-        """Move one of the model's modules to the model's device, and back afterwards."""
-        previous = next(module.parameters()).device
+        """Bring one of the model's networks to the model's device, and back to main memory
+        afterwards. A network that is on the device already stays there."""
+        is_away = next(module.parameters()).device.type != self.device.type
         try:
-            module.to(self.device)
+            if is_away:
+                weights.move(module, self.device)
             yield
         finally:
-            module.to(previous)
+            if is_away:
+                weights.move(module, MAIN_MEMORY)
 
     @property
     def path(self) -> Path:
         return self.source.path
 
     @property
-    def device(self) -> torch.device:
-        """The U-Net's device. The VAE and the text encoders may be on the CPU meanwhile."""
-        device: torch.device = next(self.unet.parameters()).device
-        return device
-
-    @property
     def latent_channels(self) -> int:
         return int(self.unet.config.in_channels)
+
+
+def enable_checkpointing(network: Any) -> None:
+    """Recompute the activations of a U-Net or text encoder in the backward pass."""
+    # transformers only checkpoints in training mode. That changes nothing else, because these
+    # networks have no dropout.
+    network.train()
+    if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
+        network.enable_gradient_checkpointing()
+    elif hasattr(network, "activation_checkpointing_enable"):  # transformers 5's name
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _require_same_encoders(embedding: Embedding, names: set[str], model: ModelFamily) -> None:

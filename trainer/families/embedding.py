@@ -4,10 +4,10 @@ Shapes: N vectors, B batch, L tokens, D width."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from .files import EMBEDDING, CheckpointFile
 from .kinds import AN_EMBEDDING, UNKNOWN, describe
 from .tokenizer import can_be_placeholder, check_placeholder, has_placeholder
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11's, and only type checkers read it
 
 PLACEHOLDER_KEY = "dreambooth.placeholder"
 """The metadata key of the placeholder that the vectors were trained for."""
@@ -117,21 +120,29 @@ class TokenTable(nn.Module):
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.weight = table.weight
-        self._learned: list[nn.Parameter] = []  # a plain list, which nn.Module does not register
+        self._learned = (nn.ParameterList(),)  # in a tuple, so that nn.Module does not register it
 
     def add(self, vectors: Tensor) -> tuple[list[int], nn.Parameter]:
         """Add vectors [N, D]. Returns their ids, and the frozen parameter that holds them."""
         parameter = nn.Parameter(vectors.to(self.weight.device, torch.float32, copy=True), False)
-        first = len(self.weight) + sum(map(len, self._learned))
-        self._learned.append(parameter)
+        (learned,) = self._learned
+        first = len(self.weight) + sum(map(len, learned))
+        learned.append(parameter)
         return list(range(first, first + len(vectors))), parameter
 
     def forward(self, ids: Tensor) -> Tensor:
         """The vectors [B, L, D] of ids [B, L]."""
         last = len(self.weight) - 1
-        hidden = nn.functional.embedding(ids.clamp(max=last), self.weight)
-        if not self._learned:
+        # The weight may be in bf16; what is added to the vectors needs the accuracy of fp32.
+        hidden = nn.functional.embedding(ids.clamp(max=last), self.weight).float()
+        (learned,) = self._learned
+        if not len(learned):
             return hidden
-        learned = torch.cat(cast("list[Tensor]", self._learned))
-        new = nn.functional.embedding((ids - last - 1).clamp(min=0), learned)
-        return torch.where((ids > last).unsqueeze(-1), new.to(hidden.dtype), hidden)
+        new = nn.functional.embedding((ids - last - 1).clamp(min=0), torch.cat(list(learned)))
+        return torch.where((ids > last).unsqueeze(-1), new, hidden)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """How nn.Module moves its parameters. Those of the placeholders move with them."""
+        for learned in self._learned:
+            learned._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

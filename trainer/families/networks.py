@@ -7,17 +7,35 @@ The `plan_*` functions raise ValueError if the layout cannot be read or the cons
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import precision, weights
 from . import key_maps
 from .constants import CONSTANTS_KEY, Constants
 from .files import CheckpointFile
 from .layouts import TextLayout, UNetLayout, VaeLayout
 
 CLIP_VOCABULARY = 49408
+
+
+@dataclass(frozen=True, slots=True)
+class NumberFormats:
+    """The number formats in which a model's weights are kept in memory. The VAE's are fp32."""
+
+    precision: str = "fp32"
+    """That of the computation, in which frozen weights are kept, except those that it uses in fp32.
+    """
+    weights: str = "fp32"
+    """That of weights to train; see `trainer/weights.py`."""
+    trained: frozenset[str] = frozenset()
+    """The names of the parts to train, such as "unet"."""
+
+
+FP32 = NumberFormats()
 
 
 class Network:
@@ -43,22 +61,31 @@ class Network:
                     "The file is damaged: download it again, or choose another."
                 )
 
-    def read_tensors(self, source: CheckpointFile, device: torch.device) -> None:
-        """Fill the module with fp32 copies of the file's tensors, frozen and in eval mode. Raises
-        ValueError if a weight is NaN or infinite."""
+    def read_tensors(
+        self, source: CheckpointFile, part: str = "", formats: NumberFormats = FP32
+    ) -> None:
+        """Fill the module with copies of the file's tensors, frozen, in eval mode and in main
+        memory. They are in fp32, or in the formats for one of the model's parts. No more than one
+        weight at a time is converted. Raises ValueError if a weight is NaN or infinite."""
+        is_trained = part in formats.trained
+        used = "fp32" if is_trained or not part else formats.precision
+        dtypes = precision.frozen_dtypes(self.module, used)
         tensors = {}
         for name, tensor in self.module.state_dict().items():
             key = self.file_names[name]
             # Always a copy: writing to a memory-mapped tensor could change the user's file.
-            copy = source.tensor(key).to(device, torch.float32, copy=True)
+            copy = source.tensor(key).to(torch.float32, copy=True)
             _refuse_not_finite(source, key, copy)
-            tensors[name] = copy.view(tensor.shape)
+            copy = copy.view(tensor.shape).to(dtypes[name])
+            tensors[name] = nn.Parameter(copy, requires_grad=False)
+            if is_trained:
+                weights.store(tensors[name], formats.weights)
         self.module.load_state_dict(tensors, assign=True)
         for module in self.module.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 # The only buffer, which transformers fills with position numbers.
                 assert name == "position_ids", name
-                module.position_ids = torch.arange(buffer.shape[-1], device=device)[None]
+                module.position_ids = torch.arange(buffer.shape[-1])[None]
         self.module.requires_grad_(False).eval()
 
 

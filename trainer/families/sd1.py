@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import hardware, weights
 from ..noise import NoiseSchedule
 from ..settings.config import PredictionType
 from . import key_maps
@@ -20,7 +21,8 @@ from .embedding import TokenTable
 from .files import CheckpointFile
 from .kinds import has_linear_projections
 from .layouts import UNET, VAE
-from .networks import Network, plan_text_encoder, plan_unet, plan_vae
+from .networks import FP32, Network, NumberFormats, plan_text_encoder, plan_unet, plan_vae
+from .tiles import Tiles
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -43,8 +45,10 @@ class SD1(ModelFamily):
         source: CheckpointFile,
         constants: Constants,
         networks: dict[str, Network],
+        device: torch.device,
         clip_skip: int = 1,
     ) -> None:
+        self.device = device
         self.source = source
         self.clip_skip = clip_skip
         self.constants = constants
@@ -54,6 +58,7 @@ class SD1(ModelFamily):
         )
         self.native_resolution = constants.resolution
         self.latent_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self._tiles = Tiles(self.vae, self.latent_factor)
         self._text_encoder: Any = networks["text_encoder"].module
         self.text_encoders = nn.ModuleList([self._text_encoder])
         self._token_table = TokenTable(self._text_encoder.get_input_embeddings())
@@ -82,34 +87,48 @@ class SD1(ModelFamily):
         device: torch.device,
         prediction_type: PredictionType = "auto",
         clip_skip: int = 1,
+        formats: NumberFormats = FP32,
     ) -> Self:
-        _require_all_parts(source)
         constants = Constants.read(source, prediction_type)
-        prefix = TEXT if any(key.startswith(TEXT) for key in source.shapes) else TEXT_WITHOUT_MODEL
         vae = source.vae or source
-        networks = {
-            "unet": plan_unet(source, constants),
-            "vae": plan_vae(vae, constants),
-            "text_encoder": plan_text_encoder(source, constants, prefix, clip_skip),
-        }
+        networks = cls.plan_networks(source, constants, clip_skip)
         for part, network in networks.items():
             network.require_tensors(vae if part == "vae" else source)
         _require_same_latents(source, networks)
         _refuse_unknown_unet_weights(source, networks["unet"])
-        for part, network in networks.items():
-            network.read_tensors(vae if part == "vae" else source, device)
-        return cls(source, constants, networks, clip_skip)
+        networks["vae"].read_tensors(vae)
+        for part in ("unet", "text_encoder"):
+            networks[part].read_tensors(source, part, formats)
+        return cls(source, constants, networks, device, clip_skip)
+
+    @classmethod
+    def plan_networks(
+        cls, source: CheckpointFile, constants: Constants, clip_skip: int
+    ) -> dict[str, Network]:
+        _require_all_parts(source)
+        prefix = TEXT if any(key.startswith(TEXT) for key in source.shapes) else TEXT_WITHOUT_MODEL
+        return {
+            "unet": plan_unet(source, constants),
+            "vae": plan_vae(source.vae or source, constants),
+            "text_encoder": plan_text_encoder(source, constants, prefix, clip_skip),
+        }
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.vae.encode(pixels).latent_dist
+        height, width = (side // self.latent_factor for side in pixels.shape[2:])
+        latents = self._tiles.where_needed(
+            lambda: self.vae.encode(pixels).latent_dist, "encode", height, width
+        )
         return latents.mean * self.constants.latent_scale, latents.std * self.constants.latent_scale
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self.vae.decode(latents / self.constants.latent_scale).sample
-        return pixels
+        def decode() -> Tensor:
+            pixels: Tensor = self.vae.decode(latents / self.constants.latent_scale).sample
+            return pixels
+
+        return self._tiles.where_needed(decode, "decode", *latents.shape[2:])
 
     def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning:
-        ids = self.tokenizer.encode(captions).to(self.device)
+        ids = hardware.move(self.tokenizer.encode(captions), self.device)
         return Conditioning(self._text_encoder(ids).last_hidden_state)
 
     def token_tables(self) -> dict[str, TokenTable]:
@@ -124,7 +143,7 @@ class SD1(ModelFamily):
     def file_tensors(self, part: str) -> dict[str, Tensor]:
         names = self._file_names[part]
         return {
-            names[name]: parameter.detach().view(self.source.shapes[names[name]])
+            names[name]: weights.view(parameter, self.source.shapes[names[name]])
             for name, parameter in self.parts()[part].named_parameters()
         }
 

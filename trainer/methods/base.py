@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from .. import weights
 from ..checkpoint import Original
 from ..data.examples import Example
 from ..families.base import ModelFamily
@@ -73,6 +72,16 @@ class Method(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    @property
+    def trained_parts(self) -> frozenset[str]:
+        """The names of the model's parts whose weights are trained, such as "unet"."""
+        ...
+
+    @property
+    def encodes_captions_at_each_step(self) -> bool:
+        """Whether text encodings change during training."""
+        ...
+
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         """The photos with the captions to train on. Photos without a caption of their own arrive
         with `prompt` as their caption. Raises ValueError for captions that the method cannot use.
@@ -92,11 +101,6 @@ class Method(Protocol):
         ...
 
 
-def thaw(module: nn.Module, format: str) -> list[nn.Parameter]:
-    """Convert the module's parameters to a format of weights in place, make them trainable, and
-    return them."""
-    parameters = list(module.parameters())
-    for parameter in parameters:
-        weights.store(parameter, format)
-        parameter.requires_grad_(True)
-    return parameters
+def thaw(module: nn.Module) -> list[nn.Parameter]:
+    """Make the module's parameters trainable, and return them."""
+    return list(module.requires_grad_(True).parameters())

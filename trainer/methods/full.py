@@ -49,6 +49,14 @@ class FullFineTune:
         if stop is not None and stop < 1:
             raise ValueError(f"text_encoder_stop_step must be 1 or more, got {stop}.")
 
+    @property
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset(("unet", "text_encoder") if self.train_text_encoder else ("unet",))
+
+    @property
+    def encodes_captions_at_each_step(self) -> bool:
+        return self.train_text_encoder or self.train_embedding
+
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         return list(photos)
 
@@ -81,14 +89,14 @@ def _require_placeholder_in_use(placeholder: str, photos: Sequence[Example]) -> 
 class _FullTrainable(Trainable):
     def __init__(self, options: FullFineTune, model: ModelFamily, config: TrainingConfig) -> None:
         self._model = model
-        self.trains_text_encoder = options.train_text_encoder or options.train_embedding
+        self.trains_text_encoder = options.encodes_captions_at_each_step
         modules, learning_rate = model.parts(), config.optimizer.learning_rate
-        self.parts = [Part("unet", thaw(modules["unet"], config.weights), learning_rate)]
+        self.parts = [Part("unet", thaw(modules["unet"]), learning_rate)]
         if options.train_text_encoder:
             self.parts.append(
                 Part(
                     "text_encoder",
-                    thaw(modules["text_encoder"], config.weights),
+                    thaw(modules["text_encoder"]),
                     options.text_encoder_learning_rate or learning_rate,
                     options.text_encoder_stop_step,
                 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .. import weights
 from ..data.examples import Example
 from ..families.base import ModelFamily
 from ..families.embedding import PLACEHOLDER_KEY, Embedding
@@ -116,6 +117,14 @@ class TextualInversion:
             raise ValueError(
                 f"templates must be one of {', '.join(TEMPLATES)}, got {self.templates!r}."
             )
+
+    @property
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def encodes_captions_at_each_step(self) -> bool:
+        return True
 
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         """Photos with their own caption keep it; the others get the templates, or with "captions"
@@ -246,7 +255,7 @@ class TrainableEmbedding:
 def _length_range(table: Tensor) -> tuple[float, float]:
     """The shortest and longest length allowed, from a table of token embeddings."""
     # On the CPU, because quantile needs both tensors on one device.
-    lengths = table.float().norm(dim=1).cpu()
+    lengths = weights.value(table).norm(dim=1).cpu()
     shortest, longest = lengths.quantile(torch.tensor(LENGTH_QUANTILES)).tolist()
     return shortest, longest
 

@@ -52,9 +52,10 @@ class WeightOptimizer:
         self._move_state(self._weight.device)
         self._optimizer.step()
         self._move_state(CPU)
+        self._shadow.grad = None
         if not self._shares_memory():
             weights.write(self._weight, self._shadow.data.view(self._weight.shape), generator)
-        self._shadow.data, self._shadow.grad = self._shadow.new_empty(0), None
+        self._shadow.data = self._shadow.new_empty(0)
 
     def state(self) -> dict[str, Any]:
         """The optimizer's state, for `load_state`."""

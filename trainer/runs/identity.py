@@ -22,6 +22,8 @@ from ..storage.hashing import sha256_of
 
 OLD_VERSION = "version of the trainer"
 """A fact of runs with numerics version 0: a hash of the source code, which is ignored now."""
+FILES = ("base model", "embedding", "vae", "photos", "class images")
+"""The facts about files."""
 _MISSING = object()
 
 
@@ -33,6 +35,10 @@ class Definition:
     """Settings by their dotted names, and hashes of files."""
     at_default: frozenset[str]
     """Names of the settings that have their default values."""
+
+    def with_settings(self, config: TrainingConfig, method: Method) -> Definition:
+        """The definition of a run on the same files with other settings."""
+        return _definition(config, method, {name: self.facts[name] for name in FILES})
 
     @property
     def identity(self) -> str:
@@ -61,17 +67,24 @@ def define(
 ) -> Definition:
     """The definition of a run. Hashes of files that are not set are "". `class_images` are
     the user's own; generated ones follow from the settings and the base model."""
+    files = {
+        "base model": base_sha256,
+        "embedding": embedding_sha256,
+        "vae": vae_sha256,
+        "photos": _digest([_content(example) for example in photos]),
+        "class images": _digest([_content(example) for example in class_images]),
+    }
+    return _definition(config, method, files)
+
+
+def _definition(config: TrainingConfig, method: Method, files: Mapping[str, Any]) -> Definition:
     method_name = f"method.{type(method).__name__}."
     settings = {**_values(config), **_values(method, method_name)}
     names = deciding(TrainingConfig) | deciding(type(method), method_name)
     facts = {
         **{name: settings[name] for name in settings if name in names - _unused(config)},
         "photos per step": config.batch_size * config.gradient_accumulation,
-        "base model": base_sha256,
-        "embedding": embedding_sha256,
-        "vae": vae_sha256,
-        "photos": _digest([_content(example) for example in photos]),
-        "class images": _digest([_content(example) for example in class_images]),
+        **files,
     }
     return Definition(facts, frozenset([*_at_default(config), *_at_default(method, method_name)]))
 

@@ -3,7 +3,7 @@ decides which runs are the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -13,10 +13,11 @@ from ..families.clip_skip import default_clip_skip
 from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
+from ..storage import json_files
 from ..storage.locks import locked
 from ..training.images import own_class_images
-from .identity import Hashes, define
-from .manifest import Manifest
+from .identity import Definition, Hashes, define
+from .manifest import MANIFEST, Manifest
 from .related_runs import RelatedRuns
 from .run import OnExisting, Run
 from .untracked_run import UntrackedRun
@@ -73,7 +74,33 @@ def _find(
     observer: Observer,
 ) -> Run:
     hashes = Hashes(runs / "hashes.json")
-    definition = define(
+    definition = _define(hashes, config, method, photos)
+    related = RelatedRuns(runs, definition, config)
+    manifest = Manifest(related.own_folder(), config, definition)
+    return Run(related, config, manifest, hashes=hashes, observer=observer)
+
+
+def statuses(
+    runs: Path | None, config: TrainingConfig, method: Method, photos: Sequence[Example]
+) -> Callable[[TrainingConfig], str]:
+    """A function that returns the status of the run with other settings on the same files:
+    UNFINISHED, FINISHED, or "" if there is none in `runs`."""
+    if runs is None:
+        return lambda other: ""
+    definition = _define(Hashes(runs / "hashes.json"), config, method, photos)
+
+    def status(other: TrainingConfig) -> str:
+        changed = definition.with_settings(_with_default_clip_skip(other), method)
+        folder = RelatedRuns(runs, changed, other).own_folder()
+        return str(json_files.read(folder / MANIFEST).get("status", ""))
+
+    return status
+
+
+def _define(
+    hashes: Hashes, config: TrainingConfig, method: Method, photos: Sequence[Example]
+) -> Definition:
+    return define(
         _with_default_clip_skip(config),
         method,
         base_sha256=hashes.sha256(config.base),
@@ -82,9 +109,6 @@ def _find(
         class_images=own_class_images(config, quiet=True),
         vae_sha256=hashes.sha256(config.vae) if config.vae else "",
     )
-    related = RelatedRuns(runs, definition, config)
-    manifest = Manifest(related.own_folder(), config, definition)
-    return Run(related, config, manifest, hashes=hashes, observer=observer)
 
 
 def _with_default_clip_skip(config: TrainingConfig) -> TrainingConfig:

@@ -24,41 +24,50 @@ from . import schedulers
 logger = logging.getLogger(__name__)
 
 
+Encoded = dict[str, Conditioning]
+"""The conditioning of prompts, each as a batch of one."""
+
+
 def sample(
     model: ModelFamily, prompts: Sequence[str], sampling: SamplingConfig, *,
     size: tuple[int, int] | None = None, observer: Observer | None = None,
+    encoded: Encoded | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
     """One image [H, W, 3] uint8 per prompt; image i uses `sampling.seed` + i. `size` is width and
-    height in pixels; None: the model's native resolution."""
+    height in pixels; None: the model's native resolution. `encoded`: the prompts whose conditioning
+    for this size is known; the others are added to it."""
     requests = [(prompt, sampling.seed + i) for i, prompt in enumerate(prompts)]
-    return list(sample_each(model, requests, sampling, size=size, observer=observer))
+    return list(
+        sample_each(model, requests, sampling, size=size, observer=observer, encoded=encoded)
+    )
 
 
 def sample_each(
     model: ModelFamily, requests: Sequence[tuple[str, int]], sampling: SamplingConfig, *,
     size: tuple[int, int] | None = None, observer: Observer | None = None,
+    encoded: Encoded | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Yield an image [H, W, 3] uint8 for each (prompt, seed), as soon as its batch is done.
     `sampling.seed` is not used. Raises ValueError for a size that the model cannot draw."""
     size = size or (model.native_resolution, model.native_resolution)
     _check_size(size, model.latent_factor)
-    encoded = _encode(model, {prompt for prompt, _ in requests} | {sampling.negative_prompt}, size)
-    batch_size = sampling.batch_size
-    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
-    for number, batch in enumerate(batches):
-        job = _Batch(
-            seeds=[seed for _, seed in batch],
-            conditional=Conditioning.stack([encoded[prompt] for prompt, _ in batch]),
-            unconditional=Conditioning.stack([encoded[sampling.negative_prompt]] * len(batch)),
-            number=number,
-            num_batches=len(batches),
-        )
-        with memory.explained(
-            f"while {len(batch)} images of {size[0]}x{size[1]} pixels were drawn at once",
+    encoded = {} if encoded is None else encoded
+    prompts = {prompt for prompt, _ in requests} | {sampling.negative_prompt}
+    encoded |= encode_prompts(model, prompts - encoded.keys(), size)
+    batches = _batches(requests, encoded, sampling)
+    with (
+        memory.explained(
+            f"while {min(sampling.batch_size, len(requests))} images of {size[0]}x{size[1]} pixels "
+            "were drawn at once",
             lambda: "Draw fewer at once (batch_size), or smaller ones.",
-        ):
-            images = _sample_batch(model, job, sampling, size=size, observer=observer or Observer())
-        yield from images
+        ),
+        model.on_device(model.unet),
+        model.on_device(model.vae),
+    ):
+        for batch in batches:
+            yield from _sample_batch(
+                model, batch, sampling, size=size, observer=observer or Observer()
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +79,23 @@ class _Batch:
     number: int
     """Counted from 0."""
     num_batches: int
+
+
+def _batches(
+    requests: Sequence[tuple[str, int]], encoded: Encoded, sampling: SamplingConfig
+) -> list[_Batch]:
+    starts = range(0, len(requests), sampling.batch_size)
+    return [
+        _Batch(
+            seeds=[seed for _, seed in batch],
+            conditional=Conditioning.stack([encoded[prompt] for prompt, _ in batch]),
+            unconditional=Conditioning.stack([encoded[sampling.negative_prompt]] * len(batch)),
+            number=number,
+            num_batches=len(starts),
+        )
+        for number, start in enumerate(starts)
+        for batch in [requests[start : start + sampling.batch_size]]
+    ]
 
 
 @torch.no_grad()
@@ -113,7 +139,7 @@ def _guided_prediction(
 def _decode(model: ModelFamily, latents: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] of latents [B, C, h, w]. One image at a time: the decoder's activations
     need many times the memory of the U-Net's."""
-    with model.on_device(model.vae), precision.decoding(model.device):
+    with precision.decoding(model.device):
         return torch.cat([model.decode_latents(one[None]).float() for one in latents])
 
 
@@ -129,10 +155,10 @@ def _initial_noise(
 
 
 @torch.no_grad()
-def _encode(
-    model: ModelFamily, prompts: set[str], size: tuple[int, int]
-) -> dict[str, Conditioning]:
-    """The conditioning of each prompt, as a batch of one."""
+def encode_prompts(model: ModelFamily, prompts: set[str], size: tuple[int, int]) -> Encoded:
+    """The conditioning of each prompt for images of a width and height in pixels."""
+    if not prompts:
+        return {}
     framing = Framing(original_size=size, crop=(0, 0), size=size)
     _warn_of_cut_prompts(model, prompts)
     with _eval_mode(model), model.on_device(model.text_encoders):

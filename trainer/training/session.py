@@ -18,12 +18,12 @@ from torch import Tensor
 
 from .. import memory, precision, weights
 from ..data.batches import Batch, BatchStream
-from ..families.base import ModelFamily
+from ..families.base import MAIN_MEMORY, ModelFamily
 from ..methods.base import Part, Trainable
 from ..noise import min_snr_weights, squared_errors
 from ..observer import Observer, ScoreReport, StepReport
 from ..optimization import optimizers
-from ..sampling.sampler import sample
+from ..sampling.sampler import Encoded, encode_prompts, sample
 from ..settings.config import TrainingConfig
 from .captions import CaptionEncoder
 from .ema import EMA
@@ -49,9 +49,11 @@ class Session:
             compiled=config.compile,
         )
         self.captions = CaptionEncoder(model, frozen=not trainable.trains_text_encoder)
+        self._encoded_prompts: Encoded | None = None
+        """Those of previews; None if their text encoder is trained."""
         self._health = Health(config)
         with memory.explained("while training was set up", self._memory_advice):
-            self._free_device_memory()
+            self._move_to_device()
             self.gradient_step = _gradient_step(config, model, trainable.parts, self._health)
             self.ema = EMA(self.parameters, config.ema_decay, config.seed) if config.ema else None
         self.reports: list[StepReport] = []
@@ -151,11 +153,12 @@ class Session:
     def draw(self, prompts: Sequence[str], observer: Observer) -> list[np.ndarray]:
         """Draw one image [H, W, 3] uint8 per prompt with the preview settings and the current
         weights. Returns an empty list, with a warning, if memory runs out."""
-        sampling, resolution = self.config.preview.sampling, self.config.dataset.resolution
-        size = (resolution, resolution) if resolution else None
         try:
             with self.averaged(), precision.autocast(self.config.precision, self.model.device):
-                return sample(self.model, prompts, sampling, size=size, observer=observer)
+                return sample(
+                    self.model, prompts, self.config.preview.sampling, size=self._preview_size,
+                    observer=observer, encoded=self._encoded_prompts,
+                )  # fmt: skip
         except memory.OUT_OF_MEMORY as error:
             logger.warning("The previews of step %d are left out. %s", len(self.reports), error)
             return []
@@ -170,7 +173,7 @@ class Session:
         schedule, config = self.model.schedule, self.config
         noisy_latents = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = schedule.target(batch.latents, batch.noise, batch.timesteps)
-        with precision.autocast(config.precision, self.model.device):
+        with precision.autocast(config.precision, self.model.device, keeps_casts=False):
             conditioning = self.captions.encode(batch.captions, batch.framings)
             prediction = self.model.predict(noisy_latents, batch.timesteps, conditioning)
         losses = batch.weights * squared_errors(prediction, target)
@@ -178,18 +181,31 @@ class Session:
             losses = losses * min_snr_weights(schedule, batch.timesteps, config.min_snr_gamma)
         return losses
 
-    def _free_device_memory(self) -> None:
-        """Move what steps do not need to the CPU, and store frozen weights in the number format of
-        the computation."""
+    def _move_to_device(self) -> None:
+        """Move what steps need to the device, after a frozen text encoder has encoded all that it
+        has to, so that it need not come back."""
         config, model = self.config, self.model
-        model.vae.to("cpu")
-        if not self.trainable.trains_text_encoder:
-            with precision.autocast(config.precision, model.device):
+        rests = MAIN_MEMORY if config.offload else model.device
+        if self.trainable.trains_text_encoder:
+            weights.move(model.text_encoders, model.device, rests)
+        else:
+            with (
+                precision.autocast(config.precision, model.device),
+                model.on_device(model.text_encoders),
+            ):
                 self.captions.fill_cache(self.batches.captions)
-            model.text_encoders.to("cpu")
-        for module in model.parts().values():
-            if not any(parameter.requires_grad for parameter in module.parameters()):
-                precision.cast_frozen_weights(module, config.precision)
+                self._encoded_prompts = self._encode_previews()
+        weights.move(model.unet, model.device, rests)
+
+    def _encode_previews(self) -> Encoded:
+        preview = self.config.preview
+        prompts = {*preview.prompts, preview.sampling.negative_prompt} if preview.prompts else set()
+        return encode_prompts(self.model, prompts, self._preview_size)
+
+    @property
+    def _preview_size(self) -> tuple[int, int]:
+        side = self.config.dataset.resolution or self.model.native_resolution
+        return side, side
 
     def _memory_advice(self) -> str:
         return memory.training_advice(

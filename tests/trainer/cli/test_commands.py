@@ -1,11 +1,14 @@
 """The commands that generate images, and what they share. Training is tested in test_main.py."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from trainer.__main__ import main
 from trainer.cli.commands import new_names
+from trainer.families.sd1 import SD1
+from trainer.precision import DTYPES
 
 
 def test_priors_generates_class_images(tiny_checkpoint, tmp_path):
@@ -44,6 +47,31 @@ def test_sample_uses_the_given_scheduler(tiny_checkpoint, tmp_path):
     )  # fmt: skip
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["PNDM_000.png"]
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["priors", "--num-images", "1", "--sampling.steps", "1", "--prompt", "a cat", "--base"],
+        ["sample", "--steps", "1", "--prompts", "a cat", "--checkpoint"],
+        ["compare", "--steps", "1", "--prompts", "a cat", "--checkpoints"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_drawing_holds_the_unet_in_the_format_of_the_computation(
+    tiny_checkpoint, tmp_path, monkeypatch, command, precision
+):
+    found, predict = set(), SD1.predict
+
+    def watched(model, *args):
+        found.add((model.unet.conv_in.weight.dtype, model.vae.decoder.conv_in.weight.dtype))
+        return predict(model, *args)
+
+    monkeypatch.setattr(SD1, "predict", watched)
+    options = ["--precision", precision, "--folder", str(tmp_path), "--device", "cpu"]
+    assert main([*command, str(tiny_checkpoint), *options]) == 0
+    assert found == {(DTYPES[precision], torch.float32)}
 
 
 def test_files_that_belong_together_get_the_same_number(tmp_path):

@@ -159,7 +159,7 @@ def test_a_settings_file_can_set_everything_that_flags_can(parse, name):
 
 
 def test_every_command_with_a_settings_file_is_tested():
-    assert {*FILES} == {*NEEDED} == {*COMMANDS} - {"runs"}
+    assert {*FILES} == {*NEEDED} == {*COMMANDS} - {"runs", "plan"}
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -219,7 +219,7 @@ UNKNOWN = [
         "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
         "min_snr_gamma, noise_offset, channels_last, compile, clip_skip, weights, "
         "gradient_release, offload, preset, runs, judge, "
-        "on_existing, " + HEADINGS,
+        "on_existing, vram, " + HEADINGS,
     ),
     (
         "train", "[optimizer]\nlr = 1.0", "optimizer.lr",

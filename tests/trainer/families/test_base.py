@@ -24,7 +24,7 @@ def test_a_second_text_encoder_is_a_separate_part(tiny_model: ModelFamily) -> No
     assert list(tiny_model.parts()) == ["unet", "text_encoder", "text_encoder_2"]
 
 
-def test_device_and_latent_channels_come_from_the_unet(tiny_model: ModelFamily) -> None:
+def test_device_and_latent_channels(tiny_model: ModelFamily) -> None:
     assert tiny_model.device == CPU
     assert tiny_model.latent_channels == 4
 

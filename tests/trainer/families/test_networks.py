@@ -1,4 +1,5 @@
-"""What `plan_*` refuses. `test_sd1.py` tests that the networks compute the right results."""
+"""What `plan_*` refuses, and the number formats in which weights are kept. `test_sd1.py` tests that
+the networks compute the right results."""
 
 from __future__ import annotations
 
@@ -9,12 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import families
+from trainer import families, toy, weights
+from trainer.checkpoint import CheckpointWriter
+from trainer.families.base import ModelFamily
+from trainer.families.files import CheckpointFile
+from trainer.families.networks import Network, NumberFormats
+from trainer.settings.config import OutputConfig
 
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
+CPU = torch.device("cpu")
+EVERYTHING = frozenset({"unet", "text_encoder"})
 Change = Callable[[dict[str, Tensor]], object]
 
 
@@ -221,3 +231,112 @@ def test_all_inconsistencies_raise_value_error(
         message = str(error)
         assert "'a.safetensors'" in message
         assert re.search(r"(Choose|download it again|Correct)", message), message
+
+
+# ------------------------------------------------------------ number formats
+
+
+def load(path: Path, formats: NumberFormats) -> ModelFamily:
+    return families.load(path, CPU, formats=formats)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)]
+)
+def test_frozen_parts_are_kept_in_the_format_of_the_computation(tiny_checkpoint, precision, dtype):
+    """But norms, embeddings and the VAE in fp32."""
+    model = load(tiny_checkpoint, NumberFormats(precision, trained=frozenset({"text_encoder"})))
+    for layer in model.unet.modules():
+        expected = dtype if isinstance(layer, nn.Linear | nn.Conv2d) else torch.float32
+        assert {p.dtype for p in layer.parameters(recurse=False)} <= {expected}
+    for module in (model.vae, model.text_encoders):
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    frozen = load(tiny_checkpoint, NumberFormats(precision)).text_encoders
+    assert {parameter.dtype for parameter in frozen.parameters()} == {dtype, torch.float32}
+
+
+@pytest.mark.parametrize("format", ["24 bit", "bf16"])
+def test_trained_parts_are_kept_in_their_own_format(tiny_checkpoint, format):
+    model = load(tiny_checkpoint, NumberFormats("bf16", format, frozenset({"unet"})))
+    for parameter in model.unet.parameters():
+        assert weights.is_stored(parameter) == weights.is_large(parameter)
+        has_rest = weights.rest_of(parameter) is not None
+        assert has_rest == (weights.is_large(parameter) and format == "24 bit")
+        assert not parameter.requires_grad
+    assert any(map(weights.is_stored, model.unet.parameters()))
+    assert not any(weights.rest_of(p) is not None for p in model.text_encoders.parameters())
+
+
+@pytest.mark.parametrize("name", ["tiny", "toy"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_pass_through_24_bits_unchanged(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    tensors = load_file(tiny_checkpoint if name == "tiny" else toy.MODEL)
+    original = {key: tensor.to(dtype) for key, tensor in tensors.items()}
+    metadata = CheckpointFile(tiny_checkpoint if name == "tiny" else toy.MODEL).metadata
+    save_file(original, tmp_path / "base.safetensors", metadata)
+    written = load_file(save_again(tmp_path / "base.safetensors", tmp_path))
+    assert written.keys() == original.keys()
+    for key, tensor in original.items():
+        assert written[key].dtype == dtype
+        assert torch.equal(written[key], tensor), key
+
+
+def test_fp32_files_lose_the_last_bits_in_24_bits(tiny_checkpoint, tmp_path):
+    original, written = load_file(tiny_checkpoint), load_file(save_again(tiny_checkpoint, tmp_path))
+    errors = {key: (written[key] - original[key]).abs() for key in original}
+    assert all((error <= 2**-16 * original[key].abs()).all() for key, error in errors.items())
+    assert sum(int(error.count_nonzero()) for error in errors.values()) > 100_000
+
+
+def save_again(path: Path, folder: Path) -> Path:
+    """Loads a checkpoint with weights in 24 bits, and writes them all to a new file."""
+    model = load(path, NumberFormats("bf16", "24 bit", EVERYTHING))
+    trained = {**model.file_tensors("unet"), **model.file_tensors("text_encoder")}
+    assert sum(weights.rest_of(tensor) is not None for tensor in trained.values()) > 20
+    writer = CheckpointWriter(model.source, OutputConfig(folder=folder, name="again"))
+    return writer.save_final(trained, {})
+
+
+class Bytes(TorchDispatchMode):
+    """The most bytes that tensors made by operations took at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: dict[StorageWeakRef, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not func.is_view:
+            storage = made.untyped_storage()
+            self._alive[StorageWeakRef(storage)] = storage.nbytes()
+        self._alive = {ref: size for ref, size in self._alive.items() if not ref.expired()}
+        self.most = max(self.most, sum(self._alive.values()))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("formats", "per_weight"),
+    [
+        (NumberFormats("bf16", "24 bit", frozenset({"unet"})), 3),
+        (NumberFormats("bf16", "bf16", frozenset({"unet"})), 2),
+        (NumberFormats("bf16"), 2),
+        (NumberFormats(), 4),
+    ],
+    ids=["24 bit", "bf16", "frozen", "fp32"],
+)
+def test_loading_takes_the_memory_of_the_result_and_of_one_weight(tmp_path, formats, per_weight):
+    num_layers, numbers = 60, 64 * 64
+    network = Network(
+        lambda: nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(num_layers))),
+        lambda names: {name: name for name in names},
+    )
+    tensors = {f"{n}.weight": torch.randn(64, 64).half() for n in range(num_layers)}
+    save_file(tensors, tmp_path / "layers.safetensors")
+    source = CheckpointFile(tmp_path / "layers.safetensors")
+    with Bytes() as counted:
+        network.read_tensors(source, "unet", formats)
+    result = per_weight * num_layers * numbers
+    assert result <= counted.most <= result + 8 * 4 * numbers  # temporary copies of one weight

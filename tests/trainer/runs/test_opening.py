@@ -11,7 +11,7 @@ from PIL import Image
 from trainer.data.examples import find_examples
 from trainer.methods.full import FullFineTune
 from trainer.observer import Observer
-from trainer.runs.opening import open_run
+from trainer.runs.opening import open_run, statuses
 from trainer.runs.run import Run
 from trainer.runs.untracked_run import UntrackedRun
 from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
@@ -117,3 +117,15 @@ def test_a_run_cannot_be_opened_twice(config, runs):
             folder_of(config, runs)
         folder_of(replace(config, seed=1), runs)
     folder_of(config, runs)
+
+
+def test_the_status_of_runs_with_other_settings_is_known(config, runs):
+    photos = find_examples(config.dataset.photos, config.dataset.prompt)
+    other = config.replace({"weights": "24 bit", "precision": "bf16"})
+    status = statuses(runs, config, FullFineTune(), photos)
+    assert [status(each) for each in (config, other)] == ["", ""]
+    folder_of(other, runs)
+    assert [status(each) for each in (config, other)] == ["", "unfinished"]
+    split = other.replace({"batch_size": 1, "gradient_accumulation": other.batch_size})
+    assert status(split) == "unfinished"
+    assert statuses(None, config, FullFineTune(), photos)(other) == ""

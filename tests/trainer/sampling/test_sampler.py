@@ -13,7 +13,7 @@ from tests.trainer.sampling.progress import Progress
 from trainer import families
 from trainer.families.base import Framing, ModelFamily
 from trainer.sampling import schedulers
-from trainer.sampling.sampler import sample, sample_each
+from trainer.sampling.sampler import encode_prompts, sample, sample_each
 from trainer.sampling.schedulers import SCHEDULERS
 from trainer.settings.config import SamplingConfig
 
@@ -174,6 +174,18 @@ def test_each_prompt_is_encoded_once(tiny_model: ModelFamily):
     with recorded(tiny_model.text_encoders[0]) as inputs:
         sample(tiny_model, PROMPTS * 2, SamplingConfig(steps=2, batch_size=1))
     assert len(inputs) == 3  # two different prompts, and the empty negative prompt
+
+
+def test_prompts_whose_conditioning_is_known_are_not_encoded(tiny_model: ModelFamily):
+    sampling = SamplingConfig(steps=1, negative_prompt="ugly")
+    expected = sample(tiny_model, PROMPTS, sampling)
+    encoded = encode_prompts(tiny_model, {"ugly", PROMPTS[0]}, (16, 16))
+    with recorded(tiny_model.text_encoders[0]) as calls:
+        found = sample(tiny_model, PROMPTS, sampling, encoded=encoded)
+        assert len(calls) == 1
+        sample(tiny_model, PROMPTS, sampling, encoded=encoded)
+        assert len(calls) == 1
+    assert np.array_equal(found, expected)
 
 
 def test_prompts_are_encoded_with_the_size_of_the_images(

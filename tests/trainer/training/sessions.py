@@ -4,10 +4,12 @@ from pathlib import Path
 
 import torch
 
+from trainer import precision, weights
 from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing, ModelFamily
+from trainer.families.networks import NumberFormats
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
@@ -43,10 +45,23 @@ def begin(
     ).replace(changes)
     photos = latents(3, caption, is_prior=False)
     class_images = latents(3, "a dog", is_prior=True) if config.prior.weight else {}
-    trainable = (method or FullFineTune()).attach(model, config, list(photos))
+    method = method or FullFineTune()
+    _store(model, NumberFormats(config.precision, config.weights, method.trained_parts))
+    trainable = method.attach(model, config, list(photos))
     return Session(config, model, trainable, BatchStream(photos, class_images, config))
 
 
 def overflow(model):
     """Make the gradients infinite until `remove` is called on the returned handle."""
     return model.unet.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+
+def _store(model: ModelFamily, formats: NumberFormats) -> None:
+    """Convert a model in fp32 to these formats, as if it had been loaded in them."""
+    for part, module in model.parts().items():
+        dtypes = precision.frozen_dtypes(module, formats.precision)
+        for name, parameter in module.named_parameters():
+            if part in formats.trained:
+                weights.store(parameter, formats.weights)
+            else:
+                parameter.data = parameter.data.to(dtypes[name])

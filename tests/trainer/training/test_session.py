@@ -50,6 +50,19 @@ def test_the_loss_equals_that_of_the_reference_script(tiny_model, prior_weight):
     assert report.loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_steps_keep_no_casts_of_the_weights_but_images_do(tiny_model):
+    keeps_casts, predict = [], tiny_model.predict
+    tiny_model.predict = lambda *inputs: (
+        keeps_casts.append(torch.is_autocast_cache_enabled()) or predict(*inputs)
+    )
+    session = begin(tiny_model, precision="bf16")
+    session.step()
+    assert keeps_casts == [False]
+    session.draw(["a dog"], Observer())
+    assert all(keeps_casts[1:])
+    assert len(keeps_casts) > 1
+
+
 @torch.no_grad()
 def reference_loss(model, stream: BatchStream, prior_weight: float) -> float:
     (batch,) = next(stream)

@@ -1,0 +1,136 @@
+"""Measure the memory of training steps on the CPU, on networks of Stable Diffusion 1.5's size with
+random weights: `python -m benchmarks.memory`.
+
+Each setting runs in its own process, which loads the checkpoint and makes two steps with one photo
+of 64 pixels, so that activations hardly count. The peak is the largest memory of the process during
+the steps, without files that are mapped, less that before the model was loaded. Needs Linux, and 20
+GB of memory for the first setting."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.random_model import SD15, build, write_checkpoint
+from benchmarks.gpu.training import PROMPT, latents
+from trainer import families
+from trainer.data.batches import BatchStream
+from trainer.families.networks import NumberFormats
+from trainer.methods.full import FullFineTune
+from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
+from trainer.training.session import Session
+
+CPU = torch.device("cpu")
+RESOLUTION = 64
+INTERVAL = 0.002
+"""Seconds between two looks at the memory."""
+LEAN = {"precision": "bf16", "gradient_release": True}
+SETTINGS: dict[str, tuple[Mapping[str, Any], float]] = {
+    "fp32, AdamW, gathered": ({}, 16),
+    "fp32, 8-bit AdamW, gathered": ({"optimizer": "AdamW8bit"}, 10.03),
+    "24 bit, 8-bit AdamW, released": (
+        {"weights": "24 bit", "optimizer": "AdamW8bit", **LEAN}, 5.03
+    ),
+    "bf16, Adafactor without momentum, released": (
+        {"weights": "bf16", "optimizer": "Adafactor without momentum", **LEAN}, 2.01
+    ),
+}  # fmt: skip
+"""Changed settings, and the bytes per weight of weights, gradients and optimizer state."""
+
+HEADER = """\
+| weights, optimizer, gradients | peak, GB | bytes per weight | in theory | seconds per step |
+|---|---|---|---|---|"""
+
+
+def config(checkpoint: Path, *, optimizer: str = "AdamW", **changes: Any) -> TrainingConfig:
+    dataset = DatasetConfig(photos=(checkpoint,), prompt=PROMPT, resolution=RESOLUTION)
+    return TrainingConfig(
+        base=checkpoint, dataset=dataset, optimizer=OptimizerConfig(name=optimizer), batch_size=1,
+        gradient_checkpointing=True, **changes,
+    )  # fmt: skip
+
+
+def measure(checkpoint: Path, changes: Mapping[str, Any], results: Connection) -> None:
+    """Send the peak memory in bytes above that before loading, the number of trained weights, and
+    the seconds of the second step. Runs in its own process."""
+    before = _memory()
+    settings, method = config(checkpoint, **changes), FullFineTune()
+    formats = NumberFormats(settings.precision, settings.weights, method.trained_parts)
+    model = families.load(checkpoint, CPU, formats=formats)
+    photos = latents(model, RESOLUTION, PROMPT, is_prior=False)
+    stream = BatchStream(photos, {}, settings)
+    session = Session(settings, model, method.attach(model, settings, []), stream)
+    for parked in (model.text_encoders, model.vae):
+        parked.to("meta")  # as if they were off the device
+    with _Peak() as peak:
+        session.step()
+        started = time.monotonic()
+        session.step()
+        seconds = time.monotonic() - started
+    num_weights = sum(parameter.numel() for parameter in session.parameters)
+    results.send((peak.num_bytes - before, num_weights, seconds))
+
+
+class _Peak:
+    """Watches the memory of this process from a thread."""
+
+    num_bytes = 0
+
+    def __enter__(self) -> _Peak:
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_done.wait(INTERVAL):
+            self.num_bytes = max(self.num_bytes, _memory())
+
+
+def _memory() -> int:
+    """Bytes of this process that are not mapped from files."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found, "Linux"
+    return int(found[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
+    arguments = parser.parse_args()
+    # Otherwise glibc keeps freed memory for later, which would count.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
+    context = multiprocessing.get_context("spawn")
+    print(HEADER)  # noqa: T201
+    with tempfile.TemporaryDirectory(prefix="memory-") as folder:
+        checkpoint = Path(folder) / "random.safetensors"
+        write_checkpoint(build(SD15, CPU), checkpoint, SD15.resolution)
+        for name in arguments.only:
+            changes, theory = SETTINGS[name]
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=measure, args=(checkpoint, changes, theirs))
+            process.start()
+            theirs.close()
+            peak, num_weights, seconds = ours.recv()
+            process.join()
+            print(f"| {name} | {peak / 1e9:.1f} | {peak / num_weights:.2f} | {theory:.2f} "  # noqa: T201
+                  f"| {seconds:.0f} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How much memory a run needs on the device, and the settings with which it fits."""

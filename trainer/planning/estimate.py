@@ -1,0 +1,263 @@
+"""Estimates the memory that a run needs on the device at its peak, in bytes.
+
+The passes are counted (`counting.py`); weights, gradients and the optimizer's state follow from the
+shapes of the weights. What CUDA and its libraries need besides, and gaps between tensors, are not
+part of it: see `cards.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from torch import Tensor
+
+from ..families.shapes import NetworkShape
+from ..optimization import optimizers
+from ..settings.config import SamplingConfig
+from . import sizes
+from .counting import Pass, Trace, count
+from .job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The memory at the peak of a run."""
+
+    when: str
+    """What the run does at its peak, such as "training steps"."""
+    parts: tuple[tuple[str, int], ...]
+    """What takes how many bytes at that time, the largest first."""
+
+    @property
+    def total(self) -> int:
+        """Bytes allocated at the peak."""
+        return sum(size for _, size in self.parts)
+
+    def __str__(self) -> str:
+        """On one line, with the parts that matter."""
+        shown = [f"{what} {_gb(size)}" for what, size in self.parts if size >= self.total / 50]
+        return f"{_gb(self.total)} GB in {self.when} ({', '.join(shown)})"
+
+
+def gigabytes(size: float) -> str:
+    """For messages, such as "4.9 GB"."""
+    return f"{_gb(size)} GB"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f}"
+
+
+def estimate(job: Job) -> Estimate:
+    """The estimate of a run: that of the phase which needs most. The first call for a network takes
+    several seconds, because passes are counted."""
+    return max(phases(job), key=lambda phase: phase.total)
+
+
+def phases(job: Job) -> list[Estimate]:
+    """The estimate of each phase of a run, in their order."""
+    config = job.config
+    found = [_encoding(job)]
+    if config.prior.weight > 0 and not config.prior.images:
+        batch_size = min(config.prior.sampling.batch_size, config.prior.num_images)
+        found += _drawing(job, "drawing class images", config.prior.sampling, batch_size)
+    found.append(_steps(job))
+    if config.preview.prompts:
+        sampling = config.preview.sampling
+        batch_size = min(sampling.batch_size, len(config.preview.prompts))
+        found += _drawing(job, "previews", sampling, batch_size, _state(job))
+    return found
+
+
+# --- Training steps -----------------------------------------------------------------------------
+
+
+def _steps(job: Job) -> Estimate:
+    timeline = _Timeline.of(job)
+    passes, updates = timeline.activations + timeline.copies, timeline.updates
+    if job.has_several_passes:
+        gradients = np.full(len(passes), _gradient_bytes(job))
+    elif job.config.gradient_release:
+        gradients = np.zeros(len(passes))
+    else:
+        gradients = timeline.gradients
+    if not job.config.gradient_release:
+        updates = np.zeros(len(passes))
+    at = int((passes + gradients + updates).argmax())
+    during_pass = {
+        "activations": timeline.activations[at],
+        "copies of the weights": timeline.copies[at],
+        "gradients": gradients[at],
+        "update of a weight": updates[at],
+    }
+    found = _phase("training steps", _state(job), during_pass)
+    if job.config.gradient_release or not job.trained:
+        return found
+    largest = max(p.numel() for p in _parameters(job))
+    after_pass = {
+        "gradients": _gradient_bytes(job),
+        "update of a weight": sizes.update_bytes(job.config, largest)
+        - (4 if job.config.weights == "fp32" else 2) * largest,
+    }
+    return max(found, _phase("training steps", _state(job), after_pass), key=lambda e: e.total)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Timeline:
+    """Bytes at each of N moments of the passes of a step: the text encoders forward, the U-Net
+    forward and backward, the text encoders backward."""
+
+    activations: np.ndarray
+    copies: np.ndarray
+    gradients: np.ndarray
+    updates: np.ndarray
+    """For releasing gradients: the temporary memory of updating a weight."""
+
+    @staticmethod
+    def of(job: Job) -> _Timeline:
+        traces = {name: (shape, _count(job, shape)) for name, shape in job.networks.items()}
+        unet = _Timeline._part(job, *traces.pop("unet"))
+        for shape, trace in traces.values():
+            unet = unet._inside(_Timeline._part(job, shape, trace), trace.backward)
+        return unet
+
+    @staticmethod
+    def _part(job: Job, shape: NetworkShape, trace: Trace) -> _Timeline:
+        config = job.config
+        per_number = sizes.gradient_bytes(config, shape) / sum(
+            p.numel() for p in shape.parameters()
+        )
+        return _Timeline(
+            trace.activations * job.images_per_pass,
+            trace.copies * (config.weights == "fp32"),
+            trace.gradients * (per_number / 4),
+            np.array([sizes.update_bytes(config, size) if size else 0 for size in trace.arrived]),
+        )
+
+    def _inside(self, text: _Timeline, backward: int) -> _Timeline:
+        """Put this timeline in the middle of that of a text encoder, which goes backward from a
+        moment on."""
+        kept = [text.activations[backward - 1], text.copies[backward - 1], 0, 0]
+        done = [0, 0, self.gradients[-1], 0]
+        return _Timeline(
+            *(
+                np.concatenate([outer[:backward], inner + before, outer[backward:] + after])
+                for outer, inner, before, after in zip(
+                    text._arrays(), self._arrays(), kept, done, strict=True
+                )
+            )
+        )
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.activations, self.copies, self.gradients, self.updates
+
+
+def _count(job: Job, shape: NetworkShape) -> Trace:
+    return count(
+        Pass(
+            shape,
+            job.side if shape.kind == "unet" else 0,
+            job.precision,
+            job.on_cuda,
+            checkpointed=job.config.gradient_checkpointing,
+            trained=shape in job.trained,
+        )
+    )
+
+
+# --- What is there all the time -----------------------------------------------------------------
+
+
+def _state(job: Job) -> dict[str, float]:
+    """What a session holds between two steps."""
+    config = job.config
+    return {
+        "weights": sum(_weight_bytes(job, each) for each in job.networks.values()),
+        "optimizer state": _optimizer_bytes(job),
+        "moving average": sum(sizes.average_bytes(config, p) for p in _parameters(job))
+        if config.ema
+        else 0,
+    }
+
+
+def _parameters(job: Job) -> Iterable[Tensor]:
+    return chain.from_iterable(shape.parameters() for shape in job.trained)
+
+
+def _weight_bytes(job: Job, shape: NetworkShape) -> int:
+    if shape in job.trained:
+        return sum(sizes.weight_bytes(job.config, each) for each in shape.parameters())
+    return sizes.frozen_bytes(shape, job.config.precision)
+
+
+def _optimizer_bytes(job: Job) -> int:
+    """With offload, only the state of the weight that is updated."""
+    found = [
+        optimizers.state_bytes(job.config.optimizer.name, [p], shape.embeddings())
+        for shape in job.trained
+        for p in shape.parameters()
+    ]
+    return max(found, default=0) if job.config.offload else sum(found)
+
+
+def _gradient_bytes(job: Job) -> int:
+    """Bytes of all gradients."""
+    return sum(sizes.gradient_bytes(job.config, shape) for shape in job.trained)
+
+
+# --- Other phases -------------------------------------------------------------------------------
+
+
+def _encoding(job: Job) -> Estimate:
+    """Photos are encoded one by one in fp32, before the other networks are on the device."""
+    vae, side = job.model.vae, _tile(job.side) * job.model.latent_factor
+    trace = count(Pass(vae, side, "fp32", job.on_cuda, forward_only=True))
+    during = {"VAE": sizes.frozen_bytes(vae, "fp32"), "activations": trace.activations.max()}
+    return _phase("encoding the photos", during)
+
+
+def _tile(side: int) -> int:
+    """Images are encoded and decoded in tiles of this width and height if memory is short. In
+    latents, of those of the image: see `families/tiles.py`."""
+    return 5 * -(-side // 8)
+
+
+def _drawing(
+    job: Job,
+    when: str,
+    sampling: SamplingConfig,
+    batch_size: int,
+    state: dict[str, float] | None = None,
+) -> list[Estimate]:
+    """The U-Net's passes, and decoding the images one by one."""
+    state = state or {"weights": _weight_bytes(job, job.model.unet)}
+    state = state | {"copies of the weights": _copies(job)}
+    network, precision = job.model.unet, job.precision
+    unet = count(Pass(network, job.side, precision, job.on_cuda, forward_only=True))
+    vae = job.model.vae
+    state |= {"VAE": sizes.frozen_bytes(vae, "fp32")}
+    tile = _tile(job.side)
+    decoding = count(Pass(vae, tile, precision, job.on_cuda, forward_only=True, decodes=True))
+    return [
+        _phase(when, state, {"activations": peak})
+        for peak in (unet.peak(batch_size), decoding.peak(1))
+    ]
+
+
+def _copies(job: Job) -> int:
+    """Autocast's copies of the U-Net's fp32 weights, all of which exist while images are drawn."""
+    is_needed = job.config.precision != "fp32" and job.config.weights == "fp32"
+    shape = job.model.unet
+    if not is_needed or shape not in job.trained:
+        return 0
+    return sum(2 * p.numel() for p in shape.parameters() if p.ndim > 1)
+
+
+def _phase(when: str, *parts: Mapping[str, float]) -> Estimate:
+    found: dict[str, int] = {}
+    for name, size in chain.from_iterable(each.items() for each in parts):
+        found[name] = found.get(name, 0) + int(size)
+    largest_first = sorted(found.items(), key=lambda item: -item[1])
+    return Estimate(when, tuple((name, size) for name, size in largest_first if size > 0))

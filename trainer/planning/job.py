@@ -1,0 +1,85 @@
+"""The run whose memory is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..families.shapes import ModelShape, NetworkShape
+from ..methods.base import Method
+from ..settings.config import TrainingConfig
+
+Changes = Mapping[str, Any]
+"""Settings by their dotted names."""
+
+
+def setting(config: TrainingConfig, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is estimated: a run with these settings."""
+
+    config: TrainingConfig
+    method: Method
+    model: ModelShape
+    on_cuda: bool = True
+
+    def changed(self, changes: Changes) -> Job:
+        """With some settings changed. Raises ValueError for values that cannot be used."""
+        nested: dict[str, Any] = {}
+        for name, value in changes.items():
+            heading, _, last = name.rpartition(".")
+            (nested.setdefault(heading, {}) if heading else nested)[last] = value
+        return replace(self, config=self.config.replace(nested))
+
+    @property
+    def resolution(self) -> int:
+        return self.config.dataset.resolution or self.model.resolution
+
+    @property
+    def precision(self) -> str:
+        """fp16 counts as bf16: their numbers are equally large."""
+        return "fp32" if self.config.precision == "fp32" else "bf16"
+
+    @property
+    def side(self) -> int:
+        """Width and height of the latents."""
+        return self.resolution // self.model.latent_factor
+
+    @property
+    def trained(self) -> list[NetworkShape]:
+        """The networks whose weights are trained."""
+        names = self.method.trained_parts
+        return [shape for name, shape in self.networks.items() if name in names]
+
+    @property
+    def networks(self) -> dict[str, NetworkShape]:
+        """By part: the networks that are on the device during training steps."""
+        found = {"unet": self.model.unet}
+        if self.method.encodes_captions_at_each_step:
+            for number, each in enumerate(self.model.text_encoders, start=1):
+                found["text_encoder" if number == 1 else f"text_encoder_{number}"] = each
+        return found
+
+    @property
+    def images_per_pass(self) -> int:
+        """The largest number of photos and class images that go through the U-Net at once."""
+        config = self.config
+        if config.prior.weight == 0:
+            return config.batch_size
+        photos = config.batch_size * config.gradient_accumulation
+        class_images = max(1, round(photos * config.prior.ratio))
+        return config.batch_size + -(-class_images // config.gradient_accumulation)
+
+    @property
+    def has_several_passes(self) -> bool:
+        """Whether a step may consist of several passes, which add up their gradients."""
+        has_shapes = self.config.dataset.buckets and self.images_per_pass > 1
+        return self.config.gradient_accumulation > 1 or has_shapes

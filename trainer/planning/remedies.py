@@ -1,0 +1,95 @@
+"""What to change so that a run fits a device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ..methods.full import FullFineTune
+from ..settings.config import TrainingConfig
+from .estimate import estimate
+from .job import Changes, Job
+
+Check = Callable[[TrainingConfig], None]
+STEP = 64
+"""Suggested resolutions are multiples of it."""
+LEANER_OPTIMIZER = "AdamW8bit"
+
+
+def advice(job: Job, budget: int, check: Check) -> str:
+    """The first two changes that each make the run fit; otherwise as many as it takes."""
+    fitting = []
+    for text, changed in _remedies(job, budget, check):
+        if estimate(changed).total <= budget:
+            fitting.append(text)
+        if len(fitting) == 2:
+            break
+    if fitting:
+        return f"To make it fit, {', or '.join(fitting)}."
+    taken = []
+    while remedy := next(_remedies(job, budget, check), None):
+        text, job = remedy
+        taken.append(text)
+        if estimate(job).total <= budget:
+            return f"To make it fit, {'; '.join(taken)}."
+    return "Choose a device with more memory."
+
+
+def _remedies(job: Job, budget: int, check: Check) -> Iterator[tuple[str, Job]]:
+    """Changes that each save memory and can be made, those that cost least first."""
+    for text, changes in _settings(job):
+        changed = job.changed(changes)
+        try:
+            check(changed.config)
+        except ValueError:
+            continue
+        yield text, changed
+    if isinstance(job.method, FullFineTune) and job.method.train_text_encoder:
+        method = FullFineTune(train_embedding=job.method.train_embedding)
+        yield "switch off train_text_encoder", replace(job, method=method)
+    if resolution := _lower_resolution(job, budget):
+        changed = job.changed({"dataset.resolution": resolution})
+        yield f"lower dataset.resolution to {resolution} (now {job.resolution})", changed
+
+
+def _settings(job: Job) -> Iterator[tuple[str, Changes]]:
+    config = job.config
+    photos = config.batch_size * config.gradient_accumulation
+    if config.precision == "fp32":
+        yield "set precision to bf16", {"precision": "bf16"}
+    if config.optimizer.name in ("AdamW", "Adafactor", "Lion", "Prodigy"):
+        changes = {"optimizer.name": LEANER_OPTIMIZER}
+        yield f"set optimizer.name to {LEANER_OPTIMIZER}", changes
+    if not config.gradient_checkpointing:
+        yield "switch on gradient_checkpointing", {"gradient_checkpointing": True}
+    if not config.gradient_release and config.precision != "fp16":
+        yield "switch on gradient_release", {"gradient_release": True}
+    if config.weights == "fp32" and config.precision == "bf16":
+        yield "set weights to 24 bit", {"weights": "24 bit"}
+    if config.gradient_accumulation > 1 and config.gradient_release:
+        yield (
+            f"set batch_size to {photos} and gradient_accumulation to 1",
+            {"batch_size": photos, "gradient_accumulation": 1},
+        )
+    if config.gradient_release and not config.offload:
+        yield "switch on offload", {"offload": True}
+    if config.ema:
+        yield "switch off ema", {"ema": False}
+    if config.batch_size > 1:
+        yield f"set batch_size to 1 (now {config.batch_size})", {"batch_size": 1}
+
+
+def _lower_resolution(job: Job, budget: int) -> int:
+    """The largest resolution that fits, but at least half of the model's own, below which it
+    forgets how to draw well; 0 if there is none below the present one. Activations are
+    proportional to the area."""
+    half = job.model.resolution // 2
+    if half >= job.resolution:
+        return 0
+    above, below = job.resolution**2, half**2
+    most, least = (
+        estimate(job.changed({"dataset.resolution": each})).total for each in (job.resolution, half)
+    )
+    share = (budget - least) / max(most - least, 1)
+    fitting = (below + max(share, 0) * (above - below)) ** 0.5
+    return max(half, int(min(fitting, job.resolution - 1)) // STEP * STEP)

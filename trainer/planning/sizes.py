@@ -1,0 +1,60 @@
+"""Bytes on the device of weights and of what belongs to them, by number format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .. import weights
+from ..families.shapes import NetworkShape
+from ..settings.config import TrainingConfig
+
+UPDATE_BYTES: Mapping[str, tuple[float, float]] = {
+    "AdamW": (4, 12),
+    "AdamW8bit": (4, 12),
+    "Lion": (8, 14),
+    "Adafactor without momentum": (8, 14),
+}
+"""Bytes per number that exist for a while when a weight is updated, with its gradient: of an fp32
+weight, and of one in another format. By optimizer."""
+OTHER_UPDATE_BYTES = (17, 23)
+
+
+def weight_bytes(config: TrainingConfig, weight: Tensor) -> int:
+    """Bytes on the device of a trained weight."""
+    if config.weights == "fp32" or not weights.is_large(weight):
+        return 4 * weight.numel()
+    has_rest = config.weights == "24 bit" and not config.offload
+    return (3 if has_rest else 2) * weight.numel()
+
+
+def average_bytes(config: TrainingConfig, weight: Tensor) -> int:
+    """Bytes of a weight's moving average."""
+    is_fp32 = config.weights == "fp32" or not weights.is_large(weight)
+    return (4 if is_fp32 else 3) * weight.numel()
+
+
+def frozen_bytes(shape: NetworkShape, precision: str) -> int:
+    """Bytes of a frozen network: in the precision of the computation, except for norms and
+    embeddings."""
+    tables = set(map(id, shape.embeddings()))
+    sizes = (
+        (4 if precision == "fp32" or p.ndim < 2 or id(p) in tables else 2) * p.numel()
+        for p in shape.parameters()
+    )
+    return sum(sizes)
+
+
+def gradient_bytes(config: TrainingConfig, shape: NetworkShape) -> int:
+    """Bytes of a network's gradients, which have the number formats that it computes with."""
+    return sum(
+        (4 if config.weights == "fp32" or not weights.is_large(p) else 2) * p.numel()
+        for p in shape.parameters()
+    )
+
+
+def update_bytes(config: TrainingConfig, size: int) -> int:
+    """Bytes that updating one weight of `size` numbers needs for a while, with its gradient."""
+    in_fp32, stored = UPDATE_BYTES.get(config.optimizer.name, OTHER_UPDATE_BYTES)
+    return int((in_fp32 if config.weights == "fp32" else stored) * size)
