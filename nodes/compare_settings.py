@@ -40,7 +40,15 @@ class CompareSettings(io.ComfyNode):
             description="Draw the same prompts from the same noise with several checkpoints, noise "
             "schedulers and numbers of steps, and show all images in one. With a judge and photos "
             "of the subject they are scored, to find the best stage of a run.",
-            search_aliases=["dreambooth", "xy plot", "compare checkpoints", "overfitting", "score"],
+            search_aliases=[
+                "dreambooth",
+                "xy plot",
+                "compare checkpoints",
+                "compare models",
+                "best step",
+                "overfitting",
+                "score",
+            ],
             inputs=[*_links(), *_widgets()],
             outputs=_outputs(),
         )

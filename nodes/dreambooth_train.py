@@ -10,12 +10,14 @@ from comfy_api.latest import io
 from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.settings.presets import PRESETS
-from . import folders, live, training, training_outputs
+from . import folders, live, presets, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
 from .widgets import DEFAULTS, vram_input, widget
 
 DISPLAY_NAME = "DreamBooth Train"
+AFTER_INVERSION = "textual inversion + DreamBooth"
+"""The preset for models with an embedding."""
 
 
 class DreamBoothTrain(io.ComfyNode):
@@ -27,7 +29,17 @@ class DreamBoothTrain(io.ComfyNode):
             description="Teach a Stable Diffusion checkpoint the subject of the photos, and save a "
             "new checkpoint that draws it. If a run with the same settings and images is finished "
             "already, its result is reused.",
-            search_aliases=["dreambooth", "finetune", "fine-tune", "train subject", "train face"],
+            search_aliases=[
+                "dreambooth",
+                "train finetune face",
+                "train finetune person",
+                "train finetune character",
+                "train finetune pet object",
+                "train finetune subject",
+                "train finetune checkpoint model",
+                "train on own photos",
+                "teach",
+            ],
             is_output_node=True,
             # Two equal nodes each show their own progress; the second finds the first one's run.
             not_idempotent=True,
@@ -73,7 +85,10 @@ def plan(
 ) -> tuple[TrainingConfig, FullFineTune]:
     """The run that the node's inputs describe. Raises ValueError for inputs that do not go
     together."""
-    training.check_preset(preset.get("preset"), PRESETS, model_source)
+    if preset.get("preset") == presets.AUTO:
+        preset = _fitting_values(model_source, has_class_images=class_dataset is not None)
+    else:
+        presets.check(preset.get("preset"), PRESETS, model_source)
     prior = _with_weight(class_dataset, preset["prior_weight"])
     method = dict(optimizer_settings.method) if optimizer_settings else {}
     if method.get("train_embedding"):
@@ -94,6 +109,15 @@ def plan(
     )
     method["train_text_encoder"] = preset["train_text_encoder"]
     return config, FullFineTune(**method)
+
+
+def _fitting_values(source: ModelSource, *, has_class_images: bool) -> dict[str, Any]:
+    """The values of the preset that fits the model. Class images are used if there are any."""
+    name = presets.fitting(source, AFTER_INVERSION if source.embedding else "object")
+    weight = 1.0 if has_class_images else 0.0
+    values = presets.values(PRESETS[name], _preset_inputs, prior_weight=weight)
+    presets.announce(name, values)
+    return values
 
 
 def _with_weight(class_dataset: PriorConfig | None, weight: float) -> PriorConfig:
@@ -128,13 +152,14 @@ def _links() -> list[io.Input]:
 
 def _widgets() -> list[io.Input]:
     return [
-        training.preset_input(
+        presets.preset_input(
             PRESETS,
             _preset_inputs,
-            "Recommended values. object: things and animals. face: people, with class images and "
-            "the text encoder. textual inversion + DreamBooth: after Textual Inversion Train. toy: "
-            "the embedded model. Choosing one sets the five values below, which you can then "
-            "change.",
+            "Recommended values. auto: those that fit the model, with class images if they are "
+            "connected; the node shows them. object: things and animals. face: people, with class "
+            "images and the text encoder. textual inversion + DreamBooth: after Textual Inversion "
+            "Train. toy: the embedded model. Each but auto shows its five values below, which you "
+            "can then change.",
         ),
         *training.run_widgets(
             DEFAULTS.output.name, "The checkpoint is saved in checkpoints/dreambooth."
@@ -152,9 +177,9 @@ def _widgets() -> list[io.Input]:
 
 
 def _preset_inputs(preset: Mapping[str, Any]) -> list[io.Input]:
-    config, method = training.preset_config(preset), FullFineTune(**preset.get("method", {}))
+    config, method = presets.preset_config(preset), FullFineTune(**preset.get("method", {}))
     return [
-        *training.schedule_inputs(config),
+        *presets.schedule_inputs(config),
         widget(io.Boolean, method, "train_text_encoder"),
         widget(
             io.Float, config.prior, "weight", shown_as="prior_weight", min=0.0, max=10.0, step=0.05

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 WIDGETS = {
     "dataset.prompt": "instance_prompt of Load Instance Images",
     "dataset.resolution": "resolution of Load Instance Images",
+    "dataset.allow_upscaling": "allow_upscaling of Load Instance Images",
     "dataset.buckets": "buckets of Load Instance Images",
     "dataset.background": "background of Load Instance Images",
     "prior.prompt": "class_prompt of Generate Class Priors",

@@ -43,7 +43,13 @@ class GenerateClassPriors(io.ComfyNode):
             description="Images of other members of the class, such as other dogs. Training on "
             "them too keeps the model from forgetting the class. The base model draws them once; "
             "later runs with the same settings reuse them.",
-            search_aliases=["dreambooth", "prior preservation", "regularization", "class images"],
+            search_aliases=[
+                "dreambooth",
+                "prior preservation",
+                "regularization images",
+                "class images",
+                "reg images",
+            ],
             inputs=[
                 ModelSocket.Input(
                     "model_source",

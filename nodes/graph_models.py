@@ -25,6 +25,11 @@ LEFT_OUT = (
 )
 
 
+def usable_vae(vae: Any) -> Any:
+    """The VAE. None if it has no weights, as that of a checkpoint file without a VAE."""
+    return vae if getattr(vae, "first_stage_model", None) is not None else None
+
+
 def metadata(model: Any, clip: Any, vae: Any) -> dict[str, str]:
     """The metadata of a checkpoint with these models: the layer of CLIP Set Last Layer, and what
     the model predicts if that is not epsilon. Raises ValueError if a change affects training but

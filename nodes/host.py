@@ -233,17 +233,17 @@ def raise_if_stopped() -> None:
 def no_result(reason: str) -> ExecutionBlocker:
     """The value of an output without a result. Nodes connected to it are left out, and the reason
     is shown on the executing node."""
-    logger.info(reason)
-    (_node_text.get() or NodeText()).add(reason)
+    tell(reason)
     return ExecutionBlocker(None)
 
 
+def tell(line: str) -> None:
+    """Show a line on the executing node while it runs, and log it."""
+    logger.info(line)
+    (_node_text.get() or NodeText()).add(line)
+
+
 # --- Models between ComfyUI and files -----------------------------------------------------------
-
-
-def usable_vae(vae: Any) -> Any:
-    """The VAE. None if it has no weights, as that of a checkpoint file without a VAE."""
-    return vae if getattr(vae, "first_stage_model", None) is not None else None
 
 
 def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> Path:

@@ -31,7 +31,14 @@ class LoadInstanceImages(io.ComfyNode):
             display_name="Load Instance Images",
             description="Photos of the subject to learn, and the prompt that describes them. Use "
             "three to six photos with different places and angles, or about 20 of a face.",
-            search_aliases=["dreambooth", "dataset", "photos", "training images", "folder"],
+            search_aliases=[
+                "dreambooth",
+                "training dataset folder",
+                "training images",
+                "training photos",
+                "load photos",
+                "captions",
+            ],
             inputs=[
                 io.Combo.Input(
                     "folder",

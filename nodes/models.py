@@ -52,7 +52,13 @@ class LoadBaseModel(io.ComfyNode):
             display_name="Load Base Model",
             description="The Stable Diffusion 1 checkpoint to start training from. The file is "
             "read when training or sampling starts, and never changed.",
-            search_aliases=["dreambooth", "checkpoint", "toy model", "finetune", "base"],
+            search_aliases=[
+                "dreambooth",
+                "checkpoint",
+                "toy model",
+                "train finetune base model",
+                "sd15 stable diffusion 1.5",
+            ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -119,7 +125,14 @@ class ModelFromGraph(io.ComfyNode):
             description="Train from the models of this workflow, such as merged models or models "
             "with LoRAs. They are saved as a checkpoint in ComfyUI's temp folder, which ComfyUI "
             "empties when it starts or ends.",
-            search_aliases=["dreambooth", "merge", "lora", "base model", "checkpoint"],
+            search_aliases=[
+                "dreambooth",
+                "train merge",
+                "train merged model",
+                "lora",
+                "base model",
+                "checkpoint",
+            ],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -150,7 +163,7 @@ class ModelFromGraph(io.ComfyNode):
     @classmethod
     @runs_once()
     def execute(cls, model: Any = None, clip: Any = None, vae: Any = None) -> io.NodeOutput:
-        given = {"model": model, "clip": clip, "vae": host.usable_vae(vae)}
+        given = {"model": model, "clip": clip, "vae": graph_models.usable_vae(vae)}
         for name, loader in LOADERS.items():
             if given[name] is None:
                 raise ValueError(
@@ -172,7 +185,12 @@ class UseTrainedModel(io.ComfyNode):
             description="Load the trained checkpoint as ComfyUI's own MODEL, CLIP and VAE, for "
             "KSampler and all other nodes. The CLIP uses the layer that the model was trained with "
             "(clip skip).",
-            search_aliases=["dreambooth", "load trained", "ksampler", "checkpoint"],
+            search_aliases=[
+                "dreambooth",
+                "load trained model",
+                "load finetuned checkpoint",
+                "ksampler",
+            ],
             inputs=[
                 ModelSocket.Input(
                     "model_source",

@@ -24,7 +24,19 @@ class OptimizerSettings(io.ComfyNode):
             description="Further settings of DreamBooth Train and Textual Inversion Train: "
             "optimizer, learning-rate schedule, number formats, memory, and the weighting of "
             "losses.",
-            search_aliases=["dreambooth", "precision", "memory", "ema", "min snr", "lr schedule"],
+            search_aliases=[
+                "dreambooth",
+                "training settings",
+                "learning rate schedule",
+                "lr schedule",
+                "precision",
+                "low memory vram",
+                "gradient checkpointing",
+                "8-bit AdamW",
+                "Adafactor",
+                "ema",
+                "min snr",
+            ],
             inputs=_widgets(),
             outputs=[
                 OptimizerSocket.Output(

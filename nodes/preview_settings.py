@@ -34,7 +34,14 @@ class PreviewSettings(io.ComfyNode):
             description="Images that DreamBooth Train and Textual Inversion Train draw during "
             "training, to show when the subject is learned. With a judge (CLIP or DINO) they are "
             "scored, and the best step is saved. They never change the result.",
-            search_aliases=["dreambooth", "samples", "validation", "overfitting", "best step"],
+            search_aliases=[
+                "dreambooth",
+                "training preview",
+                "training samples",
+                "validation",
+                "overfitting",
+                "best step",
+            ],
             inputs=[
                 prompts_input(f"{descriptions(PreviewConfig)['prompts']} One prompt per line."),
                 widget(io.Int, DEFAULTS.preview, "every", min=1, max=100000),

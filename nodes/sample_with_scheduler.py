@@ -21,7 +21,15 @@ class SampleWithScheduler(io.ComfyNode):
             display_name="Sample with Scheduler",
             description="Draw each prompt with one or several noise schedulers, from the same "
             "noise, and show the images side by side.",
-            search_aliases=["dreambooth", "DDIM", "PNDM", "LMSDiscrete", "compare schedulers"],
+            search_aliases=[
+                "dreambooth",
+                "DDIM",
+                "PNDM",
+                "LMSDiscrete",
+                "compare schedulers",
+                "generate images",
+                "test trained model",
+            ],
             inputs=[
                 ModelSocket.Input(
                     "model_source",

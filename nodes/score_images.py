@@ -27,7 +27,14 @@ class ScoreImages(io.ComfyNode):
             display_name="Score Images",
             description="Score images with CLIP or DINO: how much they look like the subject, how "
             "well they follow their prompts, whether they repeat a photo, and how much they vary.",
-            search_aliases=["dreambooth", "CLIP score", "DINO", "similarity", "evaluate"],
+            search_aliases=[
+                "dreambooth",
+                "CLIP score",
+                "DINO score",
+                "similarity",
+                "evaluate images",
+                "rate images",
+            ],
             is_output_node=True,
             inputs=[
                 io.Image.Input(

@@ -8,16 +8,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer.families.tokenizer import has_placeholder
 from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.settings.config import DatasetConfig, TrainingConfig
 from ..trainer.settings.presets import INVERSION_PRESETS
-from . import folders, live, training, training_outputs
+from . import folders, live, presets, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ModelSocket, ModelSource, TrainingSettings
 from .widgets import vram_input, widget
 
 DISPLAY_NAME = "Textual Inversion Train"
-DEFAULT = TextualInversion(placeholder="<my-subject>", initializer="dog")
+DEFAULT = TextualInversion(placeholder="<my-subject>", initializer="cup")
 DEFAULT_NAME = "my-subject"
 
 
@@ -31,7 +32,16 @@ class TextualInversionTrain(io.ComfyNode):
             'embedding of a few kilobytes, which prompts use as "embedding:name". The model itself '
             "does not change: less likeness than with DreamBooth, for less memory. DreamBooth "
             "Train can continue from there.",
-            search_aliases=["dreambooth", "embedding", "ti", "learn a word", "train embedding"],
+            search_aliases=[
+                "dreambooth",
+                "ti",
+                "train embedding",
+                "finetune embedding",
+                "learn teach word token",
+                "train style",
+                "train face person embedding",
+                "train character embedding",
+            ],
             is_output_node=True,
             # Two equal nodes each show their own progress; the second finds the first one's run.
             not_idempotent=True,
@@ -79,7 +89,10 @@ def plan(
 ) -> tuple[TrainingConfig, TextualInversion]:
     """The run that the node's inputs describe. Raises ValueError for inputs that do not go
     together."""
-    training.check_preset(preset.get("preset"), INVERSION_PRESETS, model_source)
+    if preset.get("preset") == presets.AUTO:
+        preset = _fitting_values(model_source, dataset.prompt, placeholder)
+    else:
+        presets.check(preset.get("preset"), INVERSION_PRESETS, model_source)
     _refuse_settings_of_dreambooth(optimizer_settings)
     training.check_embedding_name(inputs["name"])
     method = TextualInversion(
@@ -99,6 +112,17 @@ def plan(
         **inputs,
     )
     return config, method
+
+
+def _fitting_values(source: ModelSource, prompt: str, placeholder: str) -> dict[str, Any]:
+    """The values of the preset that fits the model. A prompt without the placeholder cannot be the
+    caption, so that sentences take its place."""
+    name = presets.fitting(source, "textual inversion")
+    values = presets.values(INVERSION_PRESETS[name], _preset_inputs)
+    if not has_placeholder(prompt, placeholder):
+        values["templates"] = DEFAULT.templates
+    presets.announce(name, values)
+    return values
 
 
 def _refuse_settings_of_dreambooth(settings: TrainingSettings | None) -> None:
@@ -125,11 +149,12 @@ def _widgets() -> list[io.Input]:
         ),
         widget(io.String, DEFAULT, "initializer"),
         widget(io.Int, DEFAULT, "num_vectors", min=0, max=75),
-        training.preset_input(
+        presets.preset_input(
             INVERSION_PRESETS,
             _preset_inputs,
-            "Recommended values. textual inversion: any Stable Diffusion 1 checkpoint. toy: the "
-            "embedded model. Choosing one sets the four values below, which you can then change.",
+            "Recommended values. auto: those that fit the model; the node shows them. textual "
+            "inversion: any Stable Diffusion 1 checkpoint. toy: the embedded model. Each but auto "
+            "shows its four values below, which you can then change.",
         ),
         *training.run_widgets(
             DEFAULT_NAME,
@@ -144,7 +169,7 @@ def _widgets() -> list[io.Input]:
 def _preset_inputs(preset: Mapping[str, Any]) -> list[io.Input]:
     method = replace(DEFAULT, **preset.get("method", {}))
     return [
-        *training.schedule_inputs(training.preset_config(preset)),
+        *presets.schedule_inputs(presets.preset_config(preset)),
         widget(io.Combo, method, "templates", options=list(TEMPLATES)),
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -27,14 +27,11 @@ from .sockets import (
     TrainingSettings,
 )
 from .training_observer import TrainingObserver
-from .widgets import DEFAULTS, learning_rate_input, seed_input, widget
+from .widgets import DEFAULTS, seed_input, widget
 
 ON_EXISTING = get_args(OnExisting)
-TOY_PRESET = "toy"
-"""The preset for models as small as the embedded one, and for no others."""
 ENDS_NAME = set(" ,()[]<>")
 """Characters that end the name of an embedding in ComfyUI's own prompts."""
-Presets = Mapping[str, Mapping[str, Any]]
 
 
 # --- The run ------------------------------------------------------------------------------------
@@ -76,21 +73,6 @@ def run_config(
         }
     )
     return config.replace(settings.config)
-
-
-def check_preset(name: str | None, presets: Presets, source: ModelSource) -> None:
-    """Raises ValueError for a preset that does not exist or is not made for the model. The toy
-    model's learning rates destroy a real model at once; a real model's have no effect on the toy.
-    """
-    if name not in presets:
-        raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}.")
-    fitting = [preset for preset in presets if (preset == TOY_PRESET) != source.is_full_size]
-    if name not in fitting:
-        kind = "a full-size Stable Diffusion model" if source.is_full_size else "a small model"
-        raise ValueError(
-            f"preset is {name}, which is not made for "
-            f"'{folders.checkpoint_name(source.path)}', {kind}. Choose {' or '.join(fitting)}."
-        )
 
 
 def check_embedding_name(name: str) -> None:
@@ -138,11 +120,6 @@ def fingerprint(on_existing: str) -> float | str:
 # --- Inputs -------------------------------------------------------------------------------------
 
 
-def preset_config(preset: Mapping[str, Any]) -> TrainingConfig:
-    """The default settings with the values of a preset, except for those of its method."""
-    return DEFAULTS.replace({key: value for key, value in preset.items() if key != "method"})
-
-
 def model_and_photos() -> list[io.Input]:
     return [
         ModelSocket.Input(
@@ -168,23 +145,6 @@ def settings_links() -> list[io.Input]:
             tooltip="What to draw and score during training, from Preview Settings. Without it "
             "nothing is drawn.",
         ),
-    ]
-
-
-def preset_input(
-    presets: Presets, inputs: Callable[[Mapping[str, Any]], list[io.Input]], tooltip: str
-) -> io.Input:
-    """A menu of presets; `inputs` returns the widgets below one, with its values."""
-    options = [io.DynamicCombo.Option(name, inputs(values)) for name, values in presets.items()]
-    return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip, optional=True)
-
-
-def schedule_inputs(config: TrainingConfig) -> list[io.Input]:
-    """Learning rate, steps and batch size."""
-    return [
-        learning_rate_input(config.optimizer, "learning_rate"),
-        widget(io.Int, config, "steps", min=1, max=1000000),
-        widget(io.Int, config, "batch_size", min=1, max=256),
     ]
 
 

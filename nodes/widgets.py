@@ -23,10 +23,11 @@ from . import folders
 
 DEFAULTS = TrainingConfig(
     base=Path("toy"),
-    dataset=DatasetConfig(photos=(Path(),), prompt="a photo of sks dog"),
-    prior=PriorConfig(prompt="a photo of a dog"),
+    dataset=DatasetConfig(photos=(Path(),), prompt="a photo of sks cup"),
+    prior=PriorConfig(prompt="a photo of a cup"),
 )
-"""The settings whose values are the widgets' defaults. Base model and photos are placeholders."""
+"""The settings whose values are the widgets' defaults. Base model and photos are placeholders; the
+prompts are those of the embedded photos, the first in the menu of folders."""
 NONE = "none"
 SEED_MAX = 2**32 - 1
 EMBEDDING = "embedding:"

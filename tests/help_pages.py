@@ -1,5 +1,7 @@
 """Writes the tables of inputs and outputs in the nodes' help pages: `python -m tests.help_pages`.
 
+The tables have two columns, because the panel that shows them is narrow and would cut a third.
+
 The texts are the tooltips: English ones come from the nodes' schemas, others from the locales."""
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ LARGE, SMALL = 100, 1e-6
 class Words:
     """What the tables say besides names and tooltips."""
 
-    input: tuple[str, str, str]
+    input: tuple[str, str]
     output: tuple[str, str]
     on: str
     off: str
@@ -42,7 +44,7 @@ class Words:
 
 WORDS = {
     "en": Words(
-        input=("Input", "Default", "What it does"),
+        input=("Input, default", "What it does"),
         output=("Output", "What it is"),
         on="on",
         off="off",
@@ -53,7 +55,7 @@ WORDS = {
         choice="With `{}`:",
     ),
     "ko": Words(
-        input=("입력", "기본값", "설명"),
+        input=("입력, 기본값", "설명"),
         output=("출력", "설명"),
         on="켬",
         off="끔",
@@ -116,9 +118,7 @@ def _sometimes_shown(node: Node) -> list[Field]:
     return [field for field in node.inputs if not _is_always_shown(field, node)]
 
 
-def _input_rows(
-    fields: Iterable[Field], node: Node, language: str
-) -> Iterator[tuple[str, str, str]]:
+def _input_rows(fields: Iterable[Field], node: Node, language: str) -> Iterator[tuple[str, str]]:
     by_key: dict[str, list[Field]] = {}
     for field in fields:
         by_key.setdefault(field.key, []).append(field)
@@ -127,7 +127,7 @@ def _input_rows(
         if language != "en":
             said = locale(language)[node.id]["inputs"][key]
             name, text = f"{said['name']} ({name})", said["tooltip"]
-        yield name, _defaults(same, WORDS[language]), markdown(text)
+        yield f"{name}<br>{_defaults(same, WORDS[language])}", markdown(text)
 
 
 def _output_rows(node: Node, language: str) -> Iterator[tuple[str, str]]:

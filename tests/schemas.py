@@ -50,7 +50,7 @@ class Choice:
     menu: str
     option: str
     options: tuple[str, ...]
-    """All options of the menu."""
+    """All options of the menu that show inputs."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Node:
     def __init__(self, schema: Call) -> None:
         self.id: str = schema.options["node_id"]
         self.name: str = schema.options["display_name"]
+        self.search_aliases: list[str] = schema.options.get("search_aliases", [])
         self.description: str = schema.options["description"]
         self.inputs = [field for call in schema.options["inputs"] for field in _inputs(call)]
         """In the node's order. What an option of a dynamic menu shows follows the menu; an input
@@ -97,10 +98,9 @@ def _inputs(call: Call, choice: Choice | None = None) -> Iterator[Field]:
     name, kind = call.args[0], _kind(call)
     yield Field(name, kind, call.options, choice)
     if kind == "DynamicCombo":
-        options = tuple(option.args[0] for option in call.options["options"])
-        for option, (_, inner) in zip(
-            options, (option.args for option in call.options["options"]), strict=True
-        ):
+        below_options = [each.args for each in call.options["options"] if each.args[1]]
+        options = tuple(option for option, _ in below_options)
+        for option, inner in below_options:
             for below in inner:
                 yield from _inputs(below, Choice(name, option, options))
 

@@ -23,6 +23,7 @@ def node():
         options=[
             option("slow", rates[0]),
             option("fast", rates[1], call("Boolean", "bold", default=True)),
+            option("stop"),
         ],
     )
     output = Call(("Image", "Output"), ("image",), {"tooltip": "The image."})
@@ -43,18 +44,18 @@ def node():
 
 
 TABLES = """\
-| Input | Default | What it does |
-| --- | --- | --- |
-| `model` | optional link | About model. |
-| `menu` | `slow` | About menu. |
-| `rate` | 2e-4 (`slow`); 0.5 (`fast`), from 0 to 1 | About rate. |
-| `text` | empty | About text. |
+| Input, default | What it does |
+| --- | --- |
+| `model`<br>optional link | About model. |
+| `menu`<br>`slow` | About menu. |
+| `rate`<br>2e-4 (`slow`); 0.5 (`fast`), from 0 to 1 | About rate. |
+| `text`<br>empty | About text. |
 
 With `fast`:
 
-| Input | Default | What it does |
-| --- | --- | --- |
-| `bold` | on | About bold. |
+| Input, default | What it does |
+| --- | --- |
+| `bold`<br>on | About bold. |
 
 | Output | What it is |
 | --- | --- |

@@ -119,6 +119,14 @@ def test_the_tables_of_help_pages_are_those_that_the_command_writes(nodes, langu
         assert text == written, f"{name}: run `make pages`"
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_tables_fit_the_narrow_panel_that_shows_them(nodes, language):
+    for name in nodes:
+        rows = [line for line in page(name, language).splitlines() if line.startswith("|")]
+        assert rows, name
+        assert [row for row in rows if len(re.findall(r"(?<!\\)\|", row)) > 3] == [], name
+
+
 def test_an_english_page_is_titled_like_the_node(nodes):
     for name, node in nodes.items():
         assert page(name, "en").startswith(f"# {node.name}\n"), name

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from trainer.data.images import require_size
 from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +70,16 @@ def test_an_error_names_widgets_and_keeps_its_class(errors):
     assert str(caught.value) == (
         "prior_weight of DreamBooth Train is 1 but class_prompt of Generate Class Priors is empty. "
         "Name the class, such as 'a photo of a dog', or set prior_weight of DreamBooth Train to 0."
+    )
+
+
+def test_the_error_of_a_small_photo_names_the_widgets(errors):
+    with pytest.raises(ValueError) as caught, errors.naming_widgets():
+        require_size(Path("cup.png"), Image.new("RGB", (20, 15)), (64, 64))
+    assert str(caught.value) == (
+        "'cup.png' is 20x15 pixels, smaller than the training resolution 64. Use larger images, "
+        "lower resolution of Load Instance Images or switch on allow_upscaling of Load Instance "
+        "Images."
     )
 
 

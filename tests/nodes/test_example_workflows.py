@@ -42,6 +42,19 @@ for number, files in images.items():
     for place, file in enumerate(files):
         open(f"{sys.argv[2]}/{number}_{place}.png", "wb").write(file)
 """
+TITLE = 30
+"""Height of a node's title, which is above its place."""
+ROW, WIDGET, TEXT_BOX, MARGIN = 20, 24, 54, 14
+"""The least heights, in the classic page, of a socket, a widget, and a widget for long texts, and
+what a node has besides."""
+RUN = 284
+"""The least height in which a training node shows its run."""
+SCREEN = 1600, 840
+"""The part of a small screen, in pixels, that is left for the nodes between ComfyUI's bars."""
+FILLED, PADDING = 0.75, 10
+"""The share of it that an opened template fills, including a margin around the nodes."""
+READABLE = 0.6
+"""At a smaller zoom, the classic page draws no text."""
 SHORT = {"preset.steps": 4, "images.num_images": 4, "every": 2, "save_every": 2, "steps": 2}
 """Inputs that make the workflows short enough for a test."""
 
@@ -71,6 +84,13 @@ def real_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 def models(workflow: dict[str, Any]) -> list[dict[str, str]]:
     """Return the files that the page offers to download."""
     return [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+
+
+def zoom(boxes: list[tuple[float, float, float, float]]) -> float:
+    """Return the zoom at which ComfyUI's page opens nodes at these places."""
+    left, top = (min(box[axis] for box in boxes) - PADDING for axis in (0, 1))
+    right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) + PADDING for axis in (0, 1))
+    return FILLED * min(SCREEN[0] / (right - left), SCREEN[1] / (bottom - top))
 
 
 Field = tuple[str, str, dict[str, Any], bool]
@@ -180,12 +200,27 @@ def test_links_agree_with_the_sockets_at_both_ends(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nodes_do_not_overlap(name):
-    title = 30
     boxes = [(*node["pos"], *node["size"]) for node in read(name)["nodes"]]
     for number, (x, y, width, height) in enumerate(boxes):
         for left, top, wide, high in boxes[:number]:
             apart = x >= left + wide or left >= x + width
-            assert apart or y - title >= top + high or top - title >= y + height, (x, y, left, top)
+            assert apart or y - TITLE >= top + high or top - TITLE >= y + height, (x, y, left, top)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_text_of_all_nodes_is_drawn_when_a_template_is_opened(name):
+    workflow = read(name)
+    boxes = [tuple(group["bounding"]) for group in workflow["groups"]]
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        height = 0 if node["flags"].get("collapsed") else height
+        boxes.append((x, y - TITLE, width, height + TITLE))
+    assert zoom(boxes) >= READABLE
+
+
+def test_the_zoom_is_that_of_the_page():
+    """Seen in ComfyUI: 47 % for nodes of this size where a page leaves 1600 by 913 pixels."""
+    assert 913 / SCREEN[1] * zoom([(0, -50, 2150, 1440)]) == pytest.approx(0.47, abs=0.005)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -263,6 +298,27 @@ def test_every_widget_has_a_value_that_it_accepts(name, definitions):
         assert len(node["widgets_values"]) == len(slots), node["type"]
         for value, (field, kind, options) in zip(node["widgets_values"], slots, strict=True):
             assert is_allowed(value, kind, options), f"{node['type']}.{field} is {value!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_is_high_enough(name, definitions):
+    """The page would enlarge others when it opens the workflow, over the nodes below them."""
+    for node in real_nodes(read(name)):
+        definition = definitions[node["type"]]
+        sockets = sum("widget" not in socket for socket in node["inputs"])
+        shown = [
+            options
+            for _, _, options in widgets(definition, node["widgets_values"])
+            if not options.get("advanced")
+        ]
+        rows = max(sockets, len(node["outputs"]))
+        height = ROW * rows + sum(map(widget_height, shown)) + MARGIN
+        height += RUN if node["type"] in TRAINING else 0
+        assert node["size"][1] >= height, f"{node['type']} needs {height}"
+
+
+def widget_height(options: dict[str, Any]) -> int:
+    return TEXT_BOX if options.get("multiline") else WIDGET
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != OVERTRAINED])

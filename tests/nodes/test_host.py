@@ -356,7 +356,8 @@ def test_an_output_without_previews_is_empty_and_the_node_says_what_to_connect(
     [
         (
             {"preset": "object"},
-            "preset is object, which is not made for 'toy (embedded)', a small model. Choose toy.",
+            "preset is object, which is not made for 'toy (embedded)', a small model. Choose auto, "
+            "which fits the model.",
         ),
         (
             {"preset.prior_weight": 1.0},

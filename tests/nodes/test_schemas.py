@@ -101,10 +101,11 @@ def test_menus_list_the_trainers_tables(nodes):
     made = "images.made by the model.scheduler"
     assert menu(nodes, "GenerateClassPriors", made) == list(SCHEDULERS)
     assert menu(nodes, "Train", "on_existing") == list(get_args(OnExisting))
-    assert [option["key"] for option in menu(nodes, "Train", "preset")] == list(PRESETS)
+    assert [option["key"] for option in menu(nodes, "Train", "preset")] == ["auto", *PRESETS]
     node = "TextualInversionTrain"
     assert menu(nodes, node, "on_existing") == list(get_args(OnExisting))
-    assert [option["key"] for option in menu(nodes, node, "preset")] == list(INVERSION_PRESETS)
+    keys = [option["key"] for option in menu(nodes, node, "preset")]
+    assert keys == ["auto", *INVERSION_PRESETS]
     assert menu(nodes, node, "preset.toy.templates") == list(TEMPLATES)
 
 
@@ -164,6 +165,13 @@ def test_a_preset_of_textual_inversion_fills_in_its_values(nodes, preset, values
     names = ("learning_rate", "steps", "batch_size", "templates")
     shown = inputs(nodes["DreamBoothTextualInversionTrain"])
     assert tuple(shown[f"preset.{preset}.{name}"][1]["default"] for name in names) == values
+
+
+@pytest.mark.parametrize("node", ["DreamBoothTrain", "DreamBoothTextualInversionTrain"])
+def test_a_new_training_node_starts_with_auto_and_without_the_values_of_a_preset(nodes, node):
+    first = inputs(nodes[node])["preset"][1]["options"][0]  # the page chooses the first
+    assert first["key"] == "auto"
+    assert not any(first["inputs"].values())
 
 
 def test_learning_rates_keep_all_their_digits(nodes):

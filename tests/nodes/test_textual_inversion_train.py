@@ -179,7 +179,7 @@ def test_dreambooth_trains_with_the_embedding(comfyui, graph, then_dreambooth, n
         (
             {"preset": "textual inversion"},
             "preset is textual inversion, which is not made for 'toy (embedded)', a small "
-            "model. Choose toy.",
+            "model. Choose auto, which fits the model.",
         ),
     ],
 )

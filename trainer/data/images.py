@@ -83,7 +83,8 @@ def require_size(path: Path, image: Image.Image, size: Size) -> None:
         wanted = f"resolution {size[0]}" if size[0] == size[1] else f"size {size[0]}x{size[1]}"
         raise ValueError(
             f"'{path.name}' is {image.width}x{image.height} pixels, smaller than the training "
-            f"{wanted}. Use larger images, lower the resolution or allow upscaling."
+            f"{wanted}. Use larger images, lower dataset.resolution or switch on "
+            "dataset.allow_upscaling."
         )
 
 

@@ -81,8 +81,8 @@ def _require_placeholder_in_use(placeholder: str, photos: Sequence[Example]) -> 
     if not any(has_placeholder(caption, placeholder) for caption in captions):
         raise ValueError(
             f"The embedding's placeholder {placeholder!r} appears in no caption, so the embedding "
-            f"would have no effect. Add it to the prompt, for example 'a photo of {placeholder}' "
-            f"(now {captions[0]!r})."
+            f"would have no effect. Add it to dataset.prompt, for example 'a photo of "
+            f"{placeholder}' (now {captions[0]!r})."
         )
 
 

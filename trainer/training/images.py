@@ -79,8 +79,8 @@ def _warn_of_shared_prompt(
     if shared:
         logger.warning(
             "Photos and class images have the same prompt, '%s', so the class images teach the "
-            "opposite of the photos. Put a rare word into the prompt of the photos, such as 'a "
-            "photo of sks dog', and leave it out of the class prompt.", shared[0],
+            "opposite of the photos. Put a rare word into dataset.prompt, such as 'a photo of "
+            "sks dog', and leave it out of prior.prompt.", shared[0],
         )  # fmt: skip
 
 

@@ -831,7 +831,7 @@ def test_a_small_image_is_refused() -> None:
 
     assert str(error.value) == (
         "'photo.jpg' is 200x180 pixels, smaller than the training resolution 512. Use larger "
-        "images, lower the resolution or allow upscaling."
+        "images, lower dataset.resolution or switch on dataset.allow_upscaling."
     )
 
 
@@ -841,7 +841,7 @@ def test_an_image_that_covers_only_one_side_is_refused() -> None:
 
     assert str(error.value) == (
         "'photo.jpg' is 900x447 pixels, smaller than the training size 576x448. Use larger images, "
-        "lower the resolution or allow upscaling."
+        "lower dataset.resolution or switch on dataset.allow_upscaling."
     )
     assert not is_smaller(Image.new("RGB", (576, 448)), (576, 448))
 

@@ -189,7 +189,7 @@ def test_a_small_photo_is_refused(tmp_path: Path, tiny_model: ModelFamily) -> No
 
     assert str(error.value) == (
         "'a.png' is 20x15 pixels, smaller than the training resolution 16. Use larger images, "
-        "lower the resolution or allow upscaling."
+        "lower dataset.resolution or switch on dataset.allow_upscaling."
     )
 
 

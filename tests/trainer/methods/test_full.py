@@ -96,5 +96,6 @@ def test_refuses_an_embedding_that_no_caption_uses(tiny_model, config):
         FullFineTune().attach(tiny_model, config, photos)
     assert str(caught.value) == (
         "The embedding's placeholder '<tok>' appears in no caption, so the embedding would have no "
-        "effect. Add it to the prompt, for example 'a photo of <tok>' (now 'a photo of sks dog')."
+        "effect. Add it to dataset.prompt, for example 'a photo of <tok>' (now 'a photo of sks "
+        "dog')."
     )

@@ -127,8 +127,8 @@ def test_a_class_prompt_like_the_instance_prompt_is_warned_about(
     encode(replace(config, prior=replace(config.prior, prompt=prompt)), tiny_model)
     assert caplog.messages[0] == (
         "Photos and class images have the same prompt, 'a sks dog', so the class images teach the "
-        "opposite of the photos. Put a rare word into the prompt of the photos, such as 'a photo "
-        "of sks dog', and leave it out of the class prompt."
+        "opposite of the photos. Put a rare word into dataset.prompt, such as 'a photo of sks "
+        "dog', and leave it out of prior.prompt."
     )
     caplog.clear()
     dataset = replace(config.dataset, prompt="a photo of sks dog")

@@ -1,0 +1,81 @@
+"""The presets of the training nodes: their menu, and the values that a run takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer.settings.config import TrainingConfig
+from . import folders, host
+from .sockets import ModelSource
+from .widgets import DEFAULTS, learning_rate_input, widget
+
+AUTO = "auto"
+"""The choice of the preset that fits the model. It shows no widgets for the values."""
+TOY = "toy"
+"""The preset for models as small as the embedded one, and for no others."""
+Presets = Mapping[str, Mapping[str, Any]]
+Inputs = Callable[[Mapping[str, Any]], list[io.Input]]
+"""Returns the widgets below a preset, with its values."""
+
+
+def preset_input(presets: Presets, inputs: Inputs, tooltip: str) -> io.Input:
+    """A menu of presets and `AUTO`, which comes first because new nodes start with it."""
+    options = [
+        io.DynamicCombo.Option(AUTO, []),
+        *(io.DynamicCombo.Option(name, inputs(values)) for name, values in presets.items()),
+    ]
+    return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip, optional=True)
+
+
+def preset_config(preset: Mapping[str, Any]) -> TrainingConfig:
+    """The default settings with the values of a preset, except for those of its method."""
+    return DEFAULTS.replace({key: value for key, value in preset.items() if key != "method"})
+
+
+def schedule_inputs(config: TrainingConfig) -> list[io.Input]:
+    """Learning rate, steps and batch size."""
+    return [
+        learning_rate_input(config.optimizer, "learning_rate"),
+        widget(io.Int, config, "steps", min=1, max=1000000),
+        widget(io.Int, config, "batch_size", min=1, max=256),
+    ]
+
+
+def fitting(source: ModelSource, full_size: str) -> str:
+    """The preset for a model: `full_size`, or that of the toy."""
+    return full_size if source.is_full_size else TOY
+
+
+def values(preset: Mapping[str, Any], inputs: Inputs, **others: Any) -> dict[str, Any]:
+    """The values that the widgets below a preset have by default, with others for some."""
+    return {**{each.id: each.default for each in inputs(preset)}, **others}
+
+
+def announce(name: str, values: Mapping[str, Any]) -> None:
+    """Show on the node, and in the log, which preset was chosen."""
+    shown = ", ".join(f"{setting} {_shown(value)}" for setting, value in values.items())
+    host.tell(f"preset: {name}, which fits this model ({shown})")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
+
+
+def check(name: str | None, presets: Presets, source: ModelSource) -> None:
+    """Raises ValueError for a preset that does not exist or is not made for the model. The toy
+    model's learning rates destroy a real model at once; a real model's have no effect on the toy.
+    """
+    if name not in presets:
+        raise ValueError(f"preset must be one of {', '.join([AUTO, *presets])}, got {name!r}.")
+    if (name == TOY) == source.is_full_size:
+        kind = "a full-size Stable Diffusion model" if source.is_full_size else "a small model"
+        raise ValueError(
+            f"preset is {name}, which is not made for "
+            f"'{folders.checkpoint_name(source.path)}', {kind}. Choose {AUTO}, which fits the "
+            "model."
+        )
