@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test lint types pages soak gpu experiments
+.PHONY: help demo test lint javascript types pages soak gpu experiments
 
 help:  ## list all targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,9 +12,15 @@ demo: .venv/installed  ## train the included model on a new cup; images and repo
 test: .venv/installed  ## run the tests, one worker and thread per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-lint: .venv/installed  ## check formatting and lint rules with ruff
+lint: .venv/installed  ## check formatting and lint rules, those of web/ if Node.js is installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory javascript; \
+	else echo "Node.js is not installed, so web/ is not checked."; fi
+
+javascript: .node/installed  ## check types and lint rules of web/
+	.node/node_modules/.bin/tsc --project requirements/web
+	.node/node_modules/.bin/eslint --config .node/eslint.config.mjs web
 
 # ComfyUI has a module called nodes, and ours import the trainer relative to the pack: mypy sees the
 # pack through a link, as the package "pack".
@@ -39,4 +45,9 @@ experiments: .venv/installed  ## repeat the source article's findings; about an 
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c requirements/constraints.txt -r requirements/development.txt -r requirements.txt
+	touch $@
+
+.node/installed: requirements/web/package.json requirements/web/eslint.config.mjs
+	mkdir -p .node && cp $^ .node
+	npm install --prefix .node --no-package-lock --no-audit --no-fund --silent
 	touch $@

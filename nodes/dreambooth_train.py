@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.settings.presets import PRESETS
-from . import folders, presets, training
+from . import folders, live, presets, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
 from .widgets import DEFAULTS, vram_input, widget
@@ -55,6 +55,7 @@ class DreamBoothTrain(io.ComfyNode):
         return training.fingerprint(on_existing)
 
     @classmethod
+    @live.shown
     @runs_once()
     def execute(
         cls,
@@ -69,7 +70,7 @@ class DreamBoothTrain(io.ComfyNode):
         previews = settings.get("preview_settings")
         result = training.run(config, method, on_existing, previews, vram=vram)
         name = folders.checkpoint_name(result.checkpoint)
-        return training.node_output(cls, result, model_source, name, DISPLAY_NAME)
+        return training_outputs.node_output(result, model_source, name, DISPLAY_NAME)
 
 
 def plan(
@@ -199,5 +200,5 @@ def _outputs() -> list[io.Output]:
             display_name="checkpoint name",
             tooltip="The name of the checkpoint in the menu of Load Checkpoint.",
         ),
-        *training.run_outputs(),
+        *training_outputs.run_outputs(),
     ]

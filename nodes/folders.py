@@ -112,6 +112,11 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "dreambooth" / "runs"
 
 
+def below_output(path: Path) -> str:
+    """The path of something in ComfyUI's output folder below that folder, with forward slashes."""
+    return path.relative_to(folder_paths.get_output_directory()).as_posix()
+
+
 def class_images_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "dreambooth" / "class_images"
 

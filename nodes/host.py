@@ -10,10 +10,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,17 @@ import comfy.model_management as model_management
 import comfy.sd
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from aiohttp import web
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from PIL import Image
 from server import PromptServer
 
-from ..host_version import FINISH_ROUTES, warn_of_older_copy
 from ..trainer import toy
-from ..trainer.evaluation import best_step
 from ..trainer.families.clip_skip import LAST_LAYER
 from ..trainer.families.files import CheckpointFile
-from ..trainer.hardware import ON_CPU
-from ..trainer.observer import Observer, ScoreReport, StepReport
+from ..trainer.observer import Observer
 from ..trainer.storage.names import KNOWN_AS
 from .errors import reword
 from .folders import GRAPH, checkpoint_name, temp_folder
@@ -45,13 +39,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_TEXTS = 0.1
 """Each text is sent to every open page."""
-NOT_TRAINING = (
-    'No training is running on this node. Send the id of a node that is training: {"node": "3"}.'
-)
 MAX_LINES = 5
 """Lines that a node shows below what it is doing: the latest warnings."""
-PREVIEW_SIDE = 512
-"""Longer side of a preview on a node, in pixels."""
 
 
 # --- Memory -------------------------------------------------------------------------------------
@@ -88,7 +77,48 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-# --- Progress, warnings, previews, the stop button ----------------------------------------------
+def free_megabytes() -> int:
+    """Free memory of the device, or of the computer if ComfyUI runs on the CPU."""
+    return round(model_management.get_free_memory() / 2**20)
+
+
+def is_on_cpu() -> bool:
+    return bool(model_management.get_torch_device().type == "cpu")
+
+
+# --- The server and its pages -------------------------------------------------------------------
+
+
+def send_event(name: str, data: Mapping[str, Any]) -> None:
+    """Send a message to all open pages."""
+    PromptServer.instance.send_sync(name, data)
+
+
+def call_later(seconds: float, call: Callable[[], None]) -> None:
+    """Call a function in the server's thread."""
+    loop = PromptServer.instance.loop
+    loop.call_soon_threadsafe(loop.call_later, seconds, call)
+
+
+def add_route(method: str, path: str, answer: Callable[[web.Request], Any]) -> None:
+    PromptServer.instance.routes.route(method, path)(answer)
+
+
+def call_at_startup(call: Callable[[object], Any]) -> None:
+    PromptServer.instance.app.on_startup.append(call)
+
+
+def json_answer(content: Any, *, status: int = 200) -> web.Response:
+    return web.json_response(content, status=status)
+
+
+# --- Progress, warnings, the stop button --------------------------------------------------------
+
+
+def executing_node() -> tuple[str, str]:
+    """The ids of the node that is executing and of its queued workflow."""
+    context = get_executing_context()
+    return (str(context.node_id), str(context.prompt_id)) if context else ("", "")
 
 
 class NodeText(logging.Handler):
@@ -102,6 +132,7 @@ class NodeText(logging.Handler):
         self._thread = threading.get_ident()
         self._activity = ""
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
+        self._listener = _line_listener.get()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging. Never raises."""
@@ -114,6 +145,8 @@ class NodeText(logging.Handler):
 
     def add(self, line: str) -> None:
         """Add a line that stays while the node runs."""
+        if self._listener:
+            self._listener(line)
         if line not in self._lines:
             self._lines.append(line)
             self.show(self._activity)
@@ -127,6 +160,17 @@ class NodeText(logging.Handler):
 
 
 _node_text: ContextVar[NodeText | None] = ContextVar("node_text", default=None)
+_line_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening_to_lines(listener: Callable[[str], None]) -> Iterator[None]:
+    """Inside, `listener` gets each line that is added to the node's text."""
+    token = _line_listener.set(listener)
+    try:
+        yield
+    finally:
+        _line_listener.reset(token)
 
 
 @contextmanager
@@ -143,78 +187,33 @@ def warnings_on_node() -> Iterator[None]:
 
 
 class ComfyObserver(Observer):
-    """Shows a run on its node. Raises ComfyUI's exception if the stop button is pressed.
-    Inside the context, an HTTP request can finish the run after the current step."""
+    """Shows on the node that is executing what is being done. Raises ComfyUI's exception once the
+    stop button is pressed."""
 
     def __init__(self) -> None:
         self._text = _node_text.get() or NodeText()
-        self._node_id = self._text.node_id
+        self.node_id = self._text.node_id
+        self._activity = ""
         self._bar = comfy.utils.ProgressBar(1)
-        self._is_training = self._is_toy = False
-        self._activity, self._last_text = "", 0.0
-        self._finish = threading.Event()
-
-    def __enter__(self) -> ComfyObserver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _finish_events.pop(self._node_id, None)
+        self.is_toy = False
+        self._last_text = 0.0
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
-        _raise_if_stopped()
+        raise_if_stopped()
         self.show(f"{activity} {done}/{total}", now=done == total)
-        # During training the bar shows training steps, not the drawing of previews in between.
-        if not self._is_training:
-            self._advance(activity, done, total)
+        self.advance(activity, done, total)
 
     def on_plan(self, text: str) -> None:
         self._text.add(text)
 
     def on_load(self, path: Path) -> None:
-        _raise_if_stopped()
+        raise_if_stopped()
         self.show(f"Loading {checkpoint_name(path)}")
         _unload_models()
-        self._is_toy = path == toy.MODEL
+        self.is_toy = path == toy.MODEL
 
-    def on_start(self, total_steps: int) -> None:
-        _raise_if_stopped()
-        if not self._is_toy and model_management.get_torch_device().type == "cpu":
-            logger.warning("ComfyUI runs on the CPU. %s", ON_CPU)
-        self._is_training = True
-        _finish_events[self._node_id] = self._finish
-
-    def on_step(self, report: StepReport) -> None:
-        _raise_if_stopped()
-        is_last = report.step == report.total_steps
-        self.show(
-            f"step {report.step}/{report.total_steps}, loss {report.loss:.4f}, "
-            f"{timedelta(seconds=int(report.seconds_left))} left",
-            now=is_last,
-        )
-        self._advance("Training", report.step, report.total_steps)
-        self._is_training = not is_last
-
-    def on_skipped_step(self, step: int) -> None:
-        _raise_if_stopped()
-        self.show(f"step {step}: skipped, fp16 is adjusting its loss scale")
-
-    def wants_to_finish(self) -> bool:
-        return self._finish.is_set()
-
-    def on_preview(self, step: int, images: list[np.ndarray]) -> None:
-        row = Image.fromarray(np.concatenate(images, axis=1))
-        self._bar.update_absolute(step, preview=("JPEG", row, PREVIEW_SIDE))
-
-    def on_score(self, report: ScoreReport) -> None:
-        self.show(f"Scored {best_step.describe(report)}")
-
-    def on_checkpoint(self, step: int, path: Path) -> None:
-        name = checkpoint_name(path)
-        self.show(f"Wrote {name}")
-        payload = {"step": step, "name": name, "node": self._node_id}
-        PromptServer.instance.send_sync("dreambooth.checkpoint", payload)
-
-    def _advance(self, activity: str, done: int, total: int) -> None:
+    def advance(self, activity: str, done: int, total: int) -> None:
+        """Move the progress bar."""
         if activity != self._activity:
             self._activity, self._bar = activity, comfy.utils.ProgressBar(total)
         self._bar.update_absolute(done, total)
@@ -226,28 +225,7 @@ class ComfyObserver(Observer):
             self._text.show(text)
 
 
-_finish_events: dict[str | None, threading.Event] = {}
-"""By the id of each node that is training: setting the event finishes its run."""
-
-
-async def _finish(request: web.Request) -> web.Response:
-    """Finish a node's run after its current step. The request's body is {"node": "3"}."""
-    try:
-        node = (await request.json())["node"]
-        _finish_events[str(node)].set()
-    except (ValueError, TypeError, KeyError):
-        return web.json_response({"error": NOT_TRAINING}, status=404)
-    return web.json_response({"node": node})
-
-
-def add_routes() -> None:
-    """Called once, when ComfyUI starts."""
-    for path in FINISH_ROUTES:
-        PromptServer.instance.routes.post(path)(_finish)
-    PromptServer.instance.app.on_startup.append(warn_of_older_copy)
-
-
-def _raise_if_stopped() -> None:
+def raise_if_stopped() -> None:
     """Called at every step, as ComfyUI's progress bar does not check at each of its updates."""
     model_management.throw_exception_if_processing_interrupted()
 

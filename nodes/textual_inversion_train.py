@@ -12,7 +12,7 @@ from ..trainer.families.tokenizer import has_placeholder
 from ..trainer.methods.textual_inversion import TEMPLATES, TextualInversion
 from ..trainer.settings.config import DatasetConfig, TrainingConfig
 from ..trainer.settings.presets import INVERSION_PRESETS
-from . import folders, presets, training
+from . import folders, live, presets, training, training_outputs
 from .running import first_values, node_schema, runs_once
 from .sockets import ModelSocket, ModelSource, TrainingSettings
 from .widgets import vram_input, widget
@@ -57,6 +57,7 @@ class TextualInversionTrain(io.ComfyNode):
         return training.fingerprint(on_existing)
 
     @classmethod
+    @live.shown
     @runs_once()
     def execute(
         cls,
@@ -72,7 +73,7 @@ class TextualInversionTrain(io.ComfyNode):
         result = training.run(config, method, on_existing, previews, vram=vram)
         assert result.embedding, "this method always saves one"
         name = folders.embedding_name(result.embedding)
-        return training.node_output(cls, result, model_source, name, DISPLAY_NAME)
+        return training_outputs.node_output(result, model_source, name, DISPLAY_NAME)
 
 
 def plan(
@@ -187,5 +188,5 @@ def _outputs() -> list[io.Output]:
             tooltip='What follows "embedding:" in ComfyUI\'s own prompts, without a space. Connect '
             "to a text node such as Replace Text.",
         ),
-        *training.run_outputs(),
+        *training_outputs.run_outputs(),
     ]

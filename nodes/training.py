@@ -1,4 +1,4 @@
-"""What the two training nodes share: their inputs and outputs, and a run inside ComfyUI."""
+"""What the two training nodes share: their inputs, and a run inside ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..trainer.evaluation import encoders
-from ..trainer.evaluation.plots import loss_curve
 from ..trainer.loop import TrainingResult, train
 from ..trainer.methods.base import Method
 from ..trainer.runs.run import OnExisting
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.storage.names import dated
-from . import folders, host
-from .images import to_batch
-from .models import open_source
+from . import folders, host, live
 from .sockets import (
     DatasetSocket,
     ModelSocket,
@@ -28,16 +24,12 @@ from .sockets import (
     OptimizerSocket,
     PreviewPlan,
     PreviewSocket,
-    SavesSocket,
     TrainingSettings,
 )
+from .training_observer import TrainingObserver
 from .widgets import DEFAULTS, seed_input, widget
 
 ON_EXISTING = get_args(OnExisting)
-NO_PREVIEWS = (
-    "{} drew no previews. Connect Preview Settings, with 'every' no larger than the number of "
-    "steps, and set on_existing to retrain, because this run is finished."
-)
 ENDS_NAME = set(" ,()[]<>")
 """Characters that end the name of an embedding in ComfyUI's own prompts."""
 
@@ -98,8 +90,9 @@ def run(
     vram: str,
 ) -> TrainingResult:  # fmt: skip
     """Train, or reuse a finished run. `config` contains the settings of the previews already."""
-    judge = previews.judge if previews else None
-    with host.trainer_device(unload_now=False) as device, host.ComfyObserver() as observer:
+    judge, view = previews.judge if previews else None, live.current()
+    view.update(total=config.steps, can_preview=bool(config.preview.prompts))
+    with host.trainer_device(unload_now=False) as device, TrainingObserver(view) as observer:
         result = train(
             config,
             method,
@@ -113,6 +106,8 @@ def run(
         if result.reused:
             names = map(folders.checkpoint_name, result.files.values())
             observer.show(f"Trained before: {', '.join(names)}")
+            view.add_reports(result.reports)
+            view.set_scores(result.scores)
     return result
 
 
@@ -192,69 +187,3 @@ def keep_saves_input() -> io.Input:
         max=1000,
         advanced=True,
     )
-
-
-# --- Outputs ------------------------------------------------------------------------------------
-
-
-def run_outputs() -> list[io.Output]:
-    """The outputs of every run after its model and file name."""
-    return [
-        io.Image.Output(
-            "loss_curve",
-            display_name="loss curve",
-            tooltip="The loss over the steps and, with a judge in Preview Settings, the scores "
-            "for subject, prompts and class. The loss is noisy and hardly falls: look at the "
-            "previews instead. Connect to Preview Image or Save Image.",
-        ),
-        io.Image.Output(
-            "previews",
-            display_name="previews",
-            tooltip="The last previews, one for each prompt of Preview Settings. Connect to "
-            "Preview Image.",
-        ),
-        SavesSocket.Output(
-            "saves",
-            display_name="saves",
-            tooltip="All stages of the run, for Compare Settings: the intermediate saves that are "
-            "kept, then the result.",
-        ),
-        ModelSocket.Output(
-            "best_source",
-            display_name="best step",
-            tooltip="The model of the step with the best scores, if Preview Settings has a judge; "
-            "otherwise, or if no step was better, the same as model source. Connect to Sample with "
-            "Scheduler or Use Trained Model.",
-        ),
-    ]
-
-
-def node_output(
-    cls: type[io.ComfyNode],
-    result: TrainingResult,
-    source: ModelSource,
-    file_name: str,
-    display_name: str,
-) -> io.NodeOutput:
-    """The model, the name of its file and `run_outputs`; the node shows the loss curve."""
-    curve = to_batch([loss_curve(result.reports, result.scores)])
-    saves = tuple(source_of(files, source) for files in (*result.saves, result.files))
-    return io.NodeOutput(
-        source_of(result.files, source),
-        file_name,
-        curve,
-        to_batch(result.previews)
-        if result.previews
-        else host.no_result(NO_PREVIEWS.format(display_name)),
-        saves,
-        source_of(result.best or result.files, source),
-        ui=ui.PreviewImage(curve, cls=cls),
-    )
-
-
-def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
-    """The model in the files of a run that started from `source`."""
-    checkpoint, embedding = files.get("checkpoint"), files.get("embedding", source.embedding)
-    if checkpoint is None:
-        return replace(source, embedding=embedding)
-    return open_source(checkpoint, embedding)

@@ -120,6 +120,8 @@ def _modules() -> dict[str, Any]:
     io = Name()
     vars(io)["ComfyNode"] = object
     vars(io)["Custom"] = Name
+    host = Name("host")
+    vars(host)["ComfyObserver"] = object
     vars(form).update(io=io, ui=Name(), ComfyExtension=object)
     vars(folder_paths).update(
         folder_names_and_paths={},
@@ -133,7 +135,7 @@ def _modules() -> dict[str, Any]:
         "comfy_api.latest": form,
         "folder_paths": folder_paths,
         PACK: pack,
-        f"{PACK}.nodes.host": Name("host"),
+        f"{PACK}.nodes.host": host,
     }
 
 

@@ -273,6 +273,8 @@ def test_shipped_scripts_are_readable_and_load_nothing_from_other_sites(shipped)
         if path.suffix in (".js", ".mjs"):
             text = path.read_text("utf-8")
             assert max(map(len, text.splitlines())) <= 200, path
+            # The address of SVG is a name, which nothing loads.
+            text = text.replace("http://www.w3.org/2000/svg", "")
             assert not re.search(r"https?://|\beval\(|new Function|importScripts", text), path
 
 

@@ -142,6 +142,8 @@ def _train(
     previewer: Previewer = UnscoredPreviews(session, observer)
     if load_encoder:
         previewer = PreviewScorer.from_base_model(session, load_encoder(), photos, observer)
+    elif config.preview.prompts:
+        _draw_base_model(previewer, observer)
     run.begin(session)
     previewer.begin()
     observer.on_start(config.steps)
@@ -177,6 +179,13 @@ class UnscoredPreviews:
 Previewer = PreviewScorer | UnscoredPreviews
 
 
+def _draw_base_model(previewer: Previewer, observer: Observer) -> None:
+    """Draw the first previews, from the same noise as all later ones. Call this before the weights
+    change."""
+    if drawn := previewer.previews():
+        observer.on_preview(0, drawn)
+
+
 def _make_steps(
     session: Session, outputs: Outputs, previewer: Previewer, run: Run | UntrackedRun
 ) -> list[np.ndarray]:
@@ -189,12 +198,14 @@ def _make_steps(
     for step in range(len(session.reports) + 1, config.steps + 1):
         observer.on_step(_make_step(session, observer))
         is_last = observer.wants_to_finish() or step == config.steps
-        if _is_preview_due(config, step, is_last=is_last) and (drawn := previewer.previews()):
+        # The last step always has previews, because it is the result.
+        is_shown = observer.wants_preview() or is_last or _is_due(step, config.preview.every)
+        if config.preview.prompts and is_shown and (drawn := previewer.previews()):
             previews = drawn
             observer.on_preview(step, drawn)
         if previewer.is_best(step) and not is_last:
             _announce(outputs.save_best(), step, run)
-        if _is_due(step, config.output.save_every):
+        if observer.wants_save() or _is_due(step, config.output.save_every):
             _announce(outputs.save_step(), step, run)
         if _is_due(step, config.output.state_every):
             run.save_state()
@@ -209,11 +220,6 @@ def _make_step(session: Session, observer: Observer) -> StepReport:
     while (report := session.step()) is None:
         observer.on_skipped_step(len(session.reports) + 1)
     return report
-
-
-def _is_preview_due(config: TrainingConfig, step: int, *, is_last: bool) -> bool:
-    """The last step always has previews, because it is the result."""
-    return bool(config.preview.prompts) and (is_last or _is_due(step, config.preview.every))
 
 
 def _is_due(step: int, every: int) -> bool:

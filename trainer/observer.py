@@ -3,6 +3,7 @@ override those they need. An exception raised in any of them stops the run withi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,9 @@ class Observer:
     def on_progress(self, activity: str, done: int, total: int) -> None:
         """Progress of a long activity other than training steps: loading, caching, sampling."""
 
+    def on_run(self, folder: Path) -> None:
+        """The run is kept in this folder. The first event of such a run, also of a finished one."""
+
     def on_plan(self, text: str) -> None:
         """A memory plan was made: the memory that the run needs, and the settings that were chosen
         so that it fits."""
@@ -66,6 +70,9 @@ class Observer:
     def on_load(self, path: Path) -> None:
         """The run is about to load the model in this file. Not called if the run was already
         finished."""
+
+    def on_resume(self, reports: Sequence[StepReport], scores: Sequence[ScoreReport]) -> None:
+        """Earlier sessions of the run made these steps and scores; training continues."""
 
     def on_start(self, total_steps: int) -> None: ...
 
@@ -80,11 +87,26 @@ class Observer:
         run's result."""
         return False
 
+    def wants_preview(self) -> bool:
+        """Called after each step. Return True once for each request to draw the previews of this
+        step, even if none are due."""
+        return False
+
+    def wants_save(self) -> bool:
+        """Called after each step. Return True once for each request to save the weights of this
+        step, even if no save is due."""
+        return False
+
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
-        """Previews were drawn: one uint8 image [H, W, 3] per preview prompt, in order."""
+        """Previews were drawn: one uint8 image [H, W, 3] per preview prompt, in order. Step 0: with
+        the base model."""
 
     def on_score(self, report: ScoreReport) -> None:
         """The previews of a step were scored."""
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         """A checkpoint was written to `path`."""
+
+    def on_early_end(self, message: str) -> None:
+        """The run ended before its last step. The message says after which step, and how to
+        continue. Also called if such a run was finished and its result is reused."""

@@ -133,12 +133,19 @@ class ComfyUI:
         self._events: Websocket | None = None
         self._client = secrets.token_hex(8)
 
-    def start(self, *, max_file_size: int | None = None, **variables: str) -> None:
+    def restart(self) -> None:
+        """Stop the server and start it at the same address."""
+        self.stop()
+        self.start(port=int(self.address.rpartition(":")[2]))
+
+    def start(self, *, port: int = 0, max_file_size: int | None = None, **variables: str) -> None:
         """Start the server and wait until it answers. Nothing is written into ComfyUI's checkout.
+        COMFYUI_FRONTEND names the folder of another frontend than its own.
         No file can grow beyond `max_file_size` bytes, as on a full disk. `variables` are added to
         its environment."""
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
             port = probe.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         python = os.environ.get("COMFYUI_PYTHON", sys.executable)
@@ -147,6 +154,8 @@ class ComfyUI:
             "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
             "--database-url", f"sqlite:///{self.base / 'comfyui.db'}",
         ]  # fmt: skip
+        if frontend := os.environ.get("COMFYUI_FRONTEND"):
+            command += ["--front-end-root", frontend]
         if max_file_size:
             command = ["prlimit", f"--fsize={max_file_size}", *command]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **variables}

@@ -111,8 +111,11 @@ def test_the_toy_workflow_runs_to_the_end(comfyui, toy_graph, new_seed):
     assert outcome.texts.index(last) < outcome.texts.index(wrote)
     progress = [data for kind, data in outcome.events if kind == "progress" and data["node"] == "3"]
     assert progress[-1]["value"] == progress[-1]["max"] == 3
-    # The loss curve is shown on the node.
-    assert len(outcome.outputs("3")["images"]) == 1
+    # The panel on the node gets everything that it shows.
+    (view,) = outcome.outputs("3")["dreambooth"]
+    assert (view["state"], view["step"], view["total"]) == ("finished", 3, 3)
+    assert [step for step, _, _ in view["points"]] == [1, 2, 3]
+    assert view["file"] == os.path.join("dreambooth", "first.safetensors")
     saved_events = [data for kind, data in outcome.events if kind == "dreambooth.checkpoint"]
     assert [(data["step"], data["name"]) for data in saved_events] == [
         (3, os.path.join("dreambooth", "first.safetensors"))
@@ -136,6 +139,8 @@ def test_a_finished_run_is_not_trained_again(comfyui, toy_graph, new_seed):
     comfyui.stop()
     comfyui.start()
     restarted = comfyui.run(graph)
+    (view,) = restarted.outputs("3")["dreambooth"]
+    assert (view["state"], len(view["points"])) == ("found", 3)
     assert (restarted.end, restarted.steps) == ("execution_success", [])
     assert f"Trained before: {os.path.join('dreambooth', 'once.safetensors')}" in restarted.texts
     assert comfyui.trained() == files_with_other
@@ -301,7 +306,9 @@ def test_class_images_are_drawn_once_and_used(comfyui, toy_graph, priors_node, n
     outcome = comfyui.run(graph)
     assert outcome.end == "execution_success", outcome.error
     assert "Class images 2/2" in outcome.texts
-    assert outcome.num_previews >= 1
+    (view,) = outcome.outputs("3")["dreambooth"]
+    assert [preview["step"] for preview in view["previews"]] == [0, 2, 3]
+    assert outcome.num_previews == 0, "they would be drawn over the panel"
     assert len(outcome.outputs("8")["images"]) == 1
     albums = (comfyui.base / "output" / "dreambooth" / "class_images").iterdir()
     assert 2 in [len(list(album.glob("*.png"))) for album in albums]

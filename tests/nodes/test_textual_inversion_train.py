@@ -87,8 +87,9 @@ def test_training_writes_an_embedding(comfyui, graph, new_seed):
     assert embeddings(comfyui, new_seed) == [f"cup-{new_seed}.safetensors"]
     assert name_of(outcome) == f"cup-{new_seed}"
     assert f"cup-{new_seed}" in comfyui.get("/embeddings")
-    # The loss curve is shown on the node.
-    assert len(outcome.outputs("3")["images"]) == 1
+    # The panel on the node gets everything that it shows.
+    (view,) = outcome.outputs("3")["dreambooth"]
+    assert (view["state"], view["file"]) == ("finished", f"cup-{new_seed}")
 
 
 def test_a_finished_run_is_reused_and_never_overwritten(comfyui, graph, new_seed):

@@ -105,11 +105,11 @@ def test_previews_change_nothing(config, batch_size):
     preview = PreviewConfig(prompts=("a dog", "a cat", "a cup"), every=2, sampling=sampling)
     plain = run(config)
     previewed = run(replace(config, preview=preview), Watching())
-    assert seen == [(2, [(16, 16, 3)] * 3), (4, [(16, 16, 3)] * 3)]
+    assert seen == [(step, [(16, 16, 3)] * 3) for step in (0, 2, 4)]
     assert previewed[0] == plain[0]
     assert same(previewed[1], plain[1])
     assert np.array_equal(previewed[2].previews, drawn[-1])
-    assert not np.array_equal(drawn[0], drawn[-1])
+    assert not np.array_equal(drawn[1], drawn[-1])
 
 
 def test_timesteps_are_drawn_from_the_models_own_schedule(config, monkeypatch):
@@ -136,7 +136,7 @@ class Previewed(Observer):
         self.steps.append(step)
 
 
-@pytest.mark.parametrize(("finish_at", "expected"), [(0, [3, 4]), (2, [2]), (3, [3])])
+@pytest.mark.parametrize(("finish_at", "expected"), [(0, [0, 3, 4]), (2, [0, 2]), (3, [0, 3])])
 def test_the_result_always_has_previews(config, finish_at, expected):
     """Whether it is finished as planned or early, and whatever the interval."""
     sampling = SamplingConfig(steps=1, guidance_scale=1)
@@ -145,6 +145,58 @@ def test_the_result_always_has_previews(config, finish_at, expected):
     _, _, result = run(replace(config, preview=preview), watching)
     assert watching.steps == expected
     assert len(result.previews) == 1
+
+
+class Asking(Observer):
+    """Asks for previews and a save at some steps, and records what is drawn and saved."""
+
+    def __init__(self, previews_at=(), saves_at=()):
+        self.step, self.drawn, self.saved = 0, {}, []
+        self._previews_at, self._saves_at = previews_at, saves_at
+
+    def on_step(self, report):
+        self.step = report.step
+
+    def wants_preview(self):
+        return self.step in self._previews_at
+
+    def wants_save(self):
+        return self.step in self._saves_at
+
+    def on_preview(self, step, images):
+        self.drawn[step] = images
+
+    def on_checkpoint(self, step, path):
+        self.saved.append((step, path.name))
+
+
+def test_previews_and_saves_can_be_requested_at_any_step(config):
+    sampling = SamplingConfig(steps=1, guidance_scale=1)
+    preview = PreviewConfig(prompts=("a dog",), every=3, sampling=sampling)
+    asking = Asking(previews_at=(1, 3), saves_at=(2,))
+    asked = run(replace(config, preview=preview), asking)
+    assert list(asking.drawn) == [0, 1, 3, 4]
+    assert [step for step, _ in asking.saved] == [2, 4]
+    unasked = run(replace(config, preview=preview))
+    assert same(asked[1], unasked[1])
+
+
+def test_a_preview_cannot_be_requested_without_prompts(config):
+    asking = Asking(previews_at=(1,))
+    run(config, asking)
+    assert asking.drawn == {}
+
+
+def test_the_first_previews_are_the_base_models_of_the_same_noise(config):
+    """A run that learns nothing draws them again."""
+    sampling = SamplingConfig(steps=2, guidance_scale=2)
+    preview = PreviewConfig(prompts=("a dog", "a cat"), every=4, sampling=sampling)
+    asking = Asking()
+    slow = replace(config.optimizer, learning_rate=1e-30)
+    with pytest.raises(RuntimeError, match="no weight"):
+        run(replace(config, preview=preview, optimizer=slow), asking)
+    assert list(asking.drawn) == [0, 4]
+    assert np.array_equal(asking.drawn[0], asking.drawn[4])
 
 
 def test_a_short_run_in_fp16_makes_all_its_steps(config):
@@ -318,7 +370,7 @@ def test_steps_previews_and_class_images_use_the_configured_precision_and_resolu
     dataset = replace(config.dataset, resolution=24)  # the native resolution is 16
     config = replace(config, dataset=dataset, precision="bf16", steps=1)
     run(replace(config, prior=prior, preview=preview))
-    assert found == [torch.bfloat16] * 3, "class images, a step, a preview"
+    assert found == [torch.bfloat16] * 4, "class images, a base preview, a step, a preview"
     made = list(config.output.folder.glob("class_images/*/*.png"))
     assert len(made) == 2
     for path in made:

@@ -50,6 +50,7 @@ class PreviewScorer:
                 "scores with; the warning before this explains why. Choose no judge to train "
                 "without scores."
             )
+        observer.on_preview(0, drawn[: drawer.num_previews])
         base = drawer.embed(drawn)
         step_scorer = StepScorer(
             base,

@@ -57,6 +57,7 @@ def open_run(
     run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.folder):
         run.open(on_existing)
+        run.observer.on_run(run.folder)
         try:
             yield run
         except BaseException as error:

@@ -1,5 +1,4 @@
-"""Records what a run reports in its folder: a line per step and per score, and the last
-previews."""
+"""Records what a run reports in its folder: a line per step and per score, and the previews."""
 
 from __future__ import annotations
 
@@ -7,12 +6,14 @@ import dataclasses
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..observer import Observer, ScoreReport, StepReport
 from ..storage import json_files
@@ -20,6 +21,30 @@ from ..storage import json_files
 logger = logging.getLogger(__name__)
 
 Report = TypeVar("Report", bound=StepReport | ScoreReport)
+PREVIEWS = "previews"
+"""The subfolder of a run's folder."""
+PROMPT = "Description"
+"""The PNG keyword under which a preview contains its prompt."""
+_PREVIEW = re.compile(r"step(\d{6,})_\d{3}\.png")
+
+
+def preview_files(folder: Path) -> dict[int, list[Path]]:
+    """The previews in a run's folder by step, in the order of steps and prompts. Step 0: of the
+    base model."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted((folder / PREVIEWS).glob("*.png")):
+        if name := _PREVIEW.fullmatch(path.name):
+            found.setdefault(int(name[1]), []).append(path)
+    return dict(sorted(found.items()))
+
+
+def preview_prompts(paths: Sequence[Path]) -> list[str]:
+    """The prompts of previews; "" for those that older versions drew."""
+    prompts = []
+    for path in paths:
+        with Image.open(path) as image:
+            prompts.append(str(image.info.get(PROMPT, "")))
+    return prompts
 
 
 class _Log(Generic[Report]):
@@ -58,13 +83,13 @@ class _Log(Generic[Report]):
 class Recorder(Observer):
     """Records every report, then passes it on to another observer."""
 
-    def __init__(self, folder: Path, observer: Observer) -> None:
+    def __init__(self, folder: Path, observer: Observer, prompts: Sequence[str] = ()) -> None:
+        """`prompts` are those of the previews, in order."""
         self.checkpoints: list[Path] = []
         """The reported checkpoints, as absolute paths."""
         self._steps = _Log(folder / "metrics.jsonl", StepReport, "losses")
         self._scores = _Log(folder / "scores.jsonl", ScoreReport, "scores")
-        self._previews = folder / "previews"
-        self._observer = observer
+        self._folder, self._observer, self._prompts = folder, observer, list(prompts)
 
     def reports(self) -> list[StepReport]:
         """The reports of all steps so far; [] if they cannot be read."""
@@ -75,14 +100,18 @@ class Recorder(Observer):
         return self._scores.read()
 
     def rewrite(self, reports: Sequence[StepReport], scores: Sequence[ScoreReport]) -> None:
-        """Replace everything recorded so far by these reports."""
+        """Replace what is recorded so far by these reports. Delete previews of later steps."""
         self._steps.rewrite(reports)
         self._scores.rewrite(scores)
+        for step, paths in preview_files(self._folder).items():
+            for path in paths if step > len(reports) else ():
+                path.unlink()
 
     def previews(self) -> list[np.ndarray]:
-        """The last previews, [H, W, 3] uint8 each."""
+        """The last previews, [H, W, 3] uint8 each. [] if there are only those of the base model."""
+        steps = preview_files(self._folder)
         images = []
-        for path in sorted(self._previews.glob("*.png")):
+        for path in steps[max(steps)] if max(steps, default=0) > 0 else ():
             with Image.open(path) as image:
                 images.append(np.array(image))
         return images
@@ -90,8 +119,14 @@ class Recorder(Observer):
     def on_progress(self, activity: str, done: int, total: int) -> None:
         self._observer.on_progress(activity, done, total)
 
+    def on_run(self, folder: Path) -> None:
+        self._observer.on_run(folder)
+
     def on_load(self, path: Path) -> None:
         self._observer.on_load(path)
+
+    def on_resume(self, reports: Sequence[StepReport], scores: Sequence[ScoreReport]) -> None:
+        self._observer.on_resume(reports, scores)
 
     def on_start(self, total_steps: int) -> None:
         self._observer.on_start(total_steps)
@@ -110,22 +145,35 @@ class Recorder(Observer):
     def wants_to_finish(self) -> bool:
         return self._observer.wants_to_finish()
 
+    def wants_preview(self) -> bool:
+        return self._observer.wants_preview()
+
+    def wants_save(self) -> bool:
+        return self._observer.wants_save()
+
     def on_preview(self, step: int, images: list[np.ndarray]) -> None:
         with json_files.warn_on_failure("the previews of this step"):
-            self._replace_previews(step, images)
+            self._save_previews(step, images)
         self._observer.on_preview(step, images)
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         self.checkpoints.append(path.resolve())
         self._observer.on_checkpoint(step, path)
 
-    def _replace_previews(self, step: int, images: Sequence[np.ndarray]) -> None:
-        self._previews.mkdir(exist_ok=True)
-        old = set(self._previews.iterdir())
+    def on_early_end(self, message: str) -> None:
+        self._observer.on_early_end(message)
+
+    def _save_previews(self, step: int, images: Sequence[np.ndarray]) -> None:
+        folder = self._folder / PREVIEWS
+        folder.mkdir(exist_ok=True)
+        old = set(preview_files(self._folder).get(step, []))
         for index, image in enumerate(images):
-            path = self._previews / f"step{step:06d}_{index:03d}.png"
+            path = folder / f"step{step:06d}_{index:03d}.png"
+            text = PngInfo()
+            if index < len(self._prompts):
+                text.add_itxt(PROMPT, self._prompts[index])
             with json_files.atomic_write(path) as file:
-                Image.fromarray(image).save(file, format="PNG")
+                Image.fromarray(image).save(file, format="PNG", pnginfo=text)
             old.discard(path)
         for path in old:
             path.unlink()

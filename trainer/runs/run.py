@@ -47,7 +47,7 @@ class Run:
         observer: Observer,
     ) -> None:
         self.folder = manifest.folder
-        self._recorder = Recorder(self.folder, observer)
+        self._recorder = Recorder(self.folder, observer, config.preview.prompts)
         self._config, self._manifest, self._hashes = config, manifest, hashes
         self._related = related
         self._session: Session | None = None
@@ -117,6 +117,7 @@ class Run:
             logger.warning("This run was made by %s. Its result is reused; set on_existing to "
                            "retrain to train it again.",
                            numerics.describe(self._manifest.numerics))  # fmt: skip
+        self._announce_early_end(made["steps"], made["total_steps"])
         kept = self._recorder
         scores = kept.scores() if made["is_scored"] else []
         return results.recall(made, kept.reports(), kept.previews(), scores)
@@ -135,6 +136,8 @@ class Run:
         self._session, self._saved_step = session, len(session.reports)
         # Steps after the state are repeated, and must not be listed twice.
         self._recorder.rewrite(session.reports, session.scores)
+        if found:
+            self._recorder.on_resume(session.reports, session.scores)
 
     def stepping(self, session: Session, outputs: Outputs) -> AbstractContextManager[None]:
         """Encloses the steps. Does nothing: if they end early, `stop` saves a state."""
@@ -172,7 +175,9 @@ class Run:
             if self._saved_step
             else "No resume point was saved."
         )
-        logger.warning("Stopped after step %d. %s", last, advice)
+        message = f"Stopped after step {last}. {advice}"
+        self._recorder.on_early_end(message)
+        logger.warning("%s", message)
 
     def finish(self, result: TrainingResult) -> None:
         """The session is complete. Record its result, and keep its last state if configured."""
@@ -184,6 +189,7 @@ class Run:
             if keep and self._saved_step < result.steps:
                 self.save_state(is_last=True)
             states.remove(self.states, keep=int(keep))
+        self._announce_early_end(result.steps, result.total_steps)
         self._session = None
 
     def _usable_states(self) -> list[Path]:
@@ -191,6 +197,19 @@ class Run:
 
     def _has_own_state(self) -> bool:
         return states.exist([self.states], up_to=self._config.steps)
+
+    def _announce_early_end(self, steps: int, total_steps: int) -> None:
+        """Report how to continue a run that was finished early."""
+        advice = (
+            "Set on_existing to resume to continue from there."
+            if self._has_own_state()
+            else "It kept no state to continue from, because keep_state was off. Set on_existing "
+            "to retrain to start over."
+        )
+        if steps < total_steps:
+            self._recorder.on_early_end(
+                f"Finished early, after step {steps} of {total_steps}. {advice}"
+            )
 
     def _reopen(self) -> None:
         """Turn a run that was finished early into one that was stopped."""

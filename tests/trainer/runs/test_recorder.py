@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from trainer.observer import Observer, ScoreReport, StepReport
-from trainer.runs.recorder import Recorder
+from trainer.runs.recorder import Recorder, preview_files, preview_prompts
 
 
 def report(step: int) -> StepReport:
@@ -59,16 +60,41 @@ def test_every_line_is_standard_json(tmp_path):
     assert [found.grad_norm for found in recorder.reports()] == [None, None]
 
 
-def test_only_the_last_previews_are_kept(tmp_path):
-    recorder = Recorder(tmp_path, Observer())
+def test_previews_of_all_steps_are_kept_with_their_prompts(tmp_path):
+    recorder = Recorder(tmp_path, Observer(), ("a dog", "a čup"))
     assert recorder.previews() == []
-    recorder.on_preview(5, images(0, 3))
-    recorder.on_preview(10, images(1, 2))
-    kept = Recorder(tmp_path, Observer()).previews()
-    assert np.array_equal(kept, images(1, 2))
-    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
-        "step000010_000.png", "step000010_001.png",
-    ]  # fmt: skip
+    recorder.on_preview(0, images(0, 2))
+    assert recorder.previews() == [], "the base model's are no result"
+    recorder.on_preview(5, images(1, 2))
+    recorder.on_preview(1000000, images(2, 2))
+    again = Recorder(tmp_path, Observer())
+    assert np.array_equal(again.previews(), images(2, 2))
+    found = preview_files(tmp_path)
+    assert list(found) == [0, 5, 1000000]
+    assert [path.name for path in found[5]] == ["step000005_000.png", "step000005_001.png"]
+    assert preview_prompts(found[5]) == ["a dog", "a čup"]
+
+
+def test_previews_that_are_drawn_again_replace_those_of_their_step(tmp_path):
+    Recorder(tmp_path, Observer(), ("a dog", "a cup")).on_preview(5, images(0, 2))
+    Recorder(tmp_path, Observer(), ("a cat",)).on_preview(5, images(1, 1))
+    (paths,) = preview_files(tmp_path).values()
+    assert preview_prompts(paths) == ["a cat"]
+
+
+def test_previews_of_steps_that_are_repeated_are_deleted(tmp_path):
+    recorder = Recorder(tmp_path, Observer())
+    for step in (0, 1, 2):
+        recorder.on_preview(step, images(step, 1))
+    recorder.rewrite([report(1)], [])
+    assert list(preview_files(tmp_path)) == [0, 1]
+
+
+def test_previews_of_older_versions_have_no_prompt(tmp_path):
+    (tmp_path / "previews").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "previews" / "step000003_000.png")
+    (tmp_path / "previews" / "mine.png").write_bytes(b"")
+    assert preview_prompts(preview_files(tmp_path)[3]) == [""]
 
 
 def test_everything_is_recorded_and_then_passed_on(tmp_path):
@@ -114,6 +140,34 @@ def test_everything_is_recorded_and_then_passed_on(tmp_path):
         ("Class images", 1, 2), 9, (1, 1), (1, 2), (score(1), [score(1)]),
         (1, tmp_path / "a", [tmp_path / "a"]),
     ]  # fmt: skip
+
+
+def test_events_and_requests_that_are_not_recorded_are_passed_on(tmp_path):
+    received = []
+
+    class Receiver(Observer):
+        def on_run(self, folder):
+            received.append(folder)
+
+        def on_resume(self, reports, scores):
+            received.append((reports, scores))
+
+        def on_early_end(self, message):
+            received.append(message)
+
+        def wants_preview(self):
+            return len(received) == 3
+
+        def wants_save(self):
+            return received == []
+
+    recorder = Recorder(tmp_path, Receiver())
+    assert (recorder.wants_preview(), recorder.wants_save()) == (False, True)
+    recorder.on_run(tmp_path)
+    recorder.on_resume([report(1)], [score(0)])
+    recorder.on_early_end("Stopped.")
+    assert received == [tmp_path, ([report(1)], [score(0)]), "Stopped."]
+    assert (recorder.wants_preview(), recorder.wants_save()) == (True, False)
 
 
 def test_unreadable_reports_are_a_warning(tmp_path, caplog):

@@ -300,6 +300,61 @@ def test_a_run_that_was_finished_early_without_a_state_cannot_be_resumed(everyth
     )
 
 
+class Told(Finishing):
+    """Records what is reported of the run besides its steps."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        super().__init__(stop_at)
+        self.told: list[object] = []
+
+    def wants_to_finish(self):
+        return not self.stop_at and super().wants_to_finish()
+
+    def on_run(self, folder):
+        self.told.append(folder.name)
+
+    def on_resume(self, reports, scores):
+        self.told.append([report.step for report in reports])
+
+    def on_early_end(self, message):
+        self.told.append(message)
+
+
+def told(config: TrainingConfig, runs: Path, stop_at: int = 0) -> list[object]:
+    observer = Told(stop_at)
+    try:
+        run(config, runs, observer)
+    except KeyboardInterrupt:
+        observer.told.append("stopped")
+    return observer.told
+
+
+def test_the_observer_hears_of_the_run_and_how_to_continue_it(everything, runs):
+    kept = keeping(everything)
+    first = told(kept, runs, stop_at=2)
+    name = only_run(runs).name
+    stopped = "Stopped after step 2. Run the same again to resume from there."
+    early = "Finished early, after step 3 of 6. Set on_existing to resume to continue from there."
+    assert first == [name, stopped, "stopped"]
+    assert told(kept, runs) == [name, [1, 2], early]
+    assert told(kept, runs) == [name, early], "found again"
+
+
+def test_the_observer_hears_that_a_run_finished_early_cannot_continue(everything, runs):
+    early = (
+        "Finished early, after step 3 of 6. It kept no state to continue from, because keep_state "
+        "was off. Set on_existing to retrain to start over."
+    )
+    assert told(everything, runs)[1:] == told(everything, runs)[1:] == [early]
+
+
+def test_the_observer_hears_of_no_early_end_if_all_steps_were_made(config, runs):
+    observer = Told(stop_at=-1)
+    run(config, runs, observer)
+    run(config, runs, observer)
+    assert observer.told == [only_run(runs).name] * 2
+
+
 def test_keep_state_on_a_finished_run_without_one_is_a_warning(config, runs, caplog):
     run(config, runs)
     run(keeping(config), runs)

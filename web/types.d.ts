@@ -1,0 +1,73 @@
+// The parts of ComfyUI's page that the pack uses: /scripts/app.js and /scripts/api.js.
+import type { Changes, View } from "./view.js";
+
+export const app: App;
+export const api: Api;
+
+export interface App {
+  graph: Graph;
+  /** The graph of the workflow while a subgraph is shown. Older pages have only `graph`. */
+  rootGraph?: Graph;
+  extensions?: { name: string }[];
+  extensionManager: { command: { execute(id: string): Promise<void> } };
+  registerExtension(extension: Extension): void;
+}
+
+export interface Extension {
+  name: string;
+  beforeRegisterNodeDef?(nodeType: { prototype: GraphNode }, nodeData: { name: string }): void;
+  nodeCreated?(node: GraphNode): void;
+  afterConfigureGraph?(): void | Promise<void>;
+}
+
+export interface Api {
+  apiURL(path: string): string;
+  fetchApi(path: string, options?: RequestInit): Promise<Response>;
+  addEventListener<Name extends keyof Events>(
+    name: Name,
+    listener: (event: CustomEvent<Events[Name]>) => void,
+  ): void;
+}
+
+/** The contents of the server's messages. */
+export interface Events {
+  "dreambooth.live": Changes;
+  "dreambooth.checkpoint": { step: number; name: string; node: string };
+  execution_start: unknown;
+  execution_error: { node_id: string; exception_message: string };
+  executed: { node: string; output?: { dreambooth?: View[] } };
+}
+
+export interface GraphNode {
+  id: number | string;
+  /** Missing for the page's own nodes, such as notes and subgraphs. */
+  comfyClass?: string;
+  subgraph?: Graph;
+  size: [number, number];
+  widgets?: Widget[];
+  onConfigure?(saved?: SavedNode): void;
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
+  addCustomWidget(widget: Widget): Widget;
+  removeWidget(widget: Widget): void;
+  computeSize(): [number, number];
+  setSize(size: [number, number]): void;
+  setDirtyCanvas(foreground: boolean, background?: boolean): void;
+}
+
+/** A node in a workflow's file. */
+export interface SavedNode {
+  widgets_values?: unknown[] | Record<string, unknown>;
+}
+
+export interface Graph {
+  id: string;
+  nodes: GraphNode[];
+}
+
+export interface Widget {
+  name: string;
+  value?: unknown;
+  serialize?: boolean;
+  hidden?: boolean;
+  options?: object;
+}
