@@ -71,7 +71,9 @@ def test_settings_are_frozen():
 
 def test_optimizers_take_the_memory_that_their_description_says():
     text = descriptions(OptimizerConfig)["name"]
-    named = re.findall(r"(\w[\w ]*?) (\d+)", text.partition("per trained weight:")[2].partition(".")[0])
+    named = re.findall(
+        r"(\w[\w ]*?) (\d+)", text.partition("per trained weight:")[2].partition(".")[0]
+    )
     assert {"AdamW", "AdamW8bit"} <= {name for name, _ in named}
     for name, num_bytes in named:
         assert OPTIMIZERS[name].bytes_per_weight == int(num_bytes), name
