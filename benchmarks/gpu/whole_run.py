@@ -22,14 +22,14 @@ STEPS = 10
 NUM_CLASS_IMAGES = 4
 WHAT = (
     f"U-Net and text encoder in bf16 with AdamW8bit and gradient checkpointing, batch 1, "
-    f"{NUM_CLASS_IMAGES} class images generated first and a preview at the end"
+    f"{NUM_CLASS_IMAGES} class images generated first, and previews before and after training"
 )
 DRAWING = SamplingConfig(steps=10, batch_size=2)
 OPENING, LOADING = "opening the run", "loading the model, encoding the first photo"
 PARTS = {
     "Encoding photos": "encoding photos and class images",
     "Class images": "generating class images",
-    "Sampling": "preview",
+    "Sampling": "previews",
 }
 """The parts by the run's own names of its activities."""
 

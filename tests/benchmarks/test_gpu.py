@@ -424,7 +424,7 @@ def test_a_whole_run_is_timed_part_by_part(bench: Bench, monkeypatch):
     (row,) = whole_run.run_whole(bench, NEVER)
     assert list(row["seconds"]) == [
         whole_run.OPENING, whole_run.LOADING, "encoding photos and class images",
-        "generating class images", "before the first step", "steps", "preview",
+        "generating class images", "previews", "before the first step", "steps",
         "writing the checkpoint",
     ]  # fmt: skip
     assert row["steps"] == 2
