@@ -15,8 +15,9 @@ test: .venv/installed  ## run the tests, one worker and thread per core
 lint: .venv/installed  ## check formatting and lint rules, those of web/ if Node.js is installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory javascript; \
-	else echo "Node.js is not installed, so web/ is not checked."; fi
+	@if ! command -v npm > /dev/null; then echo "Node.js is not installed, so web/ is not checked."; \
+	elif $(MAKE) --no-print-directory .node/installed; then $(MAKE) --no-print-directory javascript; \
+	else echo "What checks web/ cannot be fetched, so web/ is not checked."; fi
 
 javascript: .node/installed  ## check types and lint rules of web/
 	.node/node_modules/.bin/tsc --project requirements/web
