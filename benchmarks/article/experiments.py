@@ -571,8 +571,8 @@ def _lean_weights() -> Experiment:
             ]
     return Experiment(
         title="Weights of 24 bits and of bf16",
-        claim="8-bit AdamW costs no quality. Added here: neither do weights of 24 bits and released "
-        "gradients, with which training fits into 6 GB.",
+        claim="8-bit AdamW costs no quality. Added here: neither do weights of 24 bits and "
+        "released gradients, with which training fits into 6 GB.",
         setting="U-Net only without class images, and all parts: U-Net and text encoder with class "
         "images. 300 steps at 2e-4. Lean weights are trained in bf16, with released gradients and "
         "therefore without clipping. On the CPU: this compares the numbers, not memory or speed.",
