@@ -26,7 +26,7 @@ from benchmarks.gpu.random_model import SD15, build, write_checkpoint
 from benchmarks.gpu.training import PROMPT, latents
 from trainer import families
 from trainer.data.batches import BatchStream
-from trainer.families.networks import NumberFormats
+from trainer.loop import number_formats
 from trainer.methods.full import FullFineTune
 from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
 from trainer.training.session import Session
@@ -66,7 +66,7 @@ def measure(checkpoint: Path, changes: Mapping[str, Any], results: Connection) -
     the seconds of the second step. Runs in its own process."""
     before = _memory()
     settings, method = config(checkpoint, **changes), FullFineTune()
-    formats = NumberFormats(settings.precision, settings.weights, method.trained_parts)
+    formats = number_formats(settings, method)
     model = families.load(checkpoint, CPU, formats=formats)
     photos = latents(model, RESOLUTION, PROMPT, is_prior=False)
     stream = BatchStream(photos, {}, settings)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.families.shapes import SDXL
+
 Options = dict[str, Any]
 """Arguments of a network's own class in diffusers or transformers, where they differ from the
 defaults."""
@@ -71,18 +73,7 @@ SD15_ONE_LEVEL: Shape = {
 """Stable Diffusion 1.5's widths with one U-Net level. ComfyUI's checkpoint loader accepts it."""
 
 
-XL_UNET: Options = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+XL_UNET: Options = dict(SDXL.unet.options)
 """The U-Net of Stable Diffusion XL."""
 TINY_XL_UNET: Options = {
     **XL_UNET,

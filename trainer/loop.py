@@ -123,7 +123,7 @@ def _train(
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
         model = families.load(
             config.base, device, config.embedding, config.model_options,
-            NumberFormats(config.precision, config.weights, method.trained_parts),
+            number_formats(config, method),
         )  # fmt: skip
         trainable = method.attach(model, config, photos)
     for note in [*model.source.notes, *notes_of_formats(trainable)]:
@@ -158,6 +158,11 @@ def _train(
     for path in [*result.best.values(), *result.files.values()]:
         observer.on_checkpoint(result.steps, path)
     return result
+
+
+def number_formats(config: TrainingConfig, method: Method) -> NumberFormats:
+    """The number formats of the model in a run's memory."""
+    return NumberFormats(config.precision, config.weights, method.trained_parts)
 
 
 class UnscoredPreviews:

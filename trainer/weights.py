@@ -11,6 +11,8 @@ value."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -83,6 +85,12 @@ def write(weight: Tensor, values: Tensor, generator: torch.Generator) -> None:
         weight.copy_(values)
 
 
+def reseed(generator: torch.Generator, *key: object) -> torch.Generator:
+    """Let a key, such as seed, step and number of the weight, decide how `write` rounds, so that
+    the generator's state need not be saved."""
+    return generator.manual_seed(random.Random(" ".join(map(str, key))).getrandbits(63))
+
+
 @torch.no_grad()
 def restore(weight: Tensor, saved: Tensor, rest: Tensor | None) -> None:
     """Copy a saved weight and its rest, bit for bit. No rest is a rest of zeros."""
@@ -90,6 +98,15 @@ def restore(weight: Tensor, saved: Tensor, rest: Tensor | None) -> None:
     own = rest_of(weight)
     if own is not None:
         own.copy_(torch.zeros_like(own) if rest is None else rest)
+
+
+def restore_all(
+    weights: Sequence[Tensor], saved: Sequence[Tensor], rests: Sequence[Tensor | None] | None
+) -> None:
+    """`restore` for each weight. States of older versions have no rests."""
+    rests = [None] * len(weights) if rests is None else rests
+    for weight, values, rest in zip(weights, saved, rests, strict=True):
+        restore(weight, values, rest)
 
 
 def view(weight: Tensor, shape: tuple[int, ...]) -> Tensor:

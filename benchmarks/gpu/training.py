@@ -19,7 +19,7 @@ from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing, ModelFamily
-from trainer.families.networks import NumberFormats
+from trainer.loop import number_formats
 from trainer.methods.full import FullFineTune
 from trainer.settings.config import (
     DatasetConfig,
@@ -121,7 +121,7 @@ def _measure(setting: Setting, bench: Bench, deadline: float) -> dict[str, Any]:
 def open_session(setting: Setting, checkpoint: Path, bench: Bench) -> Session:
     """A new session on random latents."""
     config, method = setting.config(checkpoint, bench.shape.resolution), setting.method()
-    formats = NumberFormats(config.precision, config.weights, method.trained_parts)
+    formats = number_formats(config, method)
     model = families.load(checkpoint, bench.device, formats=formats)
     trainable = method.attach(model, config, [])
     photos = latents(model, bench.shape.resolution, PROMPT, is_prior=False)

@@ -18,8 +18,7 @@ from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
-from trainer.families.networks import NumberFormats
-from trainer.loop import train
+from trainer.loop import number_formats, train
 from trainer.methods.full import FullFineTune
 from trainer.runs.results import TrainingResult
 from trainer.settings.config import (
@@ -103,7 +102,7 @@ def _run(
 
 def _open_session(config: TrainingConfig, device: torch.device) -> Session:
     method = FullFineTune()
-    formats = NumberFormats(config.precision, config.weights, method.trained_parts)
+    formats = number_formats(config, method)
     model = families.load(config.base, device, formats=formats)
     trainable = method.attach(model, config, [])
     return Session(config, model, trainable, BatchStream(_latents(), {}, config))

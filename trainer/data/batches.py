@@ -82,7 +82,7 @@ class BatchStream(Iterator[list[Batch]]):
                 "folder of them in prior.images, or set prior.weight to 0."
             )
         photos = config.batch_size * config.gradient_accumulation
-        class_images = max(1, round(photos * config.prior.ratio)) if config.prior.weight > 0 else 0
+        class_images = class_images_per_step(config)
         self._config = config
         self._instance = _Pool(instance, "photos", config, num_timesteps)
         self._prior = _Pool(prior, "class images", config, num_timesteps)
@@ -131,6 +131,14 @@ class BatchStream(Iterator[list[Batch]]):
         total, micro_steps = self._class_images_per_step, self._config.gradient_accumulation
         before = total * self._micro_step // micro_steps
         return total * (self._micro_step + 1) // micro_steps - before
+
+
+def class_images_per_step(config: TrainingConfig) -> int:
+    """The number of class images of an optimizer step."""
+    if config.prior.weight == 0:
+        return 0
+    photos = config.batch_size * config.gradient_accumulation
+    return max(1, round(photos * config.prior.ratio))
 
 
 class _Pool:

@@ -5,11 +5,11 @@ Shapes: B batch, C latent channels, H W pixels, h w latents, L tokens, D width."
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .constants import Constants
 
 MAIN_MEMORY = torch.device("cpu")
+Part = TypeVar("Part")
+"""A network, or what describes one."""
 
 
 MODEL_OF = {
@@ -177,10 +179,7 @@ class ModelFamily(ABC):
     def parts(self) -> dict[str, nn.Module]:
         """The networks that a method may train: "unet", "text_encoder" and, if the model has two,
         "text_encoder_2"."""
-        named: dict[str, nn.Module] = {"unet": self.unet}
-        for number, text_encoder in enumerate(self.text_encoders, start=1):
-            named["text_encoder" if number == 1 else f"text_encoder_{number}"] = text_encoder
-        return named
+        return parts_by_name(self.unet, self.text_encoders)
 
     def embeddings(self) -> list[Tensor]:
         """The text encoders' embedding tables and the learned vectors. For these, bitsandbytes
@@ -222,6 +221,14 @@ class ModelFamily(ABC):
     @property
     def latent_channels(self) -> int:
         return int(self.unet.config.in_channels)
+
+
+def parts_by_name(unet: Part, text_encoders: Iterable[Part]) -> dict[str, Part]:
+    """The parts of a model that may be trained, by the names that `ModelFamily.parts` lists."""
+    parts = {"unet": unet}
+    for number, text_encoder in enumerate(text_encoders, start=1):
+        parts["text_encoder" if number == 1 else f"text_encoder_{number}"] = text_encoder
+    return parts
 
 
 def enable_checkpointing(network: Any) -> None:

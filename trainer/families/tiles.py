@@ -20,6 +20,12 @@ SETTINGS = ("use_tiling", "tile_latent_min_size", "tile_sample_min_size", "tile_
 """diffusers' attributes for tiles."""
 
 
+def tile_side(longer_side: int) -> int:
+    """Width and height of the tiles of an image, in latents like the image's longer side. A fifth
+    of it, the overlap, is a whole number."""
+    return 5 * -(-longer_side // 8)
+
+
 class Tiles:
     """The tiles of one VAE."""
 
@@ -49,7 +55,7 @@ class Tiles:
     @contextmanager
     def _switched_on(self, longer_side: int) -> Iterator[None]:
         before = {name: getattr(self._vae, name) for name in SETTINGS}
-        side = 5 * -(-longer_side // 8)  # of which a fifth, the overlap, is a whole number
+        side = tile_side(longer_side)
         self._vae.tile_latent_min_size = side
         self._vae.tile_sample_min_size = side * self._latent_factor
         self._vae.tile_overlap_factor = OVERLAP

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -73,19 +73,12 @@ def _adamw_8bit_class() -> type:
     return AdamW8bit
 
 
-def _adafactor(groups: ParamGroups, config: OptimizerConfig, exact: Exact) -> Optimizer:
+def _adafactor(
+    groups: ParamGroups, config: OptimizerConfig, exact: Exact, *, momentum: float | None = 0.9
+) -> Optimizer:
     # Without scaling, the learning rate means the same as for AdamW.
     optimizer: Optimizer = _load(config.name).AdaFactor(
-        groups, weight_decay=config.weight_decay, scale_parameter=False, relative_step=False
-    )
-    return optimizer
-
-
-def _adafactor_without_momentum(
-    groups: ParamGroups, config: OptimizerConfig, exact: Exact
-) -> Optimizer:
-    optimizer: Optimizer = _load(config.name).AdaFactor(
-        groups, weight_decay=config.weight_decay, betas=(None, 0.999), scale_parameter=False,
+        groups, weight_decay=config.weight_decay, betas=(momentum, 0.999), scale_parameter=False,
         relative_step=False,
     )  # fmt: skip
     return optimizer
@@ -162,7 +155,7 @@ OPTIMIZERS: dict[str, Choice] = {
     ),
     "Lion": Choice(_lion, _per_weight(4), 4, package="pytorch-optimizer"),
     "Adafactor without momentum": Choice(
-        _adafactor_without_momentum, _matrix_bytes, 0, package="pytorch-optimizer",
+        partial(_adafactor, momentum=None), _matrix_bytes, 0, package="pytorch-optimizer",
         on_matrices=True,
     ),
 }  # fmt: skip

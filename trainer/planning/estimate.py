@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..families.shapes import NetworkShape
+from ..families.tiles import tile_side
 from ..optimization import optimizers
 from ..settings.config import SamplingConfig
 from . import sizes
@@ -211,17 +212,12 @@ def _gradient_bytes(job: Job) -> int:
 
 
 def _encoding(job: Job) -> Estimate:
-    """Photos are encoded one by one in fp32, before the other networks are on the device."""
-    vae, side = job.model.vae, _tile(job.side) * job.model.latent_factor
+    """Photos are encoded one by one in fp32, before the other networks are on the device. In tiles
+    if memory is short."""
+    vae, side = job.model.vae, tile_side(job.side) * job.model.latent_factor
     trace = count(Pass(vae, side, "fp32", job.on_cuda, forward_only=True))
     during = {"VAE": sizes.frozen_bytes(vae, "fp32"), "activations": trace.activations.max()}
     return _phase("encoding the photos", during)
-
-
-def _tile(side: int) -> int:
-    """Images are encoded and decoded in tiles of this width and height if memory is short. In
-    latents, of those of the image: see `families/tiles.py`."""
-    return 5 * -(-side // 8)
 
 
 def _drawing(
@@ -231,14 +227,14 @@ def _drawing(
     batch_size: int,
     state: dict[str, float] | None = None,
 ) -> list[Estimate]:
-    """The U-Net's passes, and decoding the images one by one."""
+    """The U-Net's passes, and decoding the images one by one, in tiles if memory is short."""
     state = state or {"weights": _weight_bytes(job, job.model.unet)}
     state = state | {"copies of the weights": _copies(job)}
     network, precision = job.model.unet, job.precision
     unet = count(Pass(network, job.side, precision, job.on_cuda, forward_only=True))
     vae = job.model.vae
     state |= {"VAE": sizes.frozen_bytes(vae, "fp32")}
-    tile = _tile(job.side)
+    tile = tile_side(job.side)
     decoding = count(Pass(vae, tile, precision, job.on_cuda, forward_only=True, decodes=True))
     return [
         _phase(when, state, {"activations": peak})

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.batches import class_images_per_step
+from ..families.base import parts_by_name
 from ..families.shapes import ModelShape, NetworkShape
 from ..methods.base import Method
 from ..settings.config import TrainingConfig
@@ -62,21 +64,15 @@ class Job:
     @property
     def networks(self) -> dict[str, NetworkShape]:
         """By part: the networks that are on the device during training steps."""
-        found = {"unet": self.model.unet}
-        if self.method.encodes_captions_at_each_step:
-            for number, each in enumerate(self.model.text_encoders, start=1):
-                found["text_encoder" if number == 1 else f"text_encoder_{number}"] = each
-        return found
+        is_encoding = self.method.encodes_captions_at_each_step
+        return parts_by_name(self.model.unet, self.model.text_encoders if is_encoding else ())
 
     @property
     def images_per_pass(self) -> int:
         """The largest number of photos and class images that go through the U-Net at once."""
         config = self.config
-        if config.prior.weight == 0:
-            return config.batch_size
-        photos = config.batch_size * config.gradient_accumulation
-        class_images = max(1, round(photos * config.prior.ratio))
-        return config.batch_size + -(-class_images // config.gradient_accumulation)
+        class_images = -(-class_images_per_step(config) // config.gradient_accumulation)
+        return config.batch_size + class_images
 
     @property
     def has_several_passes(self) -> bool:

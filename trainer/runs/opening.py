@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -87,10 +88,13 @@ def statuses(
     UNFINISHED, FINISHED, or "" if there is none in `runs`."""
     if runs is None:
         return lambda other: ""
-    definition = _define(Hashes(runs / "hashes.json"), config, method, photos)
+
+    @cache
+    def definition() -> Definition:  # reads all images, which is in vain if nothing is asked
+        return _define(Hashes(runs / "hashes.json"), config, method, photos)
 
     def status(other: TrainingConfig) -> str:
-        changed = definition.with_settings(_with_default_clip_skip(other), method)
+        changed = definition().with_settings(_with_default_clip_skip(other), method)
         folder = RelatedRuns(runs, changed, other).own_folder()
         return str(json_files.read(folder / MANIFEST).get("status", ""))
 

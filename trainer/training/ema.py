@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +24,7 @@ class EMA:
         self.is_applied = False
         """Whether averages and parameters are, or are being, swapped."""
         self._decay, self._seed = decay, seed
+        self._generator = torch.Generator(parameters[0].device)
         stored = [weights.is_stored(parameter) for parameter in parameters]
         pairs = list(zip(self.averages, self.parameters, stored, strict=True))
         self._in_fp32 = [(average, p) for average, p, is_stored in pairs if not is_stored]
@@ -38,12 +38,9 @@ class EMA:
             averages, parameters = (list(tensors) for tensors in zip(*self._in_fp32, strict=True))
             torch._foreach_lerp_(averages, parameters, weight)
         for index, (average, parameter) in enumerate(self._stored):
-            # The random rounding follows from seed, update and weight: a state need not contain it.
-            text = f"average {self._seed} {self.num_updates} {index}"
-            generator = torch.Generator(average.device)
-            generator.manual_seed(random.Random(text).getrandbits(63))
             values = weights.value(average).lerp_(weights.value(parameter), weight)
-            weights.write(average, values, generator)
+            weights.reseed(self._generator, "average", self._seed, self.num_updates, index)
+            weights.write(average, values, self._generator)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -61,10 +58,7 @@ class EMA:
         return {"averages": self.averages, "rests": rests, "num_updates": self.num_updates}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        no_rests = [None] * len(self.averages)  # older states do not have them
-        saved = zip(state["averages"], state.get("rests", no_rests), strict=True)
-        for average, (values, rest) in zip(self.averages, saved, strict=True):
-            weights.restore(average, values, rest)
+        weights.restore_all(self.averages, state["averages"], state.get("rests"))
         self.num_updates = state["num_updates"]
 
     def _swap(self) -> None:

@@ -4,7 +4,6 @@ and its values in fp32."""
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -130,10 +129,8 @@ class PerWeightStep(GradientStep):
     def _update(self, index: int, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
-        # The random rounding follows from seed, step and weight: a state need not contain it.
-        seed = random.Random(f"{self._config.seed} {self._step} {index}").getrandbits(63)
-        optimizer = self._large[parameter]  # type: ignore[index]
-        optimizer.step(gradient, self._generator.manual_seed(seed))
+        weights.reseed(self._generator, self._config.seed, self._step, index)
+        self._large[parameter].step(gradient, self._generator)  # type: ignore[index]
 
 
 _norm: Callable[[Tensor], Tensor] = partial(torch.linalg.vector_norm, dtype=torch.float32)

@@ -135,10 +135,7 @@ class Session:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state()` of a session with the same settings and images; only the
         total number of steps may differ."""
-        no_rests = [None] * len(self.parameters)  # older states do not have them
-        saved = zip(state["parameters"], state.get("rests", no_rests), strict=True)
-        for parameter, (values, rest) in zip(self.parameters, saved, strict=True):
-            weights.restore(parameter, values, rest)
+        weights.restore_all(self.parameters, state["parameters"], state.get("rests"))
         self.gradient_step.load_state(state)
         self.skipped_steps = state.get("skipped_steps", 0)  # older states do not have it
         if self.ema:
