@@ -3,6 +3,7 @@
 import { app } from "/scripts/app.js";
 import { keepMeaning } from "./older_workflows.js";
 import { addPanel, listen, restore } from "./runs.js";
+import { keepSize } from "./sizes.js";
 
 const name = "dreambooth";
 
@@ -13,6 +14,7 @@ if (!(app.extensions ?? []).some((extension) => extension.name === name)) {
     name,
     beforeRegisterNodeDef(nodeType, nodeData) {
       keepMeaning(nodeType, nodeData.name);
+      keepSize(nodeType, nodeData.name);
     },
     nodeCreated: addPanel,
     afterConfigureGraph: restore,

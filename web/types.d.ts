@@ -56,6 +56,7 @@ export interface GraphNode {
 
 /** A node in a workflow's file. */
 export interface SavedNode {
+  size?: [number, number];
   widgets_values?: unknown[] | Record<string, unknown>;
 }
 

@@ -306,11 +306,8 @@ def test_every_node_is_high_enough(name, definitions):
     for node in real_nodes(read(name)):
         definition = definitions[node["type"]]
         sockets = sum("widget" not in socket for socket in node["inputs"])
-        shown = [
-            options
-            for _, _, options in widgets(definition, node["widgets_values"])
-            if not options.get("advanced")
-        ]
+        # The classic page also shows advanced widgets.
+        shown = [options for _, _, options in widgets(definition, node["widgets_values"])]
         rows = max(sockets, len(node["outputs"]))
         height = ROW * rows + sum(map(widget_height, shown)) + MARGIN
         height += RUN if node["type"] in TRAINING else 0
