@@ -14,6 +14,8 @@ export const SAVE_ROUTE = "/dreambooth/save";
 
 const EMPTY = "The run is shown here.";
 const STOP_HELP = "Stop after this step without a result. The same run continues when you queue it again.";
+const COPY = "Copy name";
+const COPIED = "Copied";
 const STOPPING = "Stopping. Queue the same again to continue from there.";
 
 export class Panel {
@@ -34,6 +36,7 @@ export class Panel {
     this.previews = new Previews();
     this.buttons = this.#makeButtons();
     this.file = element("code", {});
+    this.copy = button(COPY, "Copy the file's name", () => this.#copyName());
     this.written = this.#makeWritten();
     this.lines = element("ul", { class: "lines" });
     const content = element(
@@ -59,8 +62,7 @@ export class Panel {
     this.#showProgress(view);
     this.#showCharts(before, view);
     this.previews.show(view);
-    this.written.hidden = !view.file;
-    this.file.textContent = view.file ?? "";
+    if (before?.file !== view.file) this.#showFile(view.file);
     if (before?.lines !== view.lines) this.#showLines(view.lines);
     if (before?.state !== view.state) this.#announce(view);
     this.element.dataset.state = view.state;
@@ -91,6 +93,13 @@ export class Panel {
       this.losses.draw(lossCurves(view), view.step);
     if (isLonger || before?.scores !== view.scores)
       this.scores.draw(scoreCurves(view), view.step, 1, view);
+  }
+
+  /** @param {string | null} name */
+  #showFile(name) {
+    this.written.hidden = !name;
+    this.file.textContent = name ?? "";
+    this.copy.textContent = COPY;
   }
 
   /** @param {string[]} lines */
@@ -126,8 +135,12 @@ export class Panel {
   }
 
   #makeWritten() {
-    const copy = button("Copy name", "Copy the file's name", () => copyText(this.file.textContent));
-    return element("p", { class: "written" }, "Written: ", this.file, " ", copy);
+    return element("p", { class: "written" }, "Written: ", this.file, " ", this.copy);
+  }
+
+  async #copyName() {
+    await copyText(this.file.textContent);
+    this.copy.textContent = this.announcement.textContent = COPIED;
   }
 
   /** @param {string} route @param {string} text Shown until it is done. */
@@ -152,8 +165,8 @@ function post(route, content) {
 }
 
 /** @param {string | null} text */
-function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text ?? "");
+async function copyText(text) {
+  if (navigator.clipboard) return await navigator.clipboard.writeText(text ?? "");
   // Browsers offer the clipboard only to pages of this computer or over HTTPS.
   const field = element("textarea", {}, text ?? "");
   document.body.append(field);

@@ -76,8 +76,8 @@ export async function restore() {
 export function listen() {
   api.addEventListener(LIVE_EVENT, ({ detail }) => {
     const view = views.change(detail);
-    if (view) show(view);
-    else restore();
+    if (!view) restore();
+    else if (views.isLatest(view)) show(view);
   });
 
   api.addEventListener("executed", ({ detail }) => {

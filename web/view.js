@@ -70,6 +70,16 @@ export class Views {
   }
 
   /**
+   * Whether no later run is known on the view's node. The last messages about a run may come after
+   * the first about the next one.
+   * @param {View} view
+   */
+  isLatest({ node, workflow, prompt }) {
+    const last = this.all().findLast((each) => each.node === node && each.workflow === workflow);
+    return last?.prompt === prompt;
+  }
+
+  /**
    * @param {View} view
    * @returns {View} the view, or the newer one that is known already
    */

@@ -129,6 +129,9 @@ class _open_tabs:
 
     def __exit__(self, *_: object) -> None:
         self._context.close()
+        # What a failed test left running would make the next ones wait.
+        self._server.post("/queue", {"clear": True})
+        self._server.interrupt()
 
 
 @pytest.fixture
