@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test lint javascript types pages soak gpu experiments
+.PHONY: help demo test browser lint javascript types pages soak gpu experiments
 
 help:  ## list all targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -11,6 +11,12 @@ demo: .venv/installed  ## train the included model on a new cup; images and repo
 
 test: .venv/installed  ## run the tests, one worker and thread per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# COMFYUI_PATH, COMFYUI_PYTHON: as in CONTRIBUTING.md.
+browser: .venv/installed  ## test the page in Chromium, in the ComfyUI of COMFYUI_PATH
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c requirements/constraints.txt -r requirements/browser.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/nodes/browser
 
 lint: .venv/installed  ## check formatting and lint rules, those of web/ if Node.js is installed
 	$(BIN)/ruff format --check .

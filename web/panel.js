@@ -12,7 +12,7 @@ export const FINISH_ROUTE = "/dreambooth/finish";
 export const PREVIEW_ROUTE = "/dreambooth/preview";
 export const SAVE_ROUTE = "/dreambooth/save";
 
-const EMPTY = "The run is shown here.";
+const EMPTY = "The run is shown here once it starts.";
 const STOP_HELP = "Stop after this step without a result. The same run continues when you queue it again.";
 const COPY = "Copy name";
 const COPIED = "Copied";

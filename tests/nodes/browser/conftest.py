@@ -32,7 +32,7 @@ _seeds = itertools.count(5000)
 def chromium() -> Iterator[Any]:
     """A running Chromium."""
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the Python package playwright is not installed"
+        "playwright.sync_api", reason="playwright, from requirements/browser.txt, is not installed"
     )
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if not path:
