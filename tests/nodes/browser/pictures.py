@@ -27,9 +27,9 @@ FRAME, LAST_FRAME = 350, 5000
 TIMEOUT = 3_600_000
 """Milliseconds."""
 PLACE = """
-([left, top, right, bottom, zoom]) => {
+([left, top, zoom]) => {
   app.canvas.ds.scale = zoom;
-  app.canvas.ds.offset = [100 / zoom - left, 80 / zoom - top];
+  app.canvas.ds.offset = [100 / zoom - left, 120 / zoom - top];
   app.canvas.setDirty(true, true);
 }
 """
@@ -91,10 +91,10 @@ def picture(tab: Tab, workflow: dict[str, Any], *, left: float, zoom: float) -> 
     right = max(node["pos"][0] + node["size"][0] for node in workflow["nodes"])
     bottom = max(node["pos"][1] + node["size"][1] for node in workflow["nodes"])
     left, top = left - MARGIN, -TITLE - MARGIN
-    tab.page.evaluate(PLACE, [left, top, right, bottom, zoom])
+    tab.page.evaluate(PLACE, [left, top, zoom])
     tab.page.evaluate("() => new Promise(done => requestAnimationFrame(() => done()))")
     clip = {
-        "x": 100, "y": 80, "width": (right + MARGIN - left) * zoom,
+        "x": 100, "y": 120, "width": (right + MARGIN - left) * zoom,
         "height": (bottom + MARGIN - top) * zoom,
     }  # fmt: skip
     return Image.open(io.BytesIO(tab.page.screenshot(clip=clip))).convert("RGB")
