@@ -70,7 +70,7 @@ def test_templates_open_with_the_sizes_of_their_nodes_and_readable(tab):
         assert tab.page.evaluate("app.canvas.ds.scale") >= READABLE, name
 
 
-def test_a_graph_from_the_search_box_trains_with_its_defaults(tab):
+def test_a_graph_from_the_search_box_trains_with_its_defaults(tab, new_seed):
     page = tab.page
     page.get_by_role("button", name="Create a new blank workflow").click()
     page.wait_for_function("app.graph.nodes.length === 0")
@@ -81,14 +81,16 @@ def test_a_graph_from_the_search_box_trains_with_its_defaults(tab):
         box.fill(words)
         page.get_by_test_id("result-item").first.wait_for()
         box.press("Enter")
-        box.wait_for(state="hidden")
+        page.wait_for_function("count => app.graph.nodes.length === count", arg=number + 1)
         page.mouse.click(*place)  # The new node follows the mouse until then.
+        page.wait_for_function("!app.graph.nodes.some(node => node.flags?.ghost)")
     types = page.evaluate("app.graph.nodes.map(node => node.type)")
     assert types == ["DreamBoothLoadBaseModel", "DreamBoothLoadInstanceImages", "DreamBoothTrain"]
     train = page.evaluate(
         "() => { const [model, photos, train] = app.graph.nodes; model.connect(0, train, 0);"
         " photos.connect(0, train, 1); return String(train.id) }"
     )
+    set_widgets(tab, {train: {"seed": 20_000 + new_seed}})  # so that no earlier run is found
     tab.run()
     tab.wait_for_state("training", train)
     press(tab.panel(train), "Finish now and keep")
