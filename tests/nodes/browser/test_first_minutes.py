@@ -82,7 +82,10 @@ def test_a_graph_from_the_search_box_trains_with_its_defaults(tab, new_seed):
         page.get_by_test_id("result-item").first.wait_for()
         box.press("Enter")
         page.wait_for_function("count => app.graph.nodes.length === count", arg=number + 1)
-        page.mouse.click(*place)  # The new node follows the mouse until then.
+        box.wait_for(state="hidden")
+        # The new node follows the mouse until it is clicked.
+        page.mouse.move(place[0], place[1] + 40, steps=4)
+        page.mouse.click(place[0], place[1] + 40)
         page.wait_for_function("!app.graph.nodes.some(node => node.flags?.ghost)")
     types = page.evaluate("app.graph.nodes.map(node => node.type)")
     assert types == ["DreamBoothLoadBaseModel", "DreamBoothLoadInstanceImages", "DreamBoothTrain"]
