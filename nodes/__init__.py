@@ -7,7 +7,7 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..host_version import complaint_here, package_complaint
-from . import run_routes
+from . import photo_routes, run_routes
 from .compare_settings import CompareSettings
 from .dreambooth_train import DreamBoothTrain
 from .generate_class_priors import GenerateClassPriors
@@ -40,6 +40,7 @@ NODES: list[type[io.ComfyNode]] = [
 class DreamBoothExtension(ComfyExtension):
     async def on_load(self) -> None:
         run_routes.add_routes()
+        photo_routes.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

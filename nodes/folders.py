@@ -7,10 +7,12 @@ from pathlib import Path
 import folder_paths
 
 from ..trainer import toy
-from ..trainer.storage.names import KNOWN_AS, shown_name
-from .paths import inside, subfolders
+from ..trainer.data.photo_set import PhotoSet
+from ..trainer.storage.names import KNOWN_AS, made_safe, shown_name
+from .paths import existing_name, inside, subfolders
 
 TOY = "toy (embedded)"
+INPUT = "input"
 TOY_PHOTOS = "toy cup photos (embedded)"
 GRAPH = "Model from Graph"
 """Stands for the name of a checkpoint that this node saved, which users do not know."""
@@ -76,13 +78,40 @@ def find_photo_folder(name: str) -> Path:
         if candidate == label and (folder := inside(root, rest)).is_dir():
             return folder
     raise FileNotFoundError(
-        f"There is no folder {name!r}. Choose one from the menu; put new ones into ComfyUI's input "
-        "folder and refresh (R)."
+        f"There is no folder {name!r}. Choose one from the menu, or drop photos on Load Instance "
+        "Images, which makes one."
     )
 
 
+def photo_set(name: str) -> PhotoSet:
+    """The folder with that name in `photo_folder_menu`, to change it. Raises ValueError if it is
+    not one in ComfyUI's input folder."""
+    if not is_in_input(name):
+        raise ValueError(f"The photos of {name!r} are only changed in their folder, not here.")
+    return PhotoSet(find_photo_folder(name))
+
+
+def is_in_input(name: str) -> bool:
+    """Whether a name in `photo_folder_menu` is that of a folder in ComfyUI's input folder."""
+    return name.startswith(f"{INPUT}/")
+
+
+def new_photo_set(wish: str) -> tuple[str, Path]:
+    """The name in `photo_folder_menu` and the path of the folder for new photos, which may exist:
+    the wish, which may have subfolders, made safe. Raises ValueError if it leads out of ComfyUI's
+    input folder, or is a file."""
+    root = folder = Path(folder_paths.get_input_directory())
+    for part in wish.split("/"):
+        folder /= existing_name(folder, made_safe(part))
+    name = folder.relative_to(root).as_posix()
+    inside(root, name)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{name!r} is a file in ComfyUI's input folder. Choose another name.")
+    return f"{INPUT}/{name}", folder
+
+
 def _photo_roots() -> list[tuple[str, Path]]:
-    roots = [("input", Path(folder_paths.get_input_directory()))]
+    roots = [(INPUT, Path(folder_paths.get_input_directory()))]
     if "datasets" in folder_paths.folder_names_and_paths:  # ComfyUI 0.30 and newer
         roots += [("datasets", Path(path)) for path in folder_paths.get_folder_paths("datasets")]
     return roots

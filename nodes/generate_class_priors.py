@@ -15,7 +15,8 @@ from ..trainer.families.networks import NumberFormats
 from ..trainer.sampling.class_images import make_class_images
 from ..trainer.sampling.schedulers import check as check_scheduler
 from ..trainer.settings.config import PriorConfig, SamplingConfig
-from . import folders, host
+from . import folders, host, live
+from .class_images import CLASS_UI_KEY, STOPPED, ClassImagesObserver, LiveClassView
 from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
 from .running import first_values, node_schema, runs_once
@@ -81,6 +82,7 @@ class GenerateClassPriors(io.ComfyNode):
                     tooltip=f"The first {MAX_PREVIEWS} class images. Connect to Preview Image.",
                 ),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -99,6 +101,7 @@ class GenerateClassPriors(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = dict(images or {})
         class_images: tuple[Path, ...]
+        ui: dict[str, Any] | None = None
         choice = settings.pop("images", None)
         if choice == FOLDER:
             class_images = (folders.find_photo_folder(settings["folder"]),)
@@ -110,15 +113,23 @@ class GenerateClassPriors(io.ComfyNode):
                 f"or set images to '{FOLDER}'."
             )
         else:
-            class_images = _generate(model_source, class_prompt, settings)
+            view = LiveClassView(*host.executing_node(), live.workflow_id(cls))
+            with live.showing(view, stopped=STOPPED):
+                class_images = _generate(model_source, class_prompt, settings, view)
+            ui = {CLASS_UI_KEY: [view.whole()]}
         prior = PriorConfig(prompt=class_prompt, images=class_images)
         examples = find_examples(class_images, class_prompt, is_prior=True)
         found = [example.path for example in examples]
         side = settings.get("resolution") or PREVIEW_SIDE
-        return io.NodeOutput(prior, preview(found, side, host.ComfyObserver()))
+        observer = host.ComfyObserver()
+        shown = preview(found, side, observer)
+        observer.show(f"{len(found)} class images")
+        return io.NodeOutput(prior, shown, ui=ui)
 
 
-def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) -> tuple[Path, ...]:
+def _generate(
+    source: ModelSource, class_prompt: str, settings: dict[str, Any], view: LiveClassView
+) -> tuple[Path, ...]:
     """Draw the class images that do not exist yet, and return all of them."""
     num_images, resolution = settings.pop("num_images"), settings.pop("resolution")
     number_format = settings.pop("precision")
@@ -139,8 +150,9 @@ def _generate(source: ModelSource, class_prompt: str, settings: dict[str, Any]) 
                 prior,
                 folders.class_images_folder(),
                 resolution=resolution or model.native_resolution,
-                observer=host.ComfyObserver(),
+                observer=ClassImagesObserver(view),
             )
+    view.update(state="finished", share=1.0)
     return tuple(made)
 
 

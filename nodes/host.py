@@ -112,6 +112,12 @@ def json_answer(content: Any, *, status: int = 200) -> web.Response:
     return web.json_response(content, status=status)
 
 
+def image_answer(content: bytes) -> web.Response:
+    """A JPEG image whose address changes with its content."""
+    headers = {"Cache-Control": "private, max-age=86400"}
+    return web.Response(body=content, content_type="image/jpeg", headers=headers)
+
+
 # --- Progress, warnings, the stop button --------------------------------------------------------
 
 

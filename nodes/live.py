@@ -13,6 +13,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
+from .node_view import NodeView
 from .run_view import EVENT, RunView, View
 
 SECONDS_BETWEEN_EVENTS = 0.5
@@ -22,25 +23,36 @@ STOPPED = "Stopped before the first step. Run the same again to train."
 _views: deque[LiveView] = deque(maxlen=MAX_VIEWS)
 
 
+class Throttle:
+    """Calls a function in the server's thread, at most twice a second."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._last_call = 0.0
+        self._is_scheduled = False
+
+    def ask(self) -> None:
+        """Have the function called as soon as allowed. Returns at once."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            waited = time.monotonic() - self._last_call
+            host.call_later(max(0.0, SECONDS_BETWEEN_EVENTS - waited), self._run)
+
+    def _run(self) -> None:
+        self._last_call, self._is_scheduled = time.monotonic(), False
+        self._call()
+
+
 class LiveView(RunView):
-    """A view whose changes are sent to all pages, at most twice a second."""
+    """A view whose changes are sent to all pages."""
 
     def __init__(self, node: str, prompt: str, workflow: str | None) -> None:
         super().__init__(node, prompt, workflow)
-        self._last_sent = 0.0
-        self._is_scheduled = False
+        self._throttle = Throttle(lambda: host.send_event(EVENT, self.changes()))
         _views.append(self)
 
     def send(self) -> None:
-        """Send what has changed as soon as allowed. Returns at once."""
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            waited = time.monotonic() - self._last_sent
-            host.call_later(max(0.0, SECONDS_BETWEEN_EVENTS - waited), self._send)
-
-    def _send(self) -> None:
-        self._last_sent, self._is_scheduled = time.monotonic(), False
-        host.send_event(EVENT, self.changes())
+        self._throttle.ask()
 
 
 def latest() -> list[View]:
@@ -64,17 +76,23 @@ def shown(execute: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], **inputs: Any) -> Any:
-        with _showing(_workflow_id(cls.hidden.extra_pnginfo)):
-            return execute(cls, **inputs)
+        view = LiveView(*host.executing_node(), workflow_id(cls))
+        token = _current.set(view)
+        try:
+            with showing(view, stopped=STOPPED):
+                return execute(cls, **inputs)
+        finally:
+            _current.reset(token)
+            view.update(activity="", seconds_left=None)
+            view.send()
 
     return run
 
 
 @contextmanager
-def _showing(workflow: str | None) -> Iterator[None]:
-    node, prompt = host.executing_node()
-    view = LiveView(node, prompt, workflow)
-    token = _current.set(view)
+def showing(view: NodeView, *, stopped: str) -> Iterator[None]:
+    """Show warnings that are logged inside, and at the end why it ended. `stopped`: the message
+    when it was stopped and the view has none."""
     try:
         with host.listening_to_lines(view.add_line):
             view.send()
@@ -85,15 +103,15 @@ def _showing(workflow: str | None) -> Iterator[None]:
         view.update(state="failed", message=f"{message}\n{advice}".strip())
         raise
     except BaseException:  # ComfyUI's stop button
-        view.update(state="stopped", message=view["message"] or STOPPED)
+        view.update(state="stopped", message=view["message"] or stopped)
         raise
     finally:
-        _current.reset(token)
-        view.update(activity="", seconds_left=None)
         view.send()
 
 
-def _workflow_id(extra_pnginfo: Any) -> str | None:
-    workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, Mapping) else None
+def workflow_id(node: type[io.ComfyNode]) -> str | None:
+    """The id in the file of the workflow that is executing, if it has one."""
+    extra = node.hidden.extra_pnginfo
+    workflow = extra.get("workflow") if isinstance(extra, Mapping) else None
     found = workflow.get("id") if isinstance(workflow, Mapping) else None
     return str(found) if found else None

@@ -123,7 +123,7 @@ class LoadInstanceImages(io.ComfyNode):
             photos=tuple(photos), prompt=instance_prompt, resolution=resolution or None, **settings
         )
         found = [example.path for example in find_examples(photos, instance_prompt)]
-        shown = preview(
-            found, resolution or PREVIEW_SIDE, host.ComfyObserver(), color=dataset.background
-        )
+        observer = host.ComfyObserver()
+        shown = preview(found, resolution or PREVIEW_SIDE, observer, color=dataset.background)
+        observer.show("1 photo" if len(found) == 1 else f"{len(found)} photos")
         return io.NodeOutput(dataset, shown, len(found))

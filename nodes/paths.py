@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..trainer.data.captions import key
 from ..trainer.storage.names import fault
 
 
@@ -29,6 +30,13 @@ def inside(root: Path, name: str) -> Path:
             f"{name!r} is a link that leads out of {root}. Copy the files there instead."
         )
     return path
+
+
+def existing_name(folder: Path, name: str) -> str:
+    """The name of an entry of the folder that is the same name on systems that ignore case, or else
+    the given name."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return name if name in names else next((n for n in names if key(n) == key(name)), name)
 
 
 def subfolders(root: Path) -> list[str]:

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from ..trainer.evaluation import best_step
 from ..trainer.observer import ScoreReport, StepReport
+from .node_view import NodeView
 
 EVENT = "dreambooth.live"
 """The websocket message with the changes of a view, sent to all pages."""
@@ -21,7 +21,6 @@ MAX_POINTS = 400
 """Points of the curves: more could not be told apart on a node."""
 SMOOTHING = 20
 """The losses are averaged over about this part of the run: a twentieth."""
-MAX_LINES = 5
 DIGITS = 5
 
 State = Literal["preparing", "training", "finished", "found", "stopped", "failed"]
@@ -122,30 +121,21 @@ class LossCurve:
         return round(self._means[name], DIGITS)
 
 
-class RunView:
-    """A view that one thread changes and another one sends."""
+class RunView(NodeView):
+    """The values of a `View`."""
 
     def __init__(self, node: str, prompt: str, workflow: str | None) -> None:
-        self._lock = threading.Lock()
         self._curve = LossCurve()
         self._sent: Mapping[str, Any] = {}
         self._sent_points = (0, 0)
-        self._values = View(
+        values = View(
             node=node, prompt=prompt, workflow=workflow, version=0, run=None, folder="",
             state="preparing", activity="", step=0, total=0, seconds_left=None,
             steps_per_second=None, megabytes_taken=None, megabytes_free=None, points=[],
             scores=[], best=None, overfitting=None, can_preview=False, previews=[], file=None,
             lines=[], message="",
         )  # fmt: skip
-
-    def __getitem__(self, key: str) -> Any:
-        with self._lock:
-            return self._values[key]  # type: ignore[literal-required]
-
-    def update(self, **values: Any) -> None:
-        """Set values by the keys of `View`."""
-        with self._lock:
-            self._values.update(values)  # type: ignore[typeddict-item]
+        super().__init__(values)
 
     def add_reports(self, reports: Sequence[StepReport]) -> None:
         with self._lock:
@@ -170,16 +160,10 @@ class RunView:
             others = [each for each in self._values["previews"] if each["step"] != preview["step"]]
             self._values["previews"] = sorted([*others, preview], key=lambda each: each["step"])
 
-    def add_line(self, line: str) -> None:
-        """Add a warning or note, unless the message says the same."""
-        with self._lock:
-            message, lines = self._values["message"], self._values["lines"]
-            if line not in lines and not (message and message in line):
-                self._values["lines"] = [*lines, line][-MAX_LINES:]
-
     def whole(self) -> View:
         with self._lock:
-            return View(**{**self._values, "points": list(self._curve.points)})
+            values = {**self._values, "points": list(self._curve.points)}
+            return View(**values)  # type: ignore[typeddict-item]
 
     def changes(self) -> dict[str, Any]:
         """What has changed since the last call, and the keys that identify the view. `new_points`

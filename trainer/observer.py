@@ -60,6 +60,10 @@ class Observer:
     def on_progress(self, activity: str, done: int, total: int) -> None:
         """Progress of a long activity other than training steps: loading, caching, sampling."""
 
+    def on_class_images(self, files: Sequence[Path], total: int, share: float) -> None:
+        """`files` are the class images that exist so far, of `total`, by their seeds. `share` from
+        0 to 1 also counts what is done of those that are being drawn."""
+
     def on_run(self, folder: Path) -> None:
         """The run is kept in this folder. The first event of such a run, also of a finished one."""
 

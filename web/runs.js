@@ -4,13 +4,12 @@ import { api } from "/scripts/api.js";
 import { nodeAt, rootGraph, TRAINING_NODES } from "./graph.js";
 import { addNotice, removeNotices } from "./notice.js";
 import { Panel } from "./panel.js";
+import { hideText } from "./progress_text.js";
 import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./types").GraphNode} GraphNode */
 
-/** The core shows progress texts of all nodes below this name; the panel shows more. */
-const TEXT_WIDGET = "$$node-text-preview";
 const MIN_HEIGHT = { empty: 56, run: 280 };
 
 const views = new Views();
@@ -29,21 +28,6 @@ export function addPanel(node) {
   });
   widget.serialize = false;
   hideText(node);
-}
-
-/**
- * Hide the core's text from the moment at which it is added: later is too late in Nodes 2.0.
- * @param {GraphNode} node
- */
-function hideText(node) {
-  const add = node.addCustomWidget;
-  node.addCustomWidget = function (widget) {
-    if (widget.name === TEXT_WIDGET) {
-      widget.hidden = true;
-      widget.options = { ...widget.options, hidden: true };
-    }
-    return add.call(this, widget);
-  };
 }
 
 /** Show a view on its node, if its workflow is open. @param {View | null} view */

@@ -64,6 +64,73 @@ const CSS = `
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
   font-size: 11px;
 }
+.dreambooth-either, .dreambooth-photos { position: relative; height: 100%; box-sizing: border-box; }
+.dreambooth-either { min-height: 120px; }
+.dreambooth-photos {
+  --photos: #4493f8; --class: #d9822b;
+  min-height: 160px; overflow: hidden; border-radius: 6px;
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
+  font: 12px/1.4 sans-serif; user-select: text;
+}
+.dreambooth-either > .dreambooth-photos { min-height: 120px; }
+.dreambooth-photos[hidden], .dreambooth-photos [hidden] { display: none !important; }
+.dreambooth-photos .content { position: absolute; inset: 0; overflow: auto; padding: 8px; outline: none; }
+.dreambooth-photos :is(p, ul, li) { margin: 0; padding: 0; list-style: none; }
+.dreambooth-photos .content > * + * { margin-top: 6px; }
+.dreambooth-photos .top { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 10px; }
+.dreambooth-photos .status { font-weight: 600; font-size: 13px; margin-right: auto; }
+.dreambooth-photos .buttons { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; }
+.dreambooth-photos :is(.hint, .size, .details, .notes, .removed, p.caption, .buttons) {
+  color: var(--descrip-text, #999);
+}
+.dreambooth-photos button {
+  font: inherit; font-size: 11px; padding: 3px 5px; border: 1px solid var(--border-color, #4e4e4e);
+  border-radius: 4px; background: var(--comfy-menu-bg, #353535); color: var(--input-text, #ddd);
+  cursor: pointer;
+}
+.dreambooth-photos :focus-visible { outline: 2px solid var(--photos); outline-offset: 1px; }
+.dreambooth-photos :is(.faults, .notes) li { padding-left: 8px; overflow-wrap: anywhere; }
+.dreambooth-photos :is(.faults, .notes) li + li { margin-top: 4px; }
+.dreambooth-photos .faults li { border-left: 3px solid var(--error-text, #f44); }
+.dreambooth-photos .notes li { border-left: 3px solid var(--class); }
+.dreambooth-photos .photos li { display: flex; gap: 8px; }
+.dreambooth-photos .photos li + li { margin-top: 6px; }
+.dreambooth-photos .photos :is(img, .broken) {
+  flex: none; width: 64px; height: 64px; border-radius: 4px; object-fit: contain;
+  background: var(--border-color, #4e4e4e);
+}
+.dreambooth-photos .broken {
+  display: flex; align-items: center; justify-content: center;
+  font-size: 24px; color: var(--error-text, #f66);
+}
+.dreambooth-photos .text { flex: 1; min-width: 0; display: flex; flex-direction: column; gap: 2px; }
+.dreambooth-photos .head { display: flex; align-items: center; gap: 6px; }
+.dreambooth-photos .head b { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.dreambooth-photos .head .size { flex: 1; white-space: nowrap; font-size: 11px; }
+.dreambooth-photos .head button { padding: 0 4px; }
+.dreambooth-photos .fault { color: var(--error-text, #f66); }
+.dreambooth-photos textarea {
+  flex: 1; box-sizing: border-box; width: 100%; min-height: 38px; padding: 2px 4px; resize: none;
+  border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px;
+  background: transparent; color: inherit; font: inherit;
+}
+.dreambooth-photos textarea:disabled { display: none; }
+.dreambooth-photos textarea::placeholder { color: var(--descrip-text, #999); font-style: italic; }
+.dreambooth-photos .caption.none { font-style: italic; }
+.dreambooth-photos progress {
+  appearance: none; display: block; width: 100%; height: 6px; border: none; border-radius: 3px;
+  overflow: hidden; background: var(--border-color, #4e4e4e);
+}
+.dreambooth-photos progress::-webkit-progress-bar { background: var(--border-color, #4e4e4e); }
+.dreambooth-photos progress::-webkit-progress-value { background: var(--photos); }
+.dreambooth-photos progress::-moz-progress-bar { background: var(--photos); }
+.dreambooth-photos .message { white-space: pre-line; padding-left: 8px; border-left: 3px solid var(--class); }
+.dreambooth-photos[data-state="failed"] .message { border-color: var(--error-text, #f44); }
+.dreambooth-photos .thumbnails { display: flex; flex-wrap: wrap; gap: 4px; }
+.dreambooth-photos .thumbnails img { width: 64px; height: 64px; object-fit: contain; border-radius: 4px; }
+.dreambooth-photos .announcement {
+  position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
+}
 .dreambooth-notice {
   min-height: 64px; height: 100%; overflow: auto; box-sizing: border-box; padding: 8px;
   border-radius: 6px; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);

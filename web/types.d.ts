@@ -1,4 +1,5 @@
 // The parts of ComfyUI's page that the pack uses: /scripts/app.js and /scripts/api.js.
+import type { ClassView } from "./class_images.js";
 import type { Changes, View } from "./view.js";
 
 export const app: App;
@@ -9,7 +10,13 @@ export interface App {
   /** The graph of the workflow while a subgraph is shown. Older pages have only `graph`. */
   rootGraph?: Graph;
   extensions?: { name: string }[];
-  extensionManager: { command: { execute(id: string): Promise<void> } };
+  extensionManager: {
+    command: { execute(id: string): Promise<void> };
+    dialog: {
+      /** The text, or null if it was cancelled. */
+      prompt(question: { title: string; message: string; defaultValue: string }): Promise<string | null>;
+    };
+  };
   registerExtension(extension: Extension): void;
 }
 
@@ -18,6 +25,8 @@ export interface Extension {
   beforeRegisterNodeDef?(nodeType: { prototype: GraphNode }, nodeData: { name: string }): void;
   nodeCreated?(node: GraphNode): void;
   afterConfigureGraph?(): void | Promise<void>;
+  /** The menus were updated. */
+  refreshComboInNodes?(): void;
 }
 
 export interface Api {
@@ -35,7 +44,10 @@ export interface Events {
   "dreambooth.checkpoint": { step: number; name: string; node: string };
   execution_start: unknown;
   execution_error: { node_id: string; exception_message: string };
-  executed: { node: string; output?: { dreambooth?: View[] } };
+  executed: { node: string; output?: { dreambooth?: View[]; dreambooth_class_images?: ClassView[] } };
+  progress_text: { nodeId: string; text: string };
+  "dreambooth.class_images": ClassView;
+  "dreambooth.photos": { folder: string };
 }
 
 export interface GraphNode {
@@ -45,6 +57,13 @@ export interface GraphNode {
   subgraph?: Graph;
   size: [number, number];
   widgets?: Widget[];
+  inputs?: { name: string; link?: number | null }[];
+  onAdded?(...values: unknown[]): void;
+  onRemoved?(...values: unknown[]): void;
+  /** Whether something can be dropped on it. */
+  onDragOver?(event: DragEvent): boolean;
+  /** Whether it took what was dropped. */
+  onDragDrop?(event: DragEvent): boolean;
   onConfigure?(saved?: SavedNode): void;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
   addCustomWidget(widget: Widget): Widget;
@@ -71,4 +90,5 @@ export interface Widget {
   serialize?: boolean;
   hidden?: boolean;
   options?: object;
+  callback?(...values: unknown[]): void;
 }

@@ -28,6 +28,7 @@ DRAWING = SamplingConfig(steps=10, batch_size=2)
 OPENING, LOADING = "opening the run", "loading the model, encoding the first photo"
 PARTS = {
     "Encoding photos": "encoding photos and class images",
+    "Encoding class images": "encoding photos and class images",
     "Class images": "generating class images",
     "Sampling": "previews",
 }

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..storage.names import printable
-
-logger = logging.getLogger(__name__)
 
 CAPTION_ENDINGS = (".txt", ".caption")
 """The first has priority if an image has several captions."""
@@ -55,6 +52,14 @@ def _caption_names(image: Path) -> Iterator[str]:
             yield image.name + ending
 
 
+def new_caption_file(image: Path, others: Iterable[Path]) -> Path:
+    """Where to write the first caption of an image: photo.txt, or photo.jpg.txt if one of the other
+    images would share photo.txt."""
+    is_shared = any(key(other.stem) == key(image.stem) for other in others if other != image)
+    stem = image.name if is_shared else image.stem
+    return image.with_name(stem + CAPTION_ENDINGS[0])
+
+
 def read_caption(file: Path) -> str:
     """The text of a caption file, stripped. Raises ValueError if it is not UTF-8, nor UTF-16 with a
     byte order mark."""
@@ -73,19 +78,19 @@ def _encoding(file: Path) -> str:
     return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def warn_of_missing_subject(captions: Sequence[tuple[Path, str]], prompt: str) -> None:
-    """Log one warning if captions of photos contain no word for the subject. `captions` has each
+def missing_subject(captions: Mapping[Path, str], prompt: str) -> str:
+    """A warning if captions of photos contain no word for the subject, or "". `captions` has each
     photo's own caption, `prompt` is the instance prompt."""
     words = _subject(prompt)
-    missing = [(path, text) for path, text in captions if words and not _has_any(text, words)]
-    if missing:
-        path, text = missing[0]
-        logger.warning(
-            "%d of %d captions contain none of the words %s of the prompt '%s', so their photos do "
-            "not teach these words, such as '%s' with '%s'. Add the words for the subject to the "
-            "captions.",
-            len(missing), len(captions), ", ".join(words), prompt, printable(path.name), text,
-        )  # fmt: skip
+    missing = [(path, text) for path, text in captions.items() if not _has_any(text, words)]
+    if not words or not missing:
+        return ""
+    path, text = missing[0]
+    return (
+        f"{len(missing)} of {len(captions)} captions contain none of the words {', '.join(words)} "
+        f"of the prompt '{prompt}', so their photos do not teach these words, such as "
+        f"'{printable(path.name)}' with '{text}'. Add the words for the subject to the captions."
+    )
 
 
 def _subject(prompt: str) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..storage.names import printable
-from .captions import CaptionFiles, read_caption, warn_of_missing_subject
+from .captions import CaptionFiles, missing_subject, read_caption
 from .folders import image_format, images_in, shortened
 from .formats import IMAGE_ENDINGS, require_readable
 
@@ -46,9 +46,12 @@ def find_examples(
     for path, times in Counter(paths).items():
         if times > 1:
             raise ValueError(f"'{path}' is named {times} times. Name each image once.")
-    captions = _captions(paths, quiet=quiet)
-    if prompt and not is_prior and not quiet:
-        warn_of_missing_subject(list(captions.items()), prompt)
+    files = caption_files(paths)
+    captions = {image: read_caption(found[0]) for image, found in files.items()}
+    if not quiet:
+        for message in caption_doubts(files, captions, "" if is_prior else prompt):
+            logger.warning(message)
+    captions = {image: caption for image, caption in captions.items() if caption}
     return [
         Example(path, (captions.get(path, prompt),), is_prior, has_own_caption=path in captions)
         for path in paths
@@ -88,30 +91,30 @@ def _named_image(path: Path) -> Path:
     return path
 
 
-def _captions(images: Sequence[Path], *, quiet: bool) -> dict[Path, str]:
-    """The captions of the images that have their own. An empty file is none."""
+def caption_files(images: Iterable[Path]) -> dict[Path, list[Path]]:
+    """The caption files of the images that have any, first the one to use."""
+    images = list(images)
     folders = {folder: CaptionFiles(folder.iterdir()) for folder in {p.parent for p in images}}
-    files = {image: found for image in images if (found := folders[image.parent].of(image))}
-    captions = {image: read_caption(found[0]) for image, found in files.items()}
-    if not quiet:
-        _warn_of_several(files)
-        _warn_of_lines([files[image][0] for image, text in captions.items() if "\n" in text])
-    return {image: caption for image, caption in captions.items() if caption}
+    return {image: found for image in images if (found := folders[image.parent].of(image))}
 
 
-def _warn_of_several(files: Mapping[Path, Sequence[Path]]) -> None:
+def caption_doubts(
+    files: Mapping[Path, Sequence[Path]], captions: Mapping[Path, str], prompt: str
+) -> Iterator[str]:
+    """Warnings about the caption files of images and what the first file of each says. An empty
+    file is no caption. `prompt` is the instance prompt, "" for class images."""
     for image, found in files.items():
         if len(found) > 1:
-            logger.warning(
-                "'%s' has several captions. Only '%s' is used, and not %s. Keep one of them.",
-                printable(image.name), printable(found[0].name),
-                shortened([file.name for file in found[1:]]),
-            )  # fmt: skip
-
-
-def _warn_of_lines(files: Sequence[Path]) -> None:
-    if files:
-        logger.warning(
-            "All lines of a caption are joined into one prompt. Captions with several lines: %s. A "
-            "photo has only one caption.", shortened([file.name for file in files]),
-        )  # fmt: skip
+            unused = shortened([file.name for file in found[1:]])
+            yield (
+                f"'{printable(image.name)}' has several captions. Only "
+                f"'{printable(found[0].name)}' is used, and not {unused}. Keep one of them."
+            )
+    if long := [files[image][0].name for image, text in captions.items() if "\n" in text]:
+        yield (
+            "All lines of a caption are joined into one prompt. Captions with several lines: "
+            f"{shortened(long)}. A photo has only one caption."
+        )
+    own = {image: caption for image, caption in captions.items() if caption}
+    if message := missing_subject(own, prompt):
+        yield message

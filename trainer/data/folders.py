@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def images_in(folder: Path, *, quiet: bool = False) -> list[Path]:
     used. Raises ValueError if there are none."""
     contents = look_into(folder)
     if not contents.images:
-        raise ValueError(_why_empty(contents))
+        raise ValueError(why_empty(contents))
     if not quiet:
         _log_unused(contents)
     return contents.images
@@ -160,7 +160,8 @@ def _photos_below(folder: Path, start: Path) -> dict[str, int]:
     return found
 
 
-def _why_empty(contents: Contents) -> str:
+def why_empty(contents: Contents) -> str:
+    """Why a folder without images is refused."""
     if contents.unreadable:
         return f"None of the photos in {contents.folder} can be read. " + " ".join(
             f"In the format {name} ({len(photos)}): {_names(photos)}. {how_to_read(name)}"
@@ -175,49 +176,57 @@ def _why_empty(contents: Contents) -> str:
 
 
 def _log_unused(contents: Contents) -> None:
+    for message in unused(contents):
+        logger.warning(message)
+    if contents.others:
+        logger.info(
+            "Skipped %d entries in %s that are not images: %s.",
+            len(contents.others), printable(contents.folder), _names(contents.others),
+        )  # fmt: skip
+
+
+def unused(contents: Contents) -> Iterator[str]:
+    """A warning for each kind of entry that looks like a user's data and is not used."""
     folder = printable(contents.folder)
     for name, photos in contents.unreadable.items():
-        _warn(
-            f"Photos in {folder} are not used, because the format {name} cannot be read",
-            photos,
-            how_to_read(name),
-        )
+        what = f"Photos in {folder} are not used, because the format {name} cannot be read"
+        yield _counted_names(what, photos, how_to_read(name))
     if contents.subfolders:
-        logger.warning(
-            "The photos in folders inside %s are not used: %s. Choose such a folder instead, or "
-            "move its photos.", folder, _counted(contents.subfolders),
-        )  # fmt: skip
-    _warn(
+        yield (
+            f"The photos in folders inside {folder} are not used: {_counted(contents.subfolders)}. "
+            "Choose such a folder instead, or move its photos."
+        )
+    for what, paths, advice in _unused_files(contents, folder):
+        if paths:
+            yield _counted_names(what, paths, advice)
+
+
+def _unused_files(contents: Contents, folder: str) -> Iterator[tuple[str, Sequence[Path], str]]:
+    yield (
         f"Masks in {folder} are not used",
         contents.masks,
         "Masks are not supported, so all of a photo is trained. If these are photos, rename them.",
     )
-    _warn(
+    yield (
         f"Images in {folder} are not used, because their names do not end like those of images",
         contents.misnamed,
         "To train on them, rename them to .jpg or .png.",
     )
-    photo = contents.images[0]
-    _warn(
+    photo = contents.images[0] if contents.images else Path("photo.jpg")
+    yield (
         f"Text files in {folder} are not used, because they are not the caption of a photo",
         contents.texts,
         f"The caption of '{printable(photo.name)}' would be '{printable(photo.stem)}.txt'.",
     )
-    _warn(
+    yield (
         f"Links in {folder} lead to files that do not exist",
         contents.broken_links,
         "Restore the files, or remove the links.",
     )
-    if contents.others:
-        logger.info(
-            "Skipped %d entries in %s that are not images: %s.",
-            len(contents.others), folder, _names(contents.others),
-        )  # fmt: skip
 
 
-def _warn(what: str, paths: Sequence[Path], advice: str) -> None:
-    if paths:
-        logger.warning("%s (%d): %s. %s", what, len(paths), _names(paths), advice)
+def _counted_names(what: str, paths: Sequence[Path], advice: str) -> str:
+    return f"{what} ({len(paths)}): {_names(paths)}. {advice}"
 
 
 def _names(paths: Sequence[Path]) -> str:

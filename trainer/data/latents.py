@@ -66,7 +66,7 @@ def encode_examples(
     latents: dict[Example, CachedLatents] = {}
     enlarged: dict[Path, None] = {}
     with model.on_device(model.vae):
-        for done, example in enumerate(examples, start=1):
+        for example in examples:
             image = read_image(example.path, background)
             size: Size = (resolution, resolution)
             if dataset.buckets:
@@ -80,7 +80,8 @@ def encode_examples(
             pixels, framing = fit(image, size, position=position, mirrored=example.mirrored)
             del image  # it may be large, and the next one is read before this name is bound again
             latents[example] = _encode(pixels, framing, model)
-            observer.on_progress("Encoding photos", done, len(examples))
+            activity = "Encoding class images" if example.is_prior else "Encoding photos"
+            observer.on_progress(activity, len(latents), len(examples))
     if enlarged:
         logger.warning(
             "Images smaller than the training resolution %d were enlarged, which softens them "

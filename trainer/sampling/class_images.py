@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -54,7 +54,7 @@ def make_class_images(
         raise ValueError("prior.prompt is empty. Name the class, such as 'a photo of a dog'.")
     album = _Album(folder, _definition(model, prior, resolution))
     found = album.find()
-    progress = _Progress(observer or Observer(), len(found), prior.num_images)
+    progress = _Progress(observer or Observer(), found, prior.num_images)
     progress.report()
     discarded: set[int] = set()
     while len(found) < prior.num_images:
@@ -70,7 +70,6 @@ def make_class_images(
                 _discard(seed, len(discarded), good=len(found))
             else:
                 found[seed] = album.add(seed, image)
-                progress.done = len(found)
                 progress.report()
     return [found[seed] for seed in sorted(found)][: prior.num_images]
 
@@ -125,14 +124,20 @@ class _Progress(Observer):
     """Turns each sampling step into a report of how many class images are done, so that a run can
     be stopped at every sampling step."""
 
-    def __init__(self, observer: Observer, done: int, total: int) -> None:
-        self.observer, self.done, self.total = observer, done, total
+    def __init__(self, observer: Observer, found: Mapping[int, Path], total: int) -> None:
+        self.observer, self.found, self.total = observer, found, total
+        self._start, self._share = len(found), 0.0
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
+        self._share = done / total
         self.report()
 
     def report(self) -> None:
-        self.observer.on_progress("Class images", min(self.done, self.total), self.total)
+        done, start = min(len(self.found), self.total), self._start
+        drawn = (start + (self.total - start) * self._share) / self.total
+        files = [self.found[seed] for seed in sorted(self.found)][: self.total]
+        self.observer.on_class_images(files, self.total, min(1.0, max(drawn, done / self.total)))
+        self.observer.on_progress("Class images", done, self.total)
 
 
 @dataclass(frozen=True, slots=True)

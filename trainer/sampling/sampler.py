@@ -47,7 +47,7 @@ def sample_each(
     size: tuple[int, int] | None = None, observer: Observer | None = None,
     encoded: Encoded | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """Yield an image [H, W, 3] uint8 for each (prompt, seed), as soon as its batch is done.
+    """Yield an image [H, W, 3] uint8 for each (prompt, seed), as soon as it is decoded.
     `sampling.seed` is not used. Raises ValueError for a size that the model cannot draw."""
     size = size or (model.native_resolution, model.native_resolution)
     _check_size(size, model.latent_factor)
@@ -102,7 +102,7 @@ def _batches(
 def _sample_batch(
     model: ModelFamily, batch: _Batch, sampling: SamplingConfig, *, size: tuple[int, int],
     observer: Observer,
-) -> list[np.ndarray]:  # fmt: skip
+) -> Iterator[np.ndarray]:  # fmt: skip
     scheduler = schedulers.build(sampling.scheduler, model.schedule, sampling.steps)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
     latents = _initial_noise(model, generators, size) * scheduler.init_noise_sigma
@@ -120,8 +120,9 @@ def _sample_batch(
             observer.on_progress(
                 "Sampling", batch.number * num_steps + done, batch.num_batches * num_steps
             )
-        pixels = _decode(model, latents)
-    return _to_images(pixels, batch.seeds)
+    # One at a time: the decoder's activations need many times the memory of the U-Net's.
+    for one, seed in zip(latents, batch.seeds, strict=True):
+        yield _to_image(_decode(model, one[None]), seed)
 
 
 def _guided_prediction(
@@ -137,10 +138,9 @@ def _guided_prediction(
 
 
 def _decode(model: ModelFamily, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] of latents [B, C, h, w]. One image at a time: the decoder's activations
-    need many times the memory of the U-Net's."""
-    with precision.decoding(model.device):
-        return torch.cat([model.decode_latents(one[None]).float() for one in latents])
+    """Pixels [1, 3, H, W] of the latents [1, C, h, w] of one image."""
+    with precision.decoding(model.device), _eval_mode(model):
+        return model.decode_latents(latents).float()
 
 
 def _initial_noise(
@@ -189,20 +189,18 @@ def _eval_mode(model: ModelFamily) -> Iterator[None]:
             module.training = True
 
 
-def _to_images(pixels: Tensor, seeds: list[int]) -> list[np.ndarray]:
-    """Convert pixels [B, 3, H, W] in [-1, 1] to images [H, W, 3] uint8. NaN and infinite pixels
+def _to_image(pixels: Tensor, seed: int) -> np.ndarray:
+    """Convert pixels [1, 3, H, W] in [-1, 1] to an image [H, W, 3] uint8. NaN and infinite pixels
     become black, with a warning."""
-    images = []
-    for values, seed in zip(pixels.float().cpu(), seeds, strict=True):
-        if not values.isfinite().all():
-            logger.warning(
-                "The image of seed %d is black where the model produced NaN. Choose fp32 or bf16 "
-                "precision; if the model was trained, lower the learning rate and train again.",
-                seed,
-            )
-        levels = ((values.nan_to_num(-1, -1, -1) + 1) * 127.5).round().clamp(0, 255)
-        images.append(levels.permute(1, 2, 0).to(torch.uint8).numpy())
-    return images
+    values = pixels[0].float().cpu()
+    if not values.isfinite().all():
+        logger.warning(
+            "The image of seed %d is black where the model produced NaN. Choose fp32 or bf16 "
+            "precision; if the model was trained, lower the learning rate and train again.",
+            seed,
+        )
+    levels = ((values.nan_to_num(-1, -1, -1) + 1) * 127.5).round().clamp(0, 255)
+    return levels.permute(1, 2, 0).to(torch.uint8).numpy()
 
 
 def _check_size(size: tuple[int, int], multiple: int) -> None:

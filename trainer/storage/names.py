@@ -4,12 +4,17 @@ them. No file access."""
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 
 MAX_BYTES = 200
 """Longest base name. File systems allow 255 bytes; the rest is for what is added to it: a counter,
 an extension, a temporary suffix."""
+MAX_ENDING = 12
+"""Longest extension in bytes: what follows the last dot of a longer one is part of the name."""
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"
 }
@@ -47,6 +52,35 @@ def fault_of_path(name: str) -> str:
     if name and not name.startswith("/") and "" in name.split("/"):
         return "it has nothing before or after a slash"
     return next(filter(None, map(fault, name.split("/"))), "")
+
+
+def made_safe(name: str) -> str:
+    """The name with what `fault` forbids replaced, and at most `MAX_BYTES` long with its extension.
+    Raises ValueError if nothing is left of it."""
+    text = unicodedata.normalize("NFC", name.encode(errors="replace").decode())
+    replaced = "".join(
+        "-" if char in _FORBIDDEN | {"/"} or ord(char) < 32 else char for char in text
+    )
+    plain = replaced.strip(" .")
+    if not plain.strip("-. "):
+        raise ValueError(f"{name!r} cannot be used as a name. Choose a name of letters or digits.")
+    return _shortened(f"_{plain}" if fault(plain) else plain)
+
+
+def _shortened(name: str) -> str:
+    """The name without the end of its stem if it is too long."""
+    ending = Path(name).suffix
+    if len(ending.encode()) > MAX_ENDING:
+        ending = ""
+    stem = name.removesuffix(ending).encode()[: MAX_BYTES - len(ending.encode())]
+    return stem.decode(errors="ignore").rstrip(" .") + ending
+
+
+def numbered(name: str, is_taken: Callable[[str], bool]) -> str:
+    """The name, or the first of "photo (1).jpg", "photo (2).jpg" ... that is not taken."""
+    path = Path(name)
+    others = (f"{path.stem} ({number}){path.suffix}" for number in count(1))
+    return next(each for each in chain([name], others) if not is_taken(each))
 
 
 def without_ending(name: str) -> str:

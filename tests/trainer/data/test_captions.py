@@ -1,11 +1,10 @@
 """Which text file is the caption of which photo, and how it is read."""
 
-import logging
 from pathlib import Path
 
 import pytest
 
-from trainer.data.captions import CaptionFiles, read_caption, warn_of_missing_subject
+from trainer.data.captions import CaptionFiles, missing_subject, new_caption_file, read_caption
 
 
 def files_of(folder: Path, image: str, *names: str) -> list[str]:
@@ -45,6 +44,20 @@ def test_names_that_differ_only_in_case_prefer_the_same_case(tmp_path):
     assert found == ["dog.txt", "DOG.TXT", "dog.TXT"]
 
 
+@pytest.mark.parametrize(("others", "name"), [
+    (["cat.jpg"], "dog.txt"),
+    (["dog.png"], "dog.jpg.txt"),
+    (["DOG.png"], "dog.jpg.txt"),
+])  # fmt: skip
+def test_a_new_caption_belongs_to_one_image_only(tmp_path, others, name):
+    image = tmp_path / "dog.jpg"
+    file = new_caption_file(image, [image, *(tmp_path / other for other in others)])
+    assert file == tmp_path / name
+    file.touch()
+    assert files_of(tmp_path, "dog.jpg") == [name]
+    assert files_of(tmp_path, others[0]) == []
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("text", ["sks café", "개 사진", "two\nlines"])
 def test_utf_8_and_marked_utf_16_are_read(tmp_path, encoding, text):
@@ -71,23 +84,20 @@ def test_other_encodings_are_refused(tmp_path, content):
     assert read_caption(file) == "café"
 
 
-def warnings_for(prompt: str, captions: list[str], caplog: pytest.LogCaptureFixture) -> list[str]:
-    caplog.clear()
-    named = [(Path(f"photos/{n}.jpg"), text) for n, text in enumerate(captions)]
-    with caplog.at_level(logging.INFO):
-        warn_of_missing_subject(named, prompt)
-    return caplog.messages
+def warning_for(prompt: str, captions: list[str]) -> str:
+    named = {Path(f"photos/{n}.jpg"): text for n, text in enumerate(captions)}
+    return missing_subject(named, prompt)
 
 
-def test_captions_without_the_subject_give_one_warning_with_an_example(caplog):
+def test_captions_without_the_subject_give_one_warning_with_an_example():
     captions = ["a sks dog", "on the beach", "a photo of a sofa"]
-    assert warnings_for("a photo of sks dog", captions, caplog) == [
+    assert warning_for("a photo of sks dog", captions) == (
         "2 of 3 captions contain none of the words sks, dog of the prompt 'a photo of sks dog', so "
         "their photos do not teach these words, such as '1.jpg' with 'on the beach'. Add the words "
         "for the subject to the captions."
-    ]
+    )
     followed = ["a sks dog", "a sks dog on the beach", "a photo of a sks dog on a sofa"]
-    assert warnings_for("a photo of sks dog", followed, caplog) == []
+    assert warning_for("a photo of sks dog", followed) == ""
 
 
 @pytest.mark.parametrize(("prompt", "caption"), [
@@ -99,9 +109,9 @@ def test_captions_without_the_subject_give_one_warning_with_an_example(caplog):
     ("a photo", "anything"),
     ("", "anything"),
 ])  # fmt: skip
-def test_a_word_of_the_subject_is_enough(prompt, caption, caplog):
-    assert warnings_for(prompt, [caption], caplog) == []
+def test_a_word_of_the_subject_is_enough(prompt, caption):
+    assert warning_for(prompt, [caption]) == ""
 
 
-def test_a_word_inside_another_does_not_count(caplog):
-    assert len(warnings_for("ohwx man", ["a woman"], caplog)) == 1
+def test_a_word_inside_another_does_not_count():
+    assert warning_for("ohwx man", ["a woman"]) != ""

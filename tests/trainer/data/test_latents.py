@@ -154,6 +154,10 @@ def test_progress_is_reported_after_each_image(photos: list[Path], tiny_model: M
     encode_examples(find_examples(photos, "a cup"), dataset, tiny_model, Listener(), seed=0)
 
     assert heard == [("Encoding photos", done, 5) for done in range(1, 6)]
+    heard.clear()
+    examples = find_examples(photos, "a cup", is_prior=True)
+    encode_examples(examples, dataset, tiny_model, Listener(), seed=0)
+    assert heard == [("Encoding class images", done, 5) for done in range(1, 6)]
 
 
 def test_drawn_latents_have_the_mean_and_std_and_differ_each_time() -> None:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.storage.names import MAX_BYTES, dated, fault, is_text, printable, shown_name
+from trainer.storage.names import (
+    MAX_BYTES,
+    dated,
+    fault,
+    is_text,
+    made_safe,
+    numbered,
+    printable,
+    shown_name,
+)
 
 OUTSIDE = "it leads out of its folder"
 CHARACTERS = (
@@ -114,3 +123,57 @@ def test_a_file_is_shown_under_the_name_that_a_user_chose() -> None:
 def test_invalid_unicode_is_escaped_in_messages():
     assert printable("caf\udce9.jpg") == "caf\\udce9.jpg"
     assert printable(Path("개 🐶.jpg")) == "개 🐶.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("dog.jpg", "dog.jpg"),
+        ("강아지 2.png", "강아지 2.png"),
+        ("../../dog.jpg", "-..-dog.jpg"),
+        ("C:\\dog.jpg", "C--dog.jpg"),
+        ("/etc/passwd", "-etc-passwd"),
+        ('what "is" it?.jpg', "what -is- it-.jpg"),
+        (" .dog.jpg. ", "dog.jpg"),
+        ("dog .jpg", "dog.jpg"),
+        ("NUL.jpg", "_NUL.jpg"),
+        ("com1", "_com1"),
+        ("a\0b.jpg", "a-b.jpg"),
+        ("caf\udce9.jpg", "caf-.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("x" * 300 + ".jpg", "x" * (MAX_BYTES - 4) + ".jpg"),
+        ("개" * 300 + ".jpg", "개" * ((MAX_BYTES - 4) // 3) + ".jpg"),
+        ("x." + "y" * 300, "x." + "y" * (MAX_BYTES - 2)),
+    ],
+)
+def test_names_are_made_safe(name: str, safe: str) -> None:
+    assert made_safe(name) == safe
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "???", " . "])
+def test_a_name_of_which_nothing_is_left_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be used as a name") as error:
+        made_safe(name)
+    assert str(error.value) == (
+        f"{name!r} cannot be used as a name. Choose a name of letters or digits."
+    )
+
+
+@given(st.text())
+@example("con" + " " * 300)
+@example("a" * 199 + " .jpg")
+@example("nul" + "x" * 196 + " ")
+def test_a_name_that_was_made_safe_has_no_fault_and_room(name: str) -> None:
+    try:
+        safe = made_safe(name)
+    except ValueError:
+        return
+    assert fault(safe) == ""
+    assert len(safe.encode()) <= MAX_BYTES
+    assert made_safe(safe) == safe
+
+
+def test_a_name_that_is_taken_gets_a_number() -> None:
+    assert numbered("dog.jpg", lambda name: False) == "dog.jpg"
+    taken = {"dog.jpg", "dog (1).jpg"}
+    assert numbered("dog.jpg", taken.__contains__) == "dog (2).jpg"

@@ -1,0 +1,71 @@
+"""What a run would find in a folder of photos, before any run: the photos, their captions, and in
+the run's own words what it would refuse or leave out. Does not decode any image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .captions import read_caption
+from .examples import caption_doubts, caption_files
+from .folders import Contents, look_into, unused, why_empty
+from .formats import require_readable
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    path: Path
+    caption: str = ""
+    """What its own caption file says. Empty: the prompt is used."""
+    caption_file: Path | None = None
+    fault: str = ""
+    """Why a run cannot use it, or not its caption."""
+    is_used: bool = True
+    """Whether a run reads it. It leaves out photos in formats that cannot be read here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    photos: list[Photo]
+    """In the order of a run, then those that it leaves out."""
+    fault: str
+    """Why a run would refuse the folder as a whole, or ""."""
+    notes: list[str]
+    """The warnings of a run."""
+
+
+def survey(folder: Path, prompt: str) -> Survey:
+    """`prompt` is the instance prompt, "" for class images or if it is not known."""
+    contents = look_into(folder)
+    files = caption_files(contents.images)
+    photos = [_photo(path, files.get(path, ())) for path in contents.images]
+    captions = {photo.path: photo.caption for photo in photos if photo.caption_file}
+    return Survey(
+        photos=[*photos, *_unreadable(contents)],
+        fault="" if contents.images else why_empty(contents),
+        notes=[*_unused(contents), *caption_doubts(files, captions, prompt)],
+    )
+
+
+def _photo(path: Path, files: Sequence[Path]) -> Photo:
+    if not files:
+        return Photo(path)
+    try:
+        return Photo(path, read_caption(files[0]), files[0])
+    except (ValueError, OSError) as error:
+        return Photo(path, caption_file=files[0], fault=str(error))
+
+
+def _unreadable(contents: Contents) -> Iterator[Photo]:
+    for name, paths in contents.unreadable.items():
+        for path in paths:
+            try:
+                require_readable(path, name)
+            except ValueError as error:
+                yield Photo(path, fault=str(error), is_used=False)
+
+
+def _unused(contents: Contents) -> Iterator[str]:
+    """Without images, `why_empty` names them already."""
+    return unused(contents) if contents.images else iter(())

@@ -1,0 +1,182 @@
+// Shows folders of photos on the nodes that load them, and adds photos that are dropped there.
+import { app } from "/scripts/app.js";
+import { api } from "/scripts/api.js";
+import { addPhotos, messageOf } from "./adding_photos.js";
+import { chosen, dropped, hasFiles } from "./dropped_files.js";
+import { nodeAt } from "./graph.js";
+import { PhotoPanel } from "./photo_panel.js";
+import { CAPTION_ROUTE, change, load, PHOTOS_EVENT, REMOVE_ROUTE, RESTORE_ROUTE } from "./photo_set.js";
+import { hideText } from "./progress_text.js";
+import { addPanelWidget, isLinked, valueOf, watch, whileInGraph, widgetOf } from "./widgets.js";
+
+/** @typedef {import("./types").GraphNode} GraphNode */
+/** @typedef {import("./dropped_files.js").Dropped} Dropped */
+
+export const PHOTO_NODE = "DreamBoothLoadInstanceImages";
+
+const IN_INPUT = "input/";
+const DEFAULT_NAME = "my-photos";
+const FROM_GRAPH = "none, only the images below";
+const HEIGHT = 160;
+
+const WARNING = "Warning: ";
+
+/** The folders that are shown. @type {Set<FolderView>} */
+const shown = new Set();
+/** Drops that a panel has handled. @type {WeakSet<Event>} */
+const handled = new WeakSet();
+
+/** A folder of photos on a node. */
+export class FolderView {
+  /** Counts the requests: an answer that is late is not shown. */
+  #asked = 0;
+
+  /**
+   * @param {GraphNode} node
+   * @param {{what: string, folder: string, prompt: string, canAdd: boolean}} options The names of
+   *   the widgets with the folder and the prompt, and whether photos can be added.
+   */
+  constructor(node, { what, folder, prompt, canAdd }) {
+    this.node = node;
+    this.names = { folder, prompt };
+    this.panel = new PhotoPanel(what, this.#actions(), { canAdd });
+    whileInGraph(node, () => shown.add(this), () => shown.delete(this));
+  }
+
+  get folder() {
+    return String(valueOf(this.node, this.names.folder) ?? "");
+  }
+
+  /** Show the folder as it is now. */
+  async refresh() {
+    watch(this.node, [this.names.folder, this.names.prompt], () => this.refresh());
+    const asked = ++this.#asked;
+    const folder = this.folder;
+    const isKnown = !isLinked(this.node, this.names.prompt);
+    const prompt = isKnown ? String(valueOf(this.node, this.names.prompt) ?? "") : "";
+    if (!folder || folder === FROM_GRAPH) return this.panel.showNothing("No folder is chosen.");
+    try {
+      const photos = await load(folder, prompt);
+      if (asked === this.#asked) this.panel.show(photos, prompt);
+    } catch (error) {
+      if (asked === this.#asked) this.panel.showNothing("No photos yet", messageOf(error));
+    }
+  }
+
+  /** Ask for a name, and add photos to the folder of that name. @param {Dropped} found */
+  async add(found) {
+    if (!found.files.length && !found.skipped.length) return;
+    const wish = await this.#askForName(found);
+    if (wish === null) return;
+    try {
+      const { folder, notes } = await addPhotos(wish, found, (text) => this.panel.report(text));
+      this.panel.tell(notes);
+      if (folder) await this.#choose(folder);
+    } catch (error) {
+      this.panel.tell([messageOf(error)]);
+    }
+    this.panel.report("");
+    await this.refresh();
+  }
+
+  /** @param {Dropped} found @returns {Promise<string | null>} */
+  async #askForName({ name }) {
+    const folder = this.folder;
+    const own = folder.startsWith(IN_INPUT) ? folder.slice(IN_INPUT.length) : "";
+    const suggested = name || own || DEFAULT_NAME;
+    const wish = await app.extensionManager.dialog.prompt({
+      title: "Add photos",
+      message: "Name of the folder in ComfyUI's input folder. A folder that exists gets these too.",
+      defaultValue: suggested,
+    });
+    if (wish === null || wish === undefined) return null;
+    return (wish.trim() || suggested).replace(/^input\//, "");
+  }
+
+  /** Choose a folder that the menus may not know yet. @param {string} folder */
+  async #choose(folder) {
+    const widget = widgetOf(this.node, this.names.folder);
+    if (!widget || widget.value === folder) return;
+    await app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions");
+    widget.value = folder;
+    widget.callback?.(folder);
+    this.node.setDirtyCanvas(true, true);
+  }
+
+  #actions() {
+    /** @param {string} route @param {object} content @param {string} done */
+    const act = async (route, content, done) => {
+      try {
+        await change(route, { folder: this.folder, ...content });
+        this.panel.tell([]);
+        this.panel.announce(done);
+      } catch (error) {
+        this.panel.tell([messageOf(error)]);
+      }
+      await this.refresh();
+    };
+    return {
+      /** @param {FileList} files */
+      add: (files) => void this.add(chosen(files)),
+      /** @param {string} name @param {string} text */
+      caption: (name, text) => act(CAPTION_ROUTE, { name, text }, `Caption of ${name} saved.`),
+      /** @param {string} name */
+      remove: (name) => act(REMOVE_ROUTE, { name }, `Removed ${name}.`),
+      /** @param {string} name */
+      restore: (name) => act(RESTORE_ROUTE, { name }, `Brought back ${name}.`),
+    };
+  }
+}
+
+/** @param {GraphNode} node */
+export function addPhotoPanel(node) {
+  if (node.comfyClass !== PHOTO_NODE) return;
+  const names = { folder: "folder", prompt: "instance_prompt" };
+  const view = new FolderView(node, { what: "photo", ...names, canAdd: true });
+  addPanelWidget(node, "dreambooth_photos", view.panel.element, HEIGHT);
+  hideText(node);
+  acceptDrops(node, view);
+  view.refresh();
+}
+
+/** @param {GraphNode} node @param {FolderView} view */
+function acceptDrops(node, view) {
+  /** @param {DragEvent} event */
+  const take = (event) => {
+    if (handled.has(event)) return true;
+    if (!event.dataTransfer || !hasFiles(event.dataTransfer)) return false;
+    handled.add(event);
+    // The page also hears of this drop, and would make a node of each photo.
+    event.preventDefault();
+    dropped(event.dataTransfer).then((found) => view.add(found));
+    return true;
+  };
+  node.onDragOver = (event) => hasFiles(event.dataTransfer);
+  node.onDragDrop = take;
+  const { element } = view.panel;
+  element.addEventListener("dragover", (event) => {
+    if (hasFiles(event.dataTransfer)) event.preventDefault();
+  });
+  element.addEventListener("drop", take);
+}
+
+/** After the workflow was loaded, or files may have changed. */
+export function refreshPhotos() {
+  for (const view of shown) view.refresh();
+}
+
+/** Call this before the page is set up: it warns of messages that nobody listens to. */
+export function listenToPhotos() {
+  api.addEventListener(PHOTOS_EVENT, ({ detail }) => {
+    for (const view of shown) if (view.folder === detail.folder) view.refresh();
+  });
+  // The warnings of a run, some of which only a run can know.
+  api.addEventListener("progress_text", ({ detail }) => {
+    const lines = detail.text.split("\n").filter((line) => line.startsWith(WARNING));
+    const node = lines.length ? nodeAt(detail.nodeId) : null;
+    for (const view of shown)
+      if (view.node === node) view.panel.warn(lines.map((line) => line.slice(WARNING.length)));
+  });
+  // Files may have been changed in another window.
+  window.addEventListener("focus", refreshPhotos);
+}
