@@ -5,54 +5,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
 
 from . import host
+from .class_view import CLASS_EVENT, ClassView
 from .folders import below_output
 from .live import Throttle
 from .node_view import NodeView
 
-CLASS_EVENT = "dreambooth.class_images"
-"""The websocket message with a whole view, sent to all pages."""
-CLASS_UI_KEY = "dreambooth_class_images"
-"""The key of the node's `ui` output that contains the view."""
-CLASS_ROUTE = "/dreambooth/class_images"
 MAX_VIEWS = 16
 MAX_FILES = 24
 """Images that the node shows: the newest."""
 STOPPED = "Stopped. Run the same again to draw the missing ones."
 DIGITS = 3
 
-State = Literal["preparing", "drawing", "finished", "stopped", "failed"]
-
-
-class ClassView(TypedDict):
-    """Everything that the panel shows of the class images that a node draws."""
-
-    node: str
-    """The node's id; in a subgraph it begins with the ids of the nodes around it, as in "10:3"."""
-    prompt: str
-    """ComfyUI's id of the queued workflow."""
-    workflow: str | None
-    """The id in the workflow's file. None: it was queued without one."""
-    version: int
-    """Higher in newer messages."""
-    state: State
-    done: int
-    total: int
-    share: float
-    """From 0 to 1. Also counts what is done of images that are being drawn."""
-    folder: str
-    """The folder of the images below ComfyUI's output folder."""
-    files: list[str]
-    """Names in that folder: the newest, in the order of their seeds."""
-    lines: list[str]
-    """The latest warnings."""
-    message: str
-    """Why it ended early or failed."""
-
 
 class LiveClassView(NodeView):
+    """The values of a `ClassView`, sent to all pages when they change."""
+
     def __init__(self, node: str, prompt: str, workflow: str | None) -> None:
         values = ClassView(
             node=node, prompt=prompt, workflow=workflow, version=0, state="preparing", done=0,
@@ -83,6 +52,13 @@ class ClassImagesObserver(host.ComfyObserver):
     def __init__(self, view: LiveClassView) -> None:
         super().__init__()
         self._view = view
+        self._num_shown = -1
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        host.raise_if_stopped()
+        self.show(f"{activity} {done}/{total}", now=done != self._num_shown)
+        self._num_shown = done
+        self.advance(activity, done, total)
 
     def on_class_images(self, files: Sequence[Path], total: int, share: float) -> None:
         if files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -75,7 +76,8 @@ def find_photo_folder(name: str) -> Path:
         return toy.PHOTOS
     label, _, rest = name.partition("/")
     for candidate, root in _photo_roots():
-        if candidate == label and (folder := inside(root, rest)).is_dir():
+        # Unlike Path.is_dir, it does not fail for names that are too long.
+        if candidate == label and os.path.isdir(folder := inside(root, rest)):
             return folder
     raise FileNotFoundError(
         f"There is no folder {name!r}. Choose one from the menu, or drop photos on Load Instance "

@@ -16,7 +16,8 @@ from ..trainer.sampling.class_images import make_class_images
 from ..trainer.sampling.schedulers import check as check_scheduler
 from ..trainer.settings.config import PriorConfig, SamplingConfig
 from . import folders, host, live
-from .class_images import CLASS_UI_KEY, STOPPED, ClassImagesObserver, LiveClassView
+from .class_images import STOPPED, ClassImagesObserver, LiveClassView
+from .class_view import CLASS_UI_KEY
 from .images import MAX_PREVIEWS, preview
 from .paths import fingerprint
 from .running import first_values, node_schema, runs_once

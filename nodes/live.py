@@ -13,6 +13,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
+from .errors import reword
 from .node_view import NodeView
 from .run_view import EVENT, RunView, View
 
@@ -99,7 +100,7 @@ def showing(view: NodeView, *, stopped: str) -> Iterator[None]:
             yield
     except Exception as error:
         advice = view["message"]
-        message = str(error) or type(error).__name__
+        message = reword(str(error)) or type(error).__name__
         view.update(state="failed", message=f"{message}\n{advice}".strip())
         raise
     except BaseException:  # ComfyUI's stop button

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..trainer.data.photo_set import PhotoSet
 from . import class_images, folders, host, photo_view
+from .class_view import CLASS_ROUTE
 from .photo_view import (
     ADD_ROUTE,
     CAPTION_ROUTE,
@@ -143,7 +144,7 @@ def add_routes() -> None:
     """Called once, when ComfyUI starts."""
     _get(PHOTOS_ROUTE, _photos)
     _get(THUMBNAIL_ROUTE, _thumbnail)
-    _get(class_images.CLASS_ROUTE, lambda values: {"views": class_images.latest()})
+    _get(CLASS_ROUTE, lambda values: {"views": class_images.latest()})
     _post(ADD_ROUTE, _add)
     _post(CHANGED_ROUTE, _changed)
     _post(CAPTION_ROUTE, _caption)

@@ -10,7 +10,7 @@ import { addPanelWidget, watch, whileInGraph, widgetOf } from "./widgets.js";
 /** @typedef {import("./types").GraphNode} GraphNode */
 
 /**
- * nodes/class_images.py declares the same keys.
+ * nodes/class_view.py declares the same keys.
  * @typedef {"preparing" | "drawing" | "finished" | "stopped" | "failed"} ClassState
  *
  * @typedef {object} ClassView
@@ -113,7 +113,7 @@ export function addClassPanel(node) {
   const panel = new ClassPanel();
   panels.set(node, panel);
   const names = { folder: FOLDER, prompt: "class_prompt" };
-  const own = new FolderView(node, { what: "class image", ...names, canAdd: false });
+  const own = new FolderView(node, { what: "class image", ...names, canChange: false });
   const both = element("div", { class: "dreambooth-either" }, panel.element, own.panel.element);
   addPanelWidget(node, "dreambooth_class_images", both, HEIGHT);
   hideText(node);

@@ -4,7 +4,7 @@ import { button, element, show } from "./elements.js";
 import { PhotoRow } from "./photo_row.js";
 import { addStyle } from "./style.js";
 
-/** @typedef {import("./photo_set.js").Photos} Photos */
+/** @typedef {import("./photo_set.js").PhotosView} Photos */
 /** @typedef {import("./photo_row.js").Actions} Actions */
 
 /** Photos that are shown at first; each takes a request. */
@@ -31,15 +31,16 @@ export class PhotoPanel {
   /**
    * @param {string} what "photo" or "class image"
    * @param {PhotoActions} actions
-   * @param {{canAdd: boolean}} options
+   * @param {{canChange: boolean}} options
    */
-  constructor(what, actions, { canAdd }) {
+  constructor(what, actions, { canChange }) {
     addStyle();
     this.what = what;
+    this.canChange = canChange;
     this.actions = actions;
     this.status = element("p", { class: "status" });
     this.buttons = this.#makeButtons();
-    this.buttons.hidden = !canAdd;
+    this.buttons.hidden = !canChange;
     this.activity = element("p", { class: "details" });
     this.faults = element("ul", { class: "faults" });
     this.notes = element("ul", { class: "notes" });
@@ -117,7 +118,7 @@ export class PhotoPanel {
     const before = this.#rows;
     this.#rows = new Map();
     for (const photo of visible) {
-      const row = before.get(photo.name) ?? new PhotoRow(is_editable, this.actions);
+      const row = before.get(photo.name) ?? new PhotoRow(is_editable && this.canChange, this.actions);
       row.show(folder, photo, this.#prompt);
       this.#rows.set(photo.name, row);
     }
@@ -141,7 +142,7 @@ export class PhotoPanel {
     this.removed.replaceChildren(
       ...names.map((name) => element("li", {}, `Removed: ${name} `, back(name))),
     );
-    this.removed.hidden = !names.length;
+    this.removed.hidden = !names.length || !this.canChange;
   }
 
   #makeButtons() {

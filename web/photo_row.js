@@ -2,7 +2,7 @@
 import { button, element, show } from "./elements.js";
 import { thumbnail } from "./photo_set.js";
 
-/** @typedef {import("./photo_set.js").Photo} Photo */
+/** @typedef {import("./photo_set.js").PhotoView} Photo */
 
 /**
  * What a row asks for.
@@ -35,7 +35,7 @@ export class PhotoRow {
 
   /** @param {string} folder @param {Photo} photo @param {string} prompt */
   show(folder, photo, prompt) {
-    const isReadable = photo.width !== null || (photo.is_used && !photo.fault);
+    const isReadable = photo.is_used && !isBroken(photo);
     if (this.#photo?.stamp !== photo.stamp && isReadable) this.image.src = thumbnail(folder, photo);
     this.#photo = photo;
     this.image.hidden = !isReadable;
@@ -63,7 +63,7 @@ export class PhotoRow {
     if (this.caption.value === this.#saved) this.caption.value = photo.caption;
     this.#saved = photo.caption;
     this.caption.placeholder = without;
-    this.caption.disabled = !photo.is_used;
+    this.caption.hidden = !photo.is_used || isBroken(photo);
     this.caption.setAttribute("aria-label", `Caption of ${photo.name}`);
   }
 
@@ -94,5 +94,10 @@ export class PhotoRow {
 /** In short; the panel has the whole message. @param {Photo} photo */
 function faultOf(photo) {
   if (!photo.fault) return "";
-  return photo.width === null ? "Cannot be read" : "Its caption cannot be read";
+  return isBroken(photo) ? "Cannot be read" : "Its caption cannot be read";
+}
+
+/** @param {Photo} photo */
+function isBroken({ fault, width }) {
+  return Boolean(fault) && width === null;
 }

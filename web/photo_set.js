@@ -3,7 +3,7 @@
 import { api } from "/scripts/api.js";
 
 /**
- * @typedef {object} Photo
+ * @typedef {object} PhotoView
  * @property {string} name
  * @property {number} stamp
  * @property {number | null} width
@@ -13,10 +13,10 @@ import { api } from "/scripts/api.js";
  * @property {string} fault
  * @property {boolean} is_used
  *
- * @typedef {object} Photos
+ * @typedef {object} PhotosView
  * @property {string} folder
  * @property {boolean} is_editable
- * @property {Photo[]} photos
+ * @property {PhotoView[]} photos
  * @property {string} fault
  * @property {string[]} notes
  * @property {string[]} removed
@@ -37,13 +37,13 @@ const TOO_LARGE = 413;
 
 /**
  * @param {string} folder @param {string} prompt
- * @returns {Promise<Photos>}
+ * @returns {Promise<PhotosView>}
  */
 export async function load(folder, prompt) {
   return answer(await api.fetchApi(`${PHOTOS_ROUTE}?${new URLSearchParams({ folder, prompt })}`));
 }
 
-/** @param {string} folder @param {Photo} photo */
+/** @param {string} folder @param {PhotoView} photo */
 export function thumbnail(folder, { name, stamp }) {
   const query = new URLSearchParams({ folder, name, stamp: String(stamp) });
   return api.apiURL(`${THUMBNAIL_ROUTE}?${query}`);

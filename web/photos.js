@@ -12,7 +12,7 @@ import { addPanelWidget, isLinked, valueOf, watch, whileInGraph, widgetOf } from
 /** @typedef {import("./types").GraphNode} GraphNode */
 /** @typedef {import("./dropped_files.js").Dropped} Dropped */
 
-export const PHOTO_NODE = "DreamBoothLoadInstanceImages";
+const PHOTO_NODE = "DreamBoothLoadInstanceImages";
 
 const IN_INPUT = "input/";
 const DEFAULT_NAME = "my-photos";
@@ -33,13 +33,13 @@ export class FolderView {
 
   /**
    * @param {GraphNode} node
-   * @param {{what: string, folder: string, prompt: string, canAdd: boolean}} options The names of
-   *   the widgets with the folder and the prompt, and whether photos can be added.
+   * @param {{what: string, folder: string, prompt: string, canChange: boolean}} options The names of
+   *   the widgets with the folder and the prompt, and whether photos can be added and changed.
    */
-  constructor(node, { what, folder, prompt, canAdd }) {
+  constructor(node, { what, folder, prompt, canChange }) {
     this.node = node;
     this.names = { folder, prompt };
-    this.panel = new PhotoPanel(what, this.#actions(), { canAdd });
+    this.panel = new PhotoPanel(what, this.#actions(), { canChange });
     whileInGraph(node, () => shown.add(this), () => shown.delete(this));
   }
 
@@ -132,7 +132,7 @@ export class FolderView {
 export function addPhotoPanel(node) {
   if (node.comfyClass !== PHOTO_NODE) return;
   const names = { folder: "folder", prompt: "instance_prompt" };
-  const view = new FolderView(node, { what: "photo", ...names, canAdd: true });
+  const view = new FolderView(node, { what: "photo", ...names, canChange: true });
   addPanelWidget(node, "dreambooth_photos", view.panel.element, HEIGHT);
   hideText(node);
   acceptDrops(node, view);
@@ -155,8 +155,12 @@ function acceptDrops(node, view) {
   node.onDragDrop = take;
   const { element } = view.panel;
   element.addEventListener("dragover", (event) => {
-    if (hasFiles(event.dataTransfer)) event.preventDefault();
+    if (!hasFiles(event.dataTransfer)) return;
+    event.preventDefault();
+    element.dataset.over = "";
   });
+  for (const end of ["dragleave", "drop"])
+    element.addEventListener(end, () => delete element.dataset.over);
   element.addEventListener("drop", take);
 }
 

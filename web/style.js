@@ -106,15 +106,15 @@ const CSS = `
 .dreambooth-photos .text { flex: 1; min-width: 0; display: flex; flex-direction: column; gap: 2px; }
 .dreambooth-photos .head { display: flex; align-items: center; gap: 6px; }
 .dreambooth-photos .head b { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
-.dreambooth-photos .head .size { flex: 1; white-space: nowrap; font-size: 11px; }
-.dreambooth-photos .head button { padding: 0 4px; }
+.dreambooth-photos .head .size { white-space: nowrap; font-size: 11px; }
+.dreambooth-photos .head button { padding: 0 4px; margin-left: auto; }
+.dreambooth-photos[data-over] { outline: 2px dashed var(--photos); outline-offset: -3px; }
 .dreambooth-photos .fault { color: var(--error-text, #f66); }
 .dreambooth-photos textarea {
   flex: 1; box-sizing: border-box; width: 100%; min-height: 38px; padding: 2px 4px; resize: none;
   border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px;
   background: transparent; color: inherit; font: inherit;
 }
-.dreambooth-photos textarea:disabled { display: none; }
 .dreambooth-photos textarea::placeholder { color: var(--descrip-text, #999); font-style: italic; }
 .dreambooth-photos .caption.none { font-style: italic; }
 .dreambooth-photos progress {

@@ -199,13 +199,15 @@ class ComfyUI:
     def post(self, path: str, content: Any) -> tuple[int, Any]:
         """Return the status and the answer."""
         url = f"http://{self.address}{path}"
-        request = urllib.request.Request(url, json.dumps(content).encode(), method="POST")
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(content).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 body = answer.read()
                 return answer.status, json.loads(body) if body else None
         except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
+            with error:
+                return error.code, json.loads(error.read())
 
     def run(
         self, prompt: Prompt, *, on_message: Callable[[Outcome], None] | None = None

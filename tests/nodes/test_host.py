@@ -491,8 +491,8 @@ def test_checkpoints_and_class_folders_that_are_not_in_the_menu_are_not_queued(
             "2",
             "folder",
             "/etc",
-            "There is no folder '/etc'. Choose one from the menu; put new ones into ComfyUI's "
-            "input folder and refresh (R).",
+            "There is no folder '/etc'. Choose one from the menu, or drop photos on Load Instance "
+            "Images, which makes one.",
         ),
         (
             "2",

@@ -13,18 +13,33 @@ import pytest
 from trainer.observer import ScoreReport, StepReport
 
 ROOT = Path(__file__).parents[2]
-VIEW_JS = (ROOT / "web" / "view.js").read_text("utf-8")
+VIEWS = {
+    "View": ("run_view", "view.js"),
+    "Score": ("run_view", "view.js"),
+    "Preview": ("run_view", "view.js"),
+    "PhotosView": ("photo_view", "photo_set.js"),
+    "PhotoView": ("photo_view", "photo_set.js"),
+    "ClassView": ("class_view", "class_images.js"),
+}
+"""The module and the page's file of each type that both declare."""
+STATES = {"State": ("run_view", "view.js"), "ClassState": ("class_view", "class_images.js")}
 
 
 @pytest.fixture(scope="module")
-def run_view():
+def load():
+    """Imports a module of nodes/ that needs no ComfyUI."""
     # Packages without their own __init__.py, which needs ComfyUI.
     for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = [str(folder)]
-    yield importlib.import_module("pack.nodes.run_view")
+    yield lambda name: importlib.import_module(f"pack.nodes.{name}")
     for name in [name for name in sys.modules if name.split(".")[0] == "pack"]:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def run_view(load):
+    return load("run_view")
 
 
 @pytest.fixture
@@ -50,9 +65,10 @@ def score(step, balance, *, learned=0.5, kept=None):
 # --- The page's part --------------------------------------------------------------------------
 
 
-def keys_in_js(name):
-    """The documented properties of a type in web/view.js."""
-    block = VIEW_JS.split(f"@typedef {{object}} {name}\n")[1]
+def keys_in_js(name, file):
+    """The documented properties of a type in a file of web/."""
+    text = (ROOT / "web" / file).read_text("utf-8")
+    block = text.split(f"@typedef {{object}} {name}\n")[1]
     lines = block.splitlines()
     properties = []
     for line in lines:
@@ -62,17 +78,21 @@ def keys_in_js(name):
     return properties
 
 
-@pytest.mark.parametrize("name", ["View", "Score", "Preview"])
-def test_the_page_declares_the_same_keys(run_view, name):
-    assert keys_in_js(name) == list(getattr(run_view, name).__annotations__)
+@pytest.mark.parametrize("name", VIEWS)
+def test_the_page_declares_the_same_keys(load, name):
+    module, file = VIEWS[name]
+    assert keys_in_js(name, file) == list(getattr(load(module), name).__annotations__)
 
 
-def test_the_page_declares_the_same_states(run_view):
-    (line,) = re.findall(r"@typedef \{(.*)\} State", VIEW_JS)
-    assert tuple(re.findall(r'"(\w+)"', line)) == get_args(run_view.State)
+@pytest.mark.parametrize("name", STATES)
+def test_the_page_declares_the_same_states(load, name):
+    module, file = STATES[name]
+    text = (ROOT / "web" / file).read_text("utf-8")
+    (line,) = re.findall(rf"@typedef \{{(.*)\}} {name}", text)
+    assert tuple(re.findall(r'"(\w+)"', line)) == get_args(load(module).State)
 
 
-def test_the_page_uses_the_same_names_of_messages_and_routes(run_view):
+def test_the_page_uses_the_same_names_of_messages_and_routes(load, run_view):
     constants = {}
     for path in (ROOT / "web").glob("*.js"):
         constants |= dict(
@@ -88,6 +108,16 @@ def test_the_page_uses_the_same_names_of_messages_and_routes(run_view):
         "PREVIEW_ROUTE": run_view.PREVIEW_ROUTE,
         "SAVE_ROUTE": run_view.SAVE_ROUTE,
         "FINISH_ROUTE": host_version.FINISH_ROUTES[0],
+        **names_in(load("photo_view")),
+        **names_in(load("class_view")),
+    }
+
+
+def names_in(module):
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.endswith(("_EVENT", "_ROUTE", "_UI_KEY"))
     }
 
 

@@ -3,6 +3,7 @@ import itertools
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def test_progress_counts_images_and_is_reported_at_every_step(
     make(tiny_model, tmp_path, replace(PRIOR, num_images=3), progress)
     done = [0] + [0, 0] + [1, 2] + [2, 2] + [3]  # start; two steps; two images; two steps; one
     assert progress.calls == [("Class images", number, 3) for number in done]
+
+
+def test_files_are_reported_as_they_come_with_the_share_that_is_done(
+    tiny_model: ModelFamily, tmp_path: Path
+):
+    heard: list[tuple[int, int, float]] = []
+
+    class Listener(Observer):
+        def on_class_images(self, files: Sequence[Path], total: int, share: float) -> None:
+            assert all(path.is_file() for path in files)
+            heard.append((len(files), total, round(share, 3)))
+
+    make(tiny_model, tmp_path, replace(PRIOR, num_images=3), Listener())
+    assert heard == [
+        (0, 3, 0.0), (0, 3, 0.25), (0, 3, 0.5), (1, 3, 0.5), (2, 3, 0.667), (2, 3, 0.75),
+        (2, 3, 1.0), (3, 3, 1.0),
+    ]  # fmt: skip
+    heard.clear()
+    make(tiny_model, tmp_path, replace(PRIOR, num_images=4), Listener())
+    assert heard[:3] == [(3, 4, 0.75), (3, 4, 0.875), (3, 4, 1.0)]
 
 
 def test_repeating_a_request_makes_no_images(tiny_model: ModelFamily, tmp_path: Path):
