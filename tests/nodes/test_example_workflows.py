@@ -25,7 +25,7 @@ NOTES = {"MarkdownNote", "Note"}
 """Nodes of the page alone, which are not sent to ComfyUI."""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 PHOTO_FOLDERS = ("my-dog", "my-photos")
-"""Folders that the notes ask the user to create in ComfyUI's input folder."""
+"""Folders of photos that the workflows choose, and that exist once a user has dropped photos."""
 NEEDS_NO_CHECKPOINT = {
     "Compare schedulers",
     "Find the sweet spot",
@@ -47,8 +47,13 @@ TITLE = 30
 ROW, WIDGET, TEXT_BOX, MARGIN = 20, 24, 54, 14
 """The least heights, in the classic page, of a socket, a widget, and a widget for long texts, and
 what a node has besides."""
-RUN = 284
-"""The least height in which a training node shows its run."""
+PANELS = {
+    "DreamBoothTrain": 284,
+    "DreamBoothTextualInversionTrain": 284,
+    "DreamBoothLoadInstanceImages": 164,
+    "DreamBoothGenerateClassPriors": 124,
+}
+"""The least heights in which nodes show their run, their photos or their class images."""
 SCREEN = 1600, 840
 """The part of a small screen, in pixels, that is left for the nodes between ComfyUI's bars."""
 FILLED, PADDING = 0.75, 10
@@ -310,7 +315,7 @@ def test_every_node_is_high_enough(name, definitions):
         shown = [options for _, _, options in widgets(definition, node["widgets_values"])]
         rows = max(sockets, len(node["outputs"]))
         height = ROW * rows + sum(map(widget_height, shown)) + MARGIN
-        height += RUN if node["type"] in TRAINING else 0
+        height += PANELS.get(node["type"], 0)
         assert node["size"][1] >= height, f"{node['type']} needs {height}"
 
 
