@@ -43,9 +43,9 @@ class LoadInstanceImages(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=[*folders.photo_folder_menu(), FROM_GRAPH],
-                    tooltip="The folder of photos, inside ComfyUI's input or datasets folder. To make "
-                    "one, drop photos on this node. Photos in folders inside it are not read. A caption that leaves out the words "
-                    "for the subject does not teach them.",
+                    tooltip="The folder of photos, inside ComfyUI's input or datasets folder. To "
+                    "make one, drop photos on this node. Photos in folders inside it are not read. "
+                    "A caption that leaves out the words for the subject does not teach them.",
                 ),
                 widget(io.String, dataset, "prompt", shown_as="instance_prompt"),
                 widget(io.Int, dataset, "resolution", min=0, max=2048, step=8),

@@ -25,8 +25,10 @@ export class PhotoPanel {
   #photos = null;
   #prompt = "";
   #showsAll = false;
-  /** What came of the last adding, and the warnings of the last run. @type {string[]} */
+  /** What came of the last adding or change. @type {string[]} */
   #news = [];
+  /** The warnings of the last run. @type {string[]} */
+  #warnings = [];
 
   /**
    * @param {string} what "photo" or "class image"
@@ -67,7 +69,7 @@ export class PhotoPanel {
     this.removed.replaceChildren();
     show(this.status, text);
     showLines(this.faults, [fault]);
-    showLines(this.notes, this.#news);
+    this.#showNotes();
     this.list.hidden = this.more.hidden = this.removed.hidden = true;
     this.element.dataset.folder = "";
   }
@@ -77,13 +79,14 @@ export class PhotoPanel {
     if (this.#photos?.folder !== photos.folder) {
       this.#rows.clear();
       this.#showsAll = false;
+      this.#news = this.#warnings = [];
     }
     this.#photos = photos;
     this.#prompt = prompt;
     show(this.status, countOf(photos, this.what));
     const faults = photos.photos.filter((each) => each.is_used).map(({ fault }) => fault);
     showLines(this.faults, [photos.fault, ...faults]);
-    showLines(this.notes, [...this.#news, ...photos.notes]);
+    this.#showNotes();
     this.#showRows(photos);
     this.#showRemoved(photos.removed);
     this.element.dataset.folder = photos.folder;
@@ -97,14 +100,18 @@ export class PhotoPanel {
   /** What came of adding photos. @param {string[]} news */
   tell(news) {
     this.#news = news;
-    showLines(this.notes, [...news, ...(this.#photos?.notes ?? [])]);
+    this.#showNotes();
     this.announce(news.join(" "));
   }
 
   /** Show the warnings of a run. @param {string[]} warnings */
   warn(warnings) {
-    this.#news = [...new Set([...this.#news, ...warnings])];
-    showLines(this.notes, [...this.#news, ...(this.#photos?.notes ?? [])]);
+    this.#warnings = warnings;
+    this.#showNotes();
+  }
+
+  #showNotes() {
+    showLines(this.notes, [...this.#news, ...(this.#photos?.notes ?? []), ...this.#warnings]);
   }
 
   /** For screen readers. @param {string} text */
@@ -183,7 +190,8 @@ function countOf({ photos }, what) {
 /** @param {HTMLElement} list @param {string[]} lines */
 function showLines(list, lines) {
   // ComfyUI's texts have no line breaks.
-  const found = [...new Map(lines.filter(Boolean).map((line) => [line.replace(/\s+/g, " "), line])).values()];
+  const known = new Map(lines.filter(Boolean).map((line) => [line.replace(/\s+/g, " "), line]));
+  const found = [...known.values()];
   list.hidden = !found.length;
   list.replaceChildren(...found.map((line) => element("li", {}, line)));
 }

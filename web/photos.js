@@ -59,8 +59,15 @@ export class FolderView {
       const photos = await load(folder, prompt);
       if (asked === this.#asked) this.panel.show(photos, prompt);
     } catch (error) {
-      if (asked === this.#asked) this.panel.showNothing("No photos yet", messageOf(error));
+      // Without a connection, what is shown stays.
+      if (error instanceof TypeError || asked !== this.#asked) return;
+      this.panel.showNothing("No photos yet", messageOf(error));
     }
+  }
+
+  /** Show the folder of a new node, unless its workflow is being loaded, which does it too. */
+  refreshOnce() {
+    setTimeout(() => this.#asked || this.refresh());
   }
 
   /** Ask for a name, and add photos to the folder of that name. @param {Dropped} found */
@@ -68,15 +75,18 @@ export class FolderView {
     if (!found.files.length && !found.skipped.length) return;
     const wish = await this.#askForName(found);
     if (wish === null) return;
+    /** @type {string[]} */
+    let news;
     try {
       const { folder, notes } = await addPhotos(wish, found, (text) => this.panel.report(text));
-      this.panel.tell(notes);
+      news = notes;
       if (folder) await this.#choose(folder);
     } catch (error) {
-      this.panel.tell([messageOf(error)]);
+      news = [messageOf(error)];
     }
     this.panel.report("");
     await this.refresh();
+    this.panel.tell(news); // last, because another folder begins without news
   }
 
   /** @param {Dropped} found @returns {Promise<string | null>} */
@@ -136,7 +146,7 @@ export function addPhotoPanel(node) {
   addPanelWidget(node, "dreambooth_photos", view.panel.element, HEIGHT);
   hideText(node);
   acceptDrops(node, view);
-  view.refresh();
+  view.refreshOnce();
 }
 
 /** @param {GraphNode} node @param {FolderView} view */
@@ -173,6 +183,9 @@ export function refreshPhotos() {
 export function listenToPhotos() {
   api.addEventListener(PHOTOS_EVENT, ({ detail }) => {
     for (const view of shown) if (view.folder === detail.folder) view.refresh();
+  });
+  api.addEventListener("execution_start", () => {
+    for (const view of shown) view.panel.warn([]);
   });
   // The warnings of a run, some of which only a run can know.
   api.addEventListener("progress_text", ({ detail }) => {

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from PIL import Image
 
 from tests.trainer.data.test_folders import draw, write
 from trainer.data.examples import find_examples
@@ -160,6 +161,16 @@ def test_nothing_is_overwritten_by_removing_and_restoring(photos):
     assert captions(photos) == {
         "a.jpg": "third", "a (1).jpg": "first", "a (1) (1).jpg": "second", "b.jpg": "",
     }  # fmt: skip
+
+
+def test_a_photo_without_caption_is_not_overwritten_either(photos):
+    contents = []
+    for side in (8, 9):
+        Image.new("RGB", (side, side)).save(photos.folder / "a.jpg")
+        contents.append((photos.folder / "a.jpg").read_bytes())
+        photos.remove("a.jpg")
+    found = [(photos.folder / REMOVED / name).read_bytes() for name in ("a.jpg", "a (1).jpg")]
+    assert found == contents
 
 
 def test_a_caption_that_two_photos_share_stays_with_the_other(photos):
