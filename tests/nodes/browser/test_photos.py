@@ -326,7 +326,7 @@ def test_nothing_of_the_photos_is_written_into_the_workflow(tab, stored):
 def test_class_images_are_shown_while_they_are_drawn_and_after_a_reload(tab):
     workflow = toy_workflow(steps=3)
     (priors,) = [node for node in workflow["nodes"] if node["id"] == CLASS_IMAGES]
-    priors["widgets_values"][2:7] = [12, "Euler", 40, 4, int.from_bytes(secrets.token_bytes(2))]
+    priors["widgets_values"][2:7] = [8, "Euler", 20, 4, int.from_bytes(secrets.token_bytes(2))]
     priors["widgets_values"][9] = 2
     tab.load(workflow)
     tab.page.evaluate(
@@ -337,18 +337,18 @@ def test_class_images_are_shown_while_they_are_drawn_and_after_a_reload(tab):
     place_of(tab, CLASS_IMAGES)
     tab.run()
     panel = tab.page.locator(f".dreambooth-class[data-node='{CLASS_IMAGES}']")
-    panel.locator(".status", has_text="of 12").wait_for()
+    panel.locator(".status", has_text="of 8").wait_for()
     tab.page.locator(".dreambooth-class[data-state='finished']").wait_for(state="attached")
-    assert panel.locator(".status").text_content() == "12 class images"
-    assert panel.locator("img").count() == 12
+    assert panel.locator(".status").text_content() == "8 class images"
+    assert panel.locator("img").count() == 8
     panel.locator("img").evaluate_all("all => Promise.all(all.map(each => each.decode()))")
     counts = [text for text in tab.page.evaluate("[...seen]") if text.startswith("Class images")]
-    assert len(counts) > 3
+    assert len(counts) > 2
     assert "Reading" not in tab.page.locator("body").inner_text()
     tab.wait_for_state("finished")
     tab.reload()
-    panel.locator(".status", has_text="12 class images").wait_for(state="attached")
-    assert panel.locator("img").count() == 12
+    panel.locator(".status", has_text="8 class images").wait_for(state="attached")
+    assert panel.locator("img").count() == 8
 
 
 def test_class_images_of_a_folder_are_shown_as_well(tab, stored):
