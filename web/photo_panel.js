@@ -61,15 +61,15 @@ export class PhotoPanel {
     this.showNothing("");
   }
 
-  /** Show that there is no folder, and why. @param {string} text @param {string} fault */
-  showNothing(text, fault = "") {
+  /** Show that there is no folder, and why. @param {string} text @param {string} reason */
+  showNothing(text, reason = "") {
     this.#photos = null;
     this.#rows.clear();
     this.list.replaceChildren();
     this.removed.replaceChildren();
     show(this.status, text);
-    showLines(this.faults, [fault]);
-    this.#showNotes();
+    showLines(this.faults, []);
+    showLines(this.notes, [reason, ...this.#news]);
     this.list.hidden = this.more.hidden = this.removed.hidden = true;
     this.element.dataset.folder = "";
   }

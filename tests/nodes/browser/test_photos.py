@@ -298,9 +298,9 @@ def test_a_folder_that_does_not_exist_says_how_to_make_it(tab):
     tab.load(workflow)
     place_of(tab, PHOTOS)
     panel = photos_panel(tab)
-    panel.locator(".faults li").wait_for()
+    panel.locator(".notes li").wait_for()
     assert panel.locator(".status").text_content() == "No photos yet"
-    assert panel.locator(".faults li").all_text_contents() == [
+    assert panel.locator(".notes li").all_text_contents() == [
         "There is no folder 'input/my-dog'. Choose one from the menu, or drop photos on Load "
         "Instance Images, which makes one."
     ]
