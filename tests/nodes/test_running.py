@@ -423,7 +423,7 @@ def test_the_trainers_warnings_are_shown_on_the_node_and_in_the_terminal(
         "to train on them too."
     )
     assert several in outcome.warnings
-    assert outcome.last_texts["2"] == f"Reading 1/1\nWarning: {several}"
+    assert outcome.last_texts["2"] == f"1 photo\nWarning: {several}"
     # They stay while the node goes on.
     current, *warnings = outcome.last_texts["3"].splitlines()
     assert current.startswith("Wrote ")
