@@ -3,6 +3,7 @@ import { api } from "/scripts/api.js";
 import { Chart, lossCurves, scoreCurves } from "./chart.js";
 import { button, element, show } from "./elements.js";
 import { Previews } from "./previews.js";
+import { Results } from "./results.js";
 import { addStyle } from "./style.js";
 import { isRunning, memory, status } from "./texts.js";
 
@@ -34,6 +35,7 @@ export class Panel {
     this.losses = new Chart("Loss");
     this.scores = new Chart("Scores");
     this.previews = new Previews();
+    this.results = new Results();
     this.buttons = this.#makeButtons();
     this.file = element("code", {});
     this.copy = button(COPY, "Copy the file's name", () => this.#copyName());
@@ -42,7 +44,7 @@ export class Panel {
     const content = element(
       "div", { class: "content" },
       this.status, this.bar, this.details, this.buttons.row, this.message, this.written,
-      this.losses.element, this.scores.element, this.previews.element, this.lines,
+      this.results.element, this.losses.element, this.scores.element, this.previews.element, this.lines,
       this.announcement,
     ); // prettier-ignore
     this.element = element(

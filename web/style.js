@@ -59,6 +59,7 @@ const CSS = `
 .dreambooth-panel .pictures { display: flex; gap: 4px; margin-bottom: 6px; }
 .dreambooth-panel .pictures figure { flex: 1 1 0; min-width: 0; max-width: 50%; }
 .dreambooth-panel .pictures button { display: block; width: 100%; padding: 0; overflow: hidden; }
+.dreambooth-panel .pictures a { display: block; }
 .dreambooth-panel .pictures img { display: block; width: 100%; }
 .dreambooth-panel .pictures figcaption {
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;

@@ -16,6 +16,7 @@ export interface App {
       /** The text, or null if it was cancelled. */
       prompt(question: { title: string; message: string; defaultValue: string }): Promise<string | null>;
     };
+    setting: { get(id: string): unknown };
   };
   registerExtension(extension: Extension): void;
 }
@@ -42,18 +43,30 @@ export interface Api {
 export interface Events {
   "dreambooth.live": Changes;
   "dreambooth.checkpoint": { step: number; name: string; node: string };
+  promptQueueing: unknown;
   execution_start: unknown;
   execution_error: { node_id: string; exception_message: string };
-  executed: { node: string; output?: { dreambooth?: View[]; dreambooth_class_images?: ClassView[] } };
+  executed: {
+    node: string;
+    prompt_id: string;
+    output?: { dreambooth?: View[]; dreambooth_class_images?: ClassView[]; images?: SavedImage[] };
+  };
   progress_text: { nodeId: string; text: string };
   "dreambooth.class_images": ClassView;
   "dreambooth.photos": { folder: string };
+}
+
+export interface SavedImage {
+  filename: string;
+  subfolder: string;
+  type: string;
 }
 
 export interface GraphNode {
   id: number | string;
   /** Missing for the page's own nodes, such as notes and subgraphs. */
   comfyClass?: string;
+  title: string;
   subgraph?: Graph;
   size: [number, number];
   widgets?: Widget[];
@@ -86,6 +99,7 @@ export interface Graph {
 
 export interface Widget {
   name: string;
+  label?: string;
   value?: unknown;
   serialize?: boolean;
   hidden?: boolean;

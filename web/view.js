@@ -70,16 +70,6 @@ export class Views {
   }
 
   /**
-   * Whether no later run is known on the view's node. The last messages about a run may come after
-   * the first about the next one.
-   * @param {View} view
-   */
-  isLatest({ node, workflow, prompt }) {
-    const last = this.all().findLast((each) => each.node === node && each.workflow === workflow);
-    return last?.prompt === prompt;
-  }
-
-  /**
    * @param {View} view
    * @returns {View} the view, or the newer one that is known already
    */
@@ -90,6 +80,17 @@ export class Views {
     this.#views.set(key, view);
     if (this.#views.size > MAX_VIEWS) this.#views.delete(this.#views.keys().next().value ?? "");
     return view;
+  }
+
+  /**
+   * Add a view that is shown again, as the newest.
+   * @param {View} view
+   */
+  addLast(view) {
+    const newest = this.add(view);
+    this.#views.delete(keyOf(view));
+    this.#views.set(keyOf(view), newest);
+    return newest;
   }
 
   /**
