@@ -10,7 +10,9 @@ import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./types").GraphNode} GraphNode */
 
-/** What App mode writes above the panel. */
+/** The name by which apps show the panel. */
+const PANEL_WIDGET = "dreambooth_run";
+/** What App mode writes above it. */
 const LABEL = "training run";
 const MIN_HEIGHT = { empty: 56, run: 280 };
 
@@ -31,7 +33,15 @@ const panels = new WeakMap();
  * @param {GraphNode} node
  */
 export function addPanel(node) {
-  if (trains(node)) panelOf(node);
+  if (node.subgraph) setTimeout(() => addToSubgraph(node));
+  else if (trains(node)) panelOf(node);
+}
+
+/** Called when the page has added the subgraph's own widgets, which come first. @param {GraphNode} node */
+function addToSubgraph(node) {
+  if (!trains(node)) return;
+  panelOf(node);
+  grow(node);
 }
 
 /** The panel of a node, which is added if it has none. @param {GraphNode} node */
@@ -43,7 +53,7 @@ function panelOf(node) {
 function attachPanel(node) {
   const panel = new Panel();
   panels.set(node, panel);
-  const widget = node.addDOMWidget("dreambooth_run", "dreambooth_run", panel.element, {
+  const widget = node.addDOMWidget(PANEL_WIDGET, PANEL_WIDGET, panel.element, {
     serialize: false,
     hideOnZoom: false,
     getMinHeight: () => (panel.view ? MIN_HEIGHT.run : MIN_HEIGHT.empty),

@@ -26,14 +26,19 @@ NOTES = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 PHOTO_FOLDERS = ("my-dog", "my-photos")
 """Folders of photos that the workflows choose, and that exist once a user has dropped photos."""
+APP = ".app"
+"""Ends the names of workflows that open as apps."""
 NEEDS_NO_CHECKPOINT = {
     "Compare schedulers",
     "Find the sweet spot",
+    "Teach a subject, toy model.app",
     "Toy model, first run",
     "Toy model, textual inversion then DreamBooth",
 }
 OVERTRAINED = "Find the sweet spot"
 """Its training overfits on purpose, with values that no preset has."""
+RUN_PANEL = "DreamBoothTrain", "dreambooth_run"
+"""The panel, which is a widget of the page alone."""
 TRAINING = {"DreamBoothTrain", "DreamBoothTextualInversionTrain"}
 CLIENT = """
 import runpy, sys
@@ -91,7 +96,33 @@ def models(workflow: dict[str, Any]) -> list[dict[str, str]]:
     return [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
 
 
-def zoom(boxes: list[tuple[float, float, float, float]]) -> float:
+Box = tuple[float, float, float, float]
+"""Left, top, width and height."""
+
+
+def box(node: dict[str, Any]) -> Box:
+    """Return the place of a node with its title, which is all that is left of a collapsed one."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, width, TITLE + (0 if node["flags"].get("collapsed") else height)
+
+
+def overlapping(nodes: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Return the ids of nodes that overlap, in pairs."""
+    return [
+        (node["id"], other["id"])
+        for number, node in enumerate(nodes)
+        for other in nodes[:number]
+        if not _apart(box(node), box(other))
+    ]
+
+
+def _apart(one: Box, other: Box) -> bool:
+    return any(
+        a[axis] >= b[axis] + b[axis + 2] for axis in (0, 1) for a, b in ((one, other), (other, one))
+    )
+
+
+def zoom(boxes: list[Box]) -> float:
     """Return the zoom at which ComfyUI's page opens nodes at these places."""
     left, top = (min(box[axis] for box in boxes) - PADDING for axis in (0, 1))
     right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) + PADDING for axis in (0, 1))
@@ -172,6 +203,8 @@ def test_these_workflows_exist():
         "Find the sweet spot",
         "Object preset",
         "Sample an embedding",
+        "Teach a subject, toy model.app",
+        "Teach a subject.app",
         "Textual inversion then DreamBooth",
         "Toy model, first run",
         "Toy model, textual inversion then DreamBooth",
@@ -205,21 +238,14 @@ def test_links_agree_with_the_sockets_at_both_ends(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nodes_do_not_overlap(name):
-    boxes = [(*node["pos"], *node["size"]) for node in read(name)["nodes"]]
-    for number, (x, y, width, height) in enumerate(boxes):
-        for left, top, wide, high in boxes[:number]:
-            apart = x >= left + wide or left >= x + width
-            assert apart or y - TITLE >= top + high or top - TITLE >= y + height, (x, y, left, top)
+    assert overlapping(read(name)["nodes"]) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_text_of_all_nodes_is_drawn_when_a_template_is_opened(name):
     workflow = read(name)
     boxes = [tuple(group["bounding"]) for group in workflow["groups"]]
-    for node in workflow["nodes"]:
-        (x, y), (width, height) = node["pos"], node["size"]
-        height = 0 if node["flags"].get("collapsed") else height
-        boxes.append((x, y - TITLE, width, height + TITLE))
+    boxes += map(box, workflow["nodes"])
     assert zoom(boxes) >= READABLE
 
 
@@ -233,7 +259,7 @@ def test_a_note_says_what_to_change(name):
     notes = [node for node in read(name)["nodes"] if node["type"] in NOTES]
     assert [note["type"] for note in notes] == ["MarkdownNote"]
     (text,) = notes[0]["widgets_values"]
-    assert text.startswith(f"## {name}\n")
+    assert text.startswith(f"## {name.removesuffix(APP)}\n")
     assert "**To change" in text
     needed = {model["name"] for model in models(read(name))}
     assert all(model in text for model in needed)
@@ -258,6 +284,26 @@ def test_the_pack_s_nodes_exist(name):
     used = {node["type"] for node in real_nodes(read(name)) if "DreamBooth" in node["type"]}
     assert used <= ids
     assert used
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_app_names_the_widgets_and_the_nodes_that_it_shows(name):
+    extra = read(name)["extra"]
+    assert extra.get("linearMode", False) == name.endswith(APP)
+    nodes = {node["id"]: node for node in read(name)["nodes"]}
+    app = extra.get("linearData", {"inputs": [], "outputs": []})
+    shown = [(nodes[number], widget) for number, widget, *_ in app["inputs"]]
+    for node, widget in shown:
+        free = [socket["name"] for socket in node["inputs"] if socket["link"] is None]
+        assert widget in free or (node["type"], widget) == RUN_PANEL
+    kinds = [(node["type"], widget) for node, widget in shown]
+    assert (RUN_PANEL in kinds) == name.endswith(APP)
+    assert {nodes[number]["type"] for number in app["outputs"]} <= {"SaveImage"}
+    assert bool(app["outputs"]) == name.endswith(APP)
+
+
+def test_the_page_calls_the_panel_as_the_apps_do():
+    assert f'PANEL_WIDGET = "{RUN_PANEL[1]}"' in (ROOT / "web" / "runs.js").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -341,18 +387,29 @@ def to_api(name: str, definitions: dict[str, Any], **changes: Any) -> dict[str, 
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in real_nodes(workflow):
-        values = node["widgets_values"]
-        slots = widgets(definitions[node["type"]], values)
-        inputs = {
-            field: changes.get(field, value)
-            for value, (field, kind, _) in zip(values, slots, strict=True)
-            if kind != "CONTROL"
-        }
+        inputs = widget_inputs(node, definitions, changes)
         for socket in node["inputs"]:
             if socket["link"] is not None:
                 inputs[socket["name"]] = sources[socket["link"]]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+def widget_inputs(
+    node: dict[str, Any], definitions: dict[str, Any], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a node's inputs from its widgets, with other values for some."""
+    values = node["widgets_values"]
+    slots = widgets(definitions[node["type"]], values)
+    inputs = {
+        field: changes.get(field, value)
+        for value, (field, kind, _) in zip(values, slots, strict=True)
+        if kind != "CONTROL"
+    }
+    if inputs.get("preset") == "auto" and "preset.steps" in changes:
+        # It fits the model, and has no widget for the number of steps.
+        inputs |= {"preset": "toy", "preset.steps": changes["preset.steps"]}
+    return inputs
 
 
 def saving(prompt: dict[str, Any]) -> list[str]:
