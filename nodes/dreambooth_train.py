@@ -129,7 +129,7 @@ def _with_weight(class_dataset: PriorConfig | None, weight: float) -> PriorConfi
     if class_dataset is not None and weight == 0:
         raise ValueError(
             "Class images are connected, but prior_weight is 0, so they would not be used. Set "
-            "prior_weight to 1, or disconnect class_dataset."
+            "prior_weight to 1, choose the preset auto, or disconnect class_dataset."
         )
     if class_dataset is None:
         return PriorConfig()

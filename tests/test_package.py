@@ -193,6 +193,7 @@ def test_only_what_users_run_is_shipped(shipped):
         "trainer/families/assets/clip_merges.txt", "trainer/families/assets/LICENSE",
         "example_workflows/Toy model, first run.json",
         "example_workflows/Toy model, first run.jpg",
+        "example_workflows/Teach a subject.app.json", "subgraphs/Teach a subject (DreamBooth).json",
     } <= names  # fmt: skip
     tops = {name.split("/")[0] for name in names}
     assert tops & {".ci", "tests", "benchmarks", "docs", "requirements", "Makefile"} == set()

@@ -1,0 +1,146 @@
+"""Training inside a subgraph, in a browser: the user's own one, and the blueprint of the pack."""
+
+import itertools
+import json
+
+import pytest
+
+from tests.nodes.browser.conftest import TRAIN, toy_workflow
+
+pytestmark = pytest.mark.xdist_group("comfyui")
+
+LONG = 100_000
+"""Steps of a run that a test ends."""
+BLUEPRINT = "Teach a subject (DreamBooth)"
+CONVERT = """id => {
+    const { node } = app.canvas.graph.convertToSubgraph(new Set([app.rootGraph.getNodeById(id)]))
+    return [String(node.id), String(node.subgraph.nodes[0].id)]
+}"""
+"""Does what the page's button for selected nodes does. Returns the ids of the subgraph's node and
+of the node in it."""
+ENTER = """id => {
+    const node = app.rootGraph.getNodeById(id)
+    app.canvas.openSubgraph(node.subgraph, node)
+}"""
+IS_LAST = """id => app.rootGraph.getNodeById(id).widgets.at(-1).name == 'dreambooth_run'"""
+SHORTEN = """([id, seed]) => {
+    const node = app.rootGraph.getNodeById(id)
+    const set = (where, name, value) => {
+        where.widgets.find(widget => widget.name == name).value = value
+    }
+    const inner = type => node.subgraph.nodes.find(each => each.type == 'DreamBooth' + type)
+    set(node, 'class images', 4)
+    set(inner('Train'), 'seed', seed)
+    set(inner('PreviewSettings'), 'steps', 2)
+    set(inner('SampleWithScheduler'), 'steps', 2)
+}"""
+"""Makes the blueprint's run another than those of before, and its drawing short."""
+
+PICTURES = """new Set([...document.querySelectorAll("img[src*='teach_']")]
+    .filter(image => image.checkVisibility() && image.naturalWidth > 0)
+    .map(image => new URL(image.src).searchParams.get('filename')))"""
+"""The files of the pictures that are seen."""
+
+_seeds = itertools.count(7000)
+
+
+def finish(panel):
+    panel.get_by_role("button", name="Finish now and keep").click()
+
+
+def saved(tab):
+    """The workflow as the page saves it."""
+    return json.loads(tab.page.evaluate("JSON.stringify(app.rootGraph.serialize())"))
+
+
+def place_blueprint(tab):
+    """Find it in the search box, and place it with one click. Return its node's id."""
+    page = tab.page
+    page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_function("app.rootGraph.nodes.length == 0")
+    page.mouse.dblclick(500, 150)
+    page.keyboard.type("teach")
+    page.get_by_text("a subject (DreamBooth)").first.click()
+    page.mouse.click(450, 150)
+    page.wait_for_function("app.rootGraph.nodes.length == 1")
+    return page.evaluate("String(app.rootGraph.nodes[0].id)")
+
+
+# --- A subgraph of the user ---------------------------------------------------------------------
+
+
+def test_a_training_node_is_followed_inside_and_outside_of_its_subgraph(tab):
+    tab.load(toy_workflow(steps=LONG, every=LONG))
+    outer, inner = tab.page.evaluate(CONVERT, TRAIN)
+    tab.page.wait_for_function(IS_LAST, arg=outer)
+    tab.run()
+    tab.wait_for_points(3, outer)
+    assert tab.panel(outer).is_visible()
+    assert tab.panel(outer).locator(".status").text_content().startswith("Step ")
+    tab.page.evaluate(ENTER, outer)
+    tab.panel(f"{outer}:{inner}").wait_for()
+    tab.wait_for_points(tab.points(f"{outer}:{inner}"), f"{outer}:{inner}")
+    finish(tab.panel(f"{outer}:{inner}"))
+    tab.wait_for_state("finished", f"{outer}:{inner}")
+    tab.page.evaluate("app.canvas.setGraph(app.rootGraph)")
+    tab.wait_for_state("finished", outer).wait_for()
+    assert "dreambooth_run" not in str(saved(tab))
+
+
+def test_a_subgraph_in_a_subgraph_shows_the_run_too(tab):
+    tab.load(toy_workflow(steps=3))
+    middle, inner = tab.page.evaluate(CONVERT, TRAIN)
+    outer, middle = tab.page.evaluate(CONVERT, middle)
+    tab.run()
+    tab.wait_for_state("finished", outer).wait_for()
+    tab.page.evaluate(ENTER, outer)
+    tab.wait_for_state("finished", f"{outer}:{middle}").wait_for()
+
+
+def test_a_reloaded_page_shows_the_run_on_the_subgraph(tab):
+    tab.load(toy_workflow(steps=20, every=10))
+    outer, _ = tab.page.evaluate(CONVERT, TRAIN)
+    tab.run()
+    tab.wait_for_state("finished", outer)
+    workflow = saved(tab)
+    tab.reload()
+    tab.load(workflow)
+    panel = tab.wait_for_state("finished", outer)
+    assert tab.points(outer) == 20
+    assert panel.locator(".previews h4").first.text_content() == "Step 20"
+    assert tab.page.evaluate(IS_LAST, outer)
+
+
+# --- The blueprint ------------------------------------------------------------------------------
+
+
+def test_the_blueprint_is_found_placed_by_a_click_and_runs_to_the_pictures(tab):
+    number = place_blueprint(tab)
+    tab.page.wait_for_function(IS_LAST, arg=number)
+    tab.page.evaluate(SHORTEN, [number, next(_seeds)])
+    tab.run()
+    tab.wait_for_points(3, number)
+    assert tab.panel(number).is_visible()
+    finish(tab.panel(number))
+    panel = tab.wait_for_state("finished", number)
+    assert panel.locator("code").text_content().startswith("dreambooth/sks-cup")
+    tab.page.wait_for_function(f"({PICTURES}).size == 4")
+
+
+def test_words_outside_of_the_blueprint_reach_the_prompts_inside(tab):
+    number = place_blueprint(tab)
+    tab.page.evaluate(
+        """id => {
+            for (const widget of app.rootGraph.getNodeById(id).widgets) {
+                if (widget.name == 'rare word') widget.value = 'zwx'
+                if (widget.name == 'what it is') widget.value = 'house'
+                if (widget.name == 'preset') widget.value = 'face'
+            }
+        }""",
+        number,
+    )
+    sent = tab.page.evaluate("app.graphToPrompt().then(prompt => JSON.stringify(prompt.output))")
+    inputs = {node["_meta"]["title"]: node["inputs"] for node in json.loads(sent).values()}
+    assert inputs["Rare word"]["value"] == "zwx"
+    assert inputs["What it is"]["value"] == "house"
+    assert inputs["DreamBooth Train"]["preset"] == "face"
