@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 TEMPLATE = ROOT / "example_workflows" / "Toy model, first run.json"
-TIMEOUT = 70_000
+TIMEOUT = 120_000
 """Milliseconds to wait for something on the page, before the test fails."""
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 MODES = {"classic": False, "nodes 2.0": True}

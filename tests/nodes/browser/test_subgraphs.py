@@ -45,7 +45,8 @@ _seeds = itertools.count(7000)
 
 
 def finish(panel):
-    panel.get_by_role("button", name="Finish now and keep").click()
+    """Press the button, also if it moves at that moment."""
+    panel.get_by_role("button", name="Finish now and keep").dispatch_event("click")
 
 
 def saved(tab):
@@ -59,7 +60,7 @@ def place_blueprint(tab):
     page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("app.rootGraph.nodes.length == 0")
     page.mouse.dblclick(500, 150)
-    page.keyboard.type("teach")
+    page.locator("input:focus").fill("teach")
     page.get_by_text("a subject (DreamBooth)").first.click()
     page.mouse.click(450, 150)
     page.wait_for_function("app.rootGraph.nodes.length == 1")
@@ -144,3 +145,14 @@ def test_words_outside_of_the_blueprint_reach_the_prompts_inside(tab):
     assert inputs["Rare word"]["value"] == "zwx"
     assert inputs["What it is"]["value"] == "house"
     assert inputs["DreamBooth Train"]["preset"] == "face"
+
+
+def test_a_result_that_comfyui_kept_is_shown_in_another_workflow(tab):
+    workflow = toy_workflow(steps=3)
+    tab.load(workflow)
+    tab.run()
+    tab.wait_for_state("finished")
+    tab.load({**workflow, "id": toy_workflow()["id"]})
+    assert tab.panel().count() == 0
+    tab.run()
+    tab.wait_for_state("finished")
