@@ -39,7 +39,7 @@ def widget(tab, label):
 def test_an_app_is_opened_from_the_templates_and_runs_to_the_pictures(tab):
     open_app(tab, APP)
     page = tab.page
-    widget(tab, "training run").get_by_text("The run is shown here.").wait_for()
+    widget(tab, "training run").locator(".dreambooth-panel").wait_for()
     page.evaluate(SHORTEN, next(_seeds))
     widget(tab, "rare word").locator("input").fill("zwx")
     page.get_by_role("button", name="Run", exact=True).click()

@@ -59,7 +59,7 @@ def place_blueprint(tab):
     page = tab.page
     page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("app.rootGraph.nodes.length == 0")
-    page.mouse.dblclick(500, 150)
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.locator("input:focus").fill("teach")
     page.get_by_text("a subject (DreamBooth)").first.click()
     page.mouse.click(450, 150)
