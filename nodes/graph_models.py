@@ -12,7 +12,7 @@ import torch
 
 from ..trainer.families.clip_skip import CLIP_SKIP_KEY, LAST_LAYER
 from ..trainer.families.constants import Constants
-from ..trainer.noise import NoiseSchedule
+from ..trainer.noise import DiscreteNoise
 
 SAMPLING = "model_sampling"
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v"}
@@ -106,7 +106,7 @@ def _prediction(model: Any) -> str:
 def _is_usual(sampling: Any) -> bool:
     """Whether the noise levels are those of Stable Diffusion 1."""
     usual = Constants()
-    schedule = NoiseSchedule.scaled_linear(
+    schedule = DiscreteNoise.scaled_linear(
         usual.beta_start, usual.beta_end, is_v_prediction=usual.is_v_prediction
     )
     kept = schedule.alphas_cumprod.double().cpu()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.random_networks import FOUR_LEVELS, TINY, Networks, Options, Shape, construct
 from trainer import families
 from trainer.families.base import ModelFamily
-from trainer.families.sd1 import checkpoint_tensors
+from trainer.families.sd1 import SD1
 
 TINY_METADATA = {"format": "pt", "dreambooth.constants": '{"resolution": 16}'}
 
@@ -61,7 +61,7 @@ def tiny_networks() -> Networks:
 @pytest.fixture(scope="session")
 def tiny_tensors(tiny_networks: Networks) -> dict[str, Tensor]:
     """The tensors of the tiny checkpoint in fp32. Tests must not change them."""
-    tensors = checkpoint_tensors(*tiny_networks)
+    tensors = SD1.checkpoint_tensors(*tiny_networks)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -101,7 +101,7 @@ def save_fp16_checkpoint() -> Callable[[Shape, Path], Path]:
     """Writes a checkpoint of a shape in fp16, and returns its path."""
 
     def save(shape: Shape, path: Path) -> Path:
-        tensors = checkpoint_tensors(*_build_networks(**shape))
+        tensors = SD1.checkpoint_tensors(*_build_networks(**shape))
         save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
         return path
 

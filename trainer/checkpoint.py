@@ -21,6 +21,11 @@ from .precision import DTYPES
 from .settings.config import OutputConfig
 from .storage.flush import flush_folder
 from .storage.locks import LOCK, locked
+from .storage.tensor_file import TensorToWrite, write
+from .weights import FileTensor
+
+Trained = Mapping[str, FileTensor]
+"""Trained tensors by their names in the file."""
 
 
 class Original(Protocol):
@@ -29,6 +34,11 @@ class Original(Protocol):
     @property
     def dtypes(self) -> Mapping[str, torch.dtype]:
         """The dtype of every tensor that the written file will contain, by name."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Their shapes, by name."""
         ...
 
     @property
@@ -55,7 +65,7 @@ class CheckpointWriter:
             for stem in (f"{output.name}-step", f"{output.name}-best-step")
         )
 
-    def save_step(self, step: int, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+    def save_step(self, step: int, trained: Trained, metadata: dict[str, str]) -> Path:
         """Write an intermediate file and delete all but the newest `output.keep`."""
         path = self._write(f"{self.output.name}-step{step:06d}", trained, metadata)
         self._intermediate.append(path)
@@ -63,7 +73,7 @@ class CheckpointWriter:
             self._intermediate.pop(0).unlink(missing_ok=True)
         return path
 
-    def save_best(self, step: int, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+    def save_best(self, step: int, trained: Trained, metadata: dict[str, str]) -> Path:
         """Write the file of the best step so far, then delete the previous one."""
         stem = f"{self.output.name}-best-step{step:06d}"
         self._best.append(self._write(stem, trained, metadata))
@@ -89,41 +99,43 @@ class CheckpointWriter:
         existing = [path for path in self._intermediate if path.exists()]
         return {int(re.findall(r"\d+", path.name[prefix:])[0]): path for path in existing}
 
-    def save_final(self, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+    def save_final(self, trained: Trained, metadata: dict[str, str]) -> Path:
         """Write the run's final checkpoint."""
         return self._write(self.output.name, trained, metadata)
 
-    def to_file_dtype(self, name: str, tensor: Tensor) -> Tensor:
+    def to_file_dtype(self, name: str, tensor: FileTensor) -> Tensor:
         """Return a trained weight in the dtype of the file, on the CPU."""
-        dtype = file_dtype(self.original.dtypes[name], self.output.dtype)
-        return weights.value(tensor).to("cpu", dtype).contiguous()
+        return weights.value(tensor).to("cpu", self._file_dtype(name))
 
-    def _write(self, stem: str, trained: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
+    def _write(self, stem: str, trained: Trained, metadata: dict[str, str]) -> Path:
         unknown = sorted(set(trained) - set(self.original.dtypes))
         assert not unknown, f"not in the original: {unknown[:3]}"
-        tensors = {
-            name: self.to_file_dtype(name, trained[name])
-            if name in trained
-            else self.original.tensor(name).contiguous()
-            for name in self.original.dtypes
-        }
+        tensors = {name: self._to_write(name, trained) for name in self.original.dtypes}
         folder = self.output.folder
         folder.mkdir(parents=True, exist_ok=True)
         return write_new(folder, stem, tensors, metadata)
 
+    def _to_write(self, name: str, trained: Trained) -> TensorToWrite:
+        shape = self.original.shapes[name]
+        if name in trained:
+            return TensorToWrite(
+                shape, self._file_dtype(name), lambda: self.to_file_dtype(name, trained[name])
+            )
+        return TensorToWrite(shape, self.original.dtypes[name], lambda: self.original.tensor(name))
+
+    def _file_dtype(self, name: str) -> torch.dtype:
+        return file_dtype(self.original.dtypes[name], self.output.dtype)
+
 
 def write_new(
-    folder: Path, stem: str, tensors: dict[str, Tensor], metadata: dict[str, str]
+    folder: Path, stem: str, tensors: Mapping[str, TensorToWrite], metadata: Mapping[str, str]
 ) -> Path:
     """Write a new .safetensors file named `stem`, or `stem_00001` and so on if that exists, and
     return its path. The file gets its name only when it is complete and on the disk. On an error
     nothing is left behind."""
     with _work_folder(folder, stem) as work:
         part = work / "whole.safetensors"
-        part.touch()
-        mode = part.stat().st_mode
         _save(tensors, part, metadata)
-        part.chmod(mode)  # safetensors creates files that only their owner can read
         _flush(part)
         return _publish(part, folder, stem)
 
@@ -153,13 +165,10 @@ def prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
+def _save(tensors: Mapping[str, TensorToWrite], path: Path, metadata: Mapping[str, str]) -> None:
     try:
-        save_file(tensors, path, metadata={"format": "pt", **metadata})
-    except SafetensorError as error:
+        write(path, tensors, {"format": "pt", **metadata})
+    except OSError as error:
         raise OSError(
             f"Could not write the checkpoint to '{path.parent.parent}': {error}"
         ) from error
@@ -167,8 +176,7 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 
 @contextmanager
 def _work_folder(folder: Path, stem: str) -> Iterator[Path]:
-    """Create a hidden, locked subfolder for unfinished files, and delete it at the end. A folder is
-    needed because safetensors, too, writes to a temporary file first."""
+    """Create a hidden, locked subfolder for unfinished files, and delete it at the end."""
     _delete_abandoned(folder)
     work = folder / f".{stem}.{os.getpid()}.part"
     work.mkdir()
@@ -244,7 +252,7 @@ class WeightChange:
 
 
 @torch.no_grad()
-def weight_change(writer: CheckpointWriter, trained: Mapping[str, Tensor]) -> WeightChange:
+def weight_change(writer: CheckpointWriter, trained: Trained) -> WeightChange:
     """Compare trained weights with the original ones, as they are and in the dtype of the file."""
     in_file = in_training = product = length = 0.0
     num_changed = num_weights = 0

@@ -135,7 +135,7 @@ def _train(
         states_folder=run.states, steps_made=run.steps_made, is_scored=load_encoder is not None,
     )  # fmt: skip
     instance, prior = encode_images(photos, config, model, observer)
-    batches = BatchStream(instance, prior, config, num_timesteps=model.schedule.num_timesteps)
+    batches = BatchStream(instance, prior, config, noise=model.noise)
     session = Session(config, model, trainable, batches)
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, run.started, run.intermediate)

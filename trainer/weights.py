@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -65,9 +66,29 @@ def store(parameter: nn.Parameter, format: str) -> None:
     _write(parameter, values.clone(), generator=None)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Joined:
+    """A tensor of a file that is made of several weights, or that is a transposed weight."""
+
+    parts: tuple[Tensor, ...]
+    """Its rows, in order."""
+    is_transposed: bool = False
+
+    def numel(self) -> int:
+        return sum(part.numel() for part in self.parts)
+
+
+FileTensor = Tensor | Joined
+"""What a tensor of a file is made of: a weight in the shape that the file has, or `Joined`."""
+
+
 @torch.no_grad()
-def value(weight: Tensor) -> Tensor:
+def value(weight: FileTensor) -> Tensor:
     """The values of a weight in fp32, with its rest. Those of an fp32 weight are not copied."""
+    if isinstance(weight, Joined):
+        values = [value(part) for part in weight.parts]
+        joined = torch.cat(values) if len(values) > 1 else values[0]
+        return joined.t() if weight.is_transposed else joined
     rest = rest_of(weight)
     if rest is None:
         return weight.detach().to(torch.float32)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from trainer.evaluation import metrics
 from trainer.evaluation.best_step import harmonic_mean
-from trainer.families.base import Framing, ModelFamily
+from trainer.families.base import ModelFamily
 from trainer.noise import squared_errors
 from trainer.runs.numerics import NUMERICS_VERSION
 from trainer.sampling.sampler import sample
@@ -243,15 +243,14 @@ def denoising_loss(model: ModelFamily, images: Sequence[np.ndarray], caption: st
     """The mean squared error of the predicted noise over ten timesteps, with fixed noise."""
     generator = torch.Generator().manual_seed(0)
     latents, _ = model.encode_pixels(to_pixels(images))
-    framing = Framing((64, 64), (0, 0), (64, 64))
-    given = model.encode_captions([caption] * len(latents), [framing] * len(latents))
+    given = model.encode_captions([caption] * len(latents))
     errors = []
     for timestep in range(50, 1000, 100):
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.full((len(latents),), timestep)
-        noisy_latents = model.schedule.add_noise(latents, noise, timesteps)
+        noisy_latents = model.noise.add_noise(latents, noise, timesteps)
         prediction = model.predict(noisy_latents, timesteps, given)
-        target = model.schedule.target(latents, noise, timesteps)
+        target = model.noise.target(latents, noise, timesteps)
         errors.append(squared_errors(prediction, target).mean().item())
     # JSON cannot store NaN.
     return statistics.mean(error if math.isfinite(error) else 1e6 for error in errors)

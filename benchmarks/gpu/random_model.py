@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks import random_networks
 from benchmarks.random_networks import Networks, Options
 from trainer.families.constants import CONSTANTS_KEY
-from trainer.families.sd1 import checkpoint_tensors
+from trainer.families.sd1 import SD1
 from trainer.families.tokenizer import MERGES, ClipTokenizer
 
 
@@ -66,7 +66,7 @@ def fill(network: nn.Module, generator: torch.Generator) -> None:
 
 def write_checkpoint(networks: Networks, path: Path, resolution: int) -> None:
     """Write one file that the trainer can read."""
-    tensors = checkpoint_tensors(*networks)
+    tensors = SD1.checkpoint_tensors(*networks)
     metadata = {"format": "pt", CONSTANTS_KEY: json.dumps({"resolution": resolution})}
     save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path, metadata)
 

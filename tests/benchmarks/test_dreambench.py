@@ -19,7 +19,7 @@ from benchmarks.dreambench.__main__ import main, make_studio, parser
 from benchmarks.dreambench.dataset import choose, choose_prompts, read_lists, read_subjects
 from benchmarks.dreambench.table import PAPER, Results, to_json, to_text
 from trainer.evaluation.encoders import load as load_encoder
-from trainer.families.sd1 import checkpoint_tensors
+from trainer.families.sd1 import SD1
 from trainer.observer import Observer
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "photos"
@@ -298,7 +298,7 @@ def test_departures_from_the_paper_are_reported(dataset: Path):
 @pytest.fixture(scope="module")
 def checkpoint(build_networks, four_levels, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"
-    tensors = checkpoint_tensors(*build_networks(**four_levels))
+    tensors = SD1.checkpoint_tensors(*build_networks(**four_levels))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     return path
 

@@ -106,7 +106,7 @@ plain, with_lora = (
 text, cpu = "a photo of sks dog, in the snow", torch.device("cpu")
 def difference(theirs, ours):
     with torch.no_grad():
-        encoded = ours.encode_captions([text], []).hidden
+        encoded = ours.encode_captions([text]).hidden
     return (theirs.encode(text).float() - encoded).abs().max().item(), encoded.std().item()
 layers = {}
 for number in (-1, -2, -5, -12, -24):

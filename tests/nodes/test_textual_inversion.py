@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trainer import families
-from trainer.families.base import Framing
 from trainer.families.embedding import PLACEHOLDER_KEY, Embedding
 from trainer.loop import train
 from trainer.methods.textual_inversion import TextualInversion
@@ -122,7 +121,7 @@ def encoded(sd15_checkpoint, embeddings) -> dict[str, torch.Tensor]:
 
 def encode(model, caption: str) -> torch.Tensor:
     with torch.no_grad():
-        return model.encode_captions([caption], [Framing((64, 64), (0, 0), (64, 64))]).hidden[0]
+        return model.encode_captions([caption]).hidden[0]
 
 
 def weighted(model, caption: str) -> torch.Tensor:

@@ -20,9 +20,11 @@ from trainer.checkpoint import (
 from trainer.families.files import CheckpointFile
 from trainer.settings.config import OutputConfig
 from trainer.storage.locks import locked
+from trainer.storage.tensor_file import TensorToWrite
 
 ROOT = Path(__file__).parents[2]
 NAME = "model.diffusion_model.out.2.bias"
+TENSORS = {"a": TensorToWrite.of(torch.zeros(3))}
 
 
 def writer(checkpoint: Path, folder: Path, **options: object) -> CheckpointWriter:
@@ -82,8 +84,7 @@ def test_a_file_that_is_not_the_best_at_the_end_is_deleted(
 
 
 def test_an_existing_file_is_never_overwritten(tmp_path):
-    tensors = {"a": torch.zeros(3)}
-    paths = [write_new(tmp_path, "dog", tensors, {}) for _ in range(3)]
+    paths = [write_new(tmp_path, "dog", TENSORS, {}) for _ in range(3)]
     assert [path.name for path in paths] == [
         "dog.safetensors", "dog_00001.safetensors", "dog_00002.safetensors",
     ]  # fmt: skip
@@ -91,22 +92,23 @@ def test_an_existing_file_is_never_overwritten(tmp_path):
 
 def test_a_checkpoint_has_the_permissions_of_other_new_files(tmp_path):
     (tmp_path / "plain").touch()
-    path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    path = write_new(tmp_path, "dog", TENSORS, {})
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(TypeError):
-        write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {"not": 5})
+        write_new(tmp_path, "dog", TENSORS, {"not": 5})
     assert list(tmp_path.iterdir()) == []
 
 
 WRITE_AND_DIE = """
-import os, sys, safetensors.torch, torch
+import os, sys, torch
 from pathlib import Path
 from trainer.checkpoint import write_new
-safetensors.torch.save_file = lambda tensors, path, metadata: os._exit(9)
-write_new(Path(sys.argv[1]), "dog", {"a": torch.zeros(3)}, {})
+from trainer.storage.tensor_file import TensorToWrite
+tensors = {"a": TensorToWrite((3,), torch.float32, lambda: os._exit(9))}
+write_new(Path(sys.argv[1]), "dog", tensors, {})
 """
 
 
@@ -118,7 +120,7 @@ def test_only_the_work_folders_of_killed_processes_are_deleted(tmp_path):
     busy = tmp_path / ".cat.1.part"
     busy.mkdir()
     with locked(busy):
-        write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+        write_new(tmp_path, "dog", TENSORS, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cat.1.part", "dog.safetensors"]
 
 
@@ -127,7 +129,7 @@ def test_unfinished_files_of_other_programs_stay(tmp_path):
     (tmp_path / ".download.part").write_bytes(b"half")
     (tmp_path / ".other.1.part").mkdir()
     prepare_folder(tmp_path)
-    write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    write_new(tmp_path, "dog", TENSORS, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".download.part", ".other.1.part", "dog.safetensors",
     ]  # fmt: skip
@@ -153,25 +155,21 @@ def test_a_read_only_folder_is_refused(small_disk):
     assert message.endswith(". Make it writable, or choose another folder.")
 
 
-def test_no_file_has_the_final_name_before_it_is_complete(tmp_path, monkeypatch):
-    import safetensors.torch
-
+def test_no_file_has_the_final_name_before_it_is_complete(tmp_path):
     seen = []
-    save_file = safetensors.torch.save_file
 
-    def watching(tensors, path, metadata=None):
-        save_file(tensors, path, metadata)
+    def compute():
         seen.append([p.name for p in tmp_path.glob("*.safetensors")])
+        return torch.zeros(3)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", watching)
-    path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    path = write_new(tmp_path, "dog", {"a": TensorToWrite((3,), torch.float32, compute)}, {})
     assert seen == [[]]
     assert path.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["dog.safetensors"]
 
 
 def test_a_checkpoint_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
-    path = write_new(tmp_path, "dog", {"a": torch.zeros(3)}, {})
+    path = write_new(tmp_path, "dog", TENSORS, {})
     assert disk_events == safely_written(path)
 
 
@@ -182,7 +180,9 @@ def test_existing_files_are_kept_on_file_systems_without_hard_links(tmp_path, mo
         raise OSError("Operation not supported")
 
     monkeypatch.setattr("os.link", refuse)
-    paths = [write_new(tmp_path, "dog", {"a": torch.full((3,), n)}, {}) for n in (1, 2)]
+    paths = [
+        write_new(tmp_path, "dog", {"a": TensorToWrite.of(torch.full((3,), n))}, {}) for n in (1, 2)
+    ]
     assert names(tmp_path) == ["dog.safetensors", "dog_00001.safetensors"]
     assert [load_file(path)["a"][0].item() for path in paths] == [1, 2]
 

@@ -5,13 +5,13 @@ import torch
 from diffusers import DDPMScheduler
 
 from tests.trainer.fake_device import COPYING, DEVICE, fake_device
-from trainer.noise import NoiseSchedule, draw_noise, min_snr_weights, squared_errors
+from trainer.noise import DiscreteNoise, draw_noise, min_snr_weights, squared_errors
 
 TIMESTEPS = torch.tensor([0, 17, 500, 999])
 
 
-def pair(is_v_prediction: bool) -> tuple[NoiseSchedule, DDPMScheduler]:
-    ours = NoiseSchedule.scaled_linear(0.00085, 0.012, is_v_prediction=is_v_prediction)
+def pair(is_v_prediction: bool) -> tuple[DiscreteNoise, DDPMScheduler]:
+    ours = DiscreteNoise.scaled_linear(0.00085, 0.012, is_v_prediction=is_v_prediction)
     theirs = DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import hardware
 from ..families.base import Framing
-from ..noise import NUM_TIMESTEPS, draw_noise
+from ..noise import STABLE_DIFFUSION, NoiseProcess, draw_noise
 from ..settings.config import TrainingConfig
 from .examples import Example
 from .latents import CachedLatents
@@ -34,8 +34,8 @@ class Batch:
     """[B, C, h, w]."""
     noise: Tensor
     """[B, C, h, w]."""
-    timesteps: Tensor
-    """[B] int64."""
+    times: Tensor
+    """[B]: how noisy; see `trainer/noise.py`."""
     weights: Tensor
     """[B]: the factor of each example's squared error in the step's loss."""
     is_prior: Tensor
@@ -47,7 +47,7 @@ class Batch:
         return Batch(
             hardware.move(self.latents, device),
             hardware.move(self.noise, device),
-            hardware.move(self.timesteps, device),
+            hardware.move(self.times, device),
             hardware.move(self.weights, device),
             hardware.move(self.is_prior, device),
             self.captions,
@@ -72,7 +72,7 @@ class BatchStream(Iterator[list[Batch]]):
         prior: Mapping[Example, CachedLatents],
         config: TrainingConfig,
         *,
-        num_timesteps: int = NUM_TIMESTEPS,
+        noise: NoiseProcess = STABLE_DIFFUSION,
     ) -> None:
         if not instance:
             raise ValueError("There are no photos to train on. Name some in dataset.photos.")
@@ -84,8 +84,8 @@ class BatchStream(Iterator[list[Batch]]):
         photos = config.batch_size * config.gradient_accumulation
         class_images = class_images_per_step(config)
         self._config = config
-        self._instance = _Pool(instance, "photos", config, num_timesteps)
-        self._prior = _Pool(prior, "class images", config, num_timesteps)
+        self._instance = _Pool(instance, "photos", config, noise)
+        self._prior = _Pool(prior, "class images", config, noise)
         self._instance_weight = 1 / photos
         self._class_images_per_step = class_images
         self._prior_weight = config.prior.weight / max(1, class_images)
@@ -149,13 +149,13 @@ class _Pool:
         latents: Mapping[Example, CachedLatents],
         purpose: str,
         config: TrainingConfig,
-        num_timesteps: int,
+        noise: NoiseProcess,
     ) -> None:
         self._latents = dict(latents)
         self._examples = list(latents)
         self._purpose = purpose
         self._noise_offset = config.noise_offset
-        self._num_timesteps = num_timesteps
+        self._noise = noise
         seed = random.Random(f"{purpose} {config.seed}").getrandbits(32)
         self._generator = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
@@ -178,7 +178,7 @@ class _Pool:
         return Batch(
             latents=latents.unsqueeze(0),
             noise=noise.unsqueeze(0),
-            timesteps=torch.randint(self._num_timesteps, (1,), generator=generator),
+            times=self._noise.draw_times(1, generator),
             weights=torch.tensor([weight]),
             is_prior=torch.tensor([example.is_prior]),
             captions=[self._caption_of(example)],
@@ -220,7 +220,7 @@ def _join(batches: list[Batch]) -> Batch:
     return Batch(
         torch.cat([batch.latents for batch in batches]),
         torch.cat([batch.noise for batch in batches]),
-        torch.cat([batch.timesteps for batch in batches]),
+        torch.cat([batch.times for batch in batches]),
         torch.cat([batch.weights for batch in batches]),
         torch.cat([batch.is_prior for batch in batches]),
         [caption for batch in batches for caption in batch.captions],

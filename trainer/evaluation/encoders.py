@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..families.files import CheckpointFile
+from ..families.key_maps import Place
 from ..families.layouts import TextLayout, count
 from ..families.networks import CLIP_VOCABULARY, Network
 from ..families.tokenizer import ClipTokenizer
@@ -227,7 +228,7 @@ def _load_clip_file(source: CheckpointFile) -> Any:
         lambda: (
             CLIPModel(config) if has_text else CLIPVisionModelWithProjection(config.vision_config)
         ),
-        lambda names: {name: name for name in names},
+        lambda names: {name: Place(name) for name in names},
     )
     network.require_tensors(source)
     network.read_tensors(source)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..settings.config import ModelOptions
+from . import clip_skip
 from .averages import leave_out_averages
 from .base import ModelFamily
 from .clip_skip import choose_clip_skip
@@ -17,9 +18,12 @@ from .kinds import describe, scale_of_quantized
 from .layouts import VAE
 from .networks import FP32, NumberFormats
 from .sd1 import SD1
+from .sd2 import SD2
+from .sdxl import SDXL
 from .vae_file import open_vae
 
-FAMILIES: tuple[type[ModelFamily], ...] = (SD1,)
+FAMILIES: tuple[type[ModelFamily], ...] = (SD1, SD2, SDXL)
+KNOWN = "Stable Diffusion 1, 2 or XL"
 DEFAULT_OPTIONS = ModelOptions()
 
 
@@ -38,16 +42,25 @@ def load(
     if options.prediction_type != "auto":
         source.overrides["prediction_type"] = options.prediction_type
     textual_inversion = Embedding.read(embedding) if embedding else None
-    family, chosen = family_of(source), choose_clip_skip(options.clip_skip, path, embedding)
+    family = family_of(source)
+    chosen = choose_clip_skip(options.clip_skip, path, embedding, family.usual_clip_skip)
     leave_out_averages(source)
     if options.vae:
         replacement = open_vae(options.vae)
         source.replace_vae(replacement, VAE)
         source.overrides["vae_sha256"] = replacement.sha256()
-    model = family.load(source, device, options.prediction_type, chosen, formats)
+    constants = family.read_constants(source, options.prediction_type)
+    model = family.load(source, constants, device, chosen, formats)
     if textual_inversion:
         model.add_embedding(textual_inversion)
     return model
+
+
+def default_clip_skip(path: Path, embedding: Path | None = None) -> int:
+    """The clip skip that these files are used with if none is set. Raises FileNotFoundError or
+    ValueError if the checkpoint cannot be used."""
+    usual = family_of(CheckpointFile(path)).usual_clip_skip
+    return clip_skip.default_clip_skip(path, embedding, usual)
 
 
 def family_of(source: CheckpointFile) -> type[ModelFamily]:
@@ -62,8 +75,7 @@ def family_of(source: CheckpointFile) -> type[ModelFamily]:
     for family in FAMILIES:
         if family.matches(source.shapes):
             return family
-    known = " or ".join(family.name for family in FAMILIES)
     raise ValueError(
-        f"'{source.name}' is {describe(source.shapes)}, not a {known} checkpoint. "
-        f"Choose a {known} checkpoint that ComfyUI's Load Checkpoint reads."
+        f"'{source.name}' is {describe(source.shapes)}, not a {KNOWN} checkpoint. Choose one that "
+        "ComfyUI's Load Checkpoint reads."
     )

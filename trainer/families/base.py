@@ -5,9 +5,9 @@ Shapes: B batch, C latent channels, H W pixels, h w latents, L tokens, D width."
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import weights
-from ..noise import NoiseSchedule
+from ..noise import NoiseProcess
 from ..settings.config import PredictionType
+from ..weights import FileTensor
 from .compilation import compile_blocks
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from .constants import Constants
+    from .text_encoders import TextEncoder
 
 MAIN_MEMORY = torch.device("cpu")
 Part = TypeVar("Part")
@@ -58,15 +60,27 @@ class Framing:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """The U-Net's inputs besides noisy latents and timesteps."""
+    """The U-Net's inputs besides noisy latents and times. All tensors begin with B."""
 
     hidden: Tensor
     """Text encoder output [B, L, D]."""
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+    """More inputs, by diffusers' names (`added_cond_kwargs`). Those of Stable Diffusion XL are the
+    pooled text encoder output "text_embeds" [B, P] and the sizes "time_ids" [B, 6]."""
 
     @staticmethod
     def stack(parts: list[Conditioning]) -> Conditioning:
         """One batch of all parts."""
-        return Conditioning(torch.cat([part.hidden for part in parts]))
+        first = parts[0]
+        return Conditioning(
+            torch.cat([part.hidden for part in parts]),
+            {name: torch.cat([part.added[name] for part in parts]) for name in first.added},
+        )
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """With each tensor changed."""
+        added = {name: change(tensor) for name, tensor in self.added.items()}
+        return Conditioning(change(self.hidden), added)
 
 
 class ModelFamily(ABC):
@@ -78,27 +92,29 @@ class ModelFamily(ABC):
     """The name in ModelSpec metadata: "stable-diffusion-v1"."""
     base_version: ClassVar[str]
     """The value of `ss_base_model_version` in metadata: "sd_v1"."""
-    uses_framing: ClassVar[bool] = False
-    """Whether the result of `encode_captions` depends on the framings."""
+    usual_clip_skip: ClassVar[int]
+    """The `clip_skip` that the published models were trained with."""
     device: torch.device
     """Where the model computes. Its networks are in main memory, except while they are at work."""
     source: CheckpointFile
     """The checkpoint file. Weights that are not trained are copied from it, bit for bit."""
     unet: UNet2DConditionModel
     vae: AutoencoderKL
+    encoders: tuple[TextEncoder, ...]
+    """The text encoders, with their tokenizers."""
     text_encoders: nn.ModuleList
-    tokenizer: ClipTokenizer
+    """The networks of `encoders`."""
     learned_vectors: dict[str, dict[str, nn.Parameter]]
     """The vectors [N, D] of each placeholder, by text encoder. Frozen unless a method trains them.
     """
-    schedule: NoiseSchedule
+    noise: NoiseProcess
     native_resolution: int
     """Width and height that the model was trained at, in pixels."""
     latent_factor: int
     """Pixels per latent along each side."""
     clip_skip: int
-    """The layer of the text encoder whose output is used, counted from the last one, which is 1.
-    The layers after it are not part of `text_encoders`."""
+    """The layer of the text encoders whose output is used, counted from the last one, which is 1.
+    """
 
     @classmethod
     @abstractmethod
@@ -110,9 +126,9 @@ class ModelFamily(ABC):
     def load(
         cls,
         source: CheckpointFile,
+        constants: Constants,
         device: torch.device,
-        prediction_type: PredictionType = "auto",
-        clip_skip: int = 1,
+        clip_skip: int,
         formats: NumberFormats = FP32,
     ) -> Self:
         """The model, frozen, in eval mode and in main memory. Raises ValueError, before any weight
@@ -120,11 +136,20 @@ class ModelFamily(ABC):
 
     @classmethod
     @abstractmethod
+    def read_constants(
+        cls, source: CheckpointFile, prediction_type: PredictionType = "auto"
+    ) -> Constants:
+        """What the tensors' shapes do not say, from the file and the setting. Raises ValueError if
+        the file says something that is not supported."""
+
+    @classmethod
+    @abstractmethod
     def plan_networks(
         cls, source: CheckpointFile, constants: Constants, clip_skip: int
     ) -> dict[str, Network]:
-        """The networks "unet", "vae" and "text_encoder" of a checkpoint, built without weights.
-        Raises ValueError if the file lacks one of them or its layout cannot be read."""
+        """The networks of a checkpoint, built without weights: "vae", and the trainable ones by the
+        names of `parts`. Raises ValueError if the file lacks one of them or its layout cannot be
+        read."""
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,24 +161,21 @@ class ModelFamily(ABC):
         """Pixels [B, 3, H, W], roughly in [-1, 1], from scaled latents [B, C, h, w]."""
 
     @abstractmethod
-    def encode_captions(self, captions: list[str], framings: list[Framing]) -> Conditioning:
-        """The conditioning of B captions and framings."""
+    def encode_captions(self, captions: list[str]) -> Conditioning:
+        """The conditioning of B captions, without what depends on the framings of images."""
 
     @abstractmethod
-    def token_tables(self) -> dict[str, TokenTable]:
-        """Each text encoder's token embeddings, by its name in an embedding file."""
+    def with_framings(self, conditioning: Conditioning, framings: list[Framing]) -> Conditioning:
+        """The conditioning of B images that are framed so."""
 
     @abstractmethod
-    def predict(
-        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
-    ) -> Tensor:
-        """The U-Net's prediction [B, C, h, w] for timesteps [B]."""
+    def predict(self, noisy_latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        """The U-Net's prediction [B, C, h, w] at times [B]."""
 
     @abstractmethod
-    def file_tensors(self, part: str) -> dict[str, Tensor]:
-        """The current parameters of one of `parts`, under their names and in their shapes in the
-        checkpoint file. Views, in the number format of memory: `trainer/weights.py` tells their
-        values."""
+    def file_tensors(self, part: str) -> dict[str, FileTensor]:
+        """The current parameters of one of `parts`, as the tensors that the checkpoint file has of
+        them. In the number format of memory: `trainer/weights.py` tells their values."""
 
     def add_embedding(self, embedding: Embedding) -> dict[str, nn.Parameter]:
         """Replace a placeholder by its vectors in all captions from now on. Returns the vectors,
@@ -168,13 +190,21 @@ class ModelFamily(ABC):
         _require_same_encoders(embedding, set(tables), self)
         for name, table in tables.items():
             _require_width(embedding, name, table.weight.shape[1], self)
-        ids: list[int] = []
         parameters = {}
-        for name, table in tables.items():
-            ids, parameters[name] = table.add(embedding.vectors[name])
-        self.tokenizer.add_placeholder(placeholder, ids)
+        for encoder in self.encoders:
+            ids, parameters[encoder.name] = encoder.table.add(embedding.vectors[encoder.name])
+            encoder.tokenizer.add_placeholder(placeholder, ids)
         self.learned_vectors[placeholder] = parameters
         return parameters
+
+    def token_tables(self) -> dict[str, TokenTable]:
+        """Each text encoder's token embeddings, by its name in an embedding file."""
+        return {encoder.name: encoder.table for encoder in self.encoders}
+
+    @property
+    def tokenizer(self) -> ClipTokenizer:
+        """The first text encoder's. Those of the others split captions in the same way."""
+        return self.encoders[0].tokenizer
 
     def parts(self) -> dict[str, nn.Module]:
         """The networks that a method may train: "unet", "text_encoder" and, if the model has two,
@@ -225,10 +255,15 @@ class ModelFamily(ABC):
 
 def parts_by_name(unet: Part, text_encoders: Iterable[Part]) -> dict[str, Part]:
     """The parts of a model that may be trained, by the names that `ModelFamily.parts` lists."""
-    parts = {"unet": unet}
-    for number, text_encoder in enumerate(text_encoders, start=1):
-        parts["text_encoder" if number == 1 else f"text_encoder_{number}"] = text_encoder
-    return parts
+    return {"unet": unet, **text_parts(text_encoders)}
+
+
+def text_parts(text_encoders: Iterable[Part]) -> dict[str, Part]:
+    """Those of `parts_by_name` that encode text."""
+    return {
+        "text_encoder" if number == 1 else f"text_encoder_{number}": text_encoder
+        for number, text_encoder in enumerate(text_encoders, start=1)
+    }
 
 
 def enable_checkpointing(network: Any) -> None:

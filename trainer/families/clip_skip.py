@@ -1,5 +1,5 @@
-"""Clip skip: the layer of the text encoder whose output is used. 1 is the last layer, 2 the
-penultimate, as other programs count. The final layer norm follows in any case.
+"""Clip skip: the layer of the text encoders whose output is used. 1 is the last layer, 2 the
+penultimate, as other programs count.
 
 A checkpoint or embedding draws well only with the clip skip that it was trained with, so the files
 that this trainer writes record it."""
@@ -23,17 +23,19 @@ before it had a clip skip may have kept the value of their base model."""
 LAST_LAYER = 1
 
 
-def default_clip_skip(base: Path, embedding: Path | None = None) -> int:
+def default_clip_skip(base: Path, embedding: Path | None = None, usual: int = LAST_LAYER) -> int:
     """The clip skip to use if none is set: the one recorded in the embedding, else in the
-    checkpoint, else 1."""
-    return _default(_recorded(base, embedding))
+    checkpoint, else the usual one of the model's family."""
+    return _default(_recorded(base, embedding), usual)
 
 
-def choose_clip_skip(given: int | None, base: Path, embedding: Path | None = None) -> int:
+def choose_clip_skip(
+    given: int | None, base: Path, embedding: Path | None = None, usual: int = LAST_LAYER
+) -> int:
     """The clip skip to use with these files; `given` is the user's setting, if any. Warns if a file
     records another one."""
     recorded = list(_recorded(base, embedding))
-    chosen = _default(recorded) if given is None else given
+    chosen = _default(recorded, usual) if given is None else given
     for path, key, value in recorded:
         if value != chosen:
             logger.warning(
@@ -41,13 +43,13 @@ def choose_clip_skip(given: int | None, base: Path, embedding: Path | None = Non
                 "used. Set clip_skip to %d to use the file as it was trained.",
                 shown_name(path), value, key, chosen, value,
             )  # fmt: skip
-    if given is None and chosen != LAST_LAYER:
+    if given is None and chosen != usual:
         logger.info("Clip skip %d is used, as recorded in the file.", chosen)
     return chosen
 
 
-def _default(recorded: Iterable[tuple[Path, str, int]]) -> int:
-    return next((value for _, key, value in recorded if key == CLIP_SKIP_KEY), LAST_LAYER)
+def _default(recorded: Iterable[tuple[Path, str, int]], usual: int) -> int:
+    return next((value for _, key, value in recorded if key == CLIP_SKIP_KEY), usual)
 
 
 def _recorded(base: Path, embedding: Path | None) -> Iterator[tuple[Path, str, int]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..storage.names import shown_name
+from ..storage.tensor_file import DTYPES
 
 MAX_HEADER = 10_000_000
 """Bytes of a .safetensors header. The format allows ten times as many, which could take minutes to
@@ -27,21 +28,6 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "string_to_para
 """The names in a pickle under which trainers store the weights."""
 MAX_WRAPPERS = 3
 """How deep the weights may be nested."""
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +121,13 @@ def _are_lengths(values: Any) -> bool:
 
 
 def _dtype(path: Path, key: str, name: str, noun: str) -> torch.dtype:
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise ValueError(
             f"The weight '{key}' of '{shown_name(path)}' has the number format {name}, but only "
-            f"{', '.join(_DTYPES)} can be read. Choose the fp32, fp16 or bf16 version of this "
+            f"{', '.join(DTYPES)} can be read. Choose the fp32, fp16 or bf16 version of this "
             f"{noun}."
         )
-    return _DTYPES[name]
+    return DTYPES[name]
 
 
 # --------------------------------------------------------------- .ckpt, .pt

@@ -73,6 +73,7 @@ class CheckpointFile:
         self.shapes, self.dtypes = contents.shapes, contents.dtypes
         self.metadata, self._read = contents.metadata, contents.read
         self._names: dict[str, str] = {}
+        self._markers: set[str] = set()
         if all(key.startswith(DATA_PARALLEL) for key in self.shapes):
             self.rename({key.removeprefix(DATA_PARALLEL): key for key in self.shapes})
         self.vae: CheckpointFile | None = None
@@ -88,6 +89,11 @@ class CheckpointFile:
             del self.shapes[key], self.dtypes[key]
         self.num_bytes -= num_bytes
         return num_bytes
+
+    def add_marker(self, key: str) -> None:
+        """Add an empty tensor, whose name says something of the model, to trained checkpoints."""
+        self._markers.add(key)
+        self.shapes[key], self.dtypes[key] = (0,), torch.float32
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Keep only the tensors of `names`: the present name by the new one."""
@@ -114,6 +120,8 @@ class CheckpointFile:
         """
         if self.vae and key in self.vae.shapes:
             return self.vae.tensor(key)
+        if key in self._markers:
+            return torch.empty(self.shapes[key])
         shape = self.shapes[key]
         # max: a tensor with a 0 in its shape needs no memory, but may claim any other sides.
         num_bytes = math.prod(max(side, 1) for side in shape) * self.dtypes[key].itemsize

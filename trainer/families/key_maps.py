@@ -1,20 +1,53 @@
-"""Weight names: from diffusers' and transformers' modules to the single-file layout that ComfyUI
-reads.
+"""Where the single-file layout that ComfyUI reads has the weights of diffusers' and transformers'
+modules.
 
-Each function maps all weight names of one module to their names in the file, one to one. The number
-of levels and layers, and where attention is, are read from the names themselves."""
+Each function returns the places of all weights of one module, by name. The number of levels and
+layers, and where attention is, are read from the names themselves."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .layouts import UNET, VAE
 
 Table = Mapping[str, str]
 """Beginnings of names: the module's, and what the file has instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file has one weight of a module."""
+
+    key: str
+    """The tensor's name in the file."""
+    third: int | None = None
+    """0, 1 or 2: the weight is that third of the tensor's rows, where the weights of query, key and
+    value are stacked. None: it is the whole tensor."""
+    is_transposed: bool = False
+
+    def file_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The shapes that the tensor in the file may have for a module's weight of this shape."""
+        if self.is_transposed:
+            return [shape[::-1]]
+        if self.third is not None:
+            return [(3 * shape[0], *shape[1:])]
+        # The VAE's attention is 1x1 convolutions in the file, and linear layers in diffusers.
+        return [shape, (*shape, 1, 1)] if len(shape) == 2 else [shape]
+
+    def read(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The module's weight of this shape, from the tensor of the file. A view of it."""
+        if self.third is not None:
+            tensor = tensor.chunk(3)[self.third]
+        return tensor.t() if self.is_transposed else tensor.view(shape)
+
+
+Places = Mapping[str, Place]
+"""The places of all weights of a module, by name."""
 
 _UNET_BLOCKS = {
     "time_embedding.linear_1": "time_embed.0",
@@ -25,6 +58,8 @@ _UNET_BLOCKS = {
     "mid_block.resnets.0": "middle_block.0",
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 """All U-Net blocks except those of the levels."""
 _UNET_LAYERS = {
@@ -56,41 +91,74 @@ _VAE_LAYERS = {
     },
 }
 """The layers inside a block, by kind of block."""
+_OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+"""All of OpenCLIP's weights except those of the layers and the projection."""
+_OPEN_CLIP_LAYERS = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+"""The layers inside one of OpenCLIP's layers, except query, key and value."""
 
 
-def unet_file_names(names: Collection[str]) -> dict[str, str]:
-    """The file's names for the weights of a UNet2DConditionModel."""
+def unet_places(names: Collection[str]) -> Places:
+    """Of a UNet2DConditionModel."""
     blocks = {**_UNET_BLOCKS, **_unet_level_blocks(names)}
-    return {name: UNET + _file_name(name, blocks, _UNET_LAYERS) for name in names}
+    return {name: Place(UNET + _file_name(name, blocks, _UNET_LAYERS)) for name in names}
 
 
-def vae_file_names(names: Collection[str]) -> dict[str, str]:
-    """The file's names for the weights of an AutoencoderKL."""
+def vae_places(names: Collection[str]) -> Places:
+    """Of an AutoencoderKL."""
     blocks = _vae_level_blocks(names)
     for half in ("encoder", "decoder"):
         blocks |= {f"{half}.{ours}": f"{half}.{theirs}" for ours, theirs in _VAE_BLOCKS.items()}
-    return {name: VAE + _file_name(name, blocks, _VAE_LAYERS) for name in names}
+    return {name: Place(VAE + _file_name(name, blocks, _VAE_LAYERS)) for name in names}
 
 
-def text_encoder_file_names(names: Collection[str], prefix: str) -> dict[str, str]:
-    """The file's names, which begin with `prefix`, for the weights of a CLIPTextModel. The module's
-    names begin with `text_model.` up to transformers 4, and without it since transformers 5."""
-    return {name: prefix + name.removeprefix("text_model.") for name in names}
+def clip_places(names: Collection[str], prefix: str) -> Places:
+    """Of a CLIPTextModel, in transformers' layout, whose names in the file begin with `prefix`. The
+    module's names begin with `text_model.` up to transformers 4, and without it since then."""
+    return {name: Place(prefix + name.removeprefix("text_model.")) for name in names}
 
 
-def shapes_match(file_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a file's tensor fits a module's. The VAE's attention consists of 1x1 convolutions in
-    the file and of linear layers in diffusers."""
-    return file_shape == shape or (len(shape) == 2 and file_shape == (*shape, 1, 1))
+def open_clip_places(names: Collection[str], prefix: str) -> Places:
+    """Of a CLIPTextModel or CLIPTextModelWithProjection, in OpenCLIP's layout, whose names in the
+    file begin with `prefix`."""
+    return {name: _open_clip_place(name.removeprefix("text_model."), prefix) for name in names}
 
 
-def in_file_layout(tensors: Mapping[str, Tensor], names: Table) -> dict[str, Tensor]:
+def _open_clip_place(name: str, prefix: str) -> Place:
+    if name == "text_projection.weight":
+        return Place(f"{prefix}text_projection", is_transposed=True)
+    if name in _OPEN_CLIP:
+        return Place(prefix + _OPEN_CLIP[name])
+    layer, _, rest = name.removeprefix("encoder.layers.").partition(".")
+    block = f"{prefix}transformer.resblocks.{layer}."
+    if stacked := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", rest):
+        return Place(f"{block}attn.in_proj_{stacked[2]}", third="qkv".index(stacked[1]))
+    return Place(block + _swap_layer(rest, _OPEN_CLIP_LAYERS))
+
+
+def in_file_layout(tensors: Mapping[str, Tensor], places: Places) -> dict[str, Tensor]:
     """A module's tensors under their names and in their shapes in a new file."""
-    return {names[name]: _in_file_shape(names[name], value) for name, value in tensors.items()}
+    found: dict[str, list[Tensor]] = {}
+    # Thirds in their order in the file.
+    for name, place in sorted(places.items(), key=lambda item: item[1].third or 0):
+        found.setdefault(place.key, []).append(_in_file_shape(place, tensors[name]))
+    return {key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in found.items()}
 
 
-def _in_file_shape(file_name: str, tensor: Tensor) -> Tensor:
-    is_convolution = file_name.startswith(VAE) and ".attn_" in file_name and tensor.ndim == 2
+def _in_file_shape(place: Place, tensor: Tensor) -> Tensor:
+    if place.is_transposed:
+        return tensor.t()
+    is_convolution = place.key.startswith(VAE) and ".attn_" in place.key and tensor.ndim == 2
     return tensor[:, :, None, None] if is_convolution else tensor
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .layouts import UNET, VAE
+from .layouts import UNET, VAE, has_linear_projections
 
 AN_EMBEDDING = "a textual inversion embedding"
 UNKNOWN = "a file of unknown contents"
@@ -25,14 +25,14 @@ _PARTS_OF_NAMES: dict[str, tuple[str, ...]] = {
     "a ControlNet": ("control_model.", "controlnet_cond_embedding.", "input_hint_block."),
     "a Flux model": ("double_blocks.0.img_attn.norm.", "single_transformer_blocks.0."),
     "a Stable Diffusion 3 model": ("joint_blocks.0.", "transformer_blocks.0.attn.add_k_proj."),
-    "a Stable Diffusion 2 model": ("cond_stage_model.model.",),
-    "a Stable Diffusion XL model": ("conditioner.embedders.", f"{UNET}label_emb."),
     "a U-Net alone, in the layout of diffusers": ("down_blocks.0.resnets.0.time_emb_proj.",),
 }
 """Parts of names by kind of file, checked in this order: a Flux checkpoint also contains text
-encoders, and an XL checkpoint also contains a VAE."""
+encoders."""
 
 _PARTS_OF_SINGLE_NETWORKS: dict[str, tuple[str, ...]] = {
+    "a Stable Diffusion 2 model without a U-Net": ("cond_stage_model.model.",),
+    "a Stable Diffusion XL model without a U-Net": ("conditioner.embedders.",),
     "a VAE alone": ("decoder.mid.block_1.", "decoder.mid_block.", "taesd_decoder."),
     "a text encoder alone": (
         "encoder.layers.0.self_attn.",
@@ -84,22 +84,29 @@ def _find(shapes: Mapping[str, tuple[int, ...]], kinds: dict[str, tuple[str, ...
 
 
 def _describe_unet(shapes: Mapping[str, tuple[int, ...]], conv_in: tuple[int, ...]) -> str:
-    if has_linear_projections(shapes):
-        return "a Stable Diffusion 2 model"
-    if conv_in[1:2] == (9,):
-        return "a Stable Diffusion 1 inpainting model (its U-Net has 9 input channels)"
-    if conv_in[1:2] == (8,):
-        return "a Stable Diffusion 1 editing model (its U-Net has 8 input channels)"
-    if not any(key.startswith((VAE, "cond_stage_model.")) for key in shapes):
+    if not any(key.startswith((VAE, "cond_stage_model.", "conditioner.")) for key in shapes):
         return "a U-Net alone"
+    generation, num_channels = _generation(shapes), conv_in[1] if len(conv_in) == 4 else 0
+    if generation == "XL" and _ONLY_IN_REFINERS in shapes:
+        return "a Stable Diffusion XL refiner, which only improves images"
+    if generation == "2" and _ADDED in shapes:
+        return "a Stable Diffusion 2 unCLIP model, which draws from images"
+    if num_channels in _PURPOSES:
+        return (
+            f"a Stable Diffusion {generation} {_PURPOSES[num_channels]} model (its U-Net has "
+            f"{num_channels} input channels)"
+        )
     return UNKNOWN
 
 
-def has_linear_projections(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether attention blocks begin with linear layers, as in Stable Diffusion 2 and later, rather
-    than 1x1 convolutions."""
-    return any(
-        len(shape) == 2
-        for key, shape in shapes.items()
-        if key.startswith(UNET) and key.endswith(".proj_in.weight")
-    )
+_ADDED = f"{UNET}label_emb.0.0.weight"
+_ONLY_IN_REFINERS = "conditioner.embedders.0.model.ln_final.weight"
+_PURPOSES = {5: "depth", 7: "upscaling", 8: "editing", 9: "inpainting"}
+"""What a U-Net is for, by its number of input channels."""
+
+
+def _generation(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if not has_linear_projections(shapes):
+        return "1"
+    is_xl = _ADDED in shapes and any(key.startswith("conditioner.") for key in shapes)
+    return "XL" if is_xl else "2"

@@ -6,7 +6,7 @@ layers in one attention block."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from .files import CheckpointFile
@@ -33,6 +33,11 @@ class UNetLayout:
     """Depth of the middle's attention block. 0: no attention. None: no middle block at all."""
     context_width: int
     """Width of the text encoder's output."""
+    has_linear_projections: bool
+    """Whether attention blocks begin with linear layers, as in Stable Diffusion 2 and later, rather
+    than 1x1 convolutions."""
+    added_width: int
+    """Width of pooled text and size conditions together. 0: the U-Net has no such inputs."""
 
     @classmethod
     def read(cls, source: CheckpointFile) -> UNetLayout:
@@ -58,6 +63,8 @@ class UNetLayout:
             up_depths=up_depths,
             middle_depth=middle if has_middle else None,
             context_width=_context_width(source),
+            has_linear_projections=has_linear_projections(source.shapes),
+            added_width=_added_width(source),
         )
 
 
@@ -97,11 +104,13 @@ class TextLayout:
     inner_width: int
     """Width of the feed-forward layers."""
     num_layers: int
+    projection_width: int
+    """Width of the pooled output. 0: there is none."""
 
     @classmethod
     def read(cls, source: CheckpointFile, prefix: str) -> TextLayout:
-        """The layout of a CLIP text encoder whose weight names begin with `prefix`. Raises
-        ValueError naming the weight if one that decides the layout is missing."""
+        """The layout of a text encoder in transformers' layout whose weight names begin with
+        `prefix`. Raises ValueError naming the weight if one that decides the layout is missing."""
         vocabulary, width = source.shape(f"{prefix}embeddings.token_embedding.weight", 2)
         layers = f"{prefix}encoder.layers."
         return cls(
@@ -110,6 +119,21 @@ class TextLayout:
             width=width,
             inner_width=source.shape(f"{layers}0.mlp.fc1.weight", 2)[0],
             num_layers=count(source.shapes, layers),
+            projection_width=0,
+        )
+
+    @classmethod
+    def read_open_clip(cls, source: CheckpointFile, prefix: str) -> TextLayout:
+        """The same in OpenCLIP's layout."""
+        vocabulary, width = source.shape(f"{prefix}token_embedding.weight", 2)
+        layers, projection = f"{prefix}transformer.resblocks.", f"{prefix}text_projection"
+        return cls(
+            vocabulary=vocabulary,
+            positions=source.shape(f"{prefix}positional_embedding", 2)[0],
+            width=width,
+            inner_width=source.shape(f"{layers}0.mlp.c_fc.weight", 2)[0],
+            num_layers=count(source.shapes, layers),
+            projection_width=source.shape(projection, 2)[1] if projection in source.shapes else 0,
         )
 
 
@@ -137,6 +161,20 @@ def _context_width(source: CheckpointFile) -> int:
     names = (key for key in source.shapes if key.startswith(UNET) and key.endswith(ending))
     first = next(names, f"{UNET}middle_block.1.transformer_blocks.0{ending}")
     return source.shape(first, 2)[1]
+
+
+def _added_width(source: CheckpointFile) -> int:
+    first = f"{UNET}label_emb.0.0.weight"
+    return source.shape(first, 2)[1] if first in source.shapes else 0
+
+
+def has_linear_projections(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """See `UNetLayout.has_linear_projections`."""
+    return any(
+        len(shape) == 2
+        for key, shape in shapes.items()
+        if key.startswith(UNET) and key.endswith(".proj_in.weight")
+    )
 
 
 def count(keys: Collection[str], prefix: str) -> int:

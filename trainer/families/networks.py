@@ -6,7 +6,7 @@ The `plan_*` functions raise ValueError if the layout cannot be read or the cons
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import precision, weights
+from ..weights import FileTensor, Joined
 from . import key_maps
 from .constants import CONSTANTS_KEY, Constants
 from .files import CheckpointFile
+from .key_maps import Places
 from .layouts import TextLayout, UNetLayout, VaeLayout
+from .text_encoders import TextEncoderSpec
 
 CLIP_VOCABULARY = 49408
+END_ID = CLIP_VOCABULARY - 1
+"""The token that ends a text. The pooled output is that of the first one."""
+UNET_HEAD_WIDTH = TEXT_HEAD_WIDTH = 64
+"""Channels of an attention head, where the number of heads is not fixed."""
+SIZE_WIDTH = 256
+"""Width of the embedding of each number of Stable Diffusion XL's size conditions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +52,23 @@ class Network:
     later."""
 
     def __init__(
-        self, build: Callable[[], nn.Module], name_all: Callable[[list[str]], dict[str, str]]
+        self, build: Callable[[], nn.Module], place_all: Callable[[list[str]], Places]
     ) -> None:
         with torch.device("meta"):  # uses no memory and no random numbers of torch's generator
             self.module: Any = build()
-        self.file_names = name_all(list(self.module.state_dict()))
+        self.places = place_all(list(self.module.state_dict()))
 
     def require_tensors(self, source: CheckpointFile) -> None:
         """Raises ValueError if a tensor is missing from the file or has another shape there."""
         for name, tensor in self.module.state_dict().items():
-            key, shape = self.file_names[name], tuple(tensor.shape)
+            key = self.places[name].key
             source.require(key)
-            if not key_maps.shapes_match(source.shapes[key], shape):
+            shapes = self.places[name].file_shapes(tuple(tensor.shape))
+            if source.shapes[key] not in shapes:
                 raise ValueError(
                     f"The weight '{key}' of '{source.name}' has the shape "
-                    f"{list(source.shapes[key])}, but its other weights call for {list(shape)}. "
-                    "The file is damaged: download it again, or choose another."
+                    f"{list(source.shapes[key])}, but its other weights call for "
+                    f"{list(shapes[0])}. The file is damaged: download it again, or choose another."
                 )
 
     def read_tensors(
@@ -72,11 +82,12 @@ class Network:
         dtypes = precision.frozen_dtypes(self.module, used)
         tensors = {}
         for name, tensor in self.module.state_dict().items():
-            key = self.file_names[name]
+            place = self.places[name]
+            found = place.read(source.tensor(place.key), tuple(tensor.shape))
             # Always a copy: writing to a memory-mapped tensor could change the user's file.
-            copy = source.tensor(key).to(torch.float32, copy=True)
-            _refuse_not_finite(source, key, copy)
-            copy = copy.view(tensor.shape).to(dtypes[name])
+            copy = found.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            _refuse_not_finite(source, place.key, copy)
+            copy = copy.to(dtypes[name])
             tensors[name] = nn.Parameter(copy, requires_grad=False)
             if is_trained:
                 weights.store(tensors[name], formats.weights)
@@ -87,6 +98,24 @@ class Network:
                 assert name == "position_ids", name
                 module.position_ids = torch.arange(buffer.shape[-1])[None]
         self.module.requires_grad_(False).eval()
+
+    def file_tensors(self, source: CheckpointFile) -> dict[str, FileTensor]:
+        """The module's parameters, as the tensors that the file has of them. Views, in the number
+        format of memory: `trainer/weights.py` tells their values."""
+        parameters = dict(self.module.named_parameters())
+        tensors: dict[str, FileTensor] = {}
+        stacked: dict[str, dict[int, Tensor]] = {}
+        for name, parameter in parameters.items():
+            place = self.places[name]
+            if place.third is not None:
+                stacked.setdefault(place.key, {})[place.third] = parameter
+            elif place.is_transposed:
+                tensors[place.key] = Joined((parameter,), is_transposed=True)
+            else:
+                tensors[place.key] = weights.view(parameter, source.shapes[place.key])
+        for key, thirds in stacked.items():
+            tensors[key] = Joined(tuple(thirds[n] for n in range(3)))
+        return tensors
 
 
 def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None:
@@ -106,9 +135,10 @@ def plan_unet(source: CheckpointFile, constants: Constants) -> Network:
     from diffusers import UNet2DConditionModel
 
     layout = UNetLayout.read(source)
-    for width in layout.widths:
+    heads = tuple(constants.unet_heads or width // UNET_HEAD_WIDTH for width in layout.widths)
+    for width, num_heads in zip(layout.widths, heads, strict=True):
         _require_divisor(source, "U-Net", width, "unet_norm_groups", constants.unet_norm_groups)
-        _require_divisor(source, "U-Net", width, "unet_heads", constants.unet_heads)
+        _require_divisor(source, "U-Net", width, "unet_heads", num_heads)
     up_depths = layout.up_depths[::-1]  # diffusers begins with the last level
 
     def build() -> nn.Module:
@@ -123,11 +153,24 @@ def plan_unet(source: CheckpointFile, constants: Constants) -> Network:
             transformer_layers_per_block=_depths_down(layout),
             reverse_transformer_layers_per_block=tuple(depth or 1 for depth in up_depths),
             cross_attention_dim=layout.context_width,
-            attention_head_dim=constants.unet_heads,  # diffusers' name for the number of heads
+            attention_head_dim=heads,  # diffusers' name for the number of heads
             norm_num_groups=constants.unet_norm_groups,
+            use_linear_projection=layout.has_linear_projections,
+            **_added_conditions(layout),
         )
 
-    return Network(build, key_maps.unet_file_names)
+    return Network(build, key_maps.unet_places)
+
+
+def _added_conditions(layout: UNetLayout) -> dict[str, Any]:
+    """The options of a U-Net that is also given pooled text and sizes, as Stable Diffusion XL's."""
+    if not layout.added_width:
+        return {}
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": SIZE_WIDTH,
+        "projection_class_embeddings_input_dim": layout.added_width,
+    }
 
 
 def _down_block(depth: int) -> str:
@@ -172,42 +215,71 @@ def plan_vae(source: CheckpointFile, constants: Constants) -> Network:
             scaling_factor=constants.latent_scale,
         )
 
-    return Network(build, key_maps.vae_file_names)
+    return Network(build, key_maps.vae_places)
 
 
 def plan_text_encoder(
-    source: CheckpointFile, constants: Constants, prefix: str, clip_skip: int = 1
+    source: CheckpointFile, constants: Constants, spec: TextEncoderSpec, clip_skip: int
 ) -> Network:
-    """CLIP's text encoder, whose names in the file begin with `prefix`. It ends with the layer that
-    `clip_skip` counts to from the last one, followed by the final layer norm."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    """CLIP's text encoder. Layers that do not contribute to its output are left out."""
+    layout = spec.read_layout(source)
+    heads = constants.text_heads or layout.width // TEXT_HEAD_WIDTH
+    _require_divisor(source, "text encoder", layout.width, "text_heads", heads)
+    _require_vocabulary(source, layout)
+    _require_layer(source, layout, clip_skip)
+    num_left_out = 0 if spec.is_pooled else clip_skip - 1
 
-    layout = TextLayout.read(source, prefix)
-    _require_divisor(source, "text encoder", layout.width, "text_heads", constants.text_heads)
+    def build() -> nn.Module:
+        return build_text_encoder(
+            {
+                "vocab_size": layout.vocabulary,
+                "hidden_size": layout.width,
+                "intermediate_size": layout.inner_width,
+                "num_hidden_layers": layout.num_layers - num_left_out,
+                "num_attention_heads": heads,
+                "max_position_embeddings": layout.positions,
+                "hidden_act": spec.activation,
+                "eos_token_id": END_ID,
+            },
+            projection_width=layout.projection_width if spec.is_pooled else None,
+            has_norm=spec.is_pooled or constants.text_norm,
+        )
+
+    return Network(build, lambda names: spec.places(names, source))
+
+
+def build_text_encoder(
+    options: Mapping[str, Any], projection_width: int | None, *, has_norm: bool
+) -> nn.Module:
+    """A new text encoder from the options of transformers' CLIPTextConfig, on torch's current
+    default device. With a projection, it also returns the pooled output of a text."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    if projection_width:
+        config = CLIPTextConfig(**options, projection_dim=projection_width)
+        return CLIPTextModelWithProjection(config)
+    module = CLIPTextModel(CLIPTextConfig(**options))
+    if not has_norm:
+        # In transformers 4, the layers are inside of `text_model`.
+        getattr(module, "text_model", module).final_layer_norm = nn.Identity()
+    return module
+
+
+def _require_vocabulary(source: CheckpointFile, layout: TextLayout) -> None:
     if layout.vocabulary < CLIP_VOCABULARY:
         raise ValueError(
             f"The text encoder of '{source.name}' knows {layout.vocabulary} tokens, but "
             f"CLIP's vocabulary has {CLIP_VOCABULARY}. Choose a checkpoint with CLIP's text "
             "encoder."
         )
+
+
+def _require_layer(source: CheckpointFile, layout: TextLayout, clip_skip: int) -> None:
     if not 1 <= clip_skip <= layout.num_layers:
         raise ValueError(
             f"clip_skip is {clip_skip}, but the text encoder of '{source.name}' has "
             f"{layout.num_layers} layers. Choose a clip_skip between 1 and {layout.num_layers}."
         )
-    config = CLIPTextConfig(
-        vocab_size=layout.vocabulary,
-        hidden_size=layout.width,
-        intermediate_size=layout.inner_width,
-        num_hidden_layers=layout.num_layers - (clip_skip - 1),
-        num_attention_heads=constants.text_heads,
-        max_position_embeddings=layout.positions,
-        hidden_act="quick_gelu",
-    )
-    return Network(
-        lambda: CLIPTextModel(config),
-        lambda names: key_maps.text_encoder_file_names(names, prefix),
-    )
 
 
 def _require_divisor(

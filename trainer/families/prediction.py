@@ -1,5 +1,6 @@
-"""What a checkpoint's U-Net predicts, the noise (epsilon) or the velocity (v): every sign of it in
-the file. The setting `prediction_type` decides instead where the file is wrong or silent."""
+"""What a checkpoint's U-Net predicts, the noise (epsilon) or the velocity (v), and whether it was
+trained with zero terminal SNR: every sign of it in the file. The setting `prediction_type` decides
+instead where the file is wrong or silent."""
 
 from __future__ import annotations
 
@@ -23,16 +24,15 @@ _SPELLINGS = {
 }
 """Whether it is v, for each spelling in lower case and without - and _."""
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "none", "")
-METADATA_KEYS = (*_TEXTS, *_FLAGS)
-TENSOR = "v_pred"
-"""An empty tensor that says v, whatever its value. ComfyUI writes it."""
-_OTHER_SCHEDULES = {
-    "ztsnr": "a noise schedule with zero terminal SNR",
-    "edm_vpred.sigma_max": "the noise levels of EDM",
-    "edm_mean": "the noise levels of EDM",
-}
-"""Tensors that say that a model was trained with another noise schedule, as ComfyUI reads them."""
-_ZERO_SNR_FLAG = "ss_zero_terminal_snr"
+ZERO_SNR_FLAG = "ss_zero_terminal_snr"
+"""A metadata key of kohya's programs that says True for zero terminal SNR."""
+METADATA_KEYS = (*_TEXTS, *_FLAGS, ZERO_SNR_FLAG)
+V_TENSOR, ZERO_SNR_TENSOR = "v_pred", "ztsnr"
+"""Empty tensors that say v and zero terminal SNR, whatever their values. ComfyUI reads them in
+Stable Diffusion XL's checkpoints."""
+_EDM = ("edm_vpred.sigma_max", "edm_mean")
+"""Tensors that say that a model was trained with the noise levels of EDM, as ComfyUI reads them."""
+V_ZERO_SNR: PredictionType = "v-zsnr"
 
 
 def is_v_prediction(
@@ -45,7 +45,7 @@ def is_v_prediction(
     """
     _require_noise_schedule(source)
     if prediction_type != "auto":
-        return prediction_type == "v"
+        return prediction_type != "epsilon"
     signs = _signs(source)
     if len(set(signs.values())) < 2:
         return next(iter(signs.values()), None)
@@ -55,9 +55,39 @@ def is_v_prediction(
     )
     raise ValueError(
         f"'{source.name}' says both that it predicts epsilon ({of_epsilon}) and that it "
-        f"predicts v ({of_v}). Set prediction_type to epsilon, which almost all Stable Diffusion 1 "
-        "models predict, or to v."
+        f"predicts v ({of_v}). Set prediction_type to epsilon, which almost all models predict, or "
+        "to v."
     )
+
+
+def has_zero_terminal_snr(
+    source: CheckpointFile, prediction_type: PredictionType, *, is_v: bool
+) -> bool:
+    """Whether the noise has zero terminal SNR. Raises ValueError if the setting or the file says so
+    of a model that predicts epsilon: from noise alone, the noise says nothing of an image."""
+    if prediction_type != "auto":
+        return prediction_type == V_ZERO_SNR
+    flag = source.metadata.get(ZERO_SNR_FLAG, "").strip().lower() in _TRUE
+    sign = ZERO_SNR_FLAG if flag else ZERO_SNR_TENSOR
+    if not flag and ZERO_SNR_TENSOR not in source.shapes:
+        return False
+    if not is_v:
+        raise ValueError(
+            f"'{source.name}' says that it was trained with zero terminal SNR ({sign}), which only "
+            f"models that predict v can be, but not that it predicts v. Set prediction_type to "
+            f"{V_ZERO_SNR}, or to epsilon to ignore what the file says."
+        )
+    return True
+
+
+def mark(source: CheckpointFile, *, is_v: bool, zero_snr: bool, adds: bool) -> None:
+    """Make the tensors of trained checkpoints say this. `adds`: whether ComfyUI reads them of this
+    family, so that missing ones are added."""
+    for tensor, is_so in ((V_TENSOR, is_v), (ZERO_SNR_TENSOR, zero_snr)):
+        if tensor in source.shapes and not is_so:
+            source.leave_out([tensor])
+        elif adds and is_so and tensor not in source.shapes:
+            source.add_marker(tensor)
 
 
 def _signs(source: CheckpointFile) -> dict[str, bool]:
@@ -71,8 +101,8 @@ def _signs(source: CheckpointFile) -> dict[str, bool]:
             signs[key] = False
         elif value:
             signs[key] = _read(source, key)
-    if TENSOR in source.shapes:
-        signs[f"the tensor {TENSOR}"] = True
+    if V_TENSOR in source.shapes:
+        signs[f"the tensor {V_TENSOR}"] = True
     return signs
 
 
@@ -89,11 +119,8 @@ def _read(source: CheckpointFile, key: str) -> bool:
 
 
 def _require_noise_schedule(source: CheckpointFile) -> None:
-    found = [f"{what} ({key})" for key, what in _OTHER_SCHEDULES.items() if key in source.shapes]
-    if source.metadata.get(_ZERO_SNR_FLAG, "").strip().lower() in _TRUE:
-        found.append(f"{_OTHER_SCHEDULES['ztsnr']} ({_ZERO_SNR_FLAG})")
-    if found:
+    if found := [key for key in _EDM if key in source.shapes]:
         raise ValueError(
-            f"'{source.name}' was trained with {found[0]}, and only Stable Diffusion 1's own "
-            "noise schedule is supported. Choose a checkpoint that was trained with that one."
+            f"'{source.name}' was trained with the noise levels of EDM ({found[0]}), which are not "
+            "supported. Choose a checkpoint that was trained with Stable Diffusion's own."
         )

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from ..settings.config import ModelOptions
 from .clip_skip import choose_clip_skip
-from .constants import Constants
 from .files import CheckpointFile
+from .networks import build_text_encoder
 from .vae_file import open_vae
 
 _OPTIONS_OF_CLIP = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings", "hidden_act",
 )  # fmt: skip
+TEXT = "text_encoder"
+_PROJECTION, _NORM = "projection_dim", "has_norm"
+"""Options of a text encoder that are not those of CLIPTextConfig: the width of the pooled output,
+only if there is one, and whether the final layer norm is used."""
 Options = tuple[tuple[str, Any], ...]
 """Arguments of a network's class, sorted by name and hashable."""
 
@@ -42,8 +46,12 @@ class NetworkShape:
     @staticmethod
     def of_module(kind: str, module: Any) -> NetworkShape:
         """The shape of an existing network of diffusers or transformers."""
-        if kind == "text_encoder":
+        if kind == TEXT:
             options = {name: getattr(module.config, name) for name in _OPTIONS_OF_CLIP}
+            if hasattr(module, "text_projection"):
+                options[_PROJECTION] = module.config.projection_dim
+            layers = getattr(module, "text_model", module)
+            options[_NORM] = isinstance(layers.final_layer_norm, nn.LayerNorm)
         else:
             options = {name: v for name, v in module.config.items() if not name.startswith("_")}
         return NetworkShape.of(kind, options)
@@ -52,11 +60,11 @@ class NetworkShape:
         """A new network, on torch's current default device."""
         # Imported here: ComfyUI's start-up should not pay for it.
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
 
         options = dict(self.options)
-        if self.kind == "text_encoder":
-            return CLIPTextModel(CLIPTextConfig(**options))
+        if self.kind == TEXT:
+            projection, has_norm = options.pop(_PROJECTION, None), options.pop(_NORM, True)
+            return build_text_encoder(options, projection, has_norm=has_norm)
         return (UNet2DConditionModel if self.kind == "unet" else AutoencoderKL)(**options)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -98,13 +106,14 @@ def read_shape(path: Path, options: ModelOptions, embedding: Path | None = None)
     family = family_of(source)
     if options.vae:
         source.vae = open_vae(options.vae)
-    clip_skip = choose_clip_skip(options.clip_skip, path, embedding)
-    constants = Constants.read(source, options.prediction_type)
+    clip_skip = choose_clip_skip(options.clip_skip, path, embedding, family.usual_clip_skip)
+    constants = family.read_constants(source, options.prediction_type)
     networks = family.plan_networks(source, constants, clip_skip)
-    shapes = {part: NetworkShape.of_module(part, each.module) for part, each in networks.items()}
-    return ModelShape(
-        path.name, shapes["unet"], shapes["vae"], (shapes["text_encoder"],), constants.resolution
+    unet, vae, *text_encoders = (
+        NetworkShape.of_module(TEXT if part.startswith(TEXT) else part, each.module)
+        for part, each in networks.items()
     )
+    return ModelShape(path.name, unet, vae, tuple(text_encoders), constants.resolution)
 
 
 @cache
@@ -142,15 +151,18 @@ def _vae() -> NetworkShape:
     )
 
 
-def _clip(width: int, num_layers: int, num_heads: int, activation: str) -> NetworkShape:
+def _clip(
+    width: int, num_layers: int, num_heads: int, activation: str, **others: Any
+) -> NetworkShape:
     return NetworkShape.of(
-        "text_encoder",
+        TEXT,
         {
             "hidden_size": width,
             "intermediate_size": 4 * width,
             "num_hidden_layers": num_layers,
             "num_attention_heads": num_heads,
             "hidden_act": activation,
+            **others,
         },
     )
 
@@ -179,7 +191,9 @@ SDXL = ModelShape(
         },
     ),
     _vae(),
-    (_clip(768, 12, 12, "quick_gelu"), _clip(1280, 32, 20, "gelu")),
+    (
+        _clip(768, 11, 12, "quick_gelu", **{_NORM: False}),
+        _clip(1280, 32, 20, "gelu", **{_PROJECTION: 1280}),
+    ),
     resolution=1024,
 )
-"""Not a family that can be trained yet: its networks' sizes are known."""

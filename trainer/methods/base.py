@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint import Original
 from ..data.examples import Example
 from ..families.base import ModelFamily
 from ..settings.config import OutputConfig, TrainingConfig
+from ..weights import FileTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,12 @@ class Trainable(ABC):
     step."""
 
     @abstractmethod
-    def part_tensors(self, part: Part) -> dict[str, Tensor]:
+    def part_tensors(self, part: Part) -> Mapping[str, FileTensor]:
         """The current tensors of one part, by their names in the file."""
 
-    def file_tensors(self, file: OutputFile) -> dict[str, Tensor]:
+    def file_tensors(self, file: OutputFile) -> dict[str, FileTensor]:
         """The current trained tensors of one of `files`, by their names in it."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, FileTensor] = {}
         for part in file.parts:
             tensors.update(self.part_tensors(part))
         return tensors

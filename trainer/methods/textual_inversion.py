@@ -19,6 +19,7 @@ from ..families.embedding import PLACEHOLDER_KEY, Embedding
 from ..families.tokenizer import check_placeholder, has_placeholder
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
+from ..weights import FileTensor
 from .base import OutputFile, Part, Trainable
 
 logger = logging.getLogger(__name__)
@@ -268,6 +269,7 @@ class _InitialVectors:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def tensor(self, key: str) -> Tensor:
         return self._tensors[key]
@@ -280,7 +282,7 @@ class _InversionTrainable(Trainable):
         self._embedding = embedding
         self.parts, self.files = [embedding.part], [embedding.file]
 
-    def part_tensors(self, part: Part) -> dict[str, Tensor]:
+    def part_tensors(self, part: Part) -> Mapping[str, FileTensor]:
         return self._embedding.tensors()
 
     def after_step(self) -> None:

@@ -234,7 +234,9 @@ def _sizes_and_pooled_text(config: Any) -> Mapping[str, Tensor]:
 def _forward(network: Any, each: Pass, inputs: dict[str, Any]) -> Tensor:
     found: Tensor
     if each.network.kind == "text_encoder":
-        found = network(**inputs).last_hidden_state
+        outputs = network(**inputs)
+        pooled = getattr(outputs, "text_embeds", None)
+        found = outputs.last_hidden_state if pooled is None else pooled
     elif each.network.kind == "unet":
         found = network(**inputs).sample
     elif each.decodes:

@@ -41,7 +41,7 @@ def describe_run(
         "modelspec.implementation": "diffusers",
         "modelspec.title": config.output.in_subfolder().name,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.prediction_type": "v" if model.schedule.is_v_prediction else "epsilon",
+        "modelspec.prediction_type": model.noise.prediction,
         "modelspec.trigger_phrase": config.dataset.prompt,
         "modelspec.description": f"DreamBooth of {model.path.name}",
         "ss_output_name": config.output.in_subfolder().name,

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from torch import Tensor
-
 from ..checkpoint import CheckpointWriter, WeightChange, weight_change
 from ..evaluation import best_step
 from ..families.constants import without_prediction
 from ..methods.base import OutputFile
 from ..storage import json_files
 from ..training.session import Session
+from ..weights import FileTensor
 from . import disk_space
 from .metadata import describe_progress, without_private
 
@@ -99,7 +98,7 @@ class Outputs:
                 for part in file.parts
             }
 
-    def _trained(self, file: OutputFile) -> dict[str, Tensor]:
+    def _trained(self, file: OutputFile) -> dict[str, FileTensor]:
         return self._session.trainable.file_tensors(file)
 
     def _metadata(self, file: OutputFile) -> dict[str, str]:

@@ -103,13 +103,13 @@ def _sample_batch(
     model: ModelFamily, batch: _Batch, sampling: SamplingConfig, *, size: tuple[int, int],
     observer: Observer,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    scheduler = schedulers.build(sampling.scheduler, model.schedule, sampling.steps)
+    scheduler = schedulers.build(sampling.scheduler, model.noise, sampling.steps)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
-    latents = _initial_noise(model, generators, size) * scheduler.init_noise_sigma
+    latents = _initial_noise(model, generators, size) * schedulers.initial_scale(scheduler)
     num_steps = len(scheduler.timesteps)
     with _eval_mode(model):
         for done, timestep in enumerate(scheduler.timesteps, start=1):
-            noisy_latents = scheduler.scale_model_input(latents, timestep)
+            noisy_latents = schedulers.scale_input(scheduler, latents, timestep)
             timesteps = timestep.expand(len(latents)).to(latents.device)
             prediction = _guided_prediction(
                 model, noisy_latents, timesteps, batch, sampling.guidance_scale
@@ -162,7 +162,10 @@ def encode_prompts(model: ModelFamily, prompts: set[str], size: tuple[int, int])
     framing = Framing(original_size=size, crop=(0, 0), size=size)
     _warn_of_cut_prompts(model, prompts)
     with _eval_mode(model), model.on_device(model.text_encoders):
-        return {prompt: model.encode_captions([prompt], [framing]) for prompt in prompts}
+        return {
+            prompt: model.with_framings(model.encode_captions([prompt]), [framing])
+            for prompt in prompts
+        }
 
 
 def _warn_of_cut_prompts(model: ModelFamily, prompts: set[str]) -> None:

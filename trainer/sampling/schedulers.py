@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import packages
-from ..noise import NoiseSchedule
+from ..noise import DiscreteNoise, FlowNoise, NoiseProcess
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ class _Recipe:
     """diffusers' `timestep_spacing` for Stable Diffusion 1."""
     options: dict[str, Any] = field(default_factory=dict)
 
+
+MIN_SIGNAL = 2**-24
+"""The share of signal power at the last timestep, where a model was trained with none."""
 
 SCHEDULERS: dict[str, _Recipe] = {
     "DDIM": _Recipe("DDIMScheduler", "leading", {**_SD1, "clip_sample": False}),
@@ -60,23 +64,28 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
-    """The diffusers scheduler of that name for a model with this noise schedule, with `timesteps`
-    set for that many steps. It keeps earlier predictions, so build a new one for each batch."""
+def build(name: str, process: NoiseProcess, steps: int) -> Any:
+    """The diffusers scheduler of that name for a model with this noise process, with `timesteps`
+    set for that many steps, in the process's times. It keeps earlier predictions, so build a new
+    one for each batch. Raises ValueError if it cannot draw with the process."""
     check(name)
+    if isinstance(process, FlowNoise):
+        return _build_for_flow(name, process, steps)
+    assert isinstance(process, DiscreteNoise)
     recipe = SCHEDULERS[name]
     # Imported here to keep ComfyUI's start-up fast.
     import diffusers
 
-    num_timesteps = schedule.num_timesteps
+    num_timesteps = process.num_timesteps
     # With one step, the other spacings start and stay at the nearly noiseless end. With all of
-    # them, "leading" has no room for its offset and "linspace" repeats a timestep.
-    spacing = "trailing" if steps in (1, num_timesteps) else recipe.spacing
+    # them, "leading" has no room for its offset and "linspace" repeats a timestep. A model that
+    # was trained with noise alone has to start there.
+    starts_at_end = steps in (1, num_timesteps) or process.has_zero_terminal_snr
     scheduler = getattr(diffusers, recipe.class_name)(
         num_train_timesteps=num_timesteps,
-        trained_betas=_betas(schedule).tolist(),
-        prediction_type="v_prediction" if schedule.is_v_prediction else "epsilon",
-        timestep_spacing=spacing,
+        trained_betas=_betas(process).tolist(),
+        prediction_type="v_prediction" if process.is_v_prediction else "epsilon",
+        timestep_spacing="trailing" if starts_at_end else recipe.spacing,
         **recipe.options,
     )
     scheduler.set_timesteps(steps)
@@ -87,6 +96,32 @@ def build(name: str, schedule: NoiseSchedule, steps: int) -> Any:
     if first < 0.85 * num_timesteps:
         _warn_of_low_start(name, steps, first=first, num_timesteps=num_timesteps)
     return scheduler
+
+
+def _build_for_flow(name: str, process: FlowNoise, steps: int) -> Any:
+    if name != "Euler":
+        raise ValueError(
+            f"scheduler is {name}, but models of this kind draw with Euler. Choose it."
+        )
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    # One training timestep, so that timesteps are shares of noise.
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=process.shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
+    return scheduler
+
+
+def initial_scale(scheduler: Any) -> float:
+    """The standard deviation of the noise that drawing starts from."""
+    return float(getattr(scheduler, "init_noise_sigma", 1))
+
+
+def scale_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+    """The noisy latents as the model was trained with them."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return latents
+    scaled: Tensor = scheduler.scale_model_input(latents, timestep)
+    return scaled
 
 
 def step(
@@ -101,10 +136,13 @@ def step(
     return result
 
 
-def _betas(schedule: NoiseSchedule) -> Tensor:
+def _betas(process: DiscreteNoise) -> Tensor:
     """The beta of each timestep [T]. In double precision, because the scheduler computes their
     cumulative product again."""
-    alphas_cumprod = schedule.alphas_cumprod.detach().cpu().double()
+    alphas_cumprod = process.alphas_cumprod.detach().cpu().double()
+    # Schedulers divide by the share of signal, so a little is left of none, as in diffusers and
+    # ComfyUI.
+    alphas_cumprod[-1].clamp_(min=MIN_SIGNAL)
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     return 1 - alphas_cumprod / previous
 

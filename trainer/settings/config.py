@@ -25,7 +25,7 @@ from .output import Precision as Precision
 
 Weights = Literal["fp32", "24 bit", "bf16"]
 Crop = Literal["center", "random"]
-PredictionType = Literal["auto", "epsilon", "v"]
+PredictionType = Literal["auto", "epsilon", "v", "v-zsnr"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

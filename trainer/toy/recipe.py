@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..evaluation.toy_encoder import ANSWERS_KEY, AttributeClassifier
-from ..families.sd1 import checkpoint_tensors
+from ..families.sd1 import SD1
 from ..families.tokenizer import ClipTokenizer
-from ..noise import NoiseSchedule, min_snr_weights, squared_errors
+from ..noise import DiscreteNoise, min_snr_weights, squared_errors
 from . import world
 from .drawing import SIZE
 from .judge import QUESTIONS
@@ -164,7 +164,7 @@ def train_denoiser(work: Path) -> None:
     torch.manual_seed(1)
     rng, tokenizer = random.Random(1), ClipTokenizer()
     unet, text_encoder = build_unet(), build_text_encoder()
-    schedule = NoiseSchedule.scaled_linear(0.00085, 0.012)
+    schedule = DiscreteNoise.scaled_linear(0.00085, 0.012)
 
     def loss_at(step: int) -> Tensor:
         chosen = rng.choices(range(len(scenes)), k=32)
@@ -198,7 +198,7 @@ def export(work: Path) -> None:
     latents = torch.load(work / "latents.pt", weights_only=True)
     fold_latent_scale(vae, latents["center"], latents["scale"])
     fill_unknown_words(text_encoder.get_input_embeddings().weight)
-    tensors = checkpoint_tensors(unet, vae, text_encoder)
+    tensors = SD1.checkpoint_tensors(unet, vae, text_encoder)
     tensors = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, work / "model.safetensors", metadata=METADATA)
 

@@ -167,15 +167,15 @@ class Session:
     def _losses(self, batch: Batch) -> Tensor:
         """Each example's share of the loss [B]. Over a step the shares sum to the mean over the
         photos plus the prior weight times the mean over the class images."""
-        schedule, config = self.model.schedule, self.config
-        noisy_latents = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        target = schedule.target(batch.latents, batch.noise, batch.timesteps)
+        process, config = self.model.noise, self.config
+        noisy_latents = process.add_noise(batch.latents, batch.noise, batch.times)
+        target = process.target(batch.latents, batch.noise, batch.times)
         with precision.autocast(config.precision, self.model.device, keeps_casts=False):
             conditioning = self.captions.encode(batch.captions, batch.framings)
-            prediction = self.model.predict(noisy_latents, batch.timesteps, conditioning)
+            prediction = self.model.predict(noisy_latents, batch.times, conditioning)
         losses = batch.weights * squared_errors(prediction, target)
         if config.min_snr_gamma > 0:
-            losses = losses * min_snr_weights(schedule, batch.timesteps, config.min_snr_gamma)
+            losses = losses * min_snr_weights(process, batch.times, config.min_snr_gamma)
         return losses
 
     def _move_to_device(self) -> None:
@@ -190,7 +190,7 @@ class Session:
                 precision.autocast(config.precision, model.device),
                 model.on_device(model.text_encoders),
             ):
-                self.captions.fill_cache(self.batches.captions)
+                self.captions.fill_cache(caption for caption, _ in self.batches.captions)
                 self._encoded_prompts = self._encode_previews()
         weights.move(model.unet, model.device, rests)
 
@@ -207,7 +207,9 @@ class Session:
     def _memory_advice(self) -> str:
         return memory.training_advice(
             self.config,
-            trains_text_encoder=any(p.name == "text_encoder" for p in self.trainable.parts),
+            trains_text_encoder=any(
+                p.name.startswith("text_encoder") for p in self.trainable.parts
+            ),
             resolution=self.config.dataset.resolution or self.model.native_resolution,
             device=self.model.device,
         )

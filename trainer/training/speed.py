@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,9 +91,6 @@ def _like(weight: Tensor) -> Tensor:
 def _on_meta(conditioning: Conditioning) -> Conditioning:
     """Tensors of the same shapes. They need gradients, so that there is a backward pass even if the
     U-Net is frozen."""
-    names = [field.name for field in dataclasses.fields(conditioning)]
-    shapes = {name: getattr(conditioning, name).shape for name in names}
-    return dataclasses.replace(
-        conditioning,
-        **{n: torch.empty(shape, device=META, requires_grad=True) for n, shape in shapes.items()},
+    return conditioning.map(
+        lambda tensor: torch.empty(tensor.shape, device=META, requires_grad=True)
     )

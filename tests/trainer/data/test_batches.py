@@ -14,6 +14,7 @@ from trainer.data.batches import Batch, BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
+from trainer.noise import DiscreteNoise
 from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 
 Latents = dict[Example, CachedLatents]
@@ -67,7 +68,7 @@ def rows(batches: list[Batch]) -> list[Row]:
             float(batch.weights[i]),
             batch.latents[i].numpy().tobytes(),
             batch.noise[i].numpy().tobytes(),
-            int(batch.timesteps[i]),
+            int(batch.times[i]),
         )
         for batch in batches
         for i in range(len(batch.captions))
@@ -130,7 +131,7 @@ def test_photos_and_class_images_of_one_shape_share_a_batch() -> None:
     (batch,) = next(stream)
 
     assert batch.is_prior.tolist() == [False, False, True, True]
-    assert batch.timesteps.dtype == torch.int64
+    assert batch.times.dtype == torch.int64
 
 
 @settings(deadline=None)
@@ -252,9 +253,14 @@ def test_each_caption_of_an_example_is_equally_likely() -> None:
 
 
 def test_timesteps_are_uniform_over_the_schedule() -> None:
-    stream = BatchStream(cached(3, [SQUARE]), {}, config(batch_size=50), num_timesteps=5)
+    stream = BatchStream(
+        cached(3, [SQUARE]),
+        {},
+        config(batch_size=50),
+        noise=DiscreteNoise(torch.linspace(0.9, 0.1, 5)),
+    )
 
-    counts = Counter(int(t) for batch in take(stream, 40) for t in batch.timesteps)
+    counts = Counter(int(t) for batch in take(stream, 40) for t in batch.times)
 
     # 2000 draws from 5 timesteps: 400 each, within four standard deviations of 18
     assert sorted(counts) == [0, 1, 2, 3, 4]
@@ -331,6 +337,6 @@ def test_a_batch_moves_to_a_device_as_a_whole() -> None:
 
     moved = batch.to(torch.device("meta"))
 
-    tensors = (moved.latents, moved.noise, moved.timesteps, moved.weights, moved.is_prior)
+    tensors = (moved.latents, moved.noise, moved.times, moved.weights, moved.is_prior)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (moved.captions, moved.framings) == (batch.captions, batch.framings)

@@ -35,7 +35,7 @@ def gradients(model: ModelFamily) -> dict[str, torch.Tensor]:
     noisy_latents = torch.randn(2, 4, 8, 8, generator=generator)
     for part in model.parts().values():
         part.requires_grad_(True)
-    given = model.encode_captions(["a cup", "a red cup on the grass"], [])
+    given = model.encode_captions(["a cup", "a red cup on the grass"])
     prediction = model.predict(noisy_latents, torch.tensor([3, 700]), given)
     prediction.square().mean().backward()
     return {

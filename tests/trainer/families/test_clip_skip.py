@@ -36,11 +36,11 @@ def test_every_layer_is_normed_like_the_last(
     tmp_path: Path, build_networks, four_levels, layers: int
 ) -> None:
     """The intermediate layer's output passes through the final layer norm, as in ComfyUI."""
-    from trainer.families.sd1 import checkpoint_tensors
+    from trainer.families.sd1 import SD1
 
     options = {**four_levels["text_encoder"], "num_hidden_layers": layers}
     networks = build_networks(**{**four_levels, "text_encoder": options})
-    tensors = {key: value.contiguous() for key, value in checkpoint_tensors(*networks).items()}
+    tensors = {key: value.contiguous() for key, value in SD1.checkpoint_tensors(*networks).items()}
     save_file(tensors, tmp_path / "model.safetensors")
     encoder = networks[2]
     body = getattr(encoder, "text_model", encoder)  # transformers 5 has no such level
@@ -50,7 +50,7 @@ def test_every_layer_is_normed_like_the_last(
         for clip_skip in range(1, layers + 1):
             options = ModelOptions(clip_skip=clip_skip)
             model = families.load(tmp_path / "model.safetensors", CPU, options=options)
-            given = model.encode_captions(CAPTIONS, []).hidden
+            given = model.encode_captions(CAPTIONS).hidden
             expected = body.final_layer_norm(states[layers + 1 - clip_skip])
             assert (given - expected).abs().max() <= 1e-5
             seen.append(given)

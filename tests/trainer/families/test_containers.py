@@ -167,8 +167,8 @@ def test_an_empty_tensor_with_a_huge_shape_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_number_format_is_refused(tmp_path: Path) -> None:
     header = {"a": entry("U64", [1], 0, 8)}
     assert refusal(write(tmp_path / "model.safetensors", with_header(header, bytes(8)))) == (
-        "The weight 'a' of 'model.safetensors' has the number format U64, but only F64, F32, F16, "
-        "BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL can be read. Choose the fp32, fp16 or "
+        "The weight 'a' of 'model.safetensors' has the number format U64, but only I64, F64, F32, "
+        "I32, BF16, F16, I16, F8_E4M3, F8_E5M2, I8, U8, BOOL can be read. Choose the fp32, fp16 or "
         "bf16 version of this checkpoint."
     )
 

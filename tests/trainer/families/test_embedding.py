@@ -23,7 +23,7 @@ def saved(path, tensors, **metadata):
 
 
 def encode(model, caption):
-    return model.encode_captions([caption], [FRAMING]).hidden[0]
+    return model.encode_captions([caption]).hidden[0]
 
 
 def test_our_own_file_stores_its_placeholder(tmp_path, vectors):

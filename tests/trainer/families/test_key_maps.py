@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.families import key_maps
-from trainer.families.sd1 import TEXT, checkpoint_tensors
+from trainer.families.key_maps import Place
+from trainer.families.sd1 import SD1, TEXT
 from trainer.toy import recipe
 
 SD15_NAMES = {
@@ -103,7 +104,7 @@ def test_stable_diffusion_15_gets_its_published_names() -> None:
         text_encoder = CLIPTextModel(
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
         )
-    tensors = checkpoint_tensors(unet, vae, text_encoder)
+    tensors = SD1.checkpoint_tensors(unet, vae, text_encoder)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert {name: shapes.get(name) for name in SD15_NAMES} == SD15_NAMES
     prefixes = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.")
@@ -115,9 +116,9 @@ def test_stable_diffusion_15_gets_its_published_names() -> None:
 def test_no_two_weights_get_the_same_name(networks: Networks) -> None:
     unet, vae, text_encoder = networks
     for names in (
-        key_maps.unet_file_names(unet.state_dict()),
-        key_maps.vae_file_names(vae.state_dict()),
-        key_maps.text_encoder_file_names(text_encoder.state_dict(), TEXT),
+        key_maps.unet_places(unet.state_dict()),
+        key_maps.vae_places(vae.state_dict()),
+        key_maps.clip_places(text_encoder.state_dict(), TEXT),
     ):
         assert len(set(names.values())) == len(names)
 
@@ -131,14 +132,14 @@ def assert_same_tensors(converted: dict[str, Tensor], state: dict[str, Tensor]) 
 def test_diffusers_reads_the_unet_back(networks: Networks) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    converted = convert_ldm_unet_checkpoint(checkpoint_tensors(*networks), networks[0].config)
+    converted = convert_ldm_unet_checkpoint(SD1.checkpoint_tensors(*networks), networks[0].config)
     assert_same_tensors(converted, networks[0].state_dict())
 
 
 def test_diffusers_reads_the_vae_back(networks: Networks) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    converted = convert_ldm_vae_checkpoint(checkpoint_tensors(*networks), networks[1].config)
+    converted = convert_ldm_vae_checkpoint(SD1.checkpoint_tensors(*networks), networks[1].config)
     assert_same_tensors(converted, networks[1].state_dict())
 
 
@@ -148,19 +149,18 @@ def test_diffusers_reads_the_text_encoder_back(networks: Networks) -> None:
     def bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
 
-    converted = convert_ldm_clip_checkpoint(checkpoint_tensors(*networks))
+    converted = convert_ldm_clip_checkpoint(SD1.checkpoint_tensors(*networks))
     assert_same_tensors(bare(converted), bare(networks[2].state_dict()))
 
 
 @pytest.mark.parametrize("prefix", ["text_model.", ""])
 def test_text_encoder_names_with_and_without_text_model(prefix: str) -> None:
-    names = key_maps.text_encoder_file_names([f"{prefix}final_layer_norm.bias"], TEXT)
-    assert list(names.values()) == ["cond_stage_model.transformer.text_model.final_layer_norm.bias"]
+    names = key_maps.clip_places([f"{prefix}final_layer_norm.bias"], TEXT)
+    (place,) = names.values()
+    assert place == Place("cond_stage_model.transformer.text_model.final_layer_norm.bias")
 
 
 def test_1x1_convolutions_match_linear_layers_and_nothing_else_does() -> None:
-    assert key_maps.shapes_match((8, 4), (8, 4))
-    assert key_maps.shapes_match((8, 4, 1, 1), (8, 4))
-    assert not key_maps.shapes_match((8, 4, 3, 3), (8, 4))
-    assert not key_maps.shapes_match((4, 8, 1, 1), (8, 4))
-    assert not key_maps.shapes_match((8, 4), (8, 4, 1, 1))
+    assert Place("a").file_shapes((8, 4)) == [(8, 4), (8, 4, 1, 1)]
+    assert Place("a").file_shapes((8, 4, 1, 1)) == [(8, 4, 1, 1)]
+    assert Place("a").file_shapes((8,)) == [(8,)]

@@ -29,6 +29,12 @@ CLIP_PART: Shapes = {
     f"{CLIP}transformer.text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768)
 }
 OPEN_CLIP = "transformer.resblocks.0.attn.in_proj_weight"
+XL: Shapes = {
+    **SD2_UNET,
+    **VAE_PART,
+    f"{UNET}label_emb.0.0.weight": (1280, 2816),
+    f"conditioner.embedders.1.model.{OPEN_CLIP}": (3840, 1280),
+}
 
 OTHER_FILES: list[tuple[str, Shapes]] = [
     ("a LoRA", {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 320, 1, 1)}),
@@ -55,20 +61,39 @@ OTHER_FILES: list[tuple[str, Shapes]] = [
     ),
     ("a Stable Diffusion 3 model", {"transformer_blocks.0.attn.add_k_proj.weight": (1536, 1536)}),
     (
-        "a Stable Diffusion 2 model",
-        {**SD2_UNET, **VAE_PART, f"{CLIP}model.{OPEN_CLIP}": (3072, 1024)},
+        "a Stable Diffusion 2 model without a U-Net",
+        {**VAE_PART, f"{CLIP}model.{OPEN_CLIP}": (3072, 1024)},
     ),
-    ("a Stable Diffusion 2 model", {**SD2_UNET, **VAE_PART}),
     (
-        "a Stable Diffusion XL model",
+        "a Stable Diffusion 2 inpainting model (its U-Net has 9 input channels)",
+        {**SD2_UNET, **VAE_PART, f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)},
+    ),
+    (
+        "a Stable Diffusion 2 depth model (its U-Net has 5 input channels)",
+        {**SD2_UNET, **VAE_PART, f"{UNET}input_blocks.0.0.weight": (320, 5, 3, 3)},
+    ),
+    (
+        "a Stable Diffusion 2 unCLIP model, which draws from images",
+        {**SD2_UNET, **VAE_PART, f"{UNET}label_emb.0.0.weight": (1280, 2048)},
+    ),
+    (
+        "a Stable Diffusion XL inpainting model (its U-Net has 9 input channels)",
+        {**XL, f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)},
+    ),
+    (
+        "a Stable Diffusion XL refiner, which only improves images",
         {
             **SD2_UNET,
             **VAE_PART,
-            f"{UNET}label_emb.0.0.weight": (1280, 2816),
-            f"conditioner.embedders.1.model.{OPEN_CLIP}": (3840, 1280),
+            f"{UNET}label_emb.0.0.weight": (1536, 2560),
+            "conditioner.embedders.0.model.ln_final.weight": (1280,),
         },
     ),
-    ("a Stable Diffusion XL model", {**SD2_UNET, f"{UNET}label_emb.0.0.weight": (1280, 2816)}),
+    ("a U-Net alone", {**SD2_UNET, f"{UNET}label_emb.0.0.weight": (1280, 2816)}),
+    (
+        "a Stable Diffusion XL model without a U-Net",
+        {f"conditioner.embedders.1.model.{OPEN_CLIP}": (3840, 1280)},
+    ),
     (
         "a Stable Diffusion 1 inpainting model (its U-Net has 9 input channels)",
         {**SD1_UNET, **VAE_PART, **CLIP_PART, f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)},
@@ -113,8 +138,8 @@ def test_other_kinds_of_files_are_named_and_refused(
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         families.load(write(tmp_path / "model.ckpt", shapes), torch.device("cpu"))
     assert str(error.value) == (
-        f"'model.ckpt' is {kind}, not a Stable Diffusion 1 checkpoint. "
-        "Choose a Stable Diffusion 1 checkpoint that ComfyUI's Load Checkpoint reads."
+        f"'model.ckpt' is {kind}, not a Stable Diffusion 1, 2 or XL checkpoint. "
+        "Choose one that ComfyUI's Load Checkpoint reads."
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.families import key_maps
 from trainer.families.files import CheckpointFile
 from trainer.families.layouts import TextLayout, UNetLayout, VaeLayout
-from trainer.families.sd1 import TEXT, checkpoint_tensors
+from trainer.families.sd1 import SD1, TEXT
 from trainer.toy import recipe
 
 UNET = "model.diffusion_model."
@@ -30,7 +30,7 @@ def unet_on_meta(**options: Any) -> dict[str, Tensor]:
 
     with torch.device("meta"):
         state = UNet2DConditionModel(cross_attention_dim=768, **options).state_dict()
-    return key_maps.in_file_layout(state, key_maps.unet_file_names(state))
+    return key_maps.in_file_layout(state, key_maps.unet_places(state))
 
 
 def stable_diffusion_15() -> dict[str, Tensor]:
@@ -48,8 +48,8 @@ def stable_diffusion_15() -> dict[str, Tensor]:
         clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072)).state_dict()
     return {
         **unet_on_meta(),
-        **key_maps.in_file_layout(vae, key_maps.vae_file_names(vae)),
-        **key_maps.in_file_layout(clip, key_maps.text_encoder_file_names(clip, TEXT)),
+        **key_maps.in_file_layout(vae, key_maps.vae_places(vae)),
+        **key_maps.in_file_layout(clip, key_maps.clip_places(clip, TEXT)),
     }
 
 
@@ -64,19 +64,26 @@ def test_stable_diffusion_15(tmp_path: Path) -> None:
         up_depths=(1, 1, 1, 0),
         middle_depth=1,
         context_width=768,
+        has_linear_projections=False,
+        added_width=0,
     )
     assert VaeLayout.read(source) == VaeLayout(
         latent_channels=4, widths=(128, 256, 512, 512), num_layers=2, has_attention=True
     )
     assert TextLayout.read(source, TEXT) == TextLayout(
-        vocabulary=49408, positions=77, width=768, inner_width=3072, num_layers=12
+        vocabulary=49408,
+        positions=77,
+        width=768,
+        inner_width=3072,
+        num_layers=12,
+        projection_width=0,
     )
 
 
 def test_the_toy_model(tmp_path: Path) -> None:
     with torch.device("meta"):
         toy = recipe.build_unet(), recipe.build_vae(), recipe.build_text_encoder()
-    source = shapes_only(tmp_path / "model.ckpt", checkpoint_tensors(*toy))
+    source = shapes_only(tmp_path / "model.ckpt", SD1.checkpoint_tensors(*toy))
     assert UNetLayout.read(source) == UNetLayout(
         in_channels=4,
         out_channels=4,
@@ -86,6 +93,8 @@ def test_the_toy_model(tmp_path: Path) -> None:
         up_depths=(0, 1, 1),
         middle_depth=1,
         context_width=96,
+        has_linear_projections=False,
+        added_width=0,
     )
     assert VaeLayout.read(source) == VaeLayout(
         latent_channels=4, widths=(32, 64, 64), num_layers=1, has_attention=True

@@ -19,6 +19,7 @@ from trainer import families, toy, weights
 from trainer.checkpoint import CheckpointWriter
 from trainer.families.base import ModelFamily
 from trainer.families.files import CheckpointFile
+from trainer.families.key_maps import Place
 from trainer.families.networks import Network, NumberFormats
 from trainer.settings.config import OutputConfig
 
@@ -331,7 +332,7 @@ def test_loading_takes_the_memory_of_the_result_and_of_one_weight(tmp_path, form
     num_layers, numbers = 60, 64 * 64
     network = Network(
         lambda: nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(num_layers))),
-        lambda names: {name: name for name in names},
+        lambda names: {name: Place(name) for name in names},
     )
     tensors = {f"{n}.weight": torch.randn(64, 64).half() for n in range(num_layers)}
     save_file(tensors, tmp_path / "layers.safetensors")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer import families
+from trainer.families.constants import Constants
 from trainer.families.files import CheckpointFile
 from trainer.families.prediction import is_v_prediction
 from trainer.loop import train
@@ -76,7 +77,7 @@ def test_a_file_that_says_both_is_refused_until_the_setting_decides(file):
     assert refusal(source) == (
         "'model.safetensors' says both that it predicts epsilon (modelspec.predict_key) and that "
         "it predicts v (ss_v_pred, the tensor v_pred). Set prediction_type to epsilon, which "
-        "almost all Stable Diffusion 1 models predict, or to v."
+        "almost all models predict, or to v."
     )
     assert is_v_prediction(source, "v") is True
     assert is_v_prediction(source, "epsilon") is False
@@ -92,27 +93,50 @@ def test_an_unknown_prediction_is_refused_until_the_setting_decides(file):
     assert is_v_prediction(source, "v") is True
 
 
-@pytest.mark.parametrize(
-    ("metadata", "tensors", "what"),
-    [
-        ({}, ("ztsnr", "v_pred"), "a noise schedule with zero terminal SNR (ztsnr)"),
-        (
-            {"ss_zero_terminal_snr": "True"},
-            (),
-            "a noise schedule with zero terminal SNR (ss_zero_terminal_snr)",
-        ),
-        ({}, ("edm_vpred.sigma_max",), "the noise levels of EDM (edm_vpred.sigma_max)"),
-    ],
-)
-def test_a_model_of_another_noise_schedule_is_refused(file, metadata, tensors, what):
-    assert refusal(file(metadata, *tensors)) == (
-        f"'model.safetensors' was trained with {what}, and only Stable Diffusion 1's own noise "
-        "schedule is supported. Choose a checkpoint that was trained with that one."
+@pytest.mark.parametrize("tensor", ["edm_vpred.sigma_max", "edm_mean"])
+def test_a_model_of_edm_is_refused(file, tensor):
+    source = file({}, tensor, "v_pred")
+    assert refusal(source) == (
+        f"'model.safetensors' was trained with the noise levels of EDM ({tensor}), which are not "
+        "supported. Choose a checkpoint that was trained with Stable Diffusion's own."
     )
-    for setting in ("epsilon", "v"):
-        with pytest.raises(ValueError, match="noise"):
-            is_v_prediction(file(metadata, *tensors), setting)
-    assert is_v_prediction(file({"ss_zero_terminal_snr": "False"}, "v_pred")) is True
+    with pytest.raises(ValueError, match="EDM"):
+        is_v_prediction(source, "v")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors"),
+    [({}, ("ztsnr", "v_pred")), ({"ss_zero_terminal_snr": "True", "ss_v_pred": "True"}, ())],
+)
+def test_zero_terminal_snr_is_read_and_the_setting_decides(file, metadata, tensors):
+    source = file(metadata, *tensors)
+    assert Constants.read(source).has_zero_terminal_snr
+    assert Constants.read(source).is_v_prediction
+    assert not Constants.read(source, "v").has_zero_terminal_snr
+    assert not Constants.read(source, "epsilon").has_zero_terminal_snr
+    assert not Constants.read(source, "epsilon").is_v_prediction
+    plain = file({"ss_zero_terminal_snr": "False"}, "v_pred")
+    assert not Constants.read(plain).has_zero_terminal_snr
+    assert Constants.read(plain, "v-zsnr").has_zero_terminal_snr
+    assert Constants.read(plain, "v-zsnr").is_v_prediction
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "sign"),
+    [({}, ("ztsnr",), "ztsnr"), ({"ss_zero_terminal_snr": "True"}, (), "ss_zero_terminal_snr")],
+)
+def test_zero_terminal_snr_without_v_is_refused_until_the_setting_decides(
+    file, metadata, tensors, sign
+):
+    source = file(metadata, *tensors)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        Constants.read(source)
+    assert str(error.value) == (
+        f"'model.safetensors' says that it was trained with zero terminal SNR ({sign}), which only "
+        "models that predict v can be, but not that it predicts v. Set prediction_type to v-zsnr, "
+        "or to epsilon to ignore what the file says."
+    )
+    assert not Constants.read(source, "epsilon").has_zero_terminal_snr
 
 
 @pytest.mark.parametrize("has_v", [True, False])
@@ -135,4 +159,4 @@ def test_a_trained_file_says_only_what_the_setting_said(
     assert written.metadata["modelspec.prediction_type"] == setting
     assert ("v_pred" in written.shapes) is has_v
     model = families.load(result.checkpoint, CPU)
-    assert model.schedule.is_v_prediction is has_v
+    assert model.noise.is_v_prediction is has_v

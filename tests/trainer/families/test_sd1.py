@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainer import families
 from trainer.families.base import Conditioning
-from trainer.families.sd1 import SD1, checkpoint_tensors
+from trainer.families.sd1 import SD1
 from trainer.families.tokenizer import ClipTokenizer
 from trainer.toy import recipe
 
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def save(
     path: Path, networks: Networks, dtype: torch.dtype = torch.float32, **constants: object
 ) -> Path:
-    tensors = checkpoint_tensors(*networks)
+    tensors = SD1.checkpoint_tensors(*networks)
     metadata = {"dreambooth.constants": json.dumps(constants)}
     save_file({k: v.to(dtype).contiguous() for k, v in tensors.items()}, path, metadata=metadata)
     return path
@@ -70,7 +70,7 @@ def assert_computes_the_same(model: SD1, networks: Networks, scale: float = 0.18
     pixels = draw(2, 3, 4 * factor, 4 * factor).clamp(-1, 1)
     with torch.no_grad():
         hidden = text_encoder(ids).last_hidden_state
-        given = model.encode_captions(captions, [])
+        given = model.encode_captions(captions)
         prediction = model.predict(noisy_latents, timesteps, given)
         mean, std = model.encode_pixels(pixels)
         moments = vae.encode(pixels).latent_dist
@@ -150,7 +150,7 @@ def test_diffusers_own_reader_loads_the_same_unet_and_vae(
 def test_every_tensor_survives_loading_unchanged(
     tmp_path: Path, tiny_networks: Networks, dtype: torch.dtype, ending: str
 ) -> None:
-    tensors = {k: v.to(dtype) for k, v in checkpoint_tensors(*tiny_networks).items()}
+    tensors = {k: v.to(dtype) for k, v in SD1.checkpoint_tensors(*tiny_networks).items()}
     extras = {
         f"{CLIP}text_model.embeddings.position_ids": torch.arange(77)[None],
         f"{CLIP}text_projection.weight": draw(24, 24),
@@ -275,9 +275,9 @@ def test_changing_a_loaded_model_does_not_change_the_file(
 
 
 def test_the_schedule_is_stable_diffusions(tiny_model: SD1) -> None:
-    alphas_cumprod = tiny_model.schedule.alphas_cumprod
+    alphas_cumprod = tiny_model.noise.alphas_cumprod
     assert alphas_cumprod[[0, -1]].tolist() == pytest.approx([0.99915, 0.00466], rel=1e-3)
-    assert not tiny_model.schedule.is_v_prediction
+    assert not tiny_model.noise.is_v_prediction
 
 
 def test_the_files_metadata_changes_scale_prediction_and_resolution(
@@ -286,13 +286,13 @@ def test_the_files_metadata_changes_scale_prediction_and_resolution(
     constants = {"latent_scale": 0.5, "is_v_prediction": True, "resolution": 32}
     model = load(save(tmp_path / "model.safetensors", tiny_networks, **constants))
     assert_computes_the_same(model, tiny_networks, scale=0.5)
-    assert model.schedule.is_v_prediction
+    assert model.noise.is_v_prediction
     assert model.native_resolution == 32
 
 
 def test_long_captions_are_cut_at_the_text_encoders_length(tiny_model: SD1) -> None:
     assert tiny_model.tokenizer.cut_text("dog " * 75) == ""
     assert tiny_model.tokenizer.cut_text("dog " * 75 + "and a cat") == "and a cat"
-    kept = tiny_model.encode_captions(["dog " * 75], [])
-    cut = tiny_model.encode_captions(["dog " * 75 + "and a cat"], [])
+    kept = tiny_model.encode_captions(["dog " * 75])
+    cut = tiny_model.encode_captions(["dog " * 75 + "and a cat"])
     assert torch.equal(kept.hidden, cut.hidden)

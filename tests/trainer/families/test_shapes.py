@@ -15,8 +15,9 @@ def test_published_shapes_have_the_published_numbers_of_parameters():
     ]
     assert found == [[859_520_964, 83_653_863], [2_567_463_684, 83_653_863]]
     encoders = [sum(p.numel() for p in each.parameters()) for each in SDXL.text_encoders]
-    assert encoders == [123_060_480, 693_021_440]
-    assert SD15.text_encoders == SDXL.text_encoders[:1]
+    # CLIP-L without its last layer and its final norm, which XL does not use: of 123,060,480.
+    # bigG with its projection (1280 x 1280).
+    assert encoders == [123_060_480 - 7_087_872 - 1536, 693_021_440 + 1280**2]
 
 
 def test_a_files_shape_is_that_of_the_loaded_model(tiny_checkpoint, tiny_model):

@@ -144,14 +144,14 @@ def test_a_vae_of_diffusers_is_read_once_it_is_a_single_file_for_comfyui(
     save_file(state, path)
     with pytest.raises(ValueError, match="layout of diffusers"):
         open_vae(path)
-    tensors = key_maps.in_file_layout(state, key_maps.vae_file_names(state))
+    tensors = key_maps.in_file_layout(state, key_maps.vae_places(state))
     save_file({k: v.contiguous() for k, v in tensors.items()}, path)
     families.load(without_vae, CPU, options=ModelOptions(vae=path))
 
 
 def test_a_vae_with_other_latents_is_refused(without_vae: Path, vae: Path, tmp_path: Path) -> None:
     state = AutoencoderKL(latent_channels=16, **TINY["vae"]).state_dict()
-    tensors = key_maps.in_file_layout(state, key_maps.vae_file_names(state))
+    tensors = key_maps.in_file_layout(state, key_maps.vae_places(state))
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "flux.safetensors")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         families.load(without_vae, CPU, options=ModelOptions(vae=tmp_path / "flux.safetensors"))

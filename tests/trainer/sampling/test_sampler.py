@@ -50,9 +50,7 @@ def levels_apart(left: list[np.ndarray], right: list[np.ndarray]) -> int:
 
 
 def encode(model: ModelFamily, prompt: str) -> Tensor:
-    side = model.native_resolution
-    framing = Framing(original_size=(side, side), crop=(0, 0), size=(side, side))
-    return model.encode_captions([prompt], [framing]).hidden
+    return model.encode_captions([prompt]).hidden
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -127,14 +125,13 @@ def test_guidance_moves_away_from_the_negative_prompt(tiny_model: ModelFamily):
     2207.12598, equation 6, whose weight w is guidance_scale - 1."""
     sampling = SamplingConfig(steps=1, guidance_scale=4, negative_prompt="ugly", seed=2)
     latents, timestep = noise_of(tiny_model, 2)[None], torch.tensor([999])
-    framing = Framing(original_size=(1, 1), crop=(0, 0), size=(1, 1))
     with torch.no_grad():
         conditional, unconditional = (
-            tiny_model.predict(latents, timestep, tiny_model.encode_captions([text], [framing]))
+            tiny_model.predict(latents, timestep, tiny_model.encode_captions([text]))
             for text in ("a cup", "ugly")
         )
         noise = (1 + 3) * conditional - 3 * unconditional
-        last, first = tiny_model.schedule.alphas_cumprod[[999, 0]]
+        last, first = tiny_model.noise.alphas_cumprod[[999, 0]]
         data = (latents - (1 - last).sqrt() * noise) / last.sqrt()
         pixels = tiny_model.decode_latents(first.sqrt() * data + (1 - first).sqrt() * noise)
     expected = ((pixels[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy() * 255
@@ -191,9 +188,9 @@ def test_prompts_whose_conditioning_is_known_are_not_encoded(tiny_model: ModelFa
 def test_prompts_are_encoded_with_the_size_of_the_images(
     tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ):
-    framings, encode = [], tiny_model.encode_captions
+    framings: list[Framing] = []
     monkeypatch.setattr(
-        tiny_model, "encode_captions", lambda texts, f: framings.extend(f) or encode(texts, f)
+        tiny_model, "with_framings", lambda given, found: framings.extend(found) or given
     )
     sample(tiny_model, ["a cup"], SamplingConfig(steps=1), size=(24, 32))
     assert framings == [Framing(original_size=(24, 32), crop=(0, 0), size=(24, 32))] * 2

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.noise import NoiseSchedule
+from trainer.noise import DiscreteNoise
 from trainer.sampling import schedulers
 from trainer.sampling.schedulers import SCHEDULERS
 
-SCHEDULE = NoiseSchedule.scaled_linear(0.00085, 0.012)
-VELOCITY = NoiseSchedule(SCHEDULE.alphas_cumprod, is_v_prediction=True)
+SCHEDULE = DiscreteNoise.scaled_linear(0.00085, 0.012)
+VELOCITY = DiscreteNoise(SCHEDULE.alphas_cumprod, is_v_prediction=True)
 NAMES = ["DDIM", "PNDM", "LMSDiscrete", "Euler", "Euler ancestral"]
 NAMES += ["DPM++ 2M", "DPM++ 2M Karras", "UniPC", "DDPM"]
 MEAN = 0.6
 
 
-def best_prediction(latents: Tensor, timestep: Tensor, schedule: NoiseSchedule) -> Tensor:
+def best_prediction(latents: Tensor, timestep: Tensor, schedule: DiscreteNoise) -> Tensor:
     """The prediction of a perfect model for data drawn from N(MEAN, 1): the conditional mean of the
     noise (two joint Gaussians) or of the velocity. Timesteps may be fractional."""
     log_alphas = schedule.alphas_cumprod.log()
@@ -29,7 +29,7 @@ def best_prediction(latents: Tensor, timestep: Tensor, schedule: NoiseSchedule) 
     return noise
 
 
-def draw(name: str, schedule: NoiseSchedule, steps: int) -> Tensor:
+def draw(name: str, schedule: DiscreteNoise, steps: int) -> Tensor:
     """4096 values drawn with a perfect model, as four images with different seeds."""
     scheduler = schedulers.build(name, schedule, steps)
     generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
@@ -50,7 +50,7 @@ def test_the_menu_and_its_order():
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, VELOCITY], ids=["noise", "velocity"])
 @pytest.mark.parametrize("name", NAMES)
-def test_fifty_steps_of_a_perfect_model_draw_its_data(name: str, schedule: NoiseSchedule):
+def test_fifty_steps_of_a_perfect_model_draw_its_data(name: str, schedule: DiscreteNoise):
     latents = draw(name, schedule, 50)
     assert latents.mean() == pytest.approx(MEAN, abs=0.05)
     assert latents.std() == pytest.approx(1, abs=0.07)
@@ -77,7 +77,7 @@ def test_two_steps_produce_values_in_the_range_of_the_data(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_scheduler_uses_the_models_noise_schedule(name: str):
-    own = NoiseSchedule(torch.linspace(0.99, 0.01, 500))
+    own = DiscreteNoise(torch.linspace(0.99, 0.01, 500))
     scheduler = schedulers.build(name, own, 20)
     assert torch.allclose(scheduler.alphas_cumprod, own.alphas_cumprod, rtol=1e-5)
     assert scheduler.timesteps.max() <= 499

@@ -11,30 +11,13 @@ from trainer.training.captions import CaptionEncoder
 def test_a_frozen_text_encoder_encodes_each_caption_once(tiny_model):
     encoded = []
     encode = tiny_model.encode_captions
-    tiny_model.encode_captions = lambda captions, framings: (
-        encoded.extend(captions) or encode(captions, framings)
-    )
+    tiny_model.encode_captions = lambda captions: encoded.extend(captions) or encode(captions)
     encoder = CaptionEncoder(tiny_model, frozen=True)
     for _ in range(3):
         given = encoder.encode(["a dog", "a cat", "a dog"], [FRAMING] * 3)
     assert sorted(encoded) == ["a cat", "a dog"]
-    fresh = encode(["a dog", "a cat", "a dog"], [FRAMING] * 3)
+    fresh = encode(["a dog", "a cat", "a dog"])
     torch.testing.assert_close(given.hidden, fresh.hidden)
-
-
-@pytest.mark.parametrize(("uses_framing", "times"), [(False, 1), (True, 2)])
-def test_a_caption_is_encoded_again_only_if_the_model_uses_its_framing(
-    tiny_model, monkeypatch, uses_framing, times
-):
-    encoded = []
-    encode = tiny_model.encode_captions
-    monkeypatch.setattr(type(tiny_model), "uses_framing", uses_framing)
-    tiny_model.encode_captions = lambda captions, framings: (
-        encoded.extend(captions) or encode(captions, framings)
-    )
-    other = Framing((64, 32), (0, 0), (32, 32))
-    CaptionEncoder(tiny_model, frozen=True).encode(["a dog", "a dog"], [FRAMING, other])
-    assert encoded == ["a dog"] * times
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -43,7 +26,7 @@ def test_each_caption_has_its_own_encoding_in_every_batch(tiny_model, frozen):
     for captions in (["a dog", "a cat"], ["a cat", "a bird", "a cat"], ["a bird", "a dog"]):
         framings = [Framing((32 + n, 32), (n, 0), (32, 32)) for n in range(len(captions))]
         given = encoder.encode(captions, framings)
-        fresh = tiny_model.encode_captions(captions, framings)
+        fresh = tiny_model.encode_captions(captions)
         torch.testing.assert_close(given.hidden, fresh.hidden)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.trainer.training.sessions import FRAMING, begin, latents, overflow
+from tests.trainer.training.sessions import begin, latents, overflow
 from trainer import families
 from trainer.data.batches import BatchStream
 from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
-from trainer.noise import NUM_TIMESTEPS
+from trainer.noise import NUM_TIMESTEPS, DiscreteNoise
 from trainer.observer import Observer
 from trainer.sampling.sampler import sample
 from trainer.settings.config import (
@@ -66,11 +66,9 @@ def test_steps_keep_no_casts_of_the_weights_but_images_do(tiny_model):
 @torch.no_grad()
 def reference_loss(model, stream: BatchStream, prior_weight: float) -> float:
     (batch,) = next(stream)
-    alphas = model.schedule.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    alphas = model.noise.alphas_cumprod[batch.times].view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
-    prediction = model.unet(
-        noisy, batch.timesteps, model.encode_captions(batch.captions, batch.framings).hidden
-    ).sample
+    prediction = model.unet(noisy, batch.times, model.encode_captions(batch.captions).hidden).sample
     if prior_weight == 0:
         return F.mse_loss(prediction, batch.noise).item()
     photos, class_images = prediction.chunk(2)
@@ -126,7 +124,7 @@ def test_frozen_parts_are_stored_in_the_compute_format(tiny_model, tiny_checkpoi
     predictions = []
     for model in (plain, tiny_model):
         with torch.no_grad(), torch.autocast("cpu", dtype=expected):
-            given = model.encode_captions(["a <tok>", "a cat"], [FRAMING] * 2)
+            given = model.encode_captions(["a <tok>", "a cat"])
             predictions += [given.hidden, model.predict(noisy, times, given)]
     assert torch.equal(predictions[0], predictions[2])
     assert torch.equal(predictions[1], predictions[3])
@@ -150,8 +148,13 @@ def test_the_average_has_the_memory_format_of_the_weights(tiny_model):
 
 def test_exactly_the_timesteps_of_the_schedule_are_drawn(tiny_model):
     config = begin(tiny_model).config
-    stream = BatchStream(latents(3, "a", is_prior=False), {}, config, num_timesteps=4)
-    drawn = {int(batch.timesteps) for _ in range(100) for batch in next(stream)}
+    stream = BatchStream(
+        latents(3, "a", is_prior=False),
+        {},
+        config,
+        noise=DiscreteNoise(torch.linspace(0.9, 0.1, 4)),
+    )
+    drawn = {int(batch.times) for _ in range(100) for batch in next(stream)}
     assert drawn == {0, 1, 2, 3}
     SamplingConfig(steps=NUM_TIMESTEPS)
     with pytest.raises(ValueError, match="steps must be between 1 and 1000, got 1001"):
@@ -245,12 +248,12 @@ def test_min_snr_weighs_each_photos_error_by_its_own_timestep(tiny_model, gamma)
     """arXiv 2303.09556: min(SNR, gamma) / SNR, where SNR is a / (1 - a)."""
     session = begin(tiny_model, batch_size=3, min_snr_gamma=gamma)
     (batch,) = next(BatchStream(latents(3, "a sks dog", is_prior=False), {}, session.config))
-    alphas = tiny_model.schedule.alphas_cumprod[batch.timesteps]
+    alphas = tiny_model.noise.alphas_cumprod[batch.times]
     wide = alphas.view(-1, 1, 1, 1)
-    given = tiny_model.encode_captions(batch.captions, batch.framings).hidden
+    given = tiny_model.encode_captions(batch.captions).hidden
     with torch.no_grad():
         noisy = wide.sqrt() * batch.latents + (1 - wide).sqrt() * batch.noise
-        prediction = tiny_model.unet(noisy, batch.timesteps, given).sample
+        prediction = tiny_model.unet(noisy, batch.times, given).sample
     losses = [
         F.mse_loss(one, noise).item() * min(1, gamma / (a / (1 - a)))
         for one, noise, a in zip(prediction, batch.noise, alphas.tolist(), strict=True)
