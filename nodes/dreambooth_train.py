@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer.families.sdxl import SDXL
 from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.settings.presets import PRESETS
@@ -113,7 +114,9 @@ def plan(
 
 def _fitting_values(source: ModelSource, *, has_class_images: bool) -> dict[str, Any]:
     """The values of the preset that fits the model. Class images are used if there are any."""
-    name = presets.fitting(source, AFTER_INVERSION if source.embedding else "object")
+    is_xl = source.family is SDXL
+    name = AFTER_INVERSION if source.embedding and not is_xl else "object"
+    name = presets.fitting(source, name, PRESETS)
     weight = 1.0 if has_class_images else 0.0
     values = presets.values(PRESETS[name], _preset_inputs, prior_weight=weight)
     presets.announce(name, values)
@@ -158,8 +161,9 @@ def _widgets() -> list[io.Input]:
             "Recommended values. auto: those that fit the model, with class images if they are "
             "connected; the node shows them. object: things and animals. face: people, with class "
             "images and the text encoder. textual inversion + DreamBooth: after Textual Inversion "
-            "Train. toy: the embedded model. Each but auto shows its five values below, which you "
-            "can then change.",
+            "Train. object XL, face XL: the same for Stable Diffusion XL and models made from it. "
+            "toy: the embedded model. Each but auto shows its five values below, which you can "
+            "then change.",
         ),
         *training.run_widgets(
             DEFAULTS.output.name, "The checkpoint is saved in checkpoints/dreambooth."

@@ -10,7 +10,6 @@ from comfy_api.latest import io
 
 from ..trainer import families, precision
 from ..trainer.data.examples import find_examples
-from ..trainer.families.clip_skip import default_clip_skip
 from ..trainer.families.networks import NumberFormats
 from ..trainer.sampling.class_images import make_class_images
 from ..trainer.sampling.schedulers import check as check_scheduler
@@ -141,7 +140,9 @@ def _generate(
     with host.trainer_device() as device:
         precision.check(number_format, device)
         # The layer that training uses, which an embedding may have recorded.
-        clip_skip = source.options.clip_skip or default_clip_skip(source.path, source.embedding)
+        clip_skip = source.options.clip_skip or families.default_clip_skip(
+            source.path, source.embedding
+        )
         options = replace(source.options, clip_skip=clip_skip)
         formats = NumberFormats(precision=number_format)
         model = families.load(source.path, device, options=options, formats=formats)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from ..trainer.families.clip_skip import CLIP_SKIP_KEY, LAST_LAYER
+from ..trainer.families.clip_skip import CLIP_SKIP_KEY
 from ..trainer.families.constants import Constants
+from ..trainer.families.prediction import ZERO_SNR_FLAG
 from ..trainer.noise import DiscreteNoise
 
 SAMPLING = "model_sampling"
@@ -46,11 +47,13 @@ def metadata(model: Any, clip: Any, vae: Any) -> dict[str, str]:
             "This VAE has patches, which ComfyUI does not save. Connect the VAE from Load VAE or "
             "Load Checkpoint."
         )
-    found, prediction = {}, _prediction(model)
+    found, (prediction, zero_snr) = {}, _prediction(model)
     if prediction != "epsilon" or SAMPLING in model.object_patches:
         found["modelspec.prediction_type"] = prediction
+    if zero_snr:
+        found[ZERO_SNR_FLAG] = str(True)
     clip_skip = _clip_skip(clip)
-    if clip_skip != LAST_LAYER:
+    if clip_skip is not None:
         found[CLIP_SKIP_KEY] = str(clip_skip)
     return found
 
@@ -68,52 +71,57 @@ def left_out(model: Any, clip: Any) -> list[str]:
     return sorted(found)
 
 
-def _clip_skip(clip: Any) -> int:
-    """The layer that the CLIP uses, counted from the last one, which is 1."""
+def _clip_skip(clip: Any) -> int | None:
+    """The layer that the CLIP uses, counted from the last one, which is 1. None: the model's usual
+    one."""
     inner = getattr(clip.cond_stage_model, getattr(clip.cond_stage_model, "clip", ""), None)
     num_layers = getattr(inner, "num_layers", 12)
     layer = clip.layer_idx
     if layer is None:
-        return LAST_LAYER
+        return None
     if not isinstance(layer, int) or layer >= num_layers:
         raise ValueError(
             f"This CLIP uses the layers {layer!r}, but a model is trained with one layer. Choose "
             "it with CLIP Set Last Layer."
         )
     if layer < -num_layers:
-        return LAST_LAYER  # as ComfyUI does
+        return None  # as ComfyUI does
     return -layer if layer < 0 else num_layers - layer
 
 
-def _prediction(model: Any) -> str:
-    """What the model predicts, as metadata call it."""
+def _prediction(model: Any) -> tuple[str, bool]:
+    """What the model predicts, as metadata call it, and whether with zero terminal SNR."""
     sampling = model.get_model_object(SAMPLING)
     bases = [base.__name__ for base in type(sampling).__bases__]
     found = [PREDICTIONS[name] for name in bases if name in PREDICTIONS]
     has_zsnr = getattr(sampling, "zsnr", False)
     if SAMPLING not in model.object_patches and not has_zsnr:
-        return found[0] if found else "epsilon"
-    if not found or "ModelSamplingDiscrete" not in bases or not _is_usual(sampling):
+        return (found[0] if found else "epsilon"), False
+    can_be_trained = found and not (has_zsnr and found[0] == "epsilon")
+    is_discrete = "ModelSamplingDiscrete" in bases
+    if not (can_be_trained and is_discrete and _is_usual(sampling, zero_snr=has_zsnr)):
         what = ", ".join([*bases, *(["zsnr"] if has_zsnr else [])])
         raise ValueError(
-            f"This MODEL has another model sampling ({what}) than Stable Diffusion 1, which "
-            "predicts epsilon or v with its usual noise, so it cannot be trained. Connect the "
-            "MODEL from before the node that changes it, such as ModelSamplingDiscrete."
+            f"This MODEL has another model sampling ({what}) than Stable Diffusion, which predicts "
+            "epsilon or v with its usual noise, or v with zsnr, so it cannot be trained. Connect "
+            "the MODEL from before the node that changes it, such as ModelSamplingDiscrete."
         )
-    return found[0]
+    return found[0], has_zsnr
 
 
-def _is_usual(sampling: Any) -> bool:
-    """Whether the noise levels are those of Stable Diffusion 1."""
+def _is_usual(sampling: Any, *, zero_snr: bool) -> bool:
+    """Whether the noise levels are those of Stable Diffusion. The last one of zero SNR, which would
+    be infinite, is not compared."""
     usual = Constants()
-    schedule = DiscreteNoise.scaled_linear(
-        usual.beta_start, usual.beta_end, is_v_prediction=usual.is_v_prediction
+    process = DiscreteNoise.scaled_linear(
+        usual.beta_start, usual.beta_end, has_zero_terminal_snr=zero_snr
     )
-    kept = schedule.alphas_cumprod.double().cpu()
+    kept = process.alphas_cumprod.double().cpu()
     levels = sampling.sigmas.double().cpu()
-    return levels.shape == kept.shape and torch.allclose(
-        levels, ((1 - kept) / kept).sqrt(), rtol=1e-2
-    )
+    if levels.shape != kept.shape:
+        return False
+    end = -1 if zero_snr else None
+    return torch.allclose(levels[:end], ((1 - kept) / kept).sqrt()[:end], rtol=1e-2)
 
 
 def _hidden_weights(patcher: Any) -> Iterator[str]:

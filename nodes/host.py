@@ -22,13 +22,13 @@ import comfy.utils
 import folder_paths
 import torch
 from aiohttp import web
+from comfy.model_sampling import V_PREDICTION
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from server import PromptServer
 
 from ..trainer import toy
-from ..trainer.families.clip_skip import LAST_LAYER
 from ..trainer.families.files import CheckpointFile
 from ..trainer.observer import Observer
 from ..trainer.storage.names import KNOWN_AS
@@ -266,19 +266,22 @@ def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> 
 
 
 def load_model(
-    path: Path, *, is_v_prediction: bool = False, clip_skip: int = LAST_LAYER
+    path: Path, *, is_v: bool, zero_snr: bool, clip_skip: int | None
 ) -> tuple[Any, Any, Any]:
-    """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE. ComfyUI assumes that every Stable
-    Diffusion 1 model predicts epsilon, so v prediction has to be set. The CLIP uses the layer
-    `clip_skip`."""
+    """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE. The MODEL predicts v or epsilon as said
+    here: ComfyUI assumes that every Stable Diffusion 1 model predicts epsilon, and guesses it of
+    Stable Diffusion 2. The CLIP uses the layer `clip_skip`; None: the model's usual one."""
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(
         str(path),
         output_vae=True,
         output_clip=True,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
     )[:3]
-    if is_v_prediction:
-        (model,) = ModelSamplingDiscrete().patch(model, "v_prediction", zsnr=False)
-    if clip_skip != LAST_LAYER:
+    sampling = model.get_model_object("model_sampling")
+    guessed = isinstance(sampling, V_PREDICTION), bool(getattr(sampling, "zsnr", False))
+    if guessed != (is_v, zero_snr):
+        name = "v_prediction" if is_v else "eps"
+        (model,) = ModelSamplingDiscrete().patch(model, name, zsnr=zero_snr)
+    if clip_skip is not None:
         clip.clip_layer(-clip_skip)
     return model, clip, vae

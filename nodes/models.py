@@ -10,7 +10,6 @@ from comfy_api.latest import io
 
 from ..trainer.families import DEFAULT_OPTIONS, family_of
 from ..trainer.families.clip_skip import choose_clip_skip
-from ..trainer.families.constants import Constants
 from ..trainer.families.files import CheckpointFile
 from ..trainer.families.layouts import UNET
 from ..trainer.settings.config import ModelOptions, PredictionType
@@ -34,10 +33,11 @@ def open_source(
     """Check a checkpoint without reading its weights. Raises FileNotFoundError, or ValueError if it
     cannot be trained."""
     file = CheckpointFile(path)
-    family_of(file)
+    family = family_of(file)
     width = file.shape(f"{UNET}input_blocks.0.0.weight", 4)[0]
     return ModelSource(
         path=path,
+        family=family,
         is_full_size=width == FULL_WIDTH,
         embedding=embedding,
         options=options,
@@ -50,21 +50,24 @@ class LoadBaseModel(io.ComfyNode):
         return node_schema(
             node_id="DreamBoothLoadBaseModel",
             display_name="Load Base Model",
-            description="The Stable Diffusion 1 checkpoint to start training from. The file is "
-            "read when training or sampling starts, and never changed.",
+            description="The Stable Diffusion checkpoint to start training from (1, 2 or XL). The "
+            "file is read when training or sampling starts, and never changed.",
             search_aliases=[
                 "dreambooth",
                 "checkpoint",
                 "toy model",
                 "train finetune base model",
                 "sd15 stable diffusion 1.5",
+                "sdxl stable diffusion xl",
+                "illustrious pony noobai animagine",
             ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=folders.checkpoint_menu(),
-                    tooltip="A Stable Diffusion 1.x checkpoint (.safetensors or .ckpt) from "
-                    f'ComfyUI\'s checkpoints folders, or "{folders.TOY}": a tiny model that comes '
+                    tooltip="A checkpoint (.safetensors or .ckpt) of Stable Diffusion 1, 2 or XL, "
+                    "or of a model made from one, such as Illustrious, NoobAI or Pony, from "
+                    f'ComfyUI\'s checkpoints folders; or "{folders.TOY}": a tiny model that comes '
                     "with these nodes and trains in about two minutes without a GPU. Use it to try "
                     "the nodes and their settings; it draws small pictures of a simple world, not "
                     "photos.",
@@ -136,8 +139,8 @@ class ModelFromGraph(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The MODEL of a Stable Diffusion 1.x checkpoint, after merging or "
-                    "LoRAs. Other kinds of models are refused.",
+                    tooltip="The MODEL of a Stable Diffusion 1, 2 or XL checkpoint, after merging "
+                    "or LoRAs. Other kinds of models are refused.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -220,8 +223,15 @@ class UseTrainedModel(io.ComfyNode):
                 "Scheduler instead."
             )
         path, embedding = model_source.path, model_source.embedding
-        constants = Constants.read(CheckpointFile(path), model_source.options.prediction_type)
-        clip_skip = choose_clip_skip(model_source.options.clip_skip, path, embedding)
+        family, options = model_source.family, model_source.options
+        constants = family.read_constants(CheckpointFile(path), options.prediction_type)
+        usual = family.usual_clip_skip
+        clip_skip = choose_clip_skip(options.clip_skip, path, embedding, usual)
         return io.NodeOutput(
-            *host.load_model(path, is_v_prediction=constants.is_v_prediction, clip_skip=clip_skip)
+            *host.load_model(
+                path,
+                is_v=constants.is_v_prediction,
+                zero_snr=constants.has_zero_terminal_snr,
+                clip_skip=None if clip_skip == usual else clip_skip,
+            )
         )

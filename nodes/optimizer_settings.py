@@ -57,6 +57,9 @@ class OptimizerSettings(io.ComfyNode):
         text_encoder_stop_step: int,
         train_embedding: bool,
         private: bool = DEFAULTS.output.private,
+        train_text_encoder_2: bool = False,
+        text_encoder_2_learning_rate: float = 0,
+        text_encoder_2_stop_step: int = 0,
         **settings: Any,
     ) -> io.NodeOutput:
         config = {
@@ -69,6 +72,9 @@ class OptimizerSettings(io.ComfyNode):
             "text_encoder_learning_rate": text_encoder_learning_rate or None,
             "text_encoder_stop_step": text_encoder_stop_step or None,
             "train_embedding": train_embedding,
+            "train_text_encoder_2": train_text_encoder_2,
+            "text_encoder_2_learning_rate": text_encoder_2_learning_rate or None,
+            "text_encoder_2_stop_step": text_encoder_2_stop_step or None,
         }
         return io.NodeOutput(TrainingSettings(config=config, method=method))
 
@@ -122,4 +128,17 @@ def _widgets() -> list[io.Input]:
         widget(io.Combo, DEFAULTS, "weights", options=list(get_args(Weights)), advanced=True),
         widget(io.Boolean, DEFAULTS, "gradient_release", advanced=True),
         widget(io.Boolean, DEFAULTS, "offload", advanced=True),
+        widget(io.Boolean, method, "train_text_encoder_2", optional=True, advanced=True),
+        learning_rate_input(
+            method, "text_encoder_2_learning_rate", minimum=0.0, optional=True, advanced=True
+        ),
+        widget(
+            io.Int,
+            method,
+            "text_encoder_2_stop_step",
+            min=0,
+            max=1000000,
+            optional=True,
+            advanced=True,
+        ),
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer.families.sdxl import SDXL
 from ..trainer.settings.config import TrainingConfig
 from . import folders, host
 from .sockets import ModelSource
@@ -44,9 +45,13 @@ def schedule_inputs(config: TrainingConfig) -> list[io.Input]:
     ]
 
 
-def fitting(source: ModelSource, full_size: str) -> str:
-    """The preset for a model: `full_size`, or that of the toy."""
-    return full_size if source.is_full_size else TOY
+def fitting(source: ModelSource, full_size: str, presets: Presets) -> str:
+    """The preset for a model: `full_size` or its variant for Stable Diffusion XL, or that of the
+    toy."""
+    if not source.is_full_size:
+        return TOY
+    for_xl = f"{full_size} XL"
+    return for_xl if source.family is SDXL and for_xl in presets else full_size
 
 
 def values(preset: Mapping[str, Any], inputs: Inputs, **others: Any) -> dict[str, Any]:

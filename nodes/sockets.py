@@ -10,6 +10,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer.families.base import ModelFamily
 from ..trainer.settings.config import ModelOptions, PreviewConfig, ScoringConfig
 
 CATEGORY = "DreamBooth"
@@ -21,6 +22,7 @@ class ModelSource:
     """A checkpoint file to train or to sample from. It is read when training or sampling starts."""
 
     path: Path
+    family: type[ModelFamily]
     is_full_size: bool
     """Whether its layers are as wide as Stable Diffusion's, which ComfyUI's own loader requires."""
     embedding: Path | None = None

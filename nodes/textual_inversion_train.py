@@ -117,7 +117,7 @@ def plan(
 def _fitting_values(source: ModelSource, prompt: str, placeholder: str) -> dict[str, Any]:
     """The values of the preset that fits the model. A prompt without the placeholder cannot be the
     caption, so that sentences take its place."""
-    name = presets.fitting(source, "textual inversion")
+    name = presets.fitting(source, "textual inversion", INVERSION_PRESETS)
     values = presets.values(INVERSION_PRESETS[name], _preset_inputs)
     if not has_placeholder(prompt, placeholder):
         values["templates"] = DEFAULT.templates
@@ -153,7 +153,7 @@ def _widgets() -> list[io.Input]:
             INVERSION_PRESETS,
             _preset_inputs,
             "Recommended values. auto: those that fit the model; the node shows them. textual "
-            "inversion: any Stable Diffusion 1 checkpoint. toy: the embedded model. Each but auto "
+            "inversion: any full-size checkpoint. toy: the embedded model. Each but auto "
             "shows its four values below, which you can then change.",
         ),
         *training.run_widgets(

@@ -128,8 +128,8 @@ def size_input(name: str, what: str, note: str = "", **options: Any) -> io.Int.I
         min=0,
         max=4096,
         step=8,
-        tooltip=f"{what} in pixels, a multiple of 8. 0: the model's own size, 512 for Stable "
-        f"Diffusion 1. In much larger images, things appear twice. {note}".rstrip(),
+        tooltip=f"{what} in pixels, a multiple of 8. 0: the model's own size: 512 for Stable "
+        f"Diffusion 1, 1024 for XL. In much larger images, things appear twice. {note}".rstrip(),
         **options,
     )
 

@@ -33,8 +33,7 @@ class PlanTable:
     """Show which settings fit which card, for the given ones or the best that fit."""
 
     base: Path | None = None
-    """A checkpoint, or "toy". None: Stable Diffusion 1.5 and XL, whose sizes are known. (XL cannot
-    be trained yet.)"""
+    """A checkpoint, or "toy". None: Stable Diffusion 1.5 and XL, whose sizes are known."""
     resolution: int | None = None
     """Width and height in pixels. None: the model's own size."""
     batch_size: int = 4

@@ -27,8 +27,9 @@ def open_vae(path: Path) -> CheckpointFile:
         )
     if not any(key.removeprefix(prefix).startswith("decoder.") for key in keys):
         raise ValueError(
-            f"'{shown_name(path)}' contains no VAE. Choose a VAE for Stable Diffusion 1, such as "
-            "vae-ft-mse-840000-ema-pruned.safetensors, or a complete checkpoint."
+            f"'{shown_name(path)}' contains no VAE. Choose a VAE for the same kind of model, such "
+            "as vae-ft-mse-840000-ema-pruned.safetensors for Stable Diffusion 1, or a complete "
+            "checkpoint."
         )
     file.rename({VAE + key.removeprefix(prefix): key for key in keys})
     return file

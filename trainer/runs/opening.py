@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
+from .. import families
 from ..data.examples import Example
-from ..families.clip_skip import default_clip_skip
 from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
@@ -119,6 +119,6 @@ def _with_default_clip_skip(config: TrainingConfig) -> TrainingConfig:
     """The settings without a clip skip that would be used anyway, so that it makes no difference
     whether the user sets it."""
     given = config.clip_skip
-    if given is not None and given == default_clip_skip(config.base, config.embedding):
+    if given is not None and given == families.default_clip_skip(config.base, config.embedding):
         return config.replace({"clip_skip": None})
     return config

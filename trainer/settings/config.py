@@ -44,8 +44,8 @@ class DatasetConfig:
     resolution: Decides[int | None] = None
     """Shorter side of a training image in pixels, a multiple of 8, or of 64 with buckets. Lower
     values save memory, but below half of the model's own size the model forgets how to draw well;
-    higher values need more memory and larger photos. Not set: the model's own size, 512 for Stable
-    Diffusion 1."""
+    higher values need more memory and larger photos. Not set: the model's own size: 512 for Stable
+    Diffusion 1, 1024 for XL."""
     crop: Decides[Crop] = "center"
     """The part of a photo that is used if it is not square: "center", or "random" for a place
     chosen once per photo, which may cut off a subject in the middle."""
@@ -118,14 +118,14 @@ class ModelOptions:
     """How the files of a model are read."""
 
     prediction_type: PredictionType = "auto"
-    """What the model predicts: epsilon or v, where the file is wrong or silent. auto: read it from
-    the file."""
+    """What the model predicts: epsilon, v, or v with zero terminal SNR (v-zsnr), where the file is
+    wrong or silent. auto: read it from the file."""
     vae: Path | None = None
-    """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for Stable
-    Diffusion 1, or a checkpoint. None: the checkpoint's own."""
+    """A file whose VAE replaces the checkpoint's, or supplies one that it lacks: a VAE for the same
+    kind of model, or a checkpoint. None: the checkpoint's own."""
     clip_skip: int | None = None
-    """Layer of the text encoder to use, counted from the last one, which is 1. None: the value
-    recorded in the files, otherwise 1."""
+    """Layer of the text encoders to use, counted from the last one, which is 1. None: the value
+    recorded in the files, otherwise 1 for Stable Diffusion 1 and 2 for 2 and XL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,20 +134,20 @@ class TrainingConfig:
     they name."""
 
     base: ByContent[Path]
-    """The Stable Diffusion 1.x checkpoint to start from (.safetensors or .ckpt), or "toy" for the
-    embedded toy model. It is not changed."""
+    """The checkpoint of Stable Diffusion 1, 2 or XL to start from (.safetensors or .ckpt), or "toy"
+    for the embedded toy model. It is not changed."""
     dataset: DatasetConfig
     embedding: ByContent[Path | None] = None
     """An embedding file of textual inversion, so that prompts can contain its placeholder. Not set:
     no embedding."""
     vae: ByContent[Path | None] = None
-    """A file whose VAE replaces the base model's, or supplies one that it lacks: a VAE for Stable
-    Diffusion 1, or a checkpoint. The trained checkpoint contains it. Not set: the base model's
-    own."""
+    """A file whose VAE replaces the base model's, or supplies one that it lacks: a VAE for the
+    same kind of model, or a checkpoint. The trained checkpoint contains it. Not set: the base
+    model's own."""
     prediction_type: Decides[PredictionType] = "auto"
     """What the base model predicts: "auto" reads it from the file, and takes epsilon if the file
-    does not say; epsilon (the noise) or v (the velocity) where the file is wrong or silent. With
-    the wrong one, every image is noise."""
+    does not say; epsilon (the noise), v (the velocity) or v-zsnr (v with zero terminal SNR) where
+    the file is wrong or silent. With the wrong one, every image is noise."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: NoEffect[PreviewConfig] = field(default_factory=PreviewConfig)
@@ -196,9 +196,9 @@ class TrainingConfig:
     long runs; needs a C++ compiler."""
     clip_skip: Decides[int | None] = None
     """Layer of the text encoder to use, counted from the last one: 1 is the last, as for most
-    models; 2 is the next to last, for models that were trained so, such as many of drawings. Images
-    come out right only with the value that was trained. Not set: the value recorded in the files of
-    the model, otherwise 1."""
+    models of Stable Diffusion 1; 2 is the next to last, for models that were trained so: XL, 2 and
+    many of drawings. Images come out right only with the value that was trained. Not set: the value
+    recorded in the files of the model, otherwise what is usual for its kind."""
     weights: Decides[Weights] = "fp32"
     """Number format of the trained weights in memory. "24 bit" takes 3 bytes per weight instead of
     6, and trains like fp32; "bf16" takes 2, but its rounding adds noise that is larger than what a

@@ -1,7 +1,9 @@
 """Recommended settings for each kind of subject; "method" holds those of the training method.
 
 The first two are the article's settings for objects and faces at 512 pixels. The third is its
-DreamBooth stage after 2000 steps of textual inversion."""
+DreamBooth stage after 2000 steps of textual inversion. Those for Stable Diffusion XL have the
+learning rate of OneTrainer's preset for fine-tuning it (3e-6, text encoders not trained), the
+article's class images for faces, and as many photos in all as the article's for objects."""
 
 from __future__ import annotations
 
@@ -20,6 +22,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "steps": 500,
         "optimizer": {"learning_rate": 1e-6},
+    },
+    "object XL": {"batch_size": 2, "steps": 800, "optimizer": {"learning_rate": 3e-6}},
+    "face XL": {
+        "batch_size": 2,
+        "steps": 1200,
+        "optimizer": {"learning_rate": 3e-6},
+        "prior": {"weight": 1.0},
     },
     # The toy model is thousands of times smaller and needs a learning rate 100 times higher.
     "toy": {

@@ -55,10 +55,18 @@ def demo_config(folder: Path) -> TrainingConfig:
     return config.replace(preset)
 
 
-def run_demo(config: TrainingConfig, device: torch.device, observer: Observer) -> dict[str, Any]:
+METHOD = FullFineTune(**PRESETS["toy"]["method"])
+
+
+def run_demo(
+    config: TrainingConfig,
+    device: torch.device,
+    observer: Observer,
+    method: FullFineTune = METHOD,
+) -> dict[str, Any]:
     """Train, draw and score images before and after, write everything to the output folder, and
     return the report."""
-    folder, method = config.output.folder, FullFineTune(**PRESETS["toy"]["method"])
+    folder = config.output.folder
     folder.mkdir(parents=True, exist_ok=True)
     before = _draw(config.base, device, observer)
     started = time.monotonic()
