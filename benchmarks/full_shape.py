@@ -44,8 +44,9 @@ TIMES = torch.tensor([5, 300, 600, 999])
 FRAMING = Framing((8 * SIDE, 8 * SIDE), (0, 0), (8 * SIDE, 8 * SIDE))
 
 
-def sd21_networks() -> dict[str, Any]:
-    """Diffusers' and transformers' own networks, on torch's current default device."""
+def sd21_networks(num_layers: int = 24) -> dict[str, Any]:
+    """Diffusers' and transformers' own networks, on torch's current default device. Diffusers
+    leaves out the last of the text encoder's 24 layers, which is not used."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -54,7 +55,7 @@ def sd21_networks() -> dict[str, Any]:
     return {
         "unet": unet,
         "vae": shapes.SD15.vae.build(),
-        "text_encoder": clip(1024, 24, 16, "gelu"),
+        "text_encoder": clip(1024, num_layers, 16, "gelu"),
     }
 
 
@@ -145,9 +146,8 @@ def theirs(path: Path) -> dict[str, Tensor]:
     from diffusers.loaders import single_file_utils as readers
     from safetensors.torch import load_file
 
-    _, build = FILES[path.name]
     with torch.device("meta"):
-        networks = build()
+        networks = sdxl_networks() if path.name == "sdxl.safetensors" else sd21_networks(23)
     tensors = {key: tensor.float() for key, tensor in load_file(path).items()}
     is_xl = "text_encoder_2" in networks
     prefix = "conditioner.embedders.1.model." if is_xl else "cond_stage_model.model."
@@ -197,8 +197,7 @@ def _compute(networks: dict[str, Any], scale: float) -> dict[str, Tensor]:
         sizes = [8 * SIDE, 8 * SIDE, 0, 0, 8 * SIDE, 8 * SIDE]
         added = {"text_embeds": second.text_embeds, "time_ids": torch.tensor([sizes] * len(ids))}
     else:
-        hidden = first(padded_with_0, output_hidden_states=True).hidden_states[-2]
-        found["text"] = getattr(first, "text_model", first).final_layer_norm(hidden)
+        found["text"] = first(padded_with_0).last_hidden_state
     noisy = noisy_latents()[: len(ids)]
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
     unet, vae = networks["unet"], networks["vae"]

@@ -30,6 +30,7 @@ from trainer.toy.networks import TEXT_WIDTH
 
 NUM_SIZES = 6
 CPU = torch.device("cpu")
+METHOD = FullFineTune(train_text_encoder=True, train_text_encoder_2=True)
 
 
 def widen(path: Path) -> Path:
@@ -79,8 +80,7 @@ def _added() -> dict[str, Tensor]:
 def train(base: Path, folder: Path, seed: int) -> dict[str, float]:
     """The demo's scores with the widened model, whose text encoders are both trained."""
     config = demo.demo_config(folder).replace({"base": base, "seed": seed})
-    method = FullFineTune(train_text_encoder=True, train_text_encoder_2=True)
-    report = demo.run_demo(config, CPU, Observer(), method)
+    report = demo.run_demo(config, CPU, Observer(), METHOD)
     return {name: value for name, value in report.items() if "score" in name}
 
 

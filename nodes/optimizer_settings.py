@@ -128,17 +128,14 @@ def _widgets() -> list[io.Input]:
         widget(io.Combo, DEFAULTS, "weights", options=list(get_args(Weights)), advanced=True),
         widget(io.Boolean, DEFAULTS, "gradient_release", advanced=True),
         widget(io.Boolean, DEFAULTS, "offload", advanced=True),
-        widget(io.Boolean, method, "train_text_encoder_2", optional=True, advanced=True),
-        learning_rate_input(
-            method, "text_encoder_2_learning_rate", minimum=0.0, optional=True, advanced=True
-        ),
-        widget(
-            io.Int,
-            method,
-            "text_encoder_2_stop_step",
-            min=0,
-            max=1000000,
-            optional=True,
-            advanced=True,
-        ),
+        *_widgets_of_second_text_encoder(method),
+    ]
+
+
+def _widgets_of_second_text_encoder(method: FullFineTune) -> list[io.Input]:
+    shown: dict[str, Any] = {"optional": True, "advanced": True}
+    return [
+        widget(io.Boolean, method, "train_text_encoder_2", **shown),
+        learning_rate_input(method, "text_encoder_2_learning_rate", minimum=0.0, **shown),
+        widget(io.Int, method, "text_encoder_2_stop_step", min=0, max=1000000, **shown),
     ]

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.random_networks import FOUR_LEVELS, TINY, Networks, Options, Shape, construct
+from tests.trainer.families import generations
 from trainer import families
 from trainer.families.base import ModelFamily
 from trainer.families.sd1 import SD1
@@ -79,6 +80,24 @@ def tiny_checkpoint(
 def tiny_model(tiny_checkpoint: Path) -> ModelFamily:
     """The tiny checkpoint on the CPU, loaded anew for each test."""
     return families.load(tiny_checkpoint, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion 2 checkpoint in fp32. Tests must not change it."""
+    return generations.write(tmp_path_factory.mktemp("sd2") / "sd2.safetensors", "2")
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion XL checkpoint in fp32. Tests must not change it."""
+    return generations.write(tmp_path_factory.mktemp("xl") / "xl.safetensors", "XL")
+
+
+@pytest.fixture
+def xl_model(tiny_xl_checkpoint: Path) -> ModelFamily:
+    """The small Stable Diffusion XL checkpoint on the CPU, loaded anew for each test."""
+    return families.load(tiny_xl_checkpoint, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,11 @@ from trainer.settings.config import (
     Weights,
 )
 
-CHECKPOINTS = {"Stable Diffusion 1": "tiny_checkpoint"}
+CHECKPOINTS = {
+    "Stable Diffusion 1": "tiny_checkpoint",
+    "Stable Diffusion 2": "tiny_sd2_checkpoint",
+    "Stable Diffusion XL": "tiny_xl_checkpoint",
+}
 """The fixture of a small checkpoint, by the name of its family."""
 METHODS: dict[type, Method] = {
     FullFineTune: FullFineTune(),

@@ -37,14 +37,6 @@ Part = TypeVar("Part")
 """A network, or what describes one."""
 
 
-MODEL_OF = {
-    "clip_g": "Stable Diffusion XL",
-    "clip_h": "Stable Diffusion 2",
-    "clip_l": "Stable Diffusion 1",
-}
-"""By text encoder. XL's models also have clip_l."""
-
-
 @dataclass(frozen=True, slots=True)
 class Framing:
     """How an image was resized and cropped: the size and crop conditioning of Stable Diffusion XL.
@@ -181,15 +173,14 @@ class ModelFamily(ABC):
         """Replace a placeholder by its vectors in all captions from now on. Returns the vectors,
         frozen, by text encoder. Raises ValueError if the vectors do not fit this model or another
         embedding has the same placeholder."""
-        placeholder, tables = embedding.placeholder, self.token_tables()
+        placeholder = embedding.placeholder
         if placeholder.lower() in map(str.lower, self.learned_vectors):
             raise ValueError(
                 f"The placeholder {placeholder!r} already belongs to another embedding. Choose "
                 "another placeholder, or remove the other embedding."
             )
-        _require_same_encoders(embedding, set(tables), self)
-        for name, table in tables.items():
-            _require_width(embedding, name, table.weight.shape[1], self)
+        widths = {name: table.weight.shape[1] for name, table in self.token_tables().items()}
+        embedding.require_fit(widths, self.name, self.source.name)
         parameters = {}
         for encoder in self.encoders:
             ids, parameters[encoder.name] = encoder.table.add(embedding.vectors[encoder.name])
@@ -231,10 +222,22 @@ class ModelFamily(ABC):
         if compiled:
             compile_blocks(self.unet)
 
+    def drop_text_encoders(self) -> None:
+        """Free the memory of frozen text encoders. They are read from the file again when they are
+        next at work. Those with learned vectors are kept."""
+        if not self.learned_vectors:
+            self.text_encoders.to("meta")
+
+    @abstractmethod
+    def read_text_encoders(self) -> None:
+        """Read the weights of the text encoders from the file again."""
+
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:
         """Bring one of the model's networks to the model's device, and back to main memory
         afterwards. A network that is on the device already stays there."""
+        if next(module.parameters()).is_meta:
+            self.read_text_encoders()
         is_away = next(module.parameters()).device.type != self.device.type
         try:
             if is_away:
@@ -277,24 +280,3 @@ def enable_checkpointing(network: Any) -> None:
         network.activation_checkpointing_enable({"use_reentrant": False})
     else:
         network.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _require_same_encoders(embedding: Embedding, names: set[str], model: ModelFamily) -> None:
-    """Vectors of another encoder mean that those for a shared one are of little use alone."""
-    if embedding.vectors.keys() != names:
-        found = next(of for name, of in MODEL_OF.items() if name in embedding.vectors)
-        raise ValueError(
-            f"The embedding of {embedding.placeholder!r} is for {found}: it has vectors for "
-            f"{' and '.join(embedding.vectors)}, but {model.name} needs vectors for "
-            f"{' and '.join(sorted(names))} alone. Choose an embedding for {model.name}."
-        )
-
-
-def _require_width(embedding: Embedding, name: str, width: int, model: ModelFamily) -> None:
-    found = embedding.vectors[name].shape[1]
-    if found != width:
-        raise ValueError(
-            f"The vectors of {embedding.placeholder!r} have {found} dimensions, but the text "
-            f"encoder of '{model.source.name}' needs {width}. Choose an embedding that was trained "
-            "for this kind of model."
-        )

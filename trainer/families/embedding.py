@@ -4,7 +4,7 @@ Shapes: N vectors, B batch, L tokens, D width."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,12 @@ PLACEHOLDER_KEY = "dreambooth.placeholder"
 ENCODER_NAMES = ("clip_l", "clip_g", "clip_h")
 """The names of text encoders in an embedding file, as ComfyUI reads them
 (`SDTokenizer.embedding_key`)."""
+MODEL_OF = {
+    "clip_g": "Stable Diffusion XL",
+    "clip_h": "Stable Diffusion 2",
+    "clip_l": "Stable Diffusion 1",
+}
+"""By text encoder. XL's models also have clip_l."""
 
 MAX_SHOWN = 4
 """Tensors that a message names."""
@@ -56,6 +62,26 @@ class Embedding:
         names = [key if key in ENCODER_NAMES else ENCODER_NAMES[0] for key in keys]
         vectors = {name: _vectors(file, key) for name, key in zip(names, keys, strict=True)}
         return cls(_placeholder(file), vectors)
+
+    def require_fit(self, widths: Mapping[str, int], model: str, file: str) -> None:
+        """Raises ValueError if the vectors do not fit text encoders of these names and widths.
+        `model` is the kind of model and `file` its file, for messages."""
+        # Vectors of another encoder mean that those for a shared one are of little use alone.
+        if self.vectors.keys() != widths.keys():
+            found = next(of for name, of in MODEL_OF.items() if name in self.vectors)
+            raise ValueError(
+                f"The embedding of {self.placeholder!r} is for {found}: it has vectors for "
+                f"{' and '.join(self.vectors)}, but {model} needs vectors for "
+                f"{' and '.join(sorted(widths))} alone. Choose an embedding for {model}."
+            )
+        for name, width in widths.items():
+            found_width = self.vectors[name].shape[1]
+            if found_width != width:
+                raise ValueError(
+                    f"The vectors of {self.placeholder!r} have {found_width} dimensions, but the "
+                    f"text encoder of '{file}' needs {width}. Choose an embedding that was trained "
+                    "for this kind of model."
+                )
 
 
 def _placeholder(file: CheckpointFile) -> str:

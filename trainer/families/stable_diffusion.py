@@ -46,6 +46,7 @@ class StableDiffusion(ModelFamily):
         networks: dict[str, Network],
         device: torch.device,
         clip_skip: int,
+        formats: NumberFormats,
     ) -> None:
         self.device = device
         self.source = source
@@ -67,7 +68,7 @@ class StableDiffusion(ModelFamily):
         )
         self.text_encoders = nn.ModuleList([encoder.module for encoder in self.encoders])
         self.learned_vectors = {}
-        self._networks = networks
+        self._networks, self._formats = networks, formats
 
     @classmethod
     def load(
@@ -89,7 +90,7 @@ class StableDiffusion(ModelFamily):
                 network.read_tensors(vae)
             else:
                 network.read_tensors(source, part, formats)
-        return cls(source, constants, networks, device, clip_skip)
+        return cls(source, constants, networks, device, clip_skip, formats)
 
     @classmethod
     def read_constants(
@@ -122,6 +123,10 @@ class StableDiffusion(ModelFamily):
                 for part, spec in cls._specs().items()
             },
         }
+
+    def read_text_encoders(self) -> None:
+        for part in self._specs():
+            self._networks[part].read_tensors(self.source, part, self._formats)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         height, width = (side // self.latent_factor for side in pixels.shape[2:])

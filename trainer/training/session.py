@@ -192,6 +192,7 @@ class Session:
             ):
                 self.captions.fill_cache(caption for caption, _ in self.batches.captions)
                 self._encoded_prompts = self._encode_previews()
+            model.drop_text_encoders()
         weights.move(model.unet, model.device, rests)
 
     def _encode_previews(self) -> Encoded:

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from trainer import families, precision
 from trainer.families.base import Conditioning, ModelFamily
+from trainer.families.embedding import Embedding
+from trainer.families.networks import FP32, NumberFormats
 
 CPU = torch.device("cpu")
 
@@ -105,3 +108,22 @@ def test_compiling_keeps_the_weight_names(tiny_model: ModelFamily) -> None:
         with pytest.raises(ValueError, match="torch.compile failed: Invalid backend: 'none'"):
             gradients(tiny_model)
     assert list(tiny_model.file_tensors("unet")) == before
+
+
+@pytest.mark.parametrize("formats", [FP32, NumberFormats(precision="bf16")])
+def test_dropped_text_encoders_are_read_again_when_they_are_at_work(tiny_checkpoint, formats):
+    model = families.load(tiny_checkpoint, CPU, formats=formats)
+    with torch.no_grad(), precision.autocast(formats.precision, CPU):
+        before = model.encode_captions(["a dog"]).hidden
+        model.drop_text_encoders()
+        assert {p.device.type for p in model.text_encoders.parameters()} == {"meta"}
+        with model.on_device(model.text_encoders):
+            after = model.encode_captions(["a dog"]).hidden
+    assert torch.equal(before, after)
+    assert [p.requires_grad for p in model.text_encoders.parameters() if p.requires_grad] == []
+
+
+def test_text_encoders_with_learned_vectors_are_not_dropped(tiny_model):
+    tiny_model.add_embedding(Embedding("<tok>", {"clip_l": torch.ones(1, 24)}))
+    tiny_model.drop_text_encoders()
+    assert not any(p.is_meta for p in tiny_model.text_encoders.parameters())

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import toy_xl
 from tests.trainer.families import generations
 from trainer import families
 from trainer.checkpoint import CheckpointWriter
 from trainer.families.base import Framing
 from trainer.families.sdxl import SDXL
 from trainer.families.tokenizer import ClipTokenizer
-from trainer.settings.config import ModelOptions, OutputConfig
+from trainer.observer import Observer
+from trainer.sampling.sampler import sample
+from trainer.settings.config import ModelOptions, OutputConfig, SamplingConfig
+from trainer.toy import MODEL, demo
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a photo of sks dog", "", "a red cup " * 40]
@@ -192,3 +198,28 @@ def test_clip_skip_chooses_the_layer_of_both_encoders(checkpoint, networks):
         hidden = [each.hidden_states[-clip_skip] for each in (of_l, of_g)]
         torch.testing.assert_close(found.hidden, torch.cat(hidden, dim=-1))
         torch.testing.assert_close(found.added["text_embeds"], of_g.text_embeds)
+
+
+def test_the_included_model_widened_to_xl_draws_the_same_and_learns(tmp_path, monkeypatch):
+    """A third of the steps of benchmarks/toy_xl.py, without class images."""
+    widened = toy_xl.widen(tmp_path / "toy-xl.safetensors")
+    sampling = SamplingConfig(steps=4, guidance_scale=4, seed=3)
+    drawn = [
+        sample(families.load(path, CPU), ["a red cup on the beach"], sampling)[0]
+        for path in (MODEL, widened)
+    ]
+    assert np.array_equal(*drawn)
+    monkeypatch.setattr(demo, "SCORED_IMAGES", 12)
+    monkeypatch.setattr(demo, "SAMPLING", replace(demo.SAMPLING, steps=8))
+    config = demo.demo_config(tmp_path / "out").replace(
+        {"base": widened, "steps": 100, "prior": {"weight": 0.0}}
+    )
+    report = demo.run_demo(config, CPU, Observer(), toy_xl.METHOD)
+    assert report["subject_score_before"] <= 0.1
+    assert report["subject_score_after"] >= 0.3
+    before, after = load_file(widened), load_file(tmp_path / "out" / report["checkpoint"])
+    # Pooled text and sizes are used, and the columns for the second text encoder.
+    for name in ("label_emb.0.2.weight", "middle_block.1.transformer_blocks.0.attn2.to_k.weight"):
+        key = f"model.diffusion_model.{name}"
+        assert not before[key][..., -96:].any()
+        assert after[key][..., -96:].any()

@@ -38,6 +38,32 @@ def test_the_text_encoder_has_its_own_learning_rate(tiny_model, config):
     assert trainable.trains_text_encoder
 
 
+def test_either_or_both_text_encoders_of_xl_are_trained(xl_model, config):
+    rates = {"text_encoder_2_learning_rate": 3e-6, "text_encoder_2_stop_step": 7}
+    second = FullFineTune(train_text_encoder_2=True, **rates).attach(xl_model, config, [])
+    assert [(p.name, p.learning_rate, p.stop_step) for p in second.parts] == [
+        ("unet", 1e-5, None), ("text_encoder_2", 3e-6, 7),
+    ]  # fmt: skip
+    assert second.trains_text_encoder
+    first, last = xl_model.text_encoders
+    assert all(p.requires_grad for p in last.parameters())
+    assert not any(p.requires_grad for p in first.parameters())
+    both = FullFineTune(train_text_encoder=True, train_text_encoder_2=True, **rates)
+    assert both.trained_parts == {"unet", "text_encoder", "text_encoder_2"}
+    assert [part.name for part in both.attach(xl_model, config, []).parts] == [
+        "unet", "text_encoder", "text_encoder_2",
+    ]  # fmt: skip
+
+
+def test_a_second_text_encoder_is_refused_where_there_is_none(tiny_model, config):
+    with pytest.raises(ValueError) as caught:
+        FullFineTune(train_text_encoder_2=True).attach(tiny_model, config, [])
+    assert str(caught.value) == (
+        "train_text_encoder_2 is on, but Stable Diffusion 1 has only one text encoder. Switch it "
+        "off, and train_text_encoder on."
+    )
+
+
 def test_file_tensors_are_the_current_weights_by_their_names_in_the_file(tiny_model, config):
     trainable = FullFineTune().attach(tiny_model, config, [])
     name = "model.diffusion_model.out.2.bias"
@@ -54,6 +80,11 @@ def test_file_tensors_are_the_current_weights_by_their_names_in_the_file(tiny_mo
         (
             {"text_encoder_stop_step": 5},
             "text_encoder_learning_rate and text_encoder_stop_step need train_text_encoder. "
+            "Switch it on, or leave them out.",
+        ),
+        (
+            {"train_text_encoder": True, "text_encoder_2_learning_rate": 1e-6},
+            "text_encoder_2_learning_rate and text_encoder_2_stop_step need train_text_encoder_2. "
             "Switch it on, or leave them out.",
         ),
         (

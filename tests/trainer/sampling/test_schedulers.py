@@ -4,12 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.noise import DiscreteNoise
+from trainer.noise import DiscreteNoise, FlowNoise
 from trainer.sampling import schedulers
 from trainer.sampling.schedulers import SCHEDULERS
 
 SCHEDULE = DiscreteNoise.scaled_linear(0.00085, 0.012)
 VELOCITY = DiscreteNoise(SCHEDULE.alphas_cumprod, is_v_prediction=True)
+ZERO_SNR = DiscreteNoise.scaled_linear(
+    0.00085, 0.012, is_v_prediction=True, has_zero_terminal_snr=True
+)
 NAMES = ["DDIM", "PNDM", "LMSDiscrete", "Euler", "Euler ancestral"]
 NAMES += ["DPM++ 2M", "DPM++ 2M Karras", "UniPC", "DDPM"]
 MEAN = 0.6
@@ -18,7 +21,7 @@ MEAN = 0.6
 def best_prediction(latents: Tensor, timestep: Tensor, schedule: DiscreteNoise) -> Tensor:
     """The prediction of a perfect model for data drawn from N(MEAN, 1): the conditional mean of the
     noise (two joint Gaussians) or of the velocity. Timesteps may be fractional."""
-    log_alphas = schedule.alphas_cumprod.log()
+    log_alphas = schedule.alphas_cumprod.clamp(min=schedulers.MIN_SIGNAL).log()
     low = int(timestep)
     high = min(low + 1, len(log_alphas) - 1)
     alpha = torch.lerp(log_alphas[low], log_alphas[high], float(timestep) - low).exp()
@@ -48,7 +51,9 @@ def test_the_menu_and_its_order():
     assert list(SCHEDULERS) == NAMES
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, VELOCITY], ids=["noise", "velocity"])
+@pytest.mark.parametrize(
+    "schedule", [SCHEDULE, VELOCITY, ZERO_SNR], ids=["noise", "velocity", "zero SNR"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_fifty_steps_of_a_perfect_model_draw_its_data(name: str, schedule: DiscreteNoise):
     latents = draw(name, schedule, 50)
@@ -158,3 +163,32 @@ def test_lmsdiscrete_without_scipy_says_what_to_install(monkeypatch: pytest.Monk
         "scipy', or choose DDIM, PNDM, Euler, Euler ancestral, DPM++ 2M, DPM++ 2M Karras, UniPC or "
         "DDPM."
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_zero_terminal_snr_drawing_starts_at_the_last_timestep(name: str):
+    for steps in (7, 20):
+        assert schedulers.build(name, ZERO_SNR, steps).timesteps[0] == 999
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_fifty_steps_of_a_perfect_flow_model_draw_its_data(shift: float):
+    """For data from N(MEAN, 1) and the noisy latents x, the best prediction of noise - data."""
+    process = FlowNoise(shift)
+    scheduler = schedulers.build("Euler", process, 50)
+    latents = torch.randn((1, 64, 64), generator=torch.Generator().manual_seed(1))
+    latents = latents * schedulers.initial_scale(scheduler)
+    assert 1 == scheduler.timesteps[0] > scheduler.timesteps[-1] > 0
+    for share in scheduler.timesteps:
+        surplus = schedulers.scale_input(scheduler, latents, share) - (1 - share) * MEAN
+        prediction = (2 * share - 1) / (share**2 + (1 - share) ** 2) * surplus - MEAN
+        latents = schedulers.step(
+            scheduler, prediction, timestep=share, latents=latents, generators=[]
+        )
+    assert latents.mean() == pytest.approx(MEAN, abs=0.05)
+    assert latents.std() == pytest.approx(1, abs=0.05)
+
+
+def test_other_schedulers_are_refused_for_flow():
+    with pytest.raises(ValueError, match="^scheduler is DDIM, but models of this kind draw with"):
+        schedulers.build("DDIM", FlowNoise(), 20)

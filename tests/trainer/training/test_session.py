@@ -1,18 +1,21 @@
 """Training steps: the loss compared with the reference formula, skipped steps, states, previews and
 reports."""
 
+import dataclasses
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 from torch.nn import functional as F
 
-from tests.trainer.training.sessions import begin, latents, overflow
+from tests.trainer.training.sessions import FRAMING, begin, latents, overflow
 from trainer import families
 from trainer.data.batches import BatchStream
+from trainer.families.base import Framing
 from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
 from trainer.methods.textual_inversion import TextualInversion
@@ -21,6 +24,7 @@ from trainer.observer import Observer
 from trainer.sampling.sampler import sample
 from trainer.settings.config import (
     DatasetConfig,
+    ModelOptions,
     OptimizerConfig,
     PreviewConfig,
     PriorConfig,
@@ -48,6 +52,65 @@ def test_the_loss_equals_that_of_the_reference_script(tiny_model, prior_weight):
     trainable = FullFineTune().attach(tiny_model, config, [])
     report = Session(config, tiny_model, trainable, BatchStream(instance, prior, config)).step()
     assert report.loss == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def xl_reference_loss(model, stream: BatchStream) -> float:
+    """As diffusers' training script for Stable Diffusion XL: the sizes of each image, the pooled
+    text of the second encoder, and the mean squared error of epsilon or v."""
+    (batch,) = next(stream)
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        prediction_type="v_prediction" if model.noise.is_v_prediction else "epsilon",
+    )  # fmt: skip
+    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.times)
+    sizes = [
+        (*each.original_size[::-1], *each.crop[::-1], *each.size[::-1]) for each in batch.framings
+    ]
+    ids = [encoder.tokenizer.encode(batch.captions) for encoder in model.encoders]
+    first, second = model.text_encoders
+    of_g = second(ids[1], output_hidden_states=True)
+    hidden = torch.cat([first(ids[0]).last_hidden_state, of_g.hidden_states[-2]], dim=-1)
+    added = {"text_embeds": of_g.text_embeds, "time_ids": torch.tensor(sizes)}
+    prediction = model.unet(noisy, batch.times, hidden, added_cond_kwargs=added).sample
+    target = batch.noise
+    if model.noise.is_v_prediction:
+        target = scheduler.get_velocity(batch.latents, batch.noise, batch.times)
+    return F.mse_loss(prediction, target).item()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_loss_of_xl_equals_that_of_the_reference_script(tiny_xl_checkpoint, prediction):
+    options = ModelOptions(prediction_type=prediction)
+    model = families.load(tiny_xl_checkpoint, torch.device("cpu"), options=options)
+    config = TrainingConfig(
+        base=Path("unused"),
+        dataset=DatasetConfig(photos=(Path("a"),), prompt="a"),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        batch_size=3,
+    )
+    framings = [Framing((640, 480), (0, 9), (32, 32)), FRAMING, Framing((33, 90), (1, 0), (32, 32))]
+    photos = latents(3, "a sks dog", is_prior=False)
+    framed = {
+        example: dataclasses.replace(each, framing=framing)
+        for (example, each), framing in zip(photos.items(), framings, strict=True)
+    }
+    expected = xl_reference_loss(model, BatchStream(framed, {}, config))
+    trainable = FullFineTune().attach(model, config, [])
+    report = Session(config, model, trainable, BatchStream(framed, {}, config)).step()
+    assert report.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_trained_as_v_differs_from_one_trained_as_epsilon(tiny_xl_checkpoint):
+    found = []
+    for prediction in ("epsilon", "v", "v-zsnr"):
+        options = ModelOptions(prediction_type=prediction)
+        model = families.load(tiny_xl_checkpoint, torch.device("cpu"), options=options)
+        begin(model).step()
+        found.append(model.unet.conv_out.weight.detach().clone())
+    epsilon, v, zero_snr = found
+    assert not torch.equal(epsilon, v)
+    assert not torch.equal(v, zero_snr)
 
 
 def test_steps_keep_no_casts_of_the_weights_but_images_do(tiny_model):
@@ -250,7 +313,8 @@ def test_min_snr_weighs_each_photos_error_by_its_own_timestep(tiny_model, gamma)
     (batch,) = next(BatchStream(latents(3, "a sks dog", is_prior=False), {}, session.config))
     alphas = tiny_model.noise.alphas_cumprod[batch.times]
     wide = alphas.view(-1, 1, 1, 1)
-    given = tiny_model.encode_captions(batch.captions).hidden
+    with tiny_model.on_device(tiny_model.text_encoders):
+        given = tiny_model.encode_captions(batch.captions).hidden
     with torch.no_grad():
         noisy = wide.sqrt() * batch.latents + (1 - wide).sqrt() * batch.noise
         prediction = tiny_model.unet(noisy, batch.times, given).sample
