@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..trainer.families.clip_skip import CLIP_SKIP_KEY
+from ..trainer.families.clip_skip import CLIP_SKIP_KEY, LAST_LAYER
 from ..trainer.families.constants import Constants
 from ..trainer.families.prediction import ZERO_SNR_FLAG
 from ..trainer.noise import DiscreteNoise
@@ -74,10 +74,13 @@ def left_out(model: Any, clip: Any) -> list[str]:
 def _clip_skip(clip: Any) -> int | None:
     """The layer that the CLIP uses, counted from the last one, which is 1. None: the model's usual
     one."""
-    inner = getattr(clip.cond_stage_model, getattr(clip.cond_stage_model, "clip", ""), None)
+    encoders = clip.cond_stage_model
+    # Stable Diffusion 1 and 2 name their only text encoder. XL's both use the same layer.
+    inner = getattr(encoders, getattr(encoders, "clip", "clip_l"), None)
     num_layers = getattr(inner, "num_layers", 12)
+    _, usual, *_ = getattr(inner, "options_default", (None, None))
     layer = clip.layer_idx
-    if layer is None:
+    if layer is None or layer == (usual or -LAST_LAYER):
         return None
     if not isinstance(layer, int) or layer >= num_layers:
         raise ValueError(

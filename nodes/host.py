@@ -266,7 +266,7 @@ def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> 
 
 
 def load_model(
-    path: Path, *, is_v: bool, zero_snr: bool, clip_skip: int | None
+    path: Path, *, is_v: bool = False, zero_snr: bool = False, clip_skip: int | None = None
 ) -> tuple[Any, Any, Any]:
     """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE. The MODEL predicts v or epsilon as said
     here: ComfyUI assumes that every Stable Diffusion 1 model predicts epsilon, and guesses it of

@@ -65,6 +65,7 @@ cases = {
     "v": (sampling("v_prediction"), clip),
     "eps": (sampling("eps"), clip),
     "zsnr": (sampling("v_prediction", True), clip),
+    "zsnr of epsilon": (sampling("eps", True), clip),
     "lcm": (sampling("lcm"), clip),
     "x0": (sampling("x0"), clip),
     "continuous": (continuous, clip),
@@ -113,13 +114,22 @@ for number in (-1, -2, -5, -12, -24):
     theirs = layer(number)
     saved = host.save_model(model, theirs, vae, graph_models.metadata(model, theirs, vae))
     ours = families.load(saved, cpu)
-    again = host.load_model(saved, clip_skip=ours.clip_skip)[1]
+    again = host.load_model(saved, is_v=False, zero_snr=False, clip_skip=ours.clip_skip)[1]
     layers[number] = [ours.clip_skip, saved.name, difference(theirs, ours), difference(again, ours)]
-predicting = sampling("v_prediction")
-saved = host.save_model(predicting, clip, vae, graph_models.metadata(predicting, clip, vae))
 moved = (with_lora - plain).tolist()
-is_v = families.load(saved, cpu).schedule.is_v_prediction
-print(json.dumps({"found": found, "layers": layers, "is v": is_v, "moved": moved}))
+predicts, sampled = {}, {}
+for zsnr in (False, True):
+    predicting = sampling("v_prediction", zsnr)
+    saved = host.save_model(predicting, clip, vae, graph_models.metadata(predicting, clip, vae))
+    noise = families.load(saved, cpu).noise
+    predicts[zsnr] = noise.prediction, noise.has_zero_terminal_snr
+    again = host.load_model(saved, is_v=True, zero_snr=zsnr, clip_skip=None)[0]
+    one, other = (each.get_model_object("model_sampling") for each in (predicting, again))
+    is_same = type(one).__bases__ == type(other).__bases__
+    sampled[zsnr] = [is_same, bool(torch.equal(one.sigmas, other.sigmas))]
+print(json.dumps({
+    "found": found, "layers": layers, "predicts": predicts, "sampled": sampled, "moved": moved,
+}))
 """
 )
 
@@ -147,6 +157,7 @@ def seen(sd15_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         ("lora", {}, []),  # in the weights
         ("v", {"modelspec.prediction_type": "v"}, []),
         ("eps", {"modelspec.prediction_type": "epsilon"}, []),
+        ("zsnr", {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}, []),
         ("layer", {"dreambooth.clip_skip": "2"}, []),
         ("last", {}, []),
         ("too far", {}, []),
@@ -164,9 +175,9 @@ def test_what_a_checkpoint_can_hold(seen, change, metadata, left_out):
 
 
 ANOTHER = (
-    "This MODEL has another model sampling ({}) than Stable Diffusion 1, which predicts epsilon or "
-    "v with its usual noise, so it cannot be trained. Connect the MODEL from before the node that "
-    "changes it, such as ModelSamplingDiscrete."
+    "This MODEL has another model sampling ({}) than Stable Diffusion, which predicts epsilon or v "
+    "with its usual noise, or v with zsnr, so it cannot be trained. Connect the MODEL from before "
+    "the node that changes it, such as ModelSamplingDiscrete."
 )
 HIDDEN = (
     "This {0} has {1}, which changes its weights only while it runs, so no checkpoint can hold the "
@@ -178,7 +189,7 @@ HIDDEN = (
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("zsnr", ANOTHER.format("ModelSamplingDiscrete, V_PREDICTION, zsnr")),
+        ("zsnr of epsilon", ANOTHER.format("ModelSamplingDiscrete, EPS, zsnr")),
         ("lcm", ANOTHER.format("ModelSamplingDiscreteDistilled, LCM")),
         ("x0", ANOTHER.format("ModelSamplingDiscrete, X0")),
         ("continuous", ANOTHER.format("ModelSamplingContinuousEDM, V_PREDICTION")),
@@ -226,4 +237,9 @@ def test_patches_of_weights_are_in_the_saved_weights(seen):
 
 
 def test_a_graph_that_predicts_v_is_trained_so(seen):
-    assert seen["is v"]
+    assert seen["predicts"] == {"false": ["v", False], "true": ["v", True]}
+
+
+def test_a_file_that_predicts_v_is_drawn_so(seen):
+    """With the same noise levels as ModelSamplingDiscrete, also those of zero terminal SNR."""
+    assert seen["sampled"] == {"false": [True, True], "true": [True, True]}

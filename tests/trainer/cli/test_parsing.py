@@ -111,7 +111,10 @@ def test_help_describes_commands_and_groups_of_settings(capsys):
     assert "method options" in shown
     assert "__post_init__" not in shown
     shown = help_of(capsys=capsys)
-    assert "Presets of train: object, face, textual inversion + DreamBooth, object XL, face XL, toy." in shown
+    assert (
+        "Presets of train: object, face, textual inversion + DreamBooth, object XL, face XL, toy."
+        in shown
+    )
 
 
 def test_help_does_not_keep_the_line_breaks_of_docstrings(capsys, monkeypatch):
