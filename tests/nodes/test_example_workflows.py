@@ -24,7 +24,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
 """Nodes of the page alone, which are not sent to ComfyUI."""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
-PHOTO_FOLDERS = ("my-dog", "my-photos")
+PHOTO_FOLDERS = ("my-character", "my-dog", "my-photos")
 """Folders of photos that the workflows choose, and that exist once a user has dropped photos."""
 APP = ".app"
 """Ends the names of workflows that open as apps."""
@@ -202,6 +202,9 @@ def test_these_workflows_exist():
         "Face preset with class priors",
         "Find the sweet spot",
         "Object preset",
+        "SDXL face preset",
+        "SDXL object preset",
+        "SDXL v-prediction model",
         "Sample an embedding",
         "Teach a subject, toy model.app",
         "Teach a subject.app",
