@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import resource
 import sys
 import time
 import zlib
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import Peak
 from trainer import families
 from trainer.families import shapes
 from trainer.families.base import Framing
@@ -282,13 +282,10 @@ def train_two_steps(path: Path, photos: Path) -> None:
         steps=2, batch_size=1,
     )  # fmt: skip
     started = time.monotonic()
-    result = train(config, FullFineTune(), device=CPU)
+    with Peak() as peak:
+        result = train(config, FullFineTune(), device=CPU)
     print(f"{result.checkpoint}, moved {result.moved}")  # noqa: T201
-    print(f"{time.monotonic() - started:.0f} s, peak {peak_gigabytes():.1f} GB")  # noqa: T201
-
-
-def peak_gigabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 * 1.024
+    print(f"{time.monotonic() - started:.0f} s, peak {peak.num_bytes / 1e9:.1f} GB")  # noqa: T201
 
 
 def main() -> None:

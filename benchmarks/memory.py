@@ -73,7 +73,7 @@ def measure(checkpoint: Path, changes: Mapping[str, Any], results: Connection) -
     session = Session(settings, model, method.attach(model, settings, []), stream)
     for parked in (model.text_encoders, model.vae):
         parked.to("meta")  # as if they were off the device
-    with _Peak() as peak:
+    with Peak() as peak:
         session.step()
         started = time.monotonic()
         session.step()
@@ -82,12 +82,12 @@ def measure(checkpoint: Path, changes: Mapping[str, Any], results: Connection) -
     results.send((peak.num_bytes - before, num_weights, seconds))
 
 
-class _Peak:
+class Peak:
     """Watches the memory of this process from a thread."""
 
     num_bytes = 0
 
-    def __enter__(self) -> _Peak:
+    def __enter__(self) -> Peak:
         self._is_done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()

@@ -43,7 +43,7 @@ export class Panel {
     this.lines = element("ul", { class: "lines" });
     const content = element(
       "div", { class: "content" },
-      this.status, this.bar, this.details, this.buttons.row, this.message, this.written,
+      this.status, this.bar, this.buttons.row, this.details, this.message, this.written,
       this.results.element, this.losses.element, this.scores.element, this.previews.element, this.lines,
       this.announcement,
     ); // prettier-ignore

@@ -131,9 +131,9 @@ def test_a_finished_run_is_not_trained_again(comfyui, toy_graph, new_seed):
     files = comfyui.trained()
     assert comfyui.run(graph).steps == []
     # Another workflow in between empties ComfyUI's cache of results.
-    comfyui.run(toy_graph(seed=new_seed + 500, name="other"))
+    comfyui.run(toy_graph(seed=new_seed + 500, name="between"))
     files_with_other = comfyui.trained()
-    assert set(files_with_other) - set(files) == {"other.safetensors"}
+    assert set(files_with_other) - set(files) == {"between.safetensors"}
     again = comfyui.run(graph)
     assert (again.end, again.steps) == ("execution_success", [])
     comfyui.stop()

@@ -107,6 +107,7 @@ class ModelFamily(ABC):
     clip_skip: int
     """The layer of the text encoders whose output is used, counted from the last one, which is 1.
     """
+    _has_dropped_text_encoders = False
 
     @classmethod
     @abstractmethod
@@ -225,8 +226,12 @@ class ModelFamily(ABC):
     def drop_text_encoders(self) -> None:
         """Free the memory of frozen text encoders. They are read from the file again when they are
         next at work. Those with learned vectors are kept."""
-        if not self.learned_vectors:
-            self.text_encoders.to("meta")
+        if self.learned_vectors:
+            return
+        for parameter in self.text_encoders.parameters():
+            # One number, which keeps the shape.
+            parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+        self._has_dropped_text_encoders = True
 
     @abstractmethod
     def read_text_encoders(self) -> None:
@@ -236,8 +241,9 @@ class ModelFamily(ABC):
     def on_device(self, module: nn.Module) -> Iterator[None]:
         """Bring one of the model's networks to the model's device, and back to main memory
         afterwards. A network that is on the device already stays there."""
-        if next(module.parameters()).is_meta:
+        if module is self.text_encoders and self._has_dropped_text_encoders:
             self.read_text_encoders()
+            self._has_dropped_text_encoders = False
         is_away = next(module.parameters()).device.type != self.device.type
         try:
             if is_away:

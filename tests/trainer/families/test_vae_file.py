@@ -121,8 +121,9 @@ def test_class_images_of_another_vae_are_not_reused(
         ),
         (
             "taesd_decoder.1.weight",
-            "'vae.safetensors' contains no VAE. Choose a VAE for Stable Diffusion 1, such as "
-            "vae-ft-mse-840000-ema-pruned.safetensors, or a complete checkpoint.",
+            "'vae.safetensors' contains no VAE. Choose a VAE for the same kind of model, such as "
+            "vae-ft-mse-840000-ema-pruned.safetensors for Stable Diffusion 1, or a complete "
+            "checkpoint.",
         ),
     ],
 )
