@@ -46,7 +46,7 @@ def test_an_app_is_opened_from_the_templates_and_runs_to_the_pictures(tab):
     panel = page.locator(".dreambooth-panel[data-state=training]")
     panel.locator("polyline.photos").first.wait_for(state="attached")
     assert panel.is_visible()
-    panel.get_by_role("button", name="Finish now and keep").dispatch_event("click")
+    panel.get_by_role("button", name="Finish now and keep").click()
     panel = page.locator(".dreambooth-panel[data-state=finished]")
     panel.wait_for()
     assert panel.locator("code").text_content().startswith("dreambooth/zwx-cup")
