@@ -335,6 +335,7 @@ def test_no_route_leaves_the_folder_by_a_photo_s_name(comfyui, folder, name):
     assert {path for path in after if after[path] != before.get(path)} <= {"log.txt"}
 
 
+@pytest.mark.posix
 def test_a_link_that_leads_out_is_refused_by_every_route(comfyui):
     outside = comfyui.base / "linked"
     draw_photos(outside, "a.png")

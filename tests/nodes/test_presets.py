@@ -110,7 +110,10 @@ def test_auto_fits_a_full_size_model(comfyui, defaults, sd15_checkpoint):
 @pytest.mark.parametrize(
     ("node", "names"),
     [
-        (TRAINING[0], "auto, object, face, textual inversion + DreamBooth, toy"),
+        (
+            TRAINING[0],
+            "auto, object, face, textual inversion + DreamBooth, object XL, face XL, toy",
+        ),
         (TRAINING[1], "auto, textual inversion, toy"),
     ],
 )

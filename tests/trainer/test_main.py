@@ -96,7 +96,8 @@ def test_flags_override_the_settings_file_and_the_file_overrides_the_preset(trai
 def test_an_unknown_preset_is_refused_with_the_choices(train, caplog):
     assert main([*train, "--preset", "dog"]) == 1
     assert caplog.messages[-1] == (
-        "--preset must be one of object, face, textual inversion + DreamBooth, toy, got 'dog'."
+        "--preset must be one of object, face, textual inversion + DreamBooth, object XL, face XL, "
+        "toy, got 'dog'."
     )
 
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_read_is_named_at_once(tab, stored):
         f"The caption '{stored / 'cup 0.txt'}' is not UTF-8 text. Save it as UTF-8."
     )
     notes = panel.locator(".notes li").all_text_contents()
-    assert [note for note in notes if "the format HEIC cannot be read (1): IMG_1.heic" in note]
+    assert any("the format HEIC cannot be read (1): IMG_1.heic" in note for note in notes)
     marked = panel.locator(".photos li", has=tab.page.locator(".fault:not([hidden])"))
     assert marked.locator("b").all_text_contents() == ["broken.jpg", "cup 0.png", "IMG_1.heic"]
     panel.get_by_role("button", name="Remove broken.jpg").click()

@@ -60,6 +60,7 @@ def test_new_photos_do_not_share_a_name_on_disks_that_ignore_case(tmp_path):
     assert found == ["caf\u00e9.jpg", "CAF\u00c9 (1).jpg", "dog.jpg", "Dog (1).jpg", "dog (2).JPG"]
 
 
+@pytest.mark.posix
 def test_a_new_photo_is_not_written_through_a_link(photos, tmp_path):
     os.symlink(tmp_path.parent / "elsewhere.jpg", tmp_path / "c.jpg")
     assert photos.names_for(["c.jpg"]) == ["c (1).jpg"]
@@ -109,6 +110,7 @@ def test_another_caption_is_kept_unless_it_may_be_replaced(photos):
     assert captions(photos)["a.jpg"] == "two"
 
 
+@pytest.mark.posix
 def test_a_caption_that_is_a_link_is_replaced_and_not_followed(photos, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}.txt"
     outside.write_text("theirs")
@@ -180,6 +182,7 @@ def test_a_caption_that_two_photos_share_stays_with_the_other(photos):
     assert captions(photos)["a.jpg"] == "shared"
 
 
+@pytest.mark.posix
 def test_removed_photos_do_not_leave_the_folder_through_a_link(photos, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()

@@ -55,8 +55,8 @@ def test_the_projects_key_overrides_modelspecs(tmp_path: Path) -> None:
 
 
 NAMES = (
-    "unet_heads, unet_norm_groups, vae_norm_groups, text_heads, latent_scale, beta_start, "
-    "beta_end, is_v_prediction, resolution"
+    "unet_heads, unet_norm_groups, vae_norm_groups, text_heads, text_norm, latent_scale, "
+    "beta_start, beta_end, is_v_prediction, has_zero_terminal_snr, resolution"
 )
 
 
