@@ -80,7 +80,7 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]
     """Shown to users: "Stable Diffusion 1"."""
-    architecture: ClassVar[str]
+    architecture: str
     """The name in ModelSpec metadata: "stable-diffusion-v1"."""
     base_version: ClassVar[str]
     """The value of `ss_base_model_version` in metadata: "sd_v1"."""

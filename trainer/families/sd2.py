@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from .constants import Constants
 from .files import CheckpointFile
@@ -20,7 +21,7 @@ class SD2(StableDiffusion):
     """Stable Diffusion 2.x. Those for 768 pixels predict v, the others epsilon."""
 
     name = "Stable Diffusion 2"
-    architecture = "stable-diffusion-v2"
+    architecture = "stable-diffusion-v2-512"
     base_version = "sd_v2"
     usual_clip_skip = 2
     text_encoder_specs = (
@@ -32,6 +33,11 @@ class SD2(StableDiffusion):
     )
     defaults = Constants(unet_heads=0, text_heads=0)
     defaults_of_v = Constants(unet_heads=0, text_heads=0, is_v_prediction=True, resolution=768)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.constants.is_v_prediction:
+            self.architecture = "stable-diffusion-v2-768-v"
 
     @classmethod
     def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -44,9 +44,10 @@ def _remedies(job: Job, budget: int, check: Check) -> Iterator[tuple[str, Job]]:
         except ValueError:
             continue
         yield text, changed
-    if isinstance(job.method, FullFineTune) and job.method.train_text_encoder:
+    if isinstance(job.method, FullFineTune) and (encoders := job.method.trained_text_encoders):
         method = FullFineTune(train_embedding=job.method.train_embedding)
-        yield "switch off train_text_encoder", replace(job, method=method)
+        switches = " and ".join(f"train_{encoder}" for encoder in encoders)
+        yield f"switch off {switches}", replace(job, method=method)
     if resolution := _lower_resolution(job, budget):
         changed = job.changed({"dataset.resolution": resolution})
         yield f"lower dataset.resolution to {resolution} (now {job.resolution})", changed

@@ -12,7 +12,7 @@ from trainer.checkpoint import CheckpointWriter
 from trainer.families.files import CheckpointFile
 from trainer.families.sd2 import SD2, TELLING_WEIGHT
 from trainer.families.tokenizer import ClipTokenizer
-from trainer.settings.config import OutputConfig
+from trainer.settings.config import ModelOptions, OutputConfig
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a photo of sks dog", "", "a red cup " * 40]
@@ -101,3 +101,13 @@ def test_v_prediction_is_told_from_a_weight_as_comfyui_does(
     source.metadata.clear()
     constants = SD2.read_constants(source, setting)
     assert (constants.is_v_prediction, constants.resolution) == (is_v, resolution)
+
+
+@pytest.mark.parametrize(
+    ("setting", "architecture"),
+    [("epsilon", "stable-diffusion-v2-512"), ("v", "stable-diffusion-v2-768-v")],
+)
+def test_modelspec_has_two_names_for_stable_diffusion_2(tiny_sd2_checkpoint, setting, architecture):
+    """Those of the ModelSpec standard, by what the published models predict."""
+    options = ModelOptions(prediction_type=setting)
+    assert families.load(tiny_sd2_checkpoint, CPU, options=options).architecture == architecture

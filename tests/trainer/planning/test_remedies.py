@@ -44,6 +44,16 @@ def test_changes_are_combined_if_one_is_not_enough():
     )
 
 
+def test_all_text_encoders_are_named_that_can_be_switched_off():
+    two = replace(JOB.model, text_encoders=JOB.model.text_encoders * 2)
+    both = FullFineTune(train_text_encoder=True, train_text_encoder_2=True)
+    job = replace(JOB.changed({**LEAN, "batch_size": 1}), method=both, model=two)
+    least = estimate(replace(job, method=FullFineTune()))
+    assert said(job, least.total) == (
+        "To make it fit, switch off train_text_encoder and train_text_encoder_2."
+    )
+
+
 def test_a_released_run_raises_its_batch_rather_than_accumulates():
     small = {"dataset.resolution": 16}
     job = JOB.changed({**LEAN, **small, "batch_size": 1, "gradient_accumulation": 2})
