@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .layouts import UNET, VAE, has_linear_projections
+from .layouts import ADDED, UNET, VAE, has_linear_projections
 
 AN_EMBEDDING = "a textual inversion embedding"
 UNKNOWN = "a file of unknown contents"
@@ -89,7 +89,7 @@ def _describe_unet(shapes: Mapping[str, tuple[int, ...]], conv_in: tuple[int, ..
     generation, num_channels = _generation(shapes), conv_in[1] if len(conv_in) == 4 else 0
     if generation == "XL" and _ONLY_IN_REFINERS in shapes:
         return "a Stable Diffusion XL refiner, which only improves images"
-    if generation == "2" and _ADDED in shapes:
+    if generation == "2" and ADDED in shapes:
         return "a Stable Diffusion 2 unCLIP model, which draws from images"
     if num_channels in _PURPOSES:
         return (
@@ -99,7 +99,6 @@ def _describe_unet(shapes: Mapping[str, tuple[int, ...]], conv_in: tuple[int, ..
     return UNKNOWN
 
 
-_ADDED = f"{UNET}label_emb.0.0.weight"
 _ONLY_IN_REFINERS = "conditioner.embedders.0.model.ln_final.weight"
 _PURPOSES = {5: "depth", 7: "upscaling", 8: "editing", 9: "inpainting"}
 """What a U-Net is for, by its number of input channels."""
@@ -108,5 +107,5 @@ _PURPOSES = {5: "depth", 7: "upscaling", 8: "editing", 9: "inpainting"}
 def _generation(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if not has_linear_projections(shapes):
         return "1"
-    is_xl = _ADDED in shapes and any(key.startswith("conditioner.") for key in shapes)
+    is_xl = ADDED in shapes and any(key.startswith("conditioner.") for key in shapes)
     return "XL" if is_xl else "2"

@@ -13,6 +13,8 @@ from .files import CheckpointFile
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
+ADDED = f"{UNET}label_emb.0.0.weight"
+"""Only in U-Nets that are also given pooled text and sizes, or an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +166,7 @@ def _context_width(source: CheckpointFile) -> int:
 
 
 def _added_width(source: CheckpointFile) -> int:
-    first = f"{UNET}label_emb.0.0.weight"
-    return source.shape(first, 2)[1] if first in source.shapes else 0
+    return source.shape(ADDED, 2)[1] if ADDED in source.shapes else 0
 
 
 def has_linear_projections(shapes: Mapping[str, tuple[int, ...]]) -> bool:

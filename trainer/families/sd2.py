@@ -7,7 +7,7 @@ from typing import Any
 
 from .constants import Constants
 from .files import CheckpointFile
-from .layouts import UNET, has_linear_projections
+from .layouts import ADDED, UNET, has_linear_projections
 from .stable_diffusion import StableDiffusion
 from .text_encoders import TextEncoderSpec
 
@@ -41,9 +41,7 @@ class SD2(StableDiffusion):
 
     @classmethod
     def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        is_other_generation = not has_linear_projections(shapes) or any(
-            key.startswith(f"{UNET}label_emb.") for key in shapes
-        )
+        is_other_generation = not has_linear_projections(shapes) or ADDED in shapes
         return cls.has_main_parts(shapes) and not is_other_generation
 
     @classmethod

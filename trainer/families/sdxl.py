@@ -9,7 +9,7 @@ import torch
 from .. import hardware
 from .base import Conditioning, Framing
 from .constants import Constants
-from .layouts import UNET
+from .layouts import ADDED
 from .stable_diffusion import StableDiffusion
 from .text_encoders import TextEncoderSpec
 
@@ -40,10 +40,9 @@ class SDXL(StableDiffusion):
 
     @classmethod
     def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        has_sizes = f"{UNET}label_emb.0.0.weight" in shapes
         # The refiner has only the second text encoder, as embedder 0.
         has_text = any(spec.is_in(shapes) for spec in cls.text_encoder_specs)
-        return cls.has_main_parts(shapes) and has_sizes and has_text
+        return cls.has_main_parts(shapes) and ADDED in shapes and has_text
 
     def with_framings(self, conditioning: Conditioning, framings: list[Framing]) -> Conditioning:
         sizes = hardware.move(torch.tensor([_sizes(each) for each in framings]), self.device)
