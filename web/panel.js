@@ -1,8 +1,8 @@
 // The panel on a training node: what is being done, charts, previews and buttons.
-import { api } from "/scripts/api.js";
 import { Chart, lossCurves, scoreCurves } from "./chart.js";
 import { button, element, show } from "./elements.js";
 import { Previews } from "./previews.js";
+import { post } from "./requests.js";
 import { Results } from "./results.js";
 import { addStyle } from "./style.js";
 import { isRunning, memory, status } from "./texts.js";
@@ -158,12 +158,6 @@ export class Panel {
     this.asked = STOPPING;
     this.show(this.view);
   }
-}
-
-/** @param {string} route @param {object} content @returns {Promise<Response>} */
-function post(route, content) {
-  const headers = { "Content-Type": "application/json" };
-  return api.fetchApi(route, { method: "POST", headers, body: JSON.stringify(content) });
 }
 
 /** @param {string | null} text */

@@ -1,6 +1,7 @@
 // A folder of photos on the server: what it contains, and what a page can change in it.
 // nodes/photo_view.py declares the same keys and routes.
 import { api } from "/scripts/api.js";
+import { post } from "./requests.js";
 
 /**
  * @typedef {object} PhotoView
@@ -55,9 +56,7 @@ export function thumbnail(folder, { name, stamp }) {
  * @returns {Promise<any>}
  */
 export async function change(route, content) {
-  const headers = { "Content-Type": "application/json" };
-  const body = JSON.stringify(content);
-  return answer(await api.fetchApi(route, { method: "POST", headers, body }));
+  return answer(await post(route, content));
 }
 
 /**
