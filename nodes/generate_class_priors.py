@@ -141,7 +141,7 @@ def _generate(
         precision.check(number_format, device)
         # The layer that training uses, which an embedding may have recorded.
         clip_skip = source.options.clip_skip or families.default_clip_skip(
-            source.path, source.embedding
+            source.path, source.embedding, source.options.loras
         )
         options = replace(source.options, clip_skip=clip_skip)
         formats = NumberFormats(precision=number_format)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..trainer.families import DEFAULT_OPTIONS, family_of
-from ..trainer.families.clip_skip import choose_clip_skip
+from ..trainer.families.clip_skip import choose_clip_skip, files_of
 from ..trainer.families.files import CheckpointFile
 from ..trainer.families.layouts import UNET
 from ..trainer.settings.config import ModelOptions, PredictionType
@@ -226,7 +226,8 @@ class UseTrainedModel(io.ComfyNode):
         family, options = model_source.family, model_source.options
         constants = family.read_constants(CheckpointFile(path), options.prediction_type)
         usual = family.usual_clip_skip
-        clip_skip = choose_clip_skip(options.clip_skip, path, embedding, usual)
+        files = files_of(path, embedding, options.loras)
+        clip_skip = choose_clip_skip(options.clip_skip, files, usual)
         return io.NodeOutput(
             *host.load_model(
                 path,

@@ -41,7 +41,10 @@ LAYERS = [
 ]
 """A room imports from itself and from the lines above its own. Rooms on one line do not know each
 other."""
-FAMILY_CONTRACT = {"families.base", "families.embedding", "families.tokenizer"}
+FAMILY_CONTRACT = {
+    "families.base", "families.embedding", "families.lora_file", "families.lora_layers",
+    "families.tokenizer",
+}  # fmt: skip
 """What all model families share. Other modules of families/ belong to one family or to loading."""
 MAX_FILE = 300
 MAX_FUNCTION, LONG_BY_NATURE = 60, "define_schema"

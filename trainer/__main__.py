@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train
+from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train, TrainLora
 from .cli.evaluation_commands import Compare, Score
 from .cli.parsing import parse
 from .cli.planning_command import PlanTable
@@ -24,13 +24,15 @@ from .cli.terminal import stopping_between_steps
 from .optimization.lr_schedules import LR_SCHEDULES
 from .optimization.optimizers import OPTIMIZERS
 from .sampling.schedulers import SCHEDULERS
-from .settings.presets import INVERSION_PRESETS, PRESETS
+from .settings.presets import INVERSION_PRESETS, LORA_PRESETS, PRESETS
 
 DESCRIPTION = f"""\
-DreamBooth and textual inversion for Stable Diffusion. Each command explains its options: python -m
-trainer train --help.
+DreamBooth, LoRA and textual inversion for Stable Diffusion. Each command explains its options:
+python -m trainer train --help.
 
 Presets of train: {", ".join(PRESETS)}.
+
+Presets of lora: {", ".join(LORA_PRESETS)}.
 
 Presets of textual-inversion: {", ".join(INVERSION_PRESETS)}.
 
@@ -41,6 +43,7 @@ Learning rate schedules: {", ".join(LR_SCHEDULES)}.
 Noise schedulers: {", ".join(SCHEDULERS)}."""
 COMMANDS: dict[str, type] = {
     "train": Train,
+    "lora": TrainLora,
     "textual-inversion": InvertText,
     "priors": Priors,
     "sample": Sample,
@@ -50,6 +53,9 @@ COMMANDS: dict[str, type] = {
     "plan": PlanTable,
     "demo": Demo,
 }
+
+PRESETS_OF = {InvertText: INVERSION_PRESETS, TrainLora: LORA_PRESETS}
+"""By command; those of the others are `PRESETS`."""
 
 
 def main(arguments: list[str]) -> int:
@@ -104,7 +110,7 @@ def _values(command: type, arguments: list[str]) -> Values:
     preset = _value_of("--preset", arguments) or values.get(("preset",))
     if not preset or "preset" not in flags:
         return values
-    presets = INVERSION_PRESETS if command is InvertText else PRESETS
+    presets = PRESETS_OF.get(command, PRESETS)
     if preset not in presets:
         raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}.")
     return read_values(command, presets[preset], preset) | values

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import weights
-from .precision import DTYPES
+from .precision import DTYPES, is_coarse
 from .settings.config import OutputConfig
 from .storage.flush import flush_folder
 from .storage.locks import LOCK, locked
@@ -39,6 +39,11 @@ class Original(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Their shapes, by name."""
+        ...
+
+    @property
+    def exact(self) -> Collection[str]:
+        """The names of tensors that are written in these dtypes whatever `output.dtype` says."""
         ...
 
     @property
@@ -121,10 +126,12 @@ class CheckpointWriter:
             return TensorToWrite(
                 shape, self._file_dtype(name), lambda: self.to_file_dtype(name, trained[name])
             )
-        return TensorToWrite(shape, self.original.dtypes[name], lambda: self.original.tensor(name))
+        dtype = self.original.dtypes[name]
+        return TensorToWrite(shape, dtype, lambda: self.original.tensor(name).to(dtype))
 
     def _file_dtype(self, name: str) -> torch.dtype:
-        return file_dtype(self.original.dtypes[name], self.output.dtype)
+        choice = "as input" if name in self.original.exact else self.output.dtype
+        return file_dtype(self.original.dtypes[name], choice)
 
 
 def write_new(
@@ -228,11 +235,6 @@ def file_dtype(original: torch.dtype, choice: str) -> torch.dtype:
     if choice != "as input":
         return DTYPES[choice]
     return torch.float16 if is_coarse(original) else original
-
-
-def is_coarse(dtype: torch.dtype) -> bool:
-    """Whether the numbers of a dtype are too far apart to store a trained weight."""
-    return dtype.itemsize < 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,11 @@ class NoiseProcess(ABC):
     def prediction(self) -> str:
         """What the model predicts, as ModelSpec metadata names it: "epsilon", "v" or "flow"."""
 
+    @property
+    @abstractmethod
+    def max_time(self) -> float:
+        """The time at which nothing but noise is left, or just after the last time."""
+
     @abstractmethod
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Return random times [count] to train at."""
@@ -89,6 +94,10 @@ class DiscreteNoise(NoiseProcess):
         return len(self.alphas_cumprod)
 
     @property
+    def max_time(self) -> float:
+        return float(self.num_timesteps)
+
+    @property
     def has_zero_terminal_snr(self) -> bool:
         """Whether nothing but noise is left at the last timestep."""
         return bool(self.alphas_cumprod[-1] == 0)
@@ -143,6 +152,10 @@ class FlowNoise(NoiseProcess):
     @property
     def prediction(self) -> str:
         return "flow"
+
+    @property
+    def max_time(self) -> float:
+        return 1.0
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the logistic function of normally distributed numbers, shifted: the middle of the

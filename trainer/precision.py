@@ -22,6 +22,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def is_coarse(dtype: torch.dtype) -> bool:
+    """Whether the numbers of a dtype are too far apart to store a trained weight."""
+    return dtype.itemsize < 2
+
+
 def check(precision: str, device: torch.device) -> None:
     """Raise ValueError if the device cannot compute in this precision."""
     if precision == "bf16" and not computes_in_bf16(device):

@@ -23,6 +23,7 @@ from ..hardware import find_device
 from ..loop import TrainingResult, train
 from ..methods.base import Method
 from ..methods.full import FullFineTune
+from ..methods.lora import LoRA
 from ..methods.textual_inversion import TextualInversion
 from ..runs import run_list
 from ..runs.disk_space import format_bytes
@@ -117,6 +118,13 @@ class Train(_Training):
     """Train a checkpoint on photos of a subject (DreamBooth), and save it as a new checkpoint."""
 
     method: FullFineTune = field(default_factory=FullFineTune)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLora(_Training):
+    """Train a LoRA on photos of a subject (DreamBooth): a small file that changes the model."""
+
+    method: LoRA = field(default_factory=LoRA)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@ loads it. Does not know which method trains the model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ from ..settings.config import ModelOptions
 from . import clip_skip
 from .averages import leave_out_averages
 from .base import ModelFamily
-from .clip_skip import choose_clip_skip
+from .clip_skip import LAST_LAYER, choose_clip_skip, files_of
 from .embedding import Embedding
 from .files import CheckpointFile
 from .kinds import describe, scale_of_quantized
 from .layouts import VAE
+from .lora_file import LoraFile, patch
 from .networks import FP32, NumberFormats
 from .sd1 import SD1
 from .sd2 import SD2
@@ -38,17 +40,11 @@ def load(
     the device. `embedding` is the file of a textual inversion whose placeholder captions may then
     contain. Raises FileNotFoundError or ValueError if a file cannot be used, before any weight is
     read."""
-    source = CheckpointFile(path)
-    if options.prediction_type != "auto":
-        source.overrides["prediction_type"] = options.prediction_type
+    source = open_model(path, options)
     textual_inversion = Embedding.read(embedding) if embedding else None
     family = family_of(source)
-    chosen = choose_clip_skip(options.clip_skip, path, embedding, family.usual_clip_skip)
-    leave_out_averages(source)
-    if options.vae:
-        replacement = open_vae(options.vae)
-        source.replace_vae(replacement, VAE)
-        source.overrides["vae_sha256"] = replacement.sha256()
+    files = files_of(path, embedding, options.loras)
+    chosen = choose_clip_skip(options.clip_skip, files, family.usual_clip_skip)
     constants = family.read_constants(source, options.prediction_type)
     model = family.load(source, constants, device, chosen, formats)
     if textual_inversion:
@@ -56,11 +52,31 @@ def load(
     return model
 
 
-def default_clip_skip(path: Path, embedding: Path | None = None) -> int:
+def open_model(path: Path, options: ModelOptions = DEFAULT_OPTIONS) -> CheckpointFile:
+    """Open a checkpoint file, with what the options replace or change in it: its VAE, and weights
+    that LoRAs change. Raises FileNotFoundError or ValueError if a file cannot be used."""
+    source = CheckpointFile(path)
+    if options.prediction_type != "auto":
+        source.overrides["prediction_type"] = options.prediction_type
+    family = family_of(source)
+    leave_out_averages(source)
+    if options.vae:
+        replacement = open_vae(options.vae)
+        source.replace_vae(replacement, VAE)
+        source.overrides["vae_sha256"] = replacement.sha256()
+    if options.loras:
+        constants = family.read_constants(source, options.prediction_type)
+        networks = family.plan_networks(source, constants, LAST_LAYER)
+        loras = {LoraFile(lora): strength for lora, strength in options.loras_with_strengths}
+        patch(source, family.lora_layers_of(networks), loras, family.name)
+    return source
+
+
+def default_clip_skip(path: Path, embedding: Path | None = None, loras: Sequence[Path] = ()) -> int:
     """The clip skip that these files are used with if none is set. Raises FileNotFoundError or
     ValueError if the checkpoint cannot be used."""
     usual = family_of(CheckpointFile(path)).usual_clip_skip
-    return clip_skip.default_clip_skip(path, embedding, usual)
+    return clip_skip.default_clip_skip(files_of(path, embedding, loras), usual)
 
 
 def family_of(source: CheckpointFile) -> type[ModelFamily]:

@@ -21,6 +21,7 @@ from ..weights import FileTensor
 from .compilation import compile_blocks
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
+from .lora_layers import LoraLayer
 from .networks import FP32, Network, NumberFormats
 from .tokenizer import ClipTokenizer
 
@@ -169,6 +170,15 @@ class ModelFamily(ABC):
     def file_tensors(self, part: str) -> dict[str, FileTensor]:
         """The current parameters of one of `parts`, as the tensors that the checkpoint file has of
         them. In the number format of memory: `trainer/weights.py` tells their values."""
+
+    @abstractmethod
+    def lora_layers(self) -> list[LoraLayer]:
+        """The layers that a LoRA can change, those of the U-Net first."""
+
+    @classmethod
+    @abstractmethod
+    def lora_layers_of(cls, networks: Mapping[str, Network]) -> list[LoraLayer]:
+        """The same of `plan_networks`."""
 
     def add_embedding(self, embedding: Embedding) -> dict[str, nn.Parameter]:
         """Replace a placeholder by its vectors in all captions from now on. Returns the vectors,

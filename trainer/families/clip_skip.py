@@ -7,7 +7,7 @@ that this trainer writes record it."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..storage.names import shown_name
@@ -23,18 +23,21 @@ before it had a clip skip may have kept the value of their base model."""
 LAST_LAYER = 1
 
 
-def default_clip_skip(base: Path, embedding: Path | None = None, usual: int = LAST_LAYER) -> int:
-    """The clip skip to use if none is set: the one recorded in the embedding, else in the
-    checkpoint, else the usual one of the model's family."""
-    return _default(_recorded(base, embedding), usual)
+def files_of(base: Path, embedding: Path | None, loras: Sequence[Path] = ()) -> list[Path]:
+    """The files that may record a clip skip, those first that count more."""
+    return [*([embedding] if embedding else []), *reversed(loras), base]
 
 
-def choose_clip_skip(
-    given: int | None, base: Path, embedding: Path | None = None, usual: int = LAST_LAYER
-) -> int:
+def default_clip_skip(files: Iterable[Path], usual: int = LAST_LAYER) -> int:
+    """The clip skip to use if none is set: the first one recorded in the files, else the usual one
+    of the model's family."""
+    return _default(_recorded(files), usual)
+
+
+def choose_clip_skip(given: int | None, files: Iterable[Path], usual: int = LAST_LAYER) -> int:
     """The clip skip to use with these files; `given` is the user's setting, if any. Warns if a file
     records another one."""
-    recorded = list(_recorded(base, embedding))
+    recorded = list(_recorded(files))
     chosen = _default(recorded, usual) if given is None else given
     for path, key, value in recorded:
         if value != chosen:
@@ -52,10 +55,10 @@ def _default(recorded: Iterable[tuple[Path, str, int]], usual: int) -> int:
     return next((value for _, key, value in recorded if key == CLIP_SKIP_KEY), usual)
 
 
-def _recorded(base: Path, embedding: Path | None) -> Iterator[tuple[Path, str, int]]:
-    """Each file that records a clip skip, with the key and the value; the embedding first."""
-    for path in (embedding, base):
-        if path is None or path.suffix.lower() not in SAFETENSORS:
+def _recorded(files: Iterable[Path]) -> Iterator[tuple[Path, str, int]]:
+    """Each file that records a clip skip, with the key and the value."""
+    for path in files:
+        if path.suffix.lower() not in SAFETENSORS:
             continue  # other files have no metadata
         metadata = CheckpointFile(path).metadata
         for key in (CLIP_SKIP_KEY, OTHERS_KEY):

@@ -5,14 +5,14 @@ files."""
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..precision import dtype_name
+from ..precision import dtype_name, is_coarse
 from ..storage.hashing import sha256_of
 from ..storage.names import is_text, shown_name
 from .containers import open_pickle, open_safetensors
@@ -39,6 +39,7 @@ CHECKPOINT = FileKind("checkpoint", "a Stable Diffusion checkpoint", ENDINGS)
 EMBEDDING = FileKind(
     "embedding", "an embedding of textual inversion", (".safetensors", ".pt", ".bin", ".ckpt")
 )
+LORA = FileKind("LoRA", "a LoRA", (".safetensors", ".pt", ".ckpt", ".bin"))
 
 
 class CheckpointFile:
@@ -56,6 +57,8 @@ class CheckpointFile:
     """The file whose VAE replaces this file's. None: this file's own is used."""
     num_bytes: int
     """The approximate size of a file with all these tensors in their number formats."""
+    exact: Collection[str] = ()
+    """As in `checkpoint.Original`."""
     notes: list[str]
     """What a trained checkpoint will not copy from the file, for the user."""
     overrides: dict[str, str]
@@ -74,6 +77,7 @@ class CheckpointFile:
         self.metadata, self._read = contents.metadata, contents.read
         self._names: dict[str, str] = {}
         self._markers: set[str] = set()
+        self._patches: dict[str, list[Callable[[Tensor], Tensor]]] = {}
         if all(key.startswith(DATA_PARALLEL) for key in self.shapes):
             self.rename({key.removeprefix(DATA_PARALLEL): key for key in self.shapes})
         self.vae: CheckpointFile | None = None
@@ -95,6 +99,14 @@ class CheckpointFile:
         self._markers.add(key)
         self.shapes[key], self.dtypes[key] = (0,), torch.float32
 
+    def patch(self, key: str, change: Callable[[Tensor], Tensor]) -> None:
+        """Let a tensor be changed whenever it is read. `change` takes and returns it in the file's
+        shape, in any number format."""
+        self._patches.setdefault(key, []).append(change)
+        if is_coarse(self.dtypes[key]):
+            self.num_bytes += math.prod(self.shapes[key])
+            self.dtypes[key] = torch.float16
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Keep only the tensors of `names`: the present name by the new one."""
         self._names = {new: self._names.get(old, old) for new, old in names.items()}
@@ -114,17 +126,24 @@ class CheckpointFile:
         return sum(math.prod(self.shapes[key]) * self.dtypes[key].itemsize for key in keys)
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor on the CPU, in the file's number format. Do not change it in place.
+        """One tensor on the CPU, in the file's number format, or in fp32 if it is patched. Do not
+        change it in place.
 
         Raises ValueError if the tensor is larger than the whole file.
         """
+        tensor = self._unpatched(key)
+        for change in self._patches.get(key, ()):
+            tensor = change(tensor)
+        return tensor
+
+    def _unpatched(self, key: str) -> Tensor:
         if self.vae and key in self.vae.shapes:
             return self.vae.tensor(key)
         if key in self._markers:
             return torch.empty(self.shapes[key])
         shape = self.shapes[key]
         # max: a tensor with a 0 in its shape needs no memory, but may claim any other sides.
-        num_bytes = math.prod(max(side, 1) for side in shape) * self.dtypes[key].itemsize
+        num_bytes = math.prod(max(side, 1) for side in shape) * self._smallest(key)
         if num_bytes > self.path.stat().st_size:
             raise ValueError(
                 f"The weight '{key}' of '{self.name}' has the shape {list(shape)}, which is "
@@ -132,6 +151,10 @@ class CheckpointFile:
                 "another."
             )
         return self._read(self._names.get(key, key))
+
+    def _smallest(self, key: str) -> int:
+        """Bytes per number, at least: a patched tensor may have fewer in the file."""
+        return 1 if key in self._patches else self.dtypes[key].itemsize
 
     def shape(self, key: str, num_dimensions: int) -> tuple[int, ...]:
         """The shape of a weight. Raises ValueError if the weight is missing, has no elements or has

@@ -23,6 +23,7 @@ class SDXL(StableDiffusion):
     base_version = "sdxl_base_v1-0"
     usual_clip_skip = 2
     tells_prediction_by_tensors = True
+    has_checkpoint_names_in_loras = True
     text_encoder_specs = (
         TextEncoderSpec(
             name="clip_l", prefixes=("conditioner.embedders.0.transformer.text_model.",)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..settings.config import ModelOptions
-from .clip_skip import choose_clip_skip
+from .clip_skip import choose_clip_skip, files_of
 from .files import CheckpointFile
 from .networks import build_text_encoder
 from .vae_file import open_vae
@@ -106,7 +106,8 @@ def read_shape(path: Path, options: ModelOptions, embedding: Path | None = None)
     family = family_of(source)
     if options.vae:
         source.vae = open_vae(options.vae)
-    clip_skip = choose_clip_skip(options.clip_skip, path, embedding, family.usual_clip_skip)
+    files = files_of(path, embedding, options.loras)
+    clip_skip = choose_clip_skip(options.clip_skip, files, family.usual_clip_skip)
     constants = family.read_constants(source, options.prediction_type)
     networks = family.plan_networks(source, constants, clip_skip)
     unet, vae, *text_encoders = (

@@ -20,6 +20,7 @@ from .base import Conditioning, Framing, ModelFamily, text_parts
 from .constants import Constants
 from .files import CheckpointFile
 from .layouts import UNET, VAE
+from .lora_layers import LoraLayer, lora_layers
 from .networks import FP32, Network, NumberFormats, plan_text_encoder, plan_unet, plan_vae
 from .prediction import mark
 from .text_encoders import TextEncoder, TextEncoderSpec
@@ -38,6 +39,9 @@ class StableDiffusion(ModelFamily):
     """What this generation's files do not say."""
     tells_prediction_by_tensors: ClassVar[bool] = False
     """Whether ComfyUI reads what a file's model predicts from its tensors `v_pred` and `ztsnr`."""
+    has_checkpoint_names_in_loras: ClassVar[bool] = False
+    """Whether LoRA files name the U-Net's layers as checkpoints do, rather than as diffusers does.
+    """
 
     def __init__(
         self,
@@ -162,6 +166,14 @@ class StableDiffusion(ModelFamily):
 
     def file_tensors(self, part: str) -> dict[str, FileTensor]:
         return self._networks[part].file_tensors(self.source)
+
+    def lora_layers(self) -> list[LoraLayer]:
+        return self.lora_layers_of(self._networks)
+
+    @classmethod
+    def lora_layers_of(cls, networks: Mapping[str, Network]) -> list[LoraLayer]:
+        has_checkpoint_names = cls.has_checkpoint_names_in_loras
+        return list(lora_layers(networks, has_checkpoint_names=has_checkpoint_names))
 
     @classmethod
     def checkpoint_tensors(

@@ -4,11 +4,12 @@ the live state."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..checkpoint import Original
 from ..data.examples import Example
@@ -35,13 +36,35 @@ class Part:
 class OutputFile:
     """A file that a run writes: the original file's tensors, with those of `parts` replaced."""
 
-    kind: Literal["checkpoint", "embedding"]
+    kind: Literal["checkpoint", "embedding", "lora"]
     original: Original
     parts: list[Part]
     output: OutputConfig
     """Folder, name and number format of the file."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of this file only, added to the run's."""
+
+
+class InitialTensors:
+    """A copy of new weights from before training, as the `Original` of their file."""
+
+    metadata: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        dtypes: Mapping[str, torch.dtype] | None = None,
+        exact: Collection[str] = (),
+    ) -> None:
+        """`dtypes` are those of the file, if they differ from the weights'; `exact` as in
+        `Original`."""
+        self._tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.exact = exact
+
+    def tensor(self, key: str) -> Tensor:
+        return self._tensors[key]
 
 
 class Trainable(ABC):

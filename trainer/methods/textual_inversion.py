@@ -1,28 +1,19 @@
 """Textual inversion (Gal et al., arXiv 2208.01618): trains the token embedding of a new word for
-the subject, while the model stays frozen.
-
-Shapes: N vectors, D embedding width."""
+the subject, while the model stays frozen."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from .. import weights
 from ..data.examples import Example
 from ..families.base import ModelFamily
-from ..families.embedding import PLACEHOLDER_KEY, Embedding
-from ..families.tokenizer import check_placeholder, has_placeholder
+from ..families.tokenizer import has_placeholder
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
 from ..weights import FileTensor
-from .base import OutputFile, Part, Trainable
-
-logger = logging.getLogger(__name__)
+from .base import Part, Trainable
+from .new_words import NewWord, TrainableEmbedding
 
 OWN_CAPTIONS = "captions"
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -77,12 +68,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Caption templates by name; {} is the placeholder. Each use of a photo draws one at random."""
-PERTURBATION = 0.1
-"""Length of the noise added to a repeated initial vector, relative to the vector's own length, so
-that vectors initialised from the same word differ."""
-LENGTH_QUANTILES = (0.01, 0.99)
-"""The new vectors are kept between these quantiles of the vocabulary's vector lengths: a much
-longer vector drowns out the rest of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,18 +91,16 @@ class TextualInversion:
     "captions" for the toy model, which knows few words of the sentences."""
 
     def __post_init__(self) -> None:
-        check_placeholder(self.placeholder)
-        if not self.initializer.strip():
-            raise ValueError(
-                "The initializer is empty. Name the subject in one or more common words, such as "
-                "'dog'."
-            )
-        if self.num_vectors is not None and self.num_vectors < 1:
-            raise ValueError(f"num_vectors must be 1 or more, got {self.num_vectors}.")
+        self.word.check()
         if self.templates not in TEMPLATES:
             raise ValueError(
                 f"templates must be one of {', '.join(TEMPLATES)}, got {self.templates!r}."
             )
+
+    @property
+    def word(self) -> NewWord:
+        """The new token."""
+        return NewWord(self.placeholder, self.initializer, self.num_vectors)
 
     @property
     def trained_parts(self) -> frozenset[str]:
@@ -150,48 +133,8 @@ class TextualInversion:
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
     ) -> Trainable:
-        model.add_embedding(Embedding(self.placeholder, self._initial_vectors(model, config.seed)))
-        for photo in photos:
-            for caption in photo.captions:
-                self._require_room(model, photo, caption)
+        self.word.add_to(model, photos, config.seed)
         return _InversionTrainable(TrainableEmbedding(model, self.placeholder, config))
-
-    def _initial_vectors(self, model: ModelFamily, seed: int) -> dict[str, Tensor]:
-        """The initial vectors [N, D] by text encoder: those of the initializer's words, then, if
-        more are needed, the same words again with a little noise added."""
-        token_ids = self._initializer_ids(model)
-        num_vectors = self.num_vectors or len(token_ids)
-        repeated_ids = [token_ids[i % len(token_ids)] for i in range(num_vectors)]
-        generator = torch.Generator().manual_seed(seed)
-        initial = {}
-        for name, table in model.token_tables().items():
-            vectors = table.weight[repeated_ids].detach().cpu().float()
-            noise = torch.nn.functional.normalize(torch.randn(vectors.shape, generator=generator))
-            noise[: len(token_ids)] = 0
-            initial[name] = vectors + PERTURBATION * vectors.norm(dim=1, keepdim=True) * noise
-        return initial
-
-    def _initializer_ids(self, model: ModelFamily) -> list[int]:
-        """One token id for each word of the initializer. Raises ValueError if a word has no single
-        token or if `num_vectors` does not fit."""
-        try:
-            token_ids = model.tokenizer.word_ids(self.initializer)
-        except ValueError as error:
-            raise ValueError(f"The initializer cannot be used: {error}") from None
-        num_vectors = self.num_vectors or len(token_ids)
-        if num_vectors < len(token_ids):
-            raise ValueError(
-                f"The initializer {self.initializer!r} has {len(token_ids)} words, but num_vectors "
-                f"is {num_vectors}. Set num_vectors to {len(token_ids)} or more, or use fewer "
-                "words."
-            )
-        if num_vectors > model.tokenizer.max_caption_tokens:
-            raise ValueError(
-                f"num_vectors is {num_vectors}, but a prompt has room for only "
-                f"{model.tokenizer.max_caption_tokens} tokens. Set it to 8 or less, to "
-                "leave room for the rest of the prompt."
-            )
-        return token_ids
 
     def _require_placeholder(self, photo: Example, caption: str) -> None:
         if not has_placeholder(caption, self.placeholder):
@@ -200,79 +143,6 @@ class TextualInversion:
                 f"The caption of '{photo.path.name}' lacks the placeholder {self.placeholder!r}: "
                 f"{caption!r}. Add it to the caption, or choose other templates ({others})."
             )
-
-    def _require_room(self, model: ModelFamily, photo: Example, caption: str) -> None:
-        if has_placeholder(model.tokenizer.cut_text(caption), self.placeholder):
-            num_vectors = len(next(iter(model.learned_vectors[self.placeholder].values())))
-            raise ValueError(
-                f"The caption of '{photo.path.name}' has no room for all {num_vectors} vectors of "
-                f"{self.placeholder!r}: {caption!r}. Shorten the caption, or lower num_vectors."
-            )
-
-
-class TrainableEmbedding:
-    """The vectors of a placeholder in training, and the file that they are written to."""
-
-    def __init__(
-        self, model: ModelFamily, placeholder: str, config: TrainingConfig, *, name_suffix: str = ""
-    ) -> None:
-        self._vectors = model.learned_vectors[placeholder]
-        for vectors in self._vectors.values():
-            vectors.requires_grad_(True)
-        self._length_ranges = {
-            name: _length_range(table.weight) for name, table in model.token_tables().items()
-        }
-        rate, output = config.optimizer.learning_rate, config.output
-        self.part = Part("embedding", list(self._vectors.values()), rate, decays=False)
-        self.file = OutputFile(
-            kind="embedding",
-            original=_InitialVectors(self.tensors()),
-            parts=[self.part],
-            output=replace(
-                output,
-                folder=output.embedding_folder or output.folder,
-                name=output.name + name_suffix,
-            ).in_subfolder(),
-            metadata={
-                "modelspec.architecture": f"{model.architecture}/textual-inversion",
-                "modelspec.trigger_phrase": placeholder,
-                PLACEHOLDER_KEY: placeholder,
-            },
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The current vectors, by their names in the file."""
-        return {name: vectors.detach() for name, vectors in self._vectors.items()}
-
-    @torch.no_grad()
-    def clamp_lengths(self) -> None:
-        """Scale vectors that are shorter or longer than the vocabulary's to the nearest allowed
-        length."""
-        for name, vectors in self._vectors.items():
-            lengths = vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
-            vectors.mul_(lengths.clamp(*self._length_ranges[name]) / lengths)
-
-
-def _length_range(table: Tensor) -> tuple[float, float]:
-    """The shortest and longest length allowed, from a table of token embeddings."""
-    # On the CPU, because quantile needs both tensors on one device.
-    lengths = weights.value(table).norm(dim=1).cpu()
-    shortest, longest = lengths.quantile(torch.tensor(LENGTH_QUANTILES)).tolist()
-    return shortest, longest
-
-
-class _InitialVectors:
-    """A copy of the vectors from before training, as the `Original` of their file."""
-
-    metadata: Mapping[str, str] = {}
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
-        self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-
-    def tensor(self, key: str) -> Tensor:
-        return self._tensors[key]
 
 
 class _InversionTrainable(Trainable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 NUM_BEST = 2
 """Best checkpoints that exist at once: the best so far, and the next one while it is written."""
+HEADER_BYTES = 70
+"""Of each tensor besides its name, in the header of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,8 @@ def _require_room(needs: Sequence[Need]) -> None:
 
 def require_for_step(session: Session) -> None:
     """Raise OSError if an intermediate checkpoint would leave too little space for the result."""
-    for file in _checkpoints(session.trainable):
-        size = file_size(session.model, session.trainable, file)
+    for file in _large(session.trainable):
+        size = file_size(session.trainable, file)
         _require(file.output.folder, "a checkpoint", size, session)
 
 
@@ -114,8 +117,8 @@ def _require(folder: Path, what: str, size: int, result_of: Session | None) -> N
     reserved = 0
     if result_of:
         reserved = sum(
-            file_size(result_of.model, result_of.trainable, file)
-            for file in _checkpoints(result_of.trainable)
+            file_size(result_of.trainable, file)
+            for file in _large(result_of.trainable)
             if _disk(file.output.folder) == _disk(folder)
         )
     free = shutil.disk_usage(folder).free
@@ -149,8 +152,8 @@ def _checkpoint_needs(
     is_scored: bool,
 ) -> Iterator[Need]:
     output, steps_left = config.output, config.steps - steps_made
-    for file in _checkpoints(trainable):
-        folder, size = file.output.folder, file_size(model, trainable, file)
+    for file in _large(trainable):
+        folder, size = file.output.folder, file_size(trainable, file)
         yield Need(folder, "checkpoint", 1, size, is_result=True)
         num = min(output.keep, steps_left // output.save_every) if output.save_every else 0
         yield Need(folder, "intermediate checkpoints", num, size)
@@ -158,19 +161,22 @@ def _checkpoint_needs(
             yield Need(folder, "best checkpoints", NUM_BEST, size)
 
 
-def file_size(model: ModelFamily, trainable: Trainable, file: OutputFile) -> int:
-    """The size of a written checkpoint in bytes: that of the base model, with the trained weights
-    in their new number format."""
-    size = model.source.num_bytes
-    for name, tensor in trainable.file_tensors(file).items():
-        old = file.original.dtypes[name]
-        new = file_dtype(old, file.output.dtype)
-        size += tensor.numel() * (new.itemsize - old.itemsize)
-    return size
+def file_size(trainable: Trainable, file: OutputFile) -> int:
+    """The approximate size of a written file in bytes, with the trained weights in their new number
+    format."""
+    dtypes = dict(file.original.dtypes)
+    for name in trainable.file_tensors(file):
+        dtypes[name] = file_dtype(dtypes[name], file.output.dtype)
+    shapes = file.original.shapes
+    return sum(
+        math.prod(shapes[name]) * dtype.itemsize + len(name) + HEADER_BYTES
+        for name, dtype in dtypes.items()
+    )
 
 
-def _checkpoints(trainable: Trainable) -> list[OutputFile]:
-    return [file for file in trainable.files if file.kind == "checkpoint"]
+def _large(trainable: Trainable) -> list[OutputFile]:
+    """The files that are large enough to count."""
+    return [file for file in trainable.files if file.kind != "embedding"]
 
 
 def _disk(folder: Path) -> int:

@@ -22,8 +22,6 @@ from ..storage.hashing import sha256_of
 
 OLD_VERSION = "version of the trainer"
 """A fact of runs with numerics version 0: a hash of the source code, which is ignored now."""
-FILES = ("base model", "embedding", "vae", "photos", "class images")
-"""The facts about files."""
 _MISSING = object()
 
 
@@ -35,10 +33,12 @@ class Definition:
     """Settings by their dotted names, and hashes of files."""
     at_default: frozenset[str]
     """Names of the settings that have their default values."""
+    files: frozenset[str] = frozenset()
+    """The names of those facts that are about files."""
 
     def with_settings(self, config: TrainingConfig, method: Method) -> Definition:
         """The definition of a run on the same files with other settings."""
-        return _definition(config, method, {name: self.facts[name] for name in FILES})
+        return _definition(config, method, {name: self.facts[name] for name in self.files})
 
     @property
     def identity(self) -> str:
@@ -64,21 +64,26 @@ def define(
     photos: Sequence[Example],
     class_images: Sequence[Example],
     vae_sha256: str = "",
+    lora_sha256s: Sequence[str] = (),
+    method_sha256s: Mapping[str, str] | None = None,
 ) -> Definition:
     """The definition of a run. Hashes of files that are not set are "". `class_images` are
-    the user's own; generated ones follow from the settings and the base model."""
+    the user's own; generated ones follow from the settings and the base model. `method_sha256s` are
+    those of the files that the method's options name, by option."""
     files = {
         "base model": base_sha256,
         "embedding": embedding_sha256,
         "vae": vae_sha256,
+        "loras": list(lora_sha256s),
         "photos": _digest([_content(example) for example in photos]),
         "class images": _digest([_content(example) for example in class_images]),
+        **{f"{_prefix(method)}{name}": sha256 for name, sha256 in (method_sha256s or {}).items()},
     }
     return _definition(config, method, files)
 
 
 def _definition(config: TrainingConfig, method: Method, files: Mapping[str, Any]) -> Definition:
-    method_name = f"method.{type(method).__name__}."
+    method_name = _prefix(method)
     settings = {**_values(config), **_values(method, method_name)}
     names = deciding(TrainingConfig) | deciding(type(method), method_name)
     facts = {
@@ -86,7 +91,19 @@ def _definition(config: TrainingConfig, method: Method, files: Mapping[str, Any]
         "photos per step": config.batch_size * config.gradient_accumulation,
         **files,
     }
-    return Definition(facts, frozenset([*_at_default(config), *_at_default(method, method_name)]))
+    at_default = frozenset([*_at_default(config), *_at_default(method, method_name)])
+    return Definition(facts, at_default, frozenset(files))
+
+
+def _prefix(method: Method) -> str:
+    """What the names of a method's options begin with."""
+    return f"method.{type(method).__name__}."
+
+
+def named_files(method: Method) -> dict[str, Path | None]:
+    """The files that a method's options name, by option."""
+    named = effects(type(method))
+    return {name: getattr(method, name) for name in named if named[name] is Effect.CONTENT}
 
 
 def deciding(settings: type, prefix: str = "") -> set[str]:

@@ -73,6 +73,7 @@ def describe_run(
         CLIP_SKIP_KEY: model.clip_skip,
         "dreambooth.base_sha256": model.source.sha256(),
         "ss_vae_name": config.vae.name if config.vae else None,
+        "dreambooth.loras": model.source.overrides.get("loras"),
         "ss_new_vae_hash": model.source.overrides.get("vae_sha256"),
         "dreambooth.config": json.dumps(as_json(config)),
         "dreambooth.method": json.dumps({type(method).__name__: as_json(method)}),

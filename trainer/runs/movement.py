@@ -7,9 +7,9 @@ import logging
 import math
 from collections.abc import Iterator
 
-from ..checkpoint import WeightChange, file_dtype, is_coarse
+from ..checkpoint import WeightChange, file_dtype
 from ..methods.base import Part, Trainable
-from ..precision import dtype_name
+from ..precision import dtype_name, is_coarse
 from ..training.session import Session
 from .outputs import Outputs
 

@@ -17,7 +17,7 @@ from ..settings.config import TrainingConfig
 from ..storage import json_files
 from ..storage.locks import locked
 from ..training.images import own_class_images
-from .identity import Definition, Hashes, define
+from .identity import Definition, Hashes, define, named_files
 from .manifest import MANIFEST, Manifest
 from .related_runs import RelatedRuns
 from .run import OnExisting, Run
@@ -112,6 +112,10 @@ def _define(
         photos=photos,
         class_images=own_class_images(config, quiet=True),
         vae_sha256=hashes.sha256(config.vae) if config.vae else "",
+        lora_sha256s=[hashes.sha256(lora) for lora in config.loras],
+        method_sha256s={
+            name: hashes.sha256(path) if path else "" for name, path in named_files(method).items()
+        },
     )
 
 
@@ -119,6 +123,8 @@ def _with_default_clip_skip(config: TrainingConfig) -> TrainingConfig:
     """The settings without a clip skip that would be used anyway, so that it makes no difference
     whether the user sets it."""
     given = config.clip_skip
-    if given is not None and given == families.default_clip_skip(config.base, config.embedding):
+    if given is None:
+        return config
+    if given == families.default_clip_skip(config.base, config.embedding, config.loras):
         return config.replace({"clip_skip": None})
     return config

@@ -24,7 +24,8 @@ class TrainingResult:
     """The result of a finished run."""
 
     files: Mapping[str, Path]
-    """The written files: a "checkpoint", an "embedding" or both."""
+    """The written files: a "checkpoint", a "lora" or an "embedding", or one of the first two with
+    an "embedding"."""
     steps: int
     """Optimizer steps made."""
     total_steps: int
@@ -62,6 +63,11 @@ class TrainingResult:
         learned."""
         found = best_step.best(self.scores)
         return found.step if found else None
+
+    @property
+    def lora(self) -> Path | None:
+        """The trained LoRA. None: the method writes none."""
+        return self.files.get("lora")
 
     @property
     def embedding(self) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ..storage import names
 
@@ -20,6 +20,14 @@ def at_least(name: str, value: float, minimum: float) -> None:
 
 def is_finite(name: str, value: float) -> None:
     require(value < math.inf, f"{name} must be a finite number, got {value}.")
+
+
+def check_strengths(loras: Sequence[object], strengths: Sequence[float]) -> None:
+    """One strength for each LoRA, or none."""
+    require(len(strengths) in (0, len(loras)), f"lora_strengths has {len(strengths)} numbers, but "
+            f"loras has {len(loras)} files. Write one number for each file, or none.")  # fmt: skip
+    for strength in strengths:
+        require(abs(strength) < math.inf, f"lora_strengths must be finite numbers, got {strength}.")
 
 
 def is_seed(name: str, value: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .checks import at_least, is_finite, is_seed, is_text, one_of, require
+from .checks import at_least, check_strengths, is_finite, is_seed, is_text, one_of, require
 from .drawing import PreviewConfig as PreviewConfig
 from .drawing import PriorConfig as PriorConfig
 from .drawing import SamplingConfig as SamplingConfig
@@ -126,6 +126,18 @@ class ModelOptions:
     clip_skip: int | None = None
     """Layer of the text encoders to use, counted from the last one, which is 1. None: the value
     recorded in the files, otherwise 1 for Stable Diffusion 1 and 2 for 2 and XL."""
+    loras: tuple[Path, ...] = ()
+    """LoRA files that change the model, one after the other."""
+    lora_strengths: tuple[float, ...] = ()
+    """How strongly each LoRA changes the model: 1 as trained, 0 not at all. Empty: 1 for all."""
+
+    def __post_init__(self) -> None:
+        check_strengths(self.loras, self.lora_strengths)
+
+    @property
+    def loras_with_strengths(self) -> list[tuple[Path, float]]:
+        strengths = self.lora_strengths or (1.0,) * len(self.loras)
+        return list(zip(self.loras, strengths, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +223,15 @@ class TrainingConfig:
     one weight at a time. Saves 3 or more bytes per trained weight; steps take longer. Needs
     gradient_release."""
 
+    loras: ByContent[tuple[Path, ...]] = ()
+    """LoRA files that change the base model before it is trained, one after the other. Empty:
+    none."""
+    lora_strengths: Decides[tuple[float, ...]] = ()
+    """How strongly each LoRA changes the base model: 1 as trained, 0 not at all. Empty: 1 for all.
+    """
+
     def __post_init__(self) -> None:
+        check_strengths(self.loras, self.lora_strengths)
         for name in ("steps", "batch_size", "gradient_accumulation"):
             at_least(name, getattr(self, name), 1)
         is_seed("seed", self.seed)
@@ -227,9 +247,8 @@ class TrainingConfig:
 
     @property
     def model_options(self) -> ModelOptions:
-        return ModelOptions(
-            prediction_type=self.prediction_type, vae=self.vae, clip_skip=self.clip_skip
-        )
+        names = [field.name for field in dataclasses.fields(ModelOptions)]
+        return ModelOptions(**{name: getattr(self, name) for name in names})
 
     def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
         """Return a copy with some settings changed; for nested settings, pass nested mappings."""

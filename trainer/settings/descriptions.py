@@ -32,7 +32,15 @@ def descriptions(settings: type) -> dict[str, str]:
 
 
 def _docstrings(settings: type) -> dict[str, str]:
-    """The string below each field in the source of a class, on one line."""
+    """The string below each field in the source of a class and of those that it inherits from, on
+    one line."""
+    found: dict[str, str] = {}
+    for one in reversed(settings.__mro__[:-1]):
+        found |= _own_docstrings(one)
+    return found
+
+
+def _own_docstrings(settings: type) -> dict[str, str]:
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
     assert isinstance(tree, ast.ClassDef)
     found = {}

@@ -45,6 +45,33 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+LORA_PRESETS: dict[str, dict[str, Any]] = {
+    "object": {"batch_size": 4, "steps": 400, "optimizer": {"learning_rate": 1e-4}},
+    "face": {
+        "batch_size": 2,
+        "steps": 1200,
+        "optimizer": {"learning_rate": 1e-4},
+        "prior": {"weight": 1.0},
+        "method": {"train_text_encoder": True, "text_encoder_learning_rate": 5e-5},
+    },
+    "object XL": {"batch_size": 2, "steps": 800, "optimizer": {"learning_rate": 1e-4}},
+    "face XL": {
+        "batch_size": 2,
+        "steps": 1200,
+        "optimizer": {"learning_rate": 1e-4},
+        "prior": {"weight": 1.0},
+    },
+    "toy": {
+        "batch_size": 4,
+        "steps": 300,
+        "optimizer": {"learning_rate": 2e-3},
+        "prior": PRESETS["toy"]["prior"],
+        "method": {"train_text_encoder": True},
+    },
+}
+"""Presets for LoRA: the photos of `PRESETS`, with the learning rate of diffusers' examples and of
+most other programs (1e-4)."""
+
 INVERSION_PRESETS: dict[str, dict[str, Any]] = {
     "textual inversion": {
         "batch_size": 4,

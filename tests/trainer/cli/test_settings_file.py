@@ -9,6 +9,7 @@ from trainer.__main__ import COMMANDS, main
 
 NEEDED = {
     "train": ["--base", "b", "--dataset.photos", "p", "--dataset.prompt", "d"],
+    "lora": ["--base", "b", "--dataset.photos", "p", "--dataset.prompt", "d"],
     "textual-inversion": [
         "--base", "b", "--dataset.photos", "p", "--dataset.prompt", "d", "--method.placeholder",
         "<x>", "--method.initializer", "dog",
@@ -110,6 +111,14 @@ FILES = {
         "method.train_text_encoder": True,
         "method.text_encoder_learning_rate": 5e-7,
     }),
+    "lora": (
+        'base = "b"\nloras = ["-a", "b"]\nlora_strengths = [1, -0.5]\n[dataset]\n'
+        'photos = ["p"]\nprompt = "d"\n[method]\nrank = 4\nalpha = 2\nlayers = "-x"',
+        {
+            "config.loras": (Path("-a"), Path("b")), "config.lora_strengths": (1.0, -0.5),
+            "method.rank": 4, "method.alpha": 2.0, "method.layers": "-x", "method.start": None,
+        },
+    ),
     "textual-inversion": (
         'base = "b"\n[dataset]\nphotos = ["p"]\nprompt = "-<x>"\n[method]\n'
         'placeholder = "<-x>"\ninitializer = "-dog"\nnum_vectors = 2',
@@ -218,7 +227,7 @@ UNKNOWN = [
         "Known keys: device, base, embedding, vae, prediction_type, steps, batch_size, "
         "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
         "min_snr_gamma, noise_offset, channels_last, compile, clip_skip, weights, "
-        "gradient_release, offload, preset, runs, judge, "
+        "gradient_release, offload, loras, lora_strengths, preset, runs, judge, "
         "on_existing, vram, " + HEADINGS,
     ),
     (
@@ -234,7 +243,7 @@ UNKNOWN = [
         "compare", 'scheduler = "PNDM"', "scheduler",
         "Known keys: device, checkpoints, prompts, schedulers, steps, embedding, "
         "guidance_scale, negative_prompt, seed, batch_size, size, judge, photos, folder, "
-        "precision, prediction_type, vae, clip_skip",
+        "precision, prediction_type, vae, clip_skip, loras, lora_strengths",
     ),
     ("demo", 'settings = "other.toml"', "settings", "Known keys: device, folder"),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer import families, toy
-from trainer.families.clip_skip import choose_clip_skip, default_clip_skip
+from trainer.families.clip_skip import choose_clip_skip, default_clip_skip, files_of
 from trainer.families.tokenizer import ClipTokenizer
 from trainer.settings.config import ModelOptions
 
@@ -87,16 +87,18 @@ def test_a_model_draws_as_its_file_says(tiny_checkpoint: Path, tmp_path: Path, e
 def test_the_embedding_decides_before_the_checkpoint(recording: Callable[..., Path]) -> None:
     plain, two = recording("plain.safetensors"), recording("two.safetensors", ours="2")
     three = recording("three.safetensors", ours="3")
-    assert default_clip_skip(plain) == default_clip_skip(plain, plain) == 1
-    assert default_clip_skip(plain, two) == default_clip_skip(two, plain) == 2
-    assert default_clip_skip(two, three) == 3
+    assert default_clip_skip([plain]) == default_clip_skip([plain, plain]) == 1
+    assert default_clip_skip([plain, two]) == default_clip_skip([two, plain]) == 2
+    assert default_clip_skip(files_of(two, three)) == 3
+    assert default_clip_skip(files_of(two, None, [three, plain])) == 3
+    assert default_clip_skip(files_of(two, None, [three, two])) == 2
     pickled = two.rename(two.with_suffix(".pt"))  # has no metadata
-    assert default_clip_skip(plain, pickled) == 1
+    assert default_clip_skip([pickled, plain]) == 1
 
 
 @pytest.mark.parametrize("value", ["None", "", "0", "-2", "2.0", "²", "9" * 5000])
 def test_values_that_are_no_layer_are_ignored(recording: Callable[..., Path], value: str) -> None:
-    assert default_clip_skip(recording("a.safetensors", ours=value)) == 1
+    assert default_clip_skip([recording("a.safetensors", ours=value)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_a_file_that_was_trained_otherwise_is_warned_of(
     warned: str,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert choose_clip_skip(given, recording("a.safetensors", **metadata)) == chosen
+        assert choose_clip_skip(given, [recording("a.safetensors", **metadata)]) == chosen
     messages = [record.getMessage() for record in caplog.records]
     assert messages == ([] if not warned else [
         f"'a.safetensors' was trained with clip skip {warned} in its metadata), but clip skip "

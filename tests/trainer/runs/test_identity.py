@@ -87,7 +87,8 @@ def test_settings_that_decide_the_result_make_another_run(config, photos, change
 def test_the_settings_that_do_not_count_by_their_value():
     found = effects(TrainingConfig)
     of = lambda effect: {name for name in found if found[name] is effect}  # noqa: E731
-    assert of(Effect.CONTENT) == {"base", "embedding", "vae", "dataset.photos", "prior.images"}
+    files = {"base", "embedding", "vae", "loras", "dataset.photos", "prior.images"}
+    assert of(Effect.CONTENT) == files
     assert of(Effect.PHOTOS_PER_STEP) == {"batch_size", "gradient_accumulation"}
     assert of(Effect.ROUNDING) == {
         "gradient_checkpointing", "channels_last", "compile", "offload",

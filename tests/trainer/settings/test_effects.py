@@ -30,8 +30,9 @@ def test_every_setting_declares_its_effect(settings):
     assert effects(settings)  # raises if a setting declares none
 
 
-def test_both_methods_are_found():
-    assert {method.__name__ for method in all_methods()} == {"FullFineTune", "TextualInversion"}
+def test_all_methods_are_found():
+    names = {method.__name__ for method in all_methods()}
+    assert names == {"FullFineTune", "LoRA", "TextualInversion"}
 
 
 def test_a_setting_without_an_effect_is_named():
