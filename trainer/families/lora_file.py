@@ -178,9 +178,15 @@ class LoraFile:
     def _require_fit(self, layer: LoraLayer, name: str, model: str) -> None:
         shapes, keys = self._file.shapes, self._layers[name]
         down, up = shapes[keys["down"]], shapes[keys["up"]]
+        if up[1] != down[0]:
+            raise ValueError(
+                f"The layer '{name}' of '{self.name}' has weights of the shapes {list(down)} and "
+                f"{list(up)}, which do not fit each other. The file is damaged: download it again, "
+                "or choose another."
+            )
         middle = shapes[keys["mid"]][2:] if "mid" in keys else down[2:]
         has, needs = (up[0], down[1], *middle), layer.shape
-        if (*has, 1, 1)[:4] != (*needs, 1, 1)[:4] or up[1] != down[0]:
+        if (*has, 1, 1)[:4] != (*needs, 1, 1)[:4]:
             raise ValueError(
                 f"The layer '{name}' of '{self.name}' is made for a weight of the shape "
                 f"{list(has)}, but that of {model} has {list(needs)}. Choose a LoRA for {model}."
