@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from ctypes import c_char
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.loop import train
+from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.observer import Observer, StepReport
 from trainer.settings.config import (
     OptimizerConfig,
@@ -52,9 +54,25 @@ LEAN: dict[str, Any] = {
     "ema": True, "optimizer": OptimizerConfig(name="AdamW8bit", learning_rate=2e-4),
 }  # fmt: skip
 """The settings that take the least memory."""
+METHODS: dict[str, Method] = {
+    "full": FullFineTune(),
+    "lora": LoRA(
+        rank=4, conv_rank=2, dropout=0.25, min_rank=1, dora=True, train_text_encoder=True,
+        placeholder="<cup>", initializer="cup",
+    ),
+}  # fmt: skip
+"""By the value of --method: LoRA with everything that draws random numbers or has a state."""
 
 
-def soak_config(folder: Path, *, is_lean: bool = False) -> TrainingConfig:
+@dataclass(frozen=True)
+class Kind:
+    """What the runs train, and with which settings."""
+
+    method: str = "full"
+    is_lean: bool = False
+
+
+def soak_config(folder: Path, kind: Kind) -> TrainingConfig:
     """A run in which everything happens that can be interrupted."""
     drawing = SamplingConfig(steps=2, guidance_scale=1, batch_size=2)
     config = demo_config(folder)
@@ -63,11 +81,12 @@ def soak_config(folder: Path, *, is_lean: bool = False) -> TrainingConfig:
         prior=replace(config.prior, num_images=4, sampling=drawing),
         preview=PreviewConfig(prompts=("a photo of sks cup",), every=3, sampling=drawing),
         output=replace(config.output, save_every=2, keep=1, state_every=2),
+        dataset=replace(config.dataset, prompt="a photo of sks <cup> cup"),
         steps=6,
         batch_size=1,
         gradient_accumulation=2,
     )
-    return replace(config, **LEAN) if is_lean else config
+    return replace(config, **LEAN) if kind.is_lean else config
 
 
 class PhaseObserver(Observer):
@@ -86,21 +105,21 @@ class PhaseObserver(Observer):
         self._phase.value = b"Steps and saves"
 
 
-def work(folder: Path, phase: Any, is_lean: bool) -> None:
+def work(folder: Path, phase: Any, kind: Kind) -> None:
     """Train or resume. This runs in its own process."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    config = soak_config(folder, is_lean=is_lean)
+    config = soak_config(folder, kind)
     train(
-        config, FullFineTune(), device=torch.device("cpu"), observer=PhaseObserver(phase),
+        config, METHODS[kind.method], device=torch.device("cpu"), observer=PhaseObserver(phase),
         runs=folder / "runs",
     )  # fmt: skip
 
 
-def run_whole(folder: Path, is_lean: bool) -> float:
+def run_whole(folder: Path, kind: Kind) -> float:
     """Run to the end and return the seconds. Raises RuntimeError if the run fails."""
     started = time.monotonic()
-    process = FORK.Process(target=work, args=(folder, FORK.Array(c_char, PHASE_LENGTH), is_lean))
+    process = FORK.Process(target=work, args=(folder, FORK.Array(c_char, PHASE_LENGTH), kind))
     process.start()
     process.join()
     if process.exitcode != 0:
@@ -109,7 +128,7 @@ def run_whole(folder: Path, is_lean: bool) -> float:
 
 
 def run_killed(
-    folder: Path, num_kills: int, duration: float, rng: random.Random, is_lean: bool
+    folder: Path, num_kills: int, duration: float, rng: random.Random, kind: Kind
 ) -> list[str]:
     """Run to the end with this many kills. Return what each kill interrupted: at least the first
     one finds the run unfinished, later ones may not."""
@@ -118,16 +137,16 @@ def run_killed(
         shutil.rmtree(folder, ignore_errors=True)
         # Each resumed run is shorter than the one before, so later kills come sooner.
         moments = [rng.uniform(0, duration / (kill + 1)) for kill in range(num_kills)]
-        interrupted = list(_kill(folder, moments, is_lean))
+        interrupted = list(_kill(folder, moments, kind))
         duration *= 0.8
-    run_whole(folder, is_lean)
+    run_whole(folder, kind)
     return interrupted
 
 
-def _kill(folder: Path, moments: list[float], is_lean: bool) -> Iterator[str]:
+def _kill(folder: Path, moments: list[float], kind: Kind) -> Iterator[str]:
     for seconds in moments:
         phase = FORK.Array(c_char, PHASE_LENGTH)
-        process = FORK.Process(target=work, args=(folder, phase, is_lean))
+        process = FORK.Process(target=work, args=(folder, phase, kind))
         process.start()
         process.join(seconds)
         if process.exitcode == 0:  # it finished before it could be killed
@@ -169,9 +188,14 @@ def require_whole(path: Path) -> None:
 
 def same(folder: Path, expected: Path) -> bool:
     """Whether both runs ended with the same weights and losses."""
-    one, other = (load_file(place / "sks-cup.safetensors") for place in (folder, expected))
-    weights = all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    return weights and one.keys() == other.keys() and losses(folder) == losses(expected)
+    finals = (path.name for path in expected.glob("*.safetensors"))
+    names = {name for name in finals if "-step" not in name}
+    pairs = [(load_file(folder / name), load_file(expected / name)) for name in sorted(names)]
+    weights = all(
+        one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+        for one, other in pairs
+    )
+    return weights and losses(folder) == losses(expected)
 
 
 def losses(folder: Path) -> list[float]:
@@ -186,17 +210,19 @@ def main() -> int:
         "--kills", type=int, help=f"kills per run; random from 1 to {MAX_KILLS} if not set"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", choices=METHODS, default="full")
     parser.add_argument("--lean", action="store_true", help="with the leanest settings")
     arguments = parser.parse_args()
+    kind = Kind(arguments.method, arguments.lean)
     rng, interrupted, num_same = random.Random(arguments.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         expected = Path(name) / "expected"
-        duration = run_whole(expected, arguments.lean)
+        duration = run_whole(expected, kind)
         print(f"A run takes {duration:.1f} s.", flush=True)  # noqa: T201
         for number in range(1, arguments.runs + 1):
             folder = Path(name) / f"run{number}"
             kills = arguments.kills or rng.randint(1, MAX_KILLS)
-            phases = run_killed(folder, kills, duration, rng, arguments.lean)
+            phases = run_killed(folder, kills, duration, rng, kind)
             interrupted.update(phases)
             is_same = same(folder, expected)
             num_same += is_same

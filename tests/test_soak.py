@@ -20,9 +20,10 @@ sys.exit(soak.main())
 
 
 @pytest.mark.posix
-def test_a_run_killed_three_times_ends_with_the_same_weights():
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_killed_three_times_ends_with_the_same_weights(method):
     done = subprocess.run(
-        [sys.executable, "-c", SOAK, "--runs", "1", "--kills", "3"],
+        [sys.executable, "-c", SOAK, "--runs", "1", "--kills", "3", "--method", method],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

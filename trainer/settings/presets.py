@@ -64,7 +64,7 @@ LORA_PRESETS: dict[str, dict[str, Any]] = {
     "toy": {
         "batch_size": 4,
         "steps": 300,
-        "optimizer": {"learning_rate": 2e-3},
+        "optimizer": {"learning_rate": 1e-3},
         "prior": PRESETS["toy"]["prior"],
         "method": {"train_text_encoder": True},
     },

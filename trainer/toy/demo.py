@@ -16,11 +16,13 @@ from PIL import Image
 from .. import families
 from ..evaluation.plots import grid, loss_curve
 from ..loop import TrainingResult, train
+from ..methods.base import Method
 from ..methods.full import FullFineTune
 from ..observer import Observer
 from ..sampling.sampler import sample
 from ..settings.config import (
     DatasetConfig,
+    ModelOptions,
     OutputConfig,
     PriorConfig,
     SamplingConfig,
@@ -62,17 +64,17 @@ def run_demo(
     config: TrainingConfig,
     device: torch.device,
     observer: Observer,
-    method: FullFineTune = METHOD,
+    method: Method = METHOD,
 ) -> dict[str, Any]:
-    """Train, draw and score images before and after, write everything to the output folder, and
-    return the report."""
+    """Train a checkpoint or a LoRA, draw and score images before and after, write everything to the
+    output folder, and return the report."""
     folder = config.output.folder
     folder.mkdir(parents=True, exist_ok=True)
-    before = _draw(config.base, device, observer)
+    before = _draw(config.base, config.model_options, device, observer)
     started = time.monotonic()
     result = train(config, method, device=device, observer=observer)
     train_seconds = time.monotonic() - started
-    after = _draw(result.checkpoint, device, observer)
+    after = _draw(*_trained(config, result), device, observer)
     _before_after(before, after).save(folder / "before_after.png")
     loss_curve(result.reports).save(folder / "loss.png")
     report = {**_scores(before, after), **_facts(result, train_seconds)}
@@ -84,8 +86,17 @@ Drawn = dict[str, list[np.ndarray]]
 """Images by purpose: "subject" and "class" are scored, "kept" is only shown."""
 
 
-def _draw(checkpoint: Path, device: torch.device, observer: Observer) -> Drawn:
-    model = families.load(checkpoint, device)
+def _trained(config: TrainingConfig, result: TrainingResult) -> tuple[Path, ModelOptions]:
+    """The checkpoint of the trained model, and how to read it."""
+    if result.lora:
+        return config.base, ModelOptions(loras=(*config.loras, result.lora))
+    return result.checkpoint, ModelOptions()
+
+
+def _draw(
+    checkpoint: Path, options: ModelOptions, device: torch.device, observer: Observer
+) -> Drawn:
+    model = families.load(checkpoint, device, options=options)
     prompts = {
         "subject": SUBJECT_PROMPTS * (SCORED_IMAGES // len(SUBJECT_PROMPTS)),
         "class": [CLASS_PROMPT] * SCORED_IMAGES,
@@ -122,6 +133,6 @@ def _facts(result: TrainingResult, train_seconds: float) -> dict[str, Any]:
     return {
         "train_seconds": round(train_seconds, 1),
         "steps": len(result.reports),
-        "checkpoint": result.checkpoint.name,
+        "checkpoint": (result.lora or result.checkpoint).name,
         "versions": versions(),
     }
