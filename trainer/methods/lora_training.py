@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 DECIDED_BY_START = ("rank", "alpha", "conv_rank", "text_encoder_rank", "dora", "layers")
 """The options that the file has decided if it is trained further."""
+START = "start_sha256"
+"""In `CheckpointFile.overrides`: the hash of the file that is trained further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ def continued(options: LoRA, model: ModelFamily) -> Adapters:
             f"'{file.name}' changes only text encoders. Switch on train_text_encoder to train it "
             "further."
         )
+    # Class images are drawn with what the file has learned.
+    model.source.overrides[START] = file.sha256()
     _warn_of_unused(options, file)
     return Adapters(adapters, frozen)
 
@@ -212,7 +216,9 @@ def _metadata(options: LoRA, model: ModelFamily, adapters: Adapters) -> dict[str
         arguments["conv_alpha"] = f"{of_others.scale * of_others.rank:g}"
     if any(adapter.magnitude is not None for adapter in adapters.trained.values()):
         arguments["dora_wd"] = "True"
+    start = model.source.overrides.get(START)
     return {
+        **({f"dreambooth.{START}": start} if start else {}),
         "modelspec.architecture": f"{model.architecture}/lora",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(largest.rank),

@@ -226,7 +226,21 @@ def test_a_lora_is_trained_further_from_what_it_has_learned(config, trained):
     before, after = load_file(first.lora), load_file(second.lora)
     assert {name: t.shape for name, t in after.items()} == {n: t.shape for n, t in before.items()}
     assert not torch.equal(prediction(live), prediction(model))
-    assert metadata(second.lora)["ss_network_dim"] == "4"
+    found = metadata(second.lora)
+    assert found["ss_network_dim"] == "4"
+    assert found["dreambooth.start_sha256"] == LoraFile(first.lora).sha256()
+
+
+def test_class_images_are_drawn_with_what_is_trained_further(config, tmp_path):
+    """And are not taken for those of the base model."""
+    drawing = {"steps": 2, "guidance_scale": 1.0}
+    prior = {"weight": 1.0, "num_images": 1, "prompt": "a dog", "sampling": drawing}
+    config = config.replace({"prior": prior})
+    first = train(config, LoRA(rank=4), device=CPU).lora
+    train(config, LoRA(start=first), device=CPU)
+    folder = config.output.folder / "class_images"
+    images = [path.read_bytes() for path in folder.rglob("*.png")]
+    assert len(images) == len({*images}) == 2
 
 
 def test_what_is_not_trained_further_stays(config, trained, caplog):
