@@ -246,9 +246,13 @@ def test_class_images_are_drawn_with_what_is_trained_further(config, tmp_path):
 def test_what_is_not_trained_further_stays(config, trained, caplog):
     """The text encoder's layers work in training, and are copied."""
     first, _ = trained(config, LoRA(rank=4, train_text_encoder=True))
+    model = families.load(config.base, CPU)
+    LoRA(start=first.lora).attach(model, config, [])
+    whole = families.load(config.base, CPU, options=ModelOptions(loras=(first.lora,)))
+    torch.testing.assert_close(prediction(model), prediction(whole), atol=1e-5, rtol=1e-5)
     with caplog.at_level(logging.WARNING):
         second, live = trained(config, LoRA(rank=8, start=first.lora))
-    assert caplog.messages[0] == (
+    assert caplog.messages[-1] == (
         "'rex.safetensors' is trained further with the layers and ranks that it has, so these "
         "settings have no effect: rank."
     )
