@@ -25,7 +25,7 @@ folders.py."""
 HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "sampling/schedulers.py", "evaluation/encoders.py", "toy/")
 LAYERS = [
-    {"storage", "noise", "precision", "weights", "hardware", "observer", "packages"},
+    {"storage", "noise", "precision", "weights", "eight_bit", "hardware", "observer", "packages"},
     {"settings"},
     {"families"},
     {"data", "memory", "checkpoint", "optimization"},

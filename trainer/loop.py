@@ -162,7 +162,9 @@ def _train(
 
 def number_formats(config: TrainingConfig, method: Method) -> NumberFormats:
     """The number formats of the model in a run's memory."""
-    return NumberFormats(config.precision, config.weights, method.trained_parts)
+    return NumberFormats(
+        config.precision, config.weights, method.trained_parts, config.frozen_weights
+    )
 
 
 class UnscoredPreviews:

@@ -136,6 +136,14 @@ class LoraFile:
             )  # fmt: skip
         return found
 
+    def form_of(self, layer: LoraLayer) -> tuple[int, bool]:
+        """The rank of the change of a layer, 0 if there is none, and whether it is DoRA."""
+        name = next((name for name in layer.names if name in self._layers), None)
+        if not name:
+            return 0, False
+        keys = self._layers[name]
+        return self._file.shapes[keys["down"]][0], "magnitude" in keys
+
     def change(self, name: str) -> LayerChange:
         """What the file does to the layer with this name."""
         keys = self._layers[name]

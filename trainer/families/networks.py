@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import precision, weights
+from .. import eight_bit, precision, weights
 from ..weights import FileTensor, Joined
 from . import key_maps
 from .constants import CONSTANTS_KEY, Constants
@@ -42,6 +42,8 @@ class NumberFormats:
     """That of weights to train; see `trainer/weights.py`."""
     trained: frozenset[str] = frozenset()
     """The names of the parts to train, such as "unet"."""
+    frozen: str = "precision"
+    """That of frozen weights of linear layers and convolutions: "precision", or "8 bit"."""
 
 
 FP32 = NumberFormats()
@@ -80,6 +82,9 @@ class Network:
         is_trained = part in formats.trained
         used = "fp32" if is_trained or not part else formats.precision
         dtypes = precision.frozen_dtypes(self.module, used)
+        is_in_8_bits = part and not is_trained and formats.frozen == "8 bit"
+        in_8_bits = eight_bit.layers(self.module) if is_in_8_bits else {}
+        self.module.requires_grad_(False).eval()
         tensors = {}
         for name, tensor in self.module.state_dict().items():
             place = self.places[name]
@@ -87,17 +92,19 @@ class Network:
             # Always a copy: writing to a memory-mapped tensor could change the user's file.
             copy = found.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             _refuse_not_finite(source, place.key, copy)
+            if layer := in_8_bits.get(name):
+                tensors[name] = eight_bit.hold(layer, copy, dtypes[name])
+                continue
             copy = copy.to(dtypes[name])
             tensors[name] = nn.Parameter(copy, requires_grad=False)
             if is_trained:
                 weights.store(tensors[name], formats.weights)
         self.module.load_state_dict(tensors, assign=True)
-        for module in self.module.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                # The only buffer, which transformers fills with position numbers.
-                assert name == "position_ids", name
-                module.position_ids = torch.arange(buffer.shape[-1])[None]
-        self.module.requires_grad_(False).eval()
+        for name, buffer in list(self.module.named_buffers()):
+            if buffer.is_meta:
+                assert name.endswith("position_ids"), name  # which transformers fills with numbers
+                owner = self.module.get_submodule(name.rpartition(".")[0])
+                owner.position_ids = torch.arange(buffer.shape[-1])[None]
 
     def file_tensors(self, source: CheckpointFile) -> dict[str, FileTensor]:
         """The module's parameters, as the tensors that the file has of them. Views, in the number

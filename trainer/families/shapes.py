@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..settings.config import ModelOptions
+from . import key_maps
+from .base import parts_by_name
 from .clip_skip import choose_clip_skip, files_of
 from .files import CheckpointFile
-from .networks import build_text_encoder
+from .key_maps import Places
+from .lora_layers import UNET_PART, LoraLayer, lora_layers
+from .networks import Network, build_text_encoder
 from .vae_file import open_vae
 
 _OPTIONS_OF_CLIP = (
@@ -96,6 +100,15 @@ class ModelShape:
         """Pixels per latent along each side."""
         return int(2 ** (len(self.vae.option("block_out_channels")) - 1))
 
+    def lora_layers(self) -> list[LoraLayer]:
+        """The layers that a LoRA can change, on torch's meta device. What their names are in LoRA
+        files is known, but not where a checkpoint has a text encoder's weights."""
+        networks = {
+            part: Network(shape.build, _unet_places if part == UNET_PART else _text_places)
+            for part, shape in parts_by_name(self.unet, self.text_encoders).items()
+        }
+        return list(lora_layers(networks, has_checkpoint_names=False))
+
 
 def read_shape(path: Path, options: ModelOptions, embedding: Path | None = None) -> ModelShape:
     """The shape of the model in a checkpoint file. Reads no weights. Raises ValueError or
@@ -115,6 +128,14 @@ def read_shape(path: Path, options: ModelOptions, embedding: Path | None = None)
         for part, each in networks.items()
     )
     return ModelShape(path.name, unet, vae, tuple(text_encoders), constants.resolution)
+
+
+def _unet_places(names: list[str]) -> Places:
+    return key_maps.unet_places(names)
+
+
+def _text_places(names: list[str]) -> Places:
+    return key_maps.clip_places(names, prefix="")
 
 
 @cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import weights
+from .. import eight_bit, weights
 from ..families.lora_file import LayerChange
 
 ADAPTER = "lora"
@@ -40,7 +40,7 @@ class Adapter(nn.Module):
         self.mask: Tensor | None = None
         """[B, r] factors of the ranks; None: 1."""
         if dora:
-            squares = _by_input(weight.detach().float().square())
+            squares = _by_input(eight_bit.values(layer).square())
             self.register_buffer("base_squares", squares, persistent=False)
             self.magnitude = nn.Parameter(squares.sqrt().view(1, -1, *ones))
         self._convolution: dict[str, Any] = {}
@@ -69,15 +69,15 @@ class Adapter(nn.Module):
         hidden = F.linear(inputs, self.down)
         return F.linear(self._masked(hidden, -1), self.up) * self.scale
 
-    def input_scale(self, weight: Tensor) -> Tensor:
-        """DoRA's factor for each input [1, in, ...]: the trained norms over those of the changed
-        weight. Avoids computing the changed weight: all products have one side of length r."""
+    def input_scale(self, layer: nn.Module) -> Tensor:
+        """DoRA's factor for each input [1, in, ...]: the trained norms over those of the layer's
+        changed weight. Avoids computing the changed weight: all products have one side of length r."""
         assert self.magnitude is not None
         down, up = self.down.flatten(1), self.up.flatten(1)
-        with torch.autocast(weight.device.type, enabled=False):
-            base = (up.t().to(weight.dtype) @ weight.flatten(1)).float()
+        with torch.autocast(up.device.type, enabled=False):
+            base = eight_bit.rows(up.t(), layer).float()
             own = (up.t() @ up) @ down
-            kernel = weight[0, 0].numel()
+            kernel = self.down[0, 0].numel()
             changes = (down * (2 * self.scale * base + self.scale**2 * own)).view(
                 self.rank, -1, kernel
             )
@@ -102,7 +102,7 @@ def attach(layer: nn.Module, adapter: Adapter) -> None:
 
 
 def _scale_inputs(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    scale = getattr(layer, ADAPTER).input_scale(layer.weight)
+    scale = getattr(layer, ADAPTER).input_scale(layer)
     first = inputs[0]
     # The inputs of a linear layer have their features last.
     scale = scale.view(-1) if scale.ndim == 2 else scale

@@ -106,6 +106,11 @@ class Method(Protocol):
         """Whether text encodings change during training."""
         ...
 
+    @property
+    def trains_vectors(self) -> bool:
+        """Whether vectors of words are trained, which go through the text encoders."""
+        ...
+
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         """The photos with the captions to train on. Photos without a caption of their own arrive
         with `prompt` as their caption. Raises ValueError for captions that the method cannot use.

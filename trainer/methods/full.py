@@ -31,13 +31,22 @@ class FullFineTune(TextEncoderOptions):
 
     @property
     def encodes_captions_at_each_step(self) -> bool:
-        return bool(self.trained_text_encoders) or self.train_embedding
+        return bool(self.trained_text_encoders) or self.trains_vectors
+
+    @property
+    def trains_vectors(self) -> bool:
+        return self.train_embedding
 
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         return list(photos)
 
     def check(self, config: TrainingConfig) -> None:
         self.check_rates(config)
+        if config.frozen_weights != "precision":
+            raise ValueError(
+                f"frozen_weights is {config.frozen_weights}, but the model itself is trained. Set "
+                "frozen_weights to precision, or train a LoRA."
+            )
         if self.train_embedding and config.embedding is None:
             raise ValueError(
                 "train_embedding is on, but the run has no embedding. Set embedding to the file of "

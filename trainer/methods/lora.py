@@ -113,7 +113,11 @@ class LoRA(TextEncoderOptions):
 
     @property
     def encodes_captions_at_each_step(self) -> bool:
-        return bool(self.trained_text_encoders or self.train_embedding or self.word)
+        return bool(self.trained_text_encoders or self.trains_vectors)
+
+    @property
+    def trains_vectors(self) -> bool:
+        return self.train_embedding or self.word is not None
 
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         return list(photos)

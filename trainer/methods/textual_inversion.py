@@ -110,6 +110,10 @@ class TextualInversion:
     def encodes_captions_at_each_step(self) -> bool:
         return True
 
+    @property
+    def trains_vectors(self) -> bool:
+        return True
+
     def caption(self, photos: Sequence[Example], prompt: str) -> list[Example]:
         """Photos with their own caption keep it; the others get the templates, or with "captions"
         the prompt. Raises ValueError for a caption without the placeholder."""

@@ -2,7 +2,8 @@
 
 Under torch's FakeTensorMode a pass computes shapes only: seconds instead of minutes, and no memory.
 Every storage is counted from its creation until it is freed. Weights and the optimizer's state are
-not part of the count.
+not part of the count. What is computed from weights alone, such as autocast's copies of them, does
+not depend on the batch and is counted apart.
 
 Shapes: B batch, C latent channels, h w latents, L tokens, D width, N moments."""
 
@@ -22,16 +23,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .. import precision
+from .. import eight_bit, precision
 from ..families.base import enable_checkpointing
 from ..families.shapes import NetworkShape
+from .adapters import AdapterShapes, attach_all
 
 BATCH = 2
 """Photos per counted pass. Activations are proportional to it."""
 COMPUTED_IN_FP32 = ("GroupNorm", "LayerNorm", "Upsample2D")
 """The layers that CUDA's autocast computes in fp32. The CPU's does not."""
 ACTIVATIONS, COPIES, GRADIENTS = range(3)
-"""Kinds of storages. Copies are those that autocast makes of fp32 weights."""
+"""Kinds of storages. Copies are computed from weights alone, mostly by autocast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,13 @@ class Pass:
     """Whether autocast acts as on CUDA, rather than as on the CPU."""
     checkpointed: bool = False
     trained: bool = True
-    """Whether the weights have gradients. Otherwise only the text embeddings have some."""
+    """Whether the weights have gradients."""
+    adapters: AdapterShapes = ()
+    """Those of the network, which have gradients."""
+    text_gradients: bool = False
+    """Whether the text encodings have gradients; of a text encoder, the token embeddings."""
+    in_8_bits: bool = False
+    """Whether weights without gradients are stored in 8 bits."""
     forward_only: bool = False
     decodes: bool = False
     """For a VAE: whether it decodes latents rather than encoding pixels."""
@@ -60,7 +68,7 @@ class Trace:
     activations: np.ndarray
     """[N], per photo."""
     copies: np.ndarray
-    """[N]: autocast's copies of fp32 weights."""
+    """[N]: computed from weights alone, such as autocast's copies of fp32 weights."""
     gradients: np.ndarray
     """[N]: in fp32."""
     arrived: np.ndarray
@@ -85,6 +93,7 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes = {each.untyped_storage()._cdata: (ACTIVATIONS, 0, 0) for each in existing}
         """Of each storage its kind, size, and the first moment that it was there."""
         self._weights = set(self._sizes)
+        """Weights, and what is computed from them alone."""
 
     @property
     def peak(self) -> int:
@@ -94,10 +103,12 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        is_of_weights = given and all(
+            each.untyped_storage()._cdata in self._weights for each in given
+        )
+        kind = COPIES if is_of_weights else ACTIVATIONS
         found = func(*args, **(kwargs or {}))
-        kind = COPIES if func is torch.ops.aten._to_copy.default else ACTIVATIONS
-        if kind == COPIES and args[0].untyped_storage()._cdata not in self._weights:
-            kind = ACTIVATIONS
         for each in tree_leaves(found):
             if isinstance(each, Tensor):
                 self._add(each, kind)
@@ -121,10 +132,13 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key not in self._sizes:
             self._sizes[key] = kind, storage.nbytes(), len(self.moments)
             self.bytes[kind] += storage.nbytes()
+            if kind == COPIES:
+                self._weights.add(key)
             weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:
         kind, size, _ = self._sizes.pop(key)
+        self._weights.discard(key)
         self.bytes[kind] -= size
 
     def _note(self, arrived: int = 0) -> None:
@@ -149,7 +163,7 @@ def _count(each: Pass) -> Trace:
         network = each.network.build().requires_grad_(each.trained and not each.forward_only)
         _prepare(network, each)
         inputs = _inputs(each)
-        counter = StorageCounter(network.parameters())
+        counter = StorageCounter((*network.parameters(), *network.buffers()))
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(counter.note_gradient)
@@ -171,21 +185,26 @@ def _prepare(network: Any, each: Pass) -> None:
     if each.checkpointed:
         enable_checkpointing(network)
     if not each.trained:
-        _cast_frozen_weights(network, precision.DTYPES[each.precision])
-        if each.network.kind == "text_encoder":
-            network.get_input_embeddings().register_forward_hook(_with_gradients)
+        _cast_frozen_weights(network, precision.DTYPES[each.precision], in_8_bits=each.in_8_bits)
+    if each.text_gradients and each.network.kind == "text_encoder":
+        network.get_input_embeddings().register_forward_hook(_with_gradients)
+    attach_all(network, each.adapters)
     if each.on_cuda and each.precision != "fp32":
         for module in network.modules():
             if type(module).__name__ in COMPUTED_IN_FP32:
                 module.register_forward_pre_hook(_in_fp32)
 
 
-def _cast_frozen_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """To the dtypes that `precision.frozen_dtypes` has for a dtype of autocast."""
+def _cast_frozen_weights(network: nn.Module, dtype: torch.dtype, *, in_8_bits: bool) -> None:
+    """To the dtypes that `precision.frozen_dtypes` has for a dtype of autocast, or to 8 bits."""
+    for layer in eight_bit.layers(network).values() if in_8_bits else ():
+        eight_bit.hold(layer, eight_bit.values(layer), dtype)
     for layer in network.modules():
         if isinstance(layer, precision.CAST_BY_AUTOCAST):
             for name, parameter in list(layer.named_parameters(recurse=False)):
-                setattr(layer, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+                if parameter.is_floating_point():
+                    frozen = nn.Parameter(parameter.to(dtype), requires_grad=False)
+                    setattr(layer, name, frozen)
 
 
 def _in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -216,7 +235,7 @@ def _inputs(each: Pass) -> dict[str, Any]:
     return {
         "sample": torch.empty(BATCH, config("in_channels"), each.side, each.side),
         "timestep": torch.zeros(BATCH, dtype=torch.long),
-        "encoder_hidden_states": hidden.requires_grad_(not each.trained),
+        "encoder_hidden_states": hidden.requires_grad_(each.text_gradients),
         "added_cond_kwargs": _sizes_and_pooled_text(config)
         if config("addition_embed_type")
         else {},

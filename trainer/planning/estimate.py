@@ -17,7 +17,8 @@ from ..families.shapes import NetworkShape
 from ..families.tiles import tile_side
 from ..optimization import optimizers
 from ..settings.config import SamplingConfig
-from . import sizes
+from . import adapters, sizes
+from .adapters import AdapterShapes
 from .counting import Pass, Trace, count
 from .job import Job
 
@@ -94,9 +95,9 @@ def _steps(job: Job) -> Estimate:
         "update of a weight": updates[at],
     }
     found = _phase("training steps", _state(job), during_pass)
-    if job.config.gradient_release or not job.trained:
+    largest = max((p.numel() for p in _parameters(job)), default=0)
+    if job.config.gradient_release or not largest:
         return found
-    largest = max(p.numel() for p in _parameters(job))
     after_pass = {
         "gradients": _gradient_bytes(job),
         "update of a weight": sizes.update_bytes(job.config, largest)
@@ -118,18 +119,20 @@ class _Timeline:
 
     @staticmethod
     def of(job: Job) -> _Timeline:
-        traces = {name: (shape, _count(job, shape)) for name, shape in job.networks.items()}
-        unet = _Timeline._part(job, *traces.pop("unet"))
-        for shape, trace in traces.values():
-            unet = unet._inside(_Timeline._part(job, shape, trace), trace.backward)
-        return unet
+        unet, *text_encoders = job.networks
+        found = _Timeline._part(job, unet, _count(job, unet))
+        for part in text_encoders:
+            trace = _count(job, part)
+            found = found._inside(_Timeline._part(job, part, trace), trace.backward)
+        return found
 
     @staticmethod
-    def _part(job: Job, shape: NetworkShape, trace: Trace) -> _Timeline:
-        config = job.config
-        per_number = sizes.gradient_bytes(config, shape) / sum(
-            p.numel() for p in shape.parameters()
-        )
+    def _part(job: Job, part: str, trace: Trace) -> _Timeline:
+        config, shape = job.config, job.networks[part]
+        per_number = 4.0  # adapters are in fp32
+        if shape in job.trained:
+            num_weights = sum(p.numel() for p in shape.parameters())
+            per_number = sizes.gradient_bytes(config, shape) / num_weights
         return _Timeline(
             trace.activations * job.images_per_pass,
             trace.copies * (config.weights == "fp32"),
@@ -155,15 +158,25 @@ class _Timeline:
         return self.activations, self.copies, self.gradients, self.updates
 
 
-def _count(job: Job, shape: NetworkShape) -> Trace:
+def _count(job: Job, part: str) -> Trace:
+    shape = job.networks[part]
+    is_unet, is_trained = shape.kind == "unet", shape in job.trained
+    shapes = job.adapters.get(part, ())
+    has_text_gradients = not is_trained and (
+        job.method.encodes_captions_at_each_step if is_unet else job.method.trains_vectors
+    )
     return count(
         Pass(
             shape,
-            job.side if shape.kind == "unet" else 0,
+            job.side if is_unet else 0,
             job.precision,
             job.on_cuda,
             checkpointed=job.config.gradient_checkpointing,
-            trained=shape in job.trained,
+            trained=is_trained,
+            adapters=shapes,
+            text_gradients=has_text_gradients,
+            in_8_bits=not is_trained and job.is_in_8_bits,
+            forward_only=not (is_trained or shapes or has_text_gradients),
         )
     )
 
@@ -175,7 +188,9 @@ def _state(job: Job) -> dict[str, float]:
     """What a session holds between two steps."""
     config = job.config
     return {
-        "weights": sum(_weight_bytes(job, each) for each in job.networks.values()),
+        "weights": sum(
+            _weight_bytes(job, each) for each in job.networks.values()
+        ) + sum(adapters.num_bytes(*each) for each in _adapters(job)),
         "optimizer state": _optimizer_bytes(job),
         "moving average": sum(sizes.average_bytes(config, p) for p in _parameters(job))
         if config.ema
@@ -184,13 +199,21 @@ def _state(job: Job) -> dict[str, float]:
 
 
 def _parameters(job: Job) -> Iterable[Tensor]:
-    return chain.from_iterable(shape.parameters() for shape in job.trained)
+    return chain(
+        *(shape.parameters() for shape in job.trained),
+        *(adapters.parameters(*each) for each in _adapters(job)),
+    )
+
+
+def _adapters(job: Job) -> list[tuple[NetworkShape, AdapterShapes]]:
+    """The adapters of a run, with their networks."""
+    return [(job.networks[part], shapes) for part, shapes in job.adapters.items()]
 
 
 def _weight_bytes(job: Job, shape: NetworkShape) -> int:
     if shape in job.trained:
         return sum(sizes.weight_bytes(job.config, each) for each in shape.parameters())
-    return sizes.frozen_bytes(shape, job.config.precision)
+    return sizes.frozen_bytes(shape, job.config.precision, in_8_bits=job.is_in_8_bits)
 
 
 def _optimizer_bytes(job: Job) -> int:
@@ -200,12 +223,19 @@ def _optimizer_bytes(job: Job) -> int:
         for shape in job.trained
         for p in shape.parameters()
     ]
+    found += [
+        optimizers.state_bytes(job.config.optimizer.name, [p])
+        for each in _adapters(job)
+        for p in adapters.parameters(*each)
+    ]
     return max(found, default=0) if job.config.offload else sum(found)
 
 
 def _gradient_bytes(job: Job) -> int:
     """Bytes of all gradients."""
-    return sum(sizes.gradient_bytes(job.config, shape) for shape in job.trained)
+    of_networks = sum(sizes.gradient_bytes(job.config, shape) for shape in job.trained)
+    of_adapters = (4 * p.numel() for each in _adapters(job) for p in adapters.parameters(*each))
+    return of_networks + sum(of_adapters)
 
 
 # --- Other phases -------------------------------------------------------------------------------
@@ -228,10 +258,17 @@ def _drawing(
     state: dict[str, float] | None = None,
 ) -> list[Estimate]:
     """The U-Net's passes, and decoding the images one by one, in tiles if memory is short."""
+    shapes = job.adapters.get("unet", ()) if state else ()
     state = state or {"weights": _weight_bytes(job, job.model.unet)}
-    state = state | {"copies of the weights": _copies(job)}
     network, precision = job.model.unet, job.precision
-    unet = count(Pass(network, job.side, precision, job.on_cuda, forward_only=True))
+    trained = network in job.trained
+    unet = count(
+        Pass(
+            network, job.side, precision, job.on_cuda, trained=trained, adapters=shapes,
+            in_8_bits=not trained and job.is_in_8_bits, forward_only=True,
+        )
+    )  # fmt: skip
+    state = state | {"copies of the weights": _copies(job, shapes) + _restored(unet, job)}
     vae = job.model.vae
     state |= {"VAE": sizes.frozen_bytes(vae, "fp32")}
     tile = tile_side(job.side)
@@ -242,13 +279,18 @@ def _drawing(
     ]
 
 
-def _copies(job: Job) -> int:
-    """Autocast's copies of the U-Net's fp32 weights, all of which exist while images are drawn."""
+def _copies(job: Job, shapes: AdapterShapes) -> int:
+    """Autocast's copies of the U-Net's fp32 weights and of its adapters, all of which exist while
+    images are drawn."""
     is_needed = job.config.precision != "fp32" and job.config.weights == "fp32"
     shape = job.model.unet
-    if not is_needed or shape not in job.trained:
-        return 0
-    return sum(2 * p.numel() for p in shape.parameters() if p.ndim > 1)
+    copied = shape.parameters() if shape in job.trained else adapters.parameters(shape, shapes)
+    return sum(2 * p.numel() for p in copied if p.ndim > 1) if is_needed else 0
+
+
+def _restored(trace: Trace, job: Job) -> int:
+    """The largest weight that a pass restores from 8 bits."""
+    return int(trace.copies.max()) if job.is_in_8_bits else 0
 
 
 def _phase(when: str, *parts: Mapping[str, float]) -> Estimate:

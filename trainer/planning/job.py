@@ -11,6 +11,7 @@ from ..families.base import parts_by_name
 from ..families.shapes import ModelShape, NetworkShape
 from ..methods.base import Method
 from ..settings.config import TrainingConfig
+from .adapters import AdapterShapes, adapters_of
 
 Changes = Mapping[str, Any]
 """Settings by their dotted names."""
@@ -56,10 +57,20 @@ class Job:
         return self.resolution // self.model.latent_factor
 
     @property
+    def is_in_8_bits(self) -> bool:
+        """Whether frozen weights are stored in 8 bits."""
+        return self.config.frozen_weights == "8 bit"
+
+    @property
     def trained(self) -> list[NetworkShape]:
         """The networks whose weights are trained."""
         names = self.method.trained_parts
         return [shape for name, shape in self.networks.items() if name in names]
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterShapes]:
+        """By part: the adapters that are trained."""
+        return adapters_of(self.method, self.model)
 
     @property
     def networks(self) -> dict[str, NetworkShape]:

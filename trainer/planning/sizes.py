@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from .. import weights
+from ..eight_bit import SCALE_DTYPE
 from ..families.shapes import NetworkShape
 from ..settings.config import TrainingConfig
 
@@ -35,15 +36,20 @@ def average_bytes(config: TrainingConfig, weight: Tensor) -> int:
     return (4 if is_fp32 else 3) * weight.numel()
 
 
-def frozen_bytes(shape: NetworkShape, precision: str) -> int:
-    """Bytes of a frozen network: in the precision of the computation, except for norms and
-    embeddings."""
+def frozen_bytes(shape: NetworkShape, precision: str, *, in_8_bits: bool = False) -> int:
+    """Bytes of a frozen network: in the precision of the computation or in 8 bits, except for norms
+    and embeddings."""
     tables = set(map(id, shape.embeddings()))
-    sizes = (
-        (4 if precision == "fp32" or p.ndim < 2 or id(p) in tables else 2) * p.numel()
+    return sum(
+        4 * p.numel() if p.ndim < 2 or id(p) in tables else _frozen_bytes(p, precision, in_8_bits)
         for p in shape.parameters()
     )
-    return sum(sizes)
+
+
+def _frozen_bytes(weight: Tensor, precision: str, in_8_bits: bool) -> int:  # noqa: FBT001
+    if in_8_bits:
+        return weight.numel() + SCALE_DTYPE.itemsize * len(weight)
+    return (4 if precision == "fp32" else 2) * weight.numel()
 
 
 def gradient_bytes(config: TrainingConfig, shape: NetworkShape) -> int:

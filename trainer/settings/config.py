@@ -24,6 +24,7 @@ from .output import OutputConfig as OutputConfig
 from .output import Precision as Precision
 
 Weights = Literal["fp32", "24 bit", "bf16"]
+FrozenWeights = Literal["precision", "8 bit"]
 Crop = Literal["center", "random"]
 PredictionType = Literal["auto", "epsilon", "v", "v-zsnr"]
 
@@ -223,6 +224,11 @@ class TrainingConfig:
     one weight at a time. Saves 3 or more bytes per trained weight; steps take longer. Needs
     gradient_release."""
 
+    frozen_weights: Decides[FrozenWeights] = "precision"
+    """Number format of the model's weights that are not trained, which are most of a LoRA's memory:
+    that of the precision, or "8 bit", which takes half as much, but is slower and rounds weights by
+    about 1 %. Only for LoRA and textual inversion."""
+
     loras: ByContent[tuple[Path, ...]] = ()
     """LoRA files that change the base model before it is trained, one after the other. Empty:
     none."""
@@ -241,6 +247,7 @@ class TrainingConfig:
             at_least("clip_skip", self.clip_skip, 1)
         one_of("precision", self.precision, get_args(Precision))
         one_of("weights", self.weights, get_args(Weights))
+        one_of("frozen_weights", self.frozen_weights, get_args(FrozenWeights))
         one_of("prediction_type", self.prediction_type, get_args(PredictionType))
         require(0 < self.ema_decay < 1, "ema_decay must be between 0 and 1, got "
                 f"{self.ema_decay}.")  # fmt: skip

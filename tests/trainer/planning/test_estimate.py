@@ -17,9 +17,11 @@ from trainer.data.batches import BatchStream
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
-from trainer.families.networks import NumberFormats
 from trainer.families.shapes import SD15, ModelShape, read_shape
+from trainer.loop import number_formats
+from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.planning.counting import StorageCounter
 from trainer.planning.estimate import Estimate, estimate, phases
@@ -34,7 +36,10 @@ MEDIUM: Shape = {
     "text_encoder": {**TINY["text_encoder"], "intermediate_size": 96},
 }
 SIDE = 32
+WORD = "<sks>"
+"""In captions, for methods that learn it."""
 LEAN = {"weights": "24 bit", "gradient_release": True, "optimizer": {"name": "AdamW8bit"}}
+IN_8_BITS = {"frozen_weights": "8 bit"}
 NO_MOMENTUM = "Adafactor without momentum"
 CONFIG = TrainingConfig(
     base=Path("unused"),
@@ -56,17 +61,16 @@ def shape(checkpoint) -> ModelShape:
 def latents(count: int, *, is_prior: bool) -> dict[Example, CachedLatents]:
     size = (2 * SIDE, 2 * SIDE)
     return {
-        Example(Path(f"{n}.png"), ("a sks dog",), is_prior): CachedLatents(
+        Example(Path(f"{n}.png"), (f"a {WORD} dog",), is_prior): CachedLatents(
             torch.randn(4, SIDE, SIDE), torch.ones(4, SIDE, SIDE), Framing(size, (0, 0), size)
         )
         for n in range(count)
     }
 
 
-def allocated(checkpoint: Path, config: TrainingConfig, method: FullFineTune) -> int:
+def allocated(checkpoint: Path, config: TrainingConfig, method: Method) -> int:
     """The bytes at the peak of two real steps, with the weights and states."""
-    formats = NumberFormats(config.precision, config.weights, method.trained_parts)
-    model = families.load(checkpoint, CPU, formats=formats)
+    model = families.load(checkpoint, CPU, formats=number_formats(config, method))
     photos = latents(4, is_prior=False)
     class_images = latents(4, is_prior=True) if config.prior.weight else {}
     trainable = method.attach(model, config, list(photos))
@@ -88,7 +92,7 @@ def held(session: Session) -> list[Tensor]:
         networks.append(session.model.text_encoders)
     average = session.ema.averages if session.ema else []
     optimizer = session.gradient_step.state()
-    tensors = [p for network in networks for p in network.parameters()]
+    tensors = [p for network in networks for p in (*network.parameters(), *network.buffers())]
     tensors += [r for p in tensors if (r := weights.rest_of(p)) is not None]
     tensors += [each for each in tree_leaves(optimizer) if isinstance(each, Tensor)]
     return [*tensors, *average]
@@ -129,6 +133,42 @@ def held(session: Session) -> list[Tensor]:
 )
 def test_the_estimate_is_right_within_a_tenth(checkpoint, shape, changes, method):
     config, method = CONFIG.replace(changes), FullFineTune(**method)
+    job = Job(config, method, shape, on_cuda=False)
+    found = next(each for each in phases(job) if each.when == "training steps")
+    assert found.total == pytest.approx(allocated(checkpoint, config, method), rel=0.1)
+
+
+BF16 = {"precision": "bf16"}
+CHECKPOINTED = {"gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {}),
+        (BF16, {}),
+        (BF16, {"rank": 4}),
+        (BF16, {"rank": 32, "conv_rank": 16}),
+        ({**BF16, **CHECKPOINTED, "batch_size": 3}, {"rank": 32, "conv_rank": 16}),
+        ({}, {"rank": 32, "dora": True}),
+        (BF16, {"rank": 32, "conv_rank": 4, "dora": True}),
+        ({**BF16, **CHECKPOINTED}, {"dora": True}),
+        (BF16, {"train_text_encoder": True}),
+        ({**BF16, **CHECKPOINTED}, {"train_text_encoder": True, "text_encoder_rank": 4}),
+        (BF16, {"placeholder": WORD, "initializer": "dog"}),
+        (BF16, {"rank": 32, "dropout": 0.1, "min_rank": 8}),
+        ({**BF16, "gradient_accumulation": 2, "ema": True}, {"rank": 32}),
+        ({**BF16, "optimizer": {"name": "AdamW8bit"}}, {"rank": 32}),
+        ({**BF16, "prior": {"weight": 1.0, "prompt": "a dog"}}, {}),
+        ({**BF16, **IN_8_BITS}, {"rank": 32, "conv_rank": 16}),
+        ({**BF16, **IN_8_BITS, **CHECKPOINTED}, {"train_text_encoder": True}),
+        ({**BF16, **IN_8_BITS}, {"dora": True, "conv_rank": 4}),
+        (IN_8_BITS, {}),
+    ],
+    ids=lambda value: " ".join(f"{n} {v}" for n, v in value.items()) or "defaults",
+)
+def test_the_estimate_of_a_lora_is_right_within_a_tenth(checkpoint, shape, changes, options):
+    config, method = CONFIG.replace(changes), LoRA(**options)
     job = Job(config, method, shape, on_cuda=False)
     found = next(each for each in phases(job) if each.when == "training steps")
     assert found.total == pytest.approx(allocated(checkpoint, config, method), rel=0.1)
