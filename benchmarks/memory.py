@@ -3,8 +3,8 @@ random weights: `python -m benchmarks.memory`.
 
 Each setting runs in its own process, which loads the checkpoint and makes two steps with one photo
 of 64 pixels, so that activations hardly count. The peak is the largest memory of the process during
-the steps, without files that are mapped, less that before the model was loaded. Needs Linux, and 20
-GB of memory for the first setting."""
+the steps, without files that are mapped, less that before the model was loaded. The estimate is that of
+`trainer/planning` for the same steps. Needs Linux, and 20 GB of memory for the first setting."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ from benchmarks.gpu.random_model import SD15, build, write_checkpoint
 from benchmarks.gpu.training import PROMPT, latents
 from trainer import families
 from trainer.data.batches import BatchStream
+from trainer.families.shapes import NetworkShape, read_shape
 from trainer.loop import number_formats
+from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
+from trainer.planning.estimate import phases
+from trainer.planning.job import Job
 from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
 from trainer.training.session import Session
 
@@ -36,21 +41,27 @@ RESOLUTION = 64
 INTERVAL = 0.002
 """Seconds between two looks at the memory."""
 LEAN = {"precision": "bf16", "gradient_release": True}
-SETTINGS: dict[str, tuple[Mapping[str, Any], float]] = {
-    "fp32, AdamW, gathered": ({}, 16),
-    "fp32, 8-bit AdamW, gathered": ({"optimizer": "AdamW8bit"}, 10.03),
+FULL, LORA = FullFineTune(), LoRA()
+SETTINGS: dict[str, tuple[Method, Mapping[str, Any], float]] = {
+    "fp32, AdamW, gathered": (FULL, {}, 16),
+    "fp32, 8-bit AdamW, gathered": (FULL, {"optimizer": "AdamW8bit"}, 10.03),
     "24 bit, 8-bit AdamW, released": (
-        {"weights": "24 bit", "optimizer": "AdamW8bit", **LEAN}, 5.03
+        FULL, {"weights": "24 bit", "optimizer": "AdamW8bit", **LEAN}, 5.03
     ),
     "bf16, Adafactor without momentum, released": (
-        {"weights": "bf16", "optimizer": "Adafactor without momentum", **LEAN}, 2.01
+        FULL, {"weights": "bf16", "optimizer": "Adafactor without momentum", **LEAN}, 2.01
+    ),
+    "LoRA of rank 16, bf16, AdamW": (LORA, {"precision": "bf16"}, 2),
+    "LoRA of rank 16, 8 bit, AdamW": (
+        LORA, {"precision": "bf16", "frozen_weights": "8 bit"}, 1
     ),
 }  # fmt: skip
-"""Changed settings, and the bytes per weight of weights, gradients and optimizer state."""
+"""Method, changed settings, and the bytes per weight of the U-Net: of weights, gradients and
+optimizer state, without those of a LoRA itself."""
 
 HEADER = """\
-| weights, optimizer, gradients | peak, GB | bytes per weight | in theory | seconds per step |
-|---|---|---|---|---|"""
+| weights, optimizer, gradients | peak, GB | estimate, GB | bytes per weight | in theory | seconds per step |
+|---|---|---|---|---|---|"""
 
 
 def config(checkpoint: Path, *, optimizer: str = "AdamW", **changes: Any) -> TrainingConfig:
@@ -61,11 +72,20 @@ def config(checkpoint: Path, *, optimizer: str = "AdamW", **changes: Any) -> Tra
     )  # fmt: skip
 
 
-def measure(checkpoint: Path, changes: Mapping[str, Any], results: Connection) -> None:
-    """Send the peak memory in bytes above that before loading, the number of trained weights, and
-    the seconds of the second step. Runs in its own process."""
-    before = _memory()
-    settings, method = config(checkpoint, **changes), FullFineTune()
+def estimate(checkpoint: Path, method: Method, changes: Mapping[str, Any]) -> int:
+    """The estimate of the steps in bytes."""
+    settings = config(checkpoint, **changes)
+    shape = read_shape(checkpoint, settings.model_options)
+    job = Job(settings, method, shape, on_cuda=False)
+    return next(each.total for each in phases(job) if each.when == "training steps")
+
+
+def measure(
+    checkpoint: Path, method: Method, changes: Mapping[str, Any], results: Connection
+) -> None:
+    """Send the peak memory in bytes above that before loading, the number of weights of the U-Net,
+    and the seconds of the second step. Runs in its own process."""
+    before, settings = _memory(), config(checkpoint, **changes)
     formats = number_formats(settings, method)
     model = families.load(checkpoint, CPU, formats=formats)
     photos = latents(model, RESOLUTION, PROMPT, is_prior=False)
@@ -78,7 +98,7 @@ def measure(checkpoint: Path, changes: Mapping[str, Any], results: Connection) -
         started = time.monotonic()
         session.step()
         seconds = time.monotonic() - started
-    num_weights = sum(parameter.numel() for parameter in session.parameters)
+    num_weights = sum(p.numel() for p in NetworkShape.of_module("unet", model.unet).parameters())
     results.send((peak.num_bytes - before, num_weights, seconds))
 
 
@@ -121,15 +141,16 @@ def main() -> None:
         checkpoint = Path(folder) / "random.safetensors"
         write_checkpoint(build(SD15, CPU), checkpoint, SD15.resolution)
         for name in arguments.only:
-            changes, theory = SETTINGS[name]
+            method, changes, theory = SETTINGS[name]
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=measure, args=(checkpoint, changes, theirs))
+            process = context.Process(target=measure, args=(checkpoint, method, changes, theirs))
             process.start()
             theirs.close()
             peak, num_weights, seconds = ours.recv()
             process.join()
-            print(f"| {name} | {peak / 1e9:.1f} | {peak / num_weights:.2f} | {theory:.2f} "  # noqa: T201
-                  f"| {seconds:.0f} |", flush=True)  # fmt: skip
+            estimated = estimate(checkpoint, method, changes)
+            print(f"| {name} | {peak / 1e9:.1f} | {estimated / 1e9:.1f} "  # noqa: T201
+                  f"| {peak / num_weights:.2f} | {theory:.2f} | {seconds:.0f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

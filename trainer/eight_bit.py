@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 LARGEST = 127
 SCALE_DTYPE = torch.bfloat16
@@ -26,10 +27,7 @@ class _Linear(nn.Linear):
     dtype: torch.dtype
 
     def forward(self, input: Tensor) -> Tensor:
-        found: Tensor = _LinearFunction.apply(
-            input.to(self.dtype), self.weight, self.scale, self.bias
-        )
-        return found
+        return _apply(_LinearFunction, input.to(self.dtype), self.weight, self.scale, self.bias)
 
 
 class _Conv2d(nn.Conv2d):
@@ -39,10 +37,9 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         options = (self.stride, self.padding, self.dilation, self.groups)
-        found: Tensor = _Conv2dFunction.apply(
-            input.to(self.dtype), self.weight, self.scale, self.bias, options
+        return _apply(
+            _Conv2dFunction, input.to(self.dtype), self.weight, self.scale, self.bias, options
         )
-        return found
 
 
 _KINDS: dict[type[nn.Module], type[_Linear | _Conv2d]] = {nn.Linear: _Linear, nn.Conv2d: _Conv2d}
@@ -75,7 +72,7 @@ def hold(layer: nn.Module, values: Tensor, dtype: torch.dtype) -> nn.Parameter:
     held.weight = nn.Parameter(integers, requires_grad=False)
     held.register_buffer("scale", scale, persistent=False)
     held.dtype = dtype
-    return held.weight  # type: ignore[no-any-return]
+    return held.weight
 
 
 def values(layer: nn.Module) -> Tensor:
@@ -91,13 +88,23 @@ def rows(vectors: Tensor, layer: nn.Module) -> Tensor:
     format that the layer computes with."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if is_held(layer):
-        found: Tensor = _RowsFunction.apply(vectors.to(layer.dtype), weight, layer.scale)
-        return found
+        return _apply(_RowsFunction, vectors.to(layer.dtype), weight, layer.scale)
     return vectors.to(weight.dtype) @ weight.flatten(1)
+
+
+def _apply(function: Any, *arguments: Any) -> Tensor:
+    found: Tensor = function.apply(*arguments)
+    return found
 
 
 def _restored(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (weight * scale).to(dtype)
+
+
+def _saved(ctx: Any, dtype: torch.dtype) -> Tensor:
+    """The weight whose 8 bits a function saved."""
+    weight, scale = ctx.saved_tensors
+    return _restored(weight, scale, dtype)
 
 
 class _LinearFunction(torch.autograd.Function):
@@ -110,7 +117,7 @@ class _LinearFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return gradients[0] @ _restored(*ctx.saved_tensors, gradients[0].dtype), None, None, None
+        return gradients[0] @ _saved(ctx, gradients[0].dtype), None, None, None
 
 
 class _Conv2dFunction(torch.autograd.Function):
@@ -129,8 +136,10 @@ class _Conv2dFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight = _restored(*ctx.saved_tensors, gradients[0].dtype)
-        found = torch.nn.grad.conv2d_input(ctx.shape, weight, gradients[0], *ctx.options)
+        weight = _saved(ctx, gradients[0].dtype)
+        found = conv2d_input(  # type: ignore[no-untyped-call]
+            ctx.shape, weight, gradients[0], *ctx.options
+        )
         return found, None, None, None, None
 
 
@@ -142,5 +151,5 @@ class _RowsFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight = _restored(*ctx.saved_tensors, gradients[0].dtype).flatten(1)
+        weight = _saved(ctx, gradients[0].dtype).flatten(1)
         return gradients[0] @ weight.t(), None, None

@@ -14,6 +14,8 @@ from .precision import computes_in_bf16
 from .settings.config import TrainingConfig
 
 CPU = torch.device("cpu")
+LARGE_OPTIMIZERS = ("AdamW", "Prodigy", "Lion", "Adafactor")
+"""Optimizers whose state is larger than that of 8-bit AdamW."""
 
 
 @contextmanager
@@ -49,14 +51,19 @@ def training_advice(
     *,
     trains_text_encoder: bool,
     resolution: int,
+    trained: str = "checkpoint",
     device: torch.device = CPU,
 ) -> str:
     """Return which settings to change to use less memory, most effective first: those with which
-    the run can resume, then others. Leaves out those that are set already."""
+    the run can resume, then others. Leaves out those that are set already. `trained`: what the
+    run trains: "checkpoint" if the model's own weights, otherwise "lora" or "embedding"."""
     same_run = _advice_for_this_run(config)
-    another_run = [*_advice_for_weights(config, device)]
+    of_weights = _advice_for_weights if trained == "checkpoint" else _advice_for_frozen_weights
+    another_run = [*of_weights(config, device)]
     if trains_text_encoder:
         another_run.append("switch off train_text_encoder, so that captions are encoded only once")
+    if trained == "lora":
+        another_run.append("lower rank")
     another_run.append(f"lower dataset.resolution (now {resolution})")
     advice = f"To use less, most effective first: {'; '.join([*same_run, *another_run])}."
     if same_run:
@@ -84,7 +91,7 @@ def _advice_for_this_run(config: TrainingConfig) -> list[str]:
 def _advice_for_weights(config: TrainingConfig, device: torch.device) -> Iterator[str]:
     """Settings by the bytes that they save for each trained weight."""
     has_bf16 = computes_in_bf16(device) and config.precision != "fp16"
-    if config.optimizer.name in ("AdamW", "Prodigy", "Lion", "Adafactor"):
+    if config.optimizer.name in LARGE_OPTIMIZERS:
         yield "set optimizer.name to AdamW8bit"
     if has_bf16 and not config.gradient_release:
         yield "switch on gradient_release"
@@ -94,3 +101,15 @@ def _advice_for_weights(config: TrainingConfig, device: torch.device) -> Iterato
         yield f"set precision to {'bf16' if has_bf16 else 'fp16'}"
     if has_bf16 and config.weights == "fp32":
         yield "set weights to 24 bit"
+
+
+def _advice_for_frozen_weights(config: TrainingConfig, device: torch.device) -> Iterator[str]:
+    """Settings by the bytes that they save if the model's weights are not trained."""
+    if config.precision == "fp32":
+        yield f"set precision to {'bf16' if computes_in_bf16(device) else 'fp16'}"
+    if config.frozen_weights == "precision":
+        yield "set frozen_weights to 8 bit"
+    if config.optimizer.name in LARGE_OPTIMIZERS:
+        yield "set optimizer.name to AdamW8bit"
+    if config.ema:
+        yield "switch off ema"

@@ -185,6 +185,25 @@ def test_advice_leaves_out_what_is_set_already(config):
     )
 
 
+def test_advice_for_a_lora_leaves_out_what_is_for_trained_weights(config):
+    advice = training_advice(
+        replace(config, batch_size=1), trains_text_encoder=True, resolution=512, trained="lora"
+    )
+    assert advice == (
+        "To use less, most effective first: switch on gradient_checkpointing; set precision to "
+        "bf16; set frozen_weights to 8 bit; set optimizer.name to AdamW8bit; switch off "
+        "train_text_encoder, so that captions are encoded only once; lower rank; lower "
+        "dataset.resolution (now 512). The run can resume with the first changed; changing the "
+        "others starts a new run."
+    )
+    lean = {"precision": "bf16", "frozen_weights": "8 bit", "gradient_checkpointing": True,
+            "batch_size": 1, "optimizer": {"name": "AdamW8bit"}}  # fmt: skip
+    options = {"trains_text_encoder": False, "resolution": 512, "trained": "embedding"}
+    assert training_advice(config.replace(lean), **options) == (
+        "To use less, most effective first: lower dataset.resolution (now 512)."
+    )
+
+
 def test_with_released_gradients_larger_batches_are_advised(config):
     """Accumulating holds all gradients: 2 to 4 bytes per trained weight, which is more than the
     activations of several photos with gradient checkpointing."""

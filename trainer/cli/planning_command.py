@@ -14,6 +14,7 @@ from ..families.shapes import read_shape
 from ..planning.table import cases, rows
 from ..settings.config import (
     DatasetConfig,
+    FrozenWeights,
     ModelOptions,
     OptimizerConfig,
     Precision,
@@ -42,6 +43,10 @@ class PlanTable:
     """Number format of the computation. fp32: the best that fits."""
     weights: Weights = "fp32"
     """Number format of the trained weights. fp32: the best that fits."""
+    frozen_weights: FrozenWeights = "precision"
+    """Number format of the model's weights beside a LoRA. precision: the best that fits."""
+    rank: int = 16
+    """Rank of the LoRAs."""
     optimizer: str = "AdamW"
     """Optimizer. AdamW: the best that fits."""
     gradient_release: bool = False
@@ -59,7 +64,7 @@ class PlanTable:
     def run(self) -> None:
         shape = read_shape(toy.resolve(self.base), self.options) if self.base else None
         given = frozenset({"optimizer": "optimizer.name"}.get(name, name) for name in self.given)
-        for line in rows(cases(self._config(), shape), given):
+        for line in rows(cases(self._config(), shape, self.rank), given):
             logging.info("%s", line)
         logging.info("%s", NOTE)
 
@@ -73,6 +78,7 @@ class PlanTable:
             batch_size=self.batch_size,
             precision=self.precision,
             weights=self.weights,
+            frozen_weights=self.frozen_weights,
             gradient_release=self.gradient_release,
             offload=self.offload,
             gradient_checkpointing=self.gradient_checkpointing,

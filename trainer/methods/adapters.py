@@ -71,7 +71,7 @@ class Adapter(nn.Module):
 
     def input_scale(self, layer: nn.Module) -> Tensor:
         """DoRA's factor for each input [1, in, ...]: the trained norms over those of the layer's
-        changed weight. Avoids computing the changed weight: all products have one side of length r."""
+        changed weight. Avoids computing that weight: all products have one side of length r."""
         assert self.magnitude is not None
         down, up = self.down.flatten(1), self.up.flatten(1)
         with torch.autocast(up.device.type, enabled=False):

@@ -8,7 +8,7 @@ RESERVE = 0.8e9
 """Bytes for what is not counted: CUDA's context, workspaces of cuDNN, gaps between tensors."""
 OTHERS = 0.5e9
 """Bytes of a card that the desktop and other programs use."""
-SIZES = (6, 8, 10, 12, 16, 24)
+SIZES = (4, 6, 8, 10, 12, 16, 24)
 """Usual sizes of cards in GB."""
 
 

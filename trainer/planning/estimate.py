@@ -188,9 +188,8 @@ def _state(job: Job) -> dict[str, float]:
     """What a session holds between two steps."""
     config = job.config
     return {
-        "weights": sum(
-            _weight_bytes(job, each) for each in job.networks.values()
-        ) + sum(adapters.num_bytes(*each) for each in _adapters(job)),
+        "weights": sum(_weight_bytes(job, each) for each in job.networks.values())
+        + sum(adapters.num_bytes(*each) for each in job.adapted),
         "optimizer state": _optimizer_bytes(job),
         "moving average": sum(sizes.average_bytes(config, p) for p in _parameters(job))
         if config.ema
@@ -201,13 +200,8 @@ def _state(job: Job) -> dict[str, float]:
 def _parameters(job: Job) -> Iterable[Tensor]:
     return chain(
         *(shape.parameters() for shape in job.trained),
-        *(adapters.parameters(*each) for each in _adapters(job)),
+        *(adapters.parameters(*each) for each in job.adapted),
     )
-
-
-def _adapters(job: Job) -> list[tuple[NetworkShape, AdapterShapes]]:
-    """The adapters of a run, with their networks."""
-    return [(job.networks[part], shapes) for part, shapes in job.adapters.items()]
 
 
 def _weight_bytes(job: Job, shape: NetworkShape) -> int:
@@ -225,7 +219,7 @@ def _optimizer_bytes(job: Job) -> int:
     ]
     found += [
         optimizers.state_bytes(job.config.optimizer.name, [p])
-        for each in _adapters(job)
+        for each in job.adapted
         for p in adapters.parameters(*each)
     ]
     return max(found, default=0) if job.config.offload else sum(found)
@@ -234,7 +228,7 @@ def _optimizer_bytes(job: Job) -> int:
 def _gradient_bytes(job: Job) -> int:
     """Bytes of all gradients."""
     of_networks = sum(sizes.gradient_bytes(job.config, shape) for shape in job.trained)
-    of_adapters = (4 * p.numel() for each in _adapters(job) for p in adapters.parameters(*each))
+    of_adapters = (4 * p.numel() for each in job.adapted for p in adapters.parameters(*each))
     return of_networks + sum(of_adapters)
 
 

@@ -73,6 +73,11 @@ class Job:
         return adapters_of(self.method, self.model)
 
     @property
+    def adapted(self) -> list[tuple[NetworkShape, AdapterShapes]]:
+        """The networks that have adapters."""
+        return [(self.networks[part], shapes) for part, shapes in self.adapters.items()]
+
+    @property
     def networks(self) -> dict[str, NetworkShape]:
         """By part: the networks that are on the device during training steps."""
         is_encoding = self.method.encodes_captions_at_each_step

@@ -12,6 +12,9 @@ Settings that the user chose stay. Of the others, the first of these rungs is ta
 | bf16, AdamW8bit, released | 3.9 | rounding noise that is larger than what a weight learns |
 | bf16, Adafactor without momentum, released | 2.2 | the same, and no momentum |
 
+A LoRA's own weights are few. If the model is frozen, its rungs are: AdamW, 8-bit AdamW, and 8-bit
+AdamW with the model's weights in 8 bits.
+
 fp16 needs gathered fp32 weights, so older cards have the first rung and the same with AdamW8bit
 (8.7 GB). On each rung, activations are stored rather than recomputed if that fits, and the
 photos of a step go through the model in as few passes as possible: accumulating keeps gradients,
@@ -38,9 +41,12 @@ FULL_WIDTH = 320
 """Channels of the first level of Stable Diffusion's U-Nets. Narrower models are for trying out."""
 
 
-def _rung(weights: str, optimizer: str, release: bool, offload: bool = False) -> Changes:
+def _rung(
+    weights: str, optimizer: str, release: bool, offload: bool = False, frozen: str = "precision"
+) -> Changes:
     return {
         "weights": weights,
+        "frozen_weights": frozen,
         "optimizer.name": optimizer,
         "gradient_release": release,
         "offload": offload,
@@ -60,11 +66,16 @@ RUNGS_IN_FP16 = (
     _rung("fp32", "AdamW", release=False),
     _rung("fp32", "AdamW8bit", release=False),
 )
+RUNGS_IF_FROZEN = (
+    *RUNGS_IN_FP16,
+    _rung("fp32", "AdamW8bit", release=False, frozen="8 bit"),
+)
 COSTS: Mapping[tuple[str, Any], str] = {
     ("precision", "bf16"): "faster, with results that differ by rounding",
     ("precision", "fp16"): "faster, with results that differ by rounding",
     ("weights", "24 bit"): "trains like fp32",
     ("weights", "bf16"): "its rounding adds noise larger than what a weight learns",
+    ("frozen_weights", "8 bit"): "weights of the model are rounded by about 1 %, slower",
     ("optimizer.name", "AdamW8bit"): "trains like AdamW",
     ("optimizer.name", NO_MOMENTUM): "each step follows its own photos alone",
     ("gradient_release", True): "gradients are not clipped, so max_grad_norm has no effect",
@@ -181,7 +192,8 @@ def _all(job: Job, rules: Rules) -> Iterator[Changes]:
     name = "bf16" if precision.computes_in_bf16(rules.device) else "fp16"
     is_fp16 = "fp16" in (name, job.config.precision)
     photos = job.config.batch_size * job.config.gradient_accumulation
-    for rung in RUNGS_IN_FP16 if is_fp16 else RUNGS:
+    rungs = RUNGS_IN_FP16 if is_fp16 else RUNGS
+    for rung in rungs if job.method.trained_parts else RUNGS_IF_FROZEN:
         for checkpointing, batch_size in _passes(photos):
             yield {
                 "precision": name,

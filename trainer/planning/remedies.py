@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
-from ..methods.full import FullFineTune
+from ..methods.lora import LoRA
+from ..methods.text_encoders import TextEncoderOptions
 from ..settings.config import TrainingConfig
 from .estimate import estimate
 from .job import Changes, Job
@@ -14,6 +16,8 @@ Check = Callable[[TrainingConfig], None]
 STEP = 64
 """Suggested resolutions are multiples of it."""
 LEANER_OPTIMIZER = "AdamW8bit"
+LOWER_RANK = 16
+"""The rank that is suggested for LoRAs with a higher one."""
 
 
 def advice(job: Job, budget: int, check: Check) -> str:
@@ -44,13 +48,26 @@ def _remedies(job: Job, budget: int, check: Check) -> Iterator[tuple[str, Job]]:
         except ValueError:
             continue
         yield text, changed
-    if isinstance(job.method, FullFineTune) and (encoders := job.method.trained_text_encoders):
-        method = FullFineTune(train_embedding=job.method.train_embedding)
-        switches = " and ".join(f"train_{encoder}" for encoder in encoders)
+    if isinstance(job.method, LoRA) and not job.method.start:
+        yield from _ranks(job, job.method)
+    if isinstance(job.method, TextEncoderOptions) and job.method.trained_text_encoders:
+        off: Any = {field.name: field.default for field in fields(TextEncoderOptions)}
+        method = replace(job.method, **off)
+        switches = " and ".join(f"train_{each}" for each in job.method.trained_text_encoders)
         yield f"switch off {switches}", replace(job, method=method)
     if resolution := _lower_resolution(job, budget):
         changed = job.changed({"dataset.resolution": resolution})
         yield f"lower dataset.resolution to {resolution} (now {job.resolution})", changed
+
+
+def _ranks(job: Job, method: LoRA) -> Iterator[tuple[str, Job]]:
+    if method.conv_rank:
+        lower = replace(method, conv_rank=0)
+        yield f"set conv_rank to 0 (now {method.conv_rank})", replace(job, method=lower)
+    if method.rank > LOWER_RANK:
+        min_rank = method.min_rank and min(method.min_rank, LOWER_RANK)
+        lower = replace(method, rank=LOWER_RANK, min_rank=min_rank)
+        yield f"lower rank to {LOWER_RANK} (now {method.rank})", replace(job, method=lower)
 
 
 def _settings(job: Job) -> Iterator[tuple[str, Changes]]:
@@ -63,21 +80,29 @@ def _settings(job: Job) -> Iterator[tuple[str, Changes]]:
         yield f"set optimizer.name to {LEANER_OPTIMIZER}", changes
     if not config.gradient_checkpointing:
         yield "switch on gradient_checkpointing", {"gradient_checkpointing": True}
-    if not config.gradient_release and config.precision != "fp16":
-        yield "switch on gradient_release", {"gradient_release": True}
-    if config.weights == "fp32" and config.precision == "bf16":
-        yield "set weights to 24 bit", {"weights": "24 bit"}
+    if job.method.trained_parts:
+        yield from _settings_of_weights(config)
+    elif not job.is_in_8_bits:
+        yield "set frozen_weights to 8 bit", {"frozen_weights": "8 bit"}
     if config.gradient_accumulation > 1 and config.gradient_release:
         yield (
             f"set batch_size to {photos} and gradient_accumulation to 1",
             {"batch_size": photos, "gradient_accumulation": 1},
         )
-    if config.gradient_release and not config.offload:
+    if config.gradient_release and not config.offload and job.method.trained_parts:
         yield "switch on offload", {"offload": True}
     if config.ema:
         yield "switch off ema", {"ema": False}
     if config.batch_size > 1:
         yield f"set batch_size to 1 (now {config.batch_size})", {"batch_size": 1}
+
+
+def _settings_of_weights(config: TrainingConfig) -> Iterator[tuple[str, Changes]]:
+    """Those that save memory if the model's own weights are trained."""
+    if not config.gradient_release and config.precision != "fp16":
+        yield "switch on gradient_release", {"gradient_release": True}
+    if config.weights == "fp32" and config.precision == "bf16":
+        yield "set weights to 24 bit", {"weights": "24 bit"}
 
 
 def _lower_resolution(job: Job, budget: int) -> int:

@@ -212,6 +212,7 @@ class Session:
                 p.name.startswith("text_encoder") for p in self.trainable.parts
             ),
             resolution=self.config.dataset.resolution or self.model.native_resolution,
+            trained=self.trainable.files[0].kind,
             device=self.model.device,
         )
 

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from benchmarks.random_networks import TINY
-from trainer.families.shapes import SD15, ModelShape, NetworkShape
+from trainer.families.shapes import SD15, SDXL, ModelShape, NetworkShape
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
+from trainer.methods.textual_inversion import TextualInversion
 from trainer.planning import plan
+from trainer.planning.cards import usable
 from trainer.planning.estimate import estimate
 from trainer.planning.job import Job
 from trainer.planning.plan import DEFAULTS, NO_MOMENTUM, Rules, candidates, complaint, fit
@@ -71,6 +74,39 @@ def test_rungs_go_from_exact_to_lean():
         ("bf16", "AdamW8bit", True, False),
         ("bf16", NO_MOMENTUM, True, False),
     ]
+
+
+@pytest.mark.parametrize("method", [LoRA(), TextualInversion(placeholder="<x>", initializer="dog")])
+def test_if_the_model_is_frozen_its_weights_are_stored_in_8_bits_last(method):
+    found = []
+    for changes in candidates(replace(JOB, method=method), replace(RULES, check=method.check)):
+        config = JOB.changed(changes).config
+        assert (config.precision, config.weights) == ("bf16", "fp32")
+        assert (config.gradient_release, config.offload) == (False, False)
+        rung = config.optimizer.name, config.frozen_weights
+        if rung not in found:
+            found.append(rung)
+    assert found == [("AdamW", "precision"), ("AdamW8bit", "precision"), ("AdamW8bit", "8 bit")]
+
+
+def test_trained_weights_never_come_with_8_bits():
+    assert {c["frozen_weights"] for c in candidates(JOB, RULES)} == {"precision"}
+    job = JOB.changed({"frozen_weights": "8 bit"})
+    assert not list(candidates(job, replace(RULES, check=FullFineTune().check)))
+
+
+@pytest.mark.parametrize(
+    ("card", "model", "batch_size", "expected"),
+    [
+        (4, SD15, 1, {"precision": "bf16", "gradient_checkpointing": True}),
+        (6, SD15, 1, {"precision": "bf16"}),
+        (8, SDXL, 1, {"precision": "bf16", "gradient_checkpointing": True}),
+    ],
+)  # fmt: skip
+def test_loras_of_published_models_fit_small_cards(monkeypatch, card, model, batch_size, expected):
+    monkeypatch.setattr(plan, "FULL_WIDTH", 320)
+    job = Job(CONFIG.replace({"batch_size": batch_size}), LoRA(), model)
+    assert fit(job, usable(card), RULES).changes == expected
 
 
 def test_the_first_candidate_that_fits_is_taken():

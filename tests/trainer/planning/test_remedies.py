@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from tests.trainer.planning.test_plan import CONFIG, JOB, RULES
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
+from trainer.planning import remedies
 from trainer.planning.estimate import estimate
 from trainer.planning.remedies import advice
 
@@ -68,6 +70,41 @@ def test_a_lower_resolution_is_suggested_down_to_half_of_the_models_own():
     assert said(job, whole - 1) == "To make it fit, lower dataset.resolution to 192 (now 256)."
     assert said(job, half) == "To make it fit, lower dataset.resolution to 128 (now 256)."
     assert said(job, half // 4) == "Choose a device with more memory."
+
+
+LORA = replace(JOB, method=LoRA(rank=24, conv_rank=4, train_text_encoder=True,
+                                 text_encoder_learning_rate=1e-5))  # fmt: skip
+LEAN_LORA = {"precision": "bf16", "optimizer.name": "AdamW8bit", "gradient_checkpointing": True,
+             "batch_size": 1, "dataset.resolution": 32}  # fmt: skip
+
+
+def test_of_a_lora_everything_is_suggested_that_saves_memory():
+    texts = [text for text, _ in remedies._remedies(LORA, 0, LORA.method.check)]
+    assert texts == [
+        "set precision to bf16", "set optimizer.name to AdamW8bit",
+        "switch on gradient_checkpointing", "set frozen_weights to 8 bit",
+        "set batch_size to 1 (now 4)", "set conv_rank to 0 (now 4)", "lower rank to 16 (now 24)",
+        "switch off train_text_encoder", "lower dataset.resolution to 32 (now 64)",
+    ]  # fmt: skip
+    for text, changed in remedies._remedies(LORA, 0, LORA.method.check):
+        assert estimate(changed).total < estimate(LORA).total, text
+
+
+def test_a_lora_is_made_smaller_until_it_fits():
+    job = LORA.changed(LEAN_LORA)
+    smallest = replace(job.changed({"frozen_weights": "8 bit"}), method=LoRA())
+    assert said(job, estimate(smallest).total) == (
+        "To make it fit, set frozen_weights to 8 bit; set conv_rank to 0 (now 4); lower rank to 16 "
+        "(now 24); switch off train_text_encoder."
+    )
+
+
+def test_the_rank_of_a_lora_that_is_trained_further_stays(tmp_path):
+    method = LoRA(rank=32, start=tmp_path / "a.safetensors")
+    assert not list(remedies._ranks(replace(JOB, method=LoRA()), LoRA()))
+    job = replace(JOB.changed(LEAN_LORA), method=method)
+    texts = [text for text, _ in remedies._settings(job)]
+    assert texts == ["set frozen_weights to 8 bit"]
 
 
 def test_what_is_refused_is_not_suggested():
