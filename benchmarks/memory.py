@@ -3,8 +3,8 @@ random weights: `python -m benchmarks.memory`.
 
 Each setting runs in its own process, which loads the checkpoint and makes two steps with one photo
 of 64 pixels, so that activations hardly count. The peak is the largest memory of the process during
-the steps, without files that are mapped, less that before the model was loaded. The estimate is that of
-`trainer/planning` for the same steps. Needs Linux, and 20 GB of memory for the first setting."""
+the steps, without files that are mapped, less that before the model was loaded. The estimate is
+what `trainer/planning` says. Needs Linux, and 20 GB of memory for the first setting."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any], float]] = {
 optimizer state, without those of a LoRA itself."""
 
 HEADER = """\
-| weights, optimizer, gradients | peak, GB | estimate, GB | bytes per weight | in theory | seconds per step |
+| weights, optimizer, gradients | peak, GB | estimate | bytes per weight | in theory | s per step |
 |---|---|---|---|---|---|"""
 
 
@@ -149,8 +149,9 @@ def main() -> None:
             peak, num_weights, seconds = ours.recv()
             process.join()
             estimated = estimate(checkpoint, method, changes)
-            print(f"| {name} | {peak / 1e9:.1f} | {estimated / 1e9:.1f} "  # noqa: T201
-                  f"| {peak / num_weights:.2f} | {theory:.2f} | {seconds:.0f} |", flush=True)  # fmt: skip
+            cells = [name, f"{peak / 1e9:.1f}", f"{estimated / 1e9:.1f}"]
+            cells += [f"{peak / num_weights:.2f}", f"{theory:.2f}", f"{seconds:.0f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer import eight_bit
+from trainer.methods.adapters import Adapter, attach
 from trainer.planning.counting import COPIES, StorageCounter
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -113,6 +114,25 @@ def test_rows_are_summed_and_have_the_right_gradient(is_held):
     (ours,) = torch.autograd.grad(found.square().sum(), vectors, retain_graph=True)
     (theirs,) = torch.autograd.grad(expected.square().sum(), vectors)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("build", LAYERS[:4:2])
+def test_an_adapter_with_dora_has_the_same_gradients(build):
+    held, plain = pair(build)
+    found = []
+    for layer in (held, plain):
+        adapter = Adapter(layer, 4, 0.5, dora=True)
+        adapter.reset(torch.Generator().manual_seed(0))
+        nn.init.normal_(adapter.up, generator=torch.Generator().manual_seed(1))
+        attach(layer, adapter)
+        shape = next(shape for kind, shape in INPUTS.items() if isinstance(layer, kind))
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        inputs.requires_grad_(True)
+        output = layer(inputs)
+        wanted = [inputs, *adapter.parameters()]
+        found.append([output, *torch.autograd.grad(output.square().sum(), wanted)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_layer_can_hold_other_values_later():

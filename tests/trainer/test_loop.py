@@ -15,6 +15,8 @@ from trainer.data.batches import BatchStream
 from trainer.families.sd1 import SD1
 from trainer.loop import train
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
+from trainer.methods.textual_inversion import TextualInversion
 from trainer.observer import Observer
 from trainer.optimization.optimizers import OPTIMIZERS
 from trainer.settings.config import (
@@ -29,6 +31,14 @@ from trainer.settings.config import (
 from trainer.training.ema import EMA
 
 CPU = torch.device("cpu")
+
+
+class Previews(Observer):
+    def __init__(self):
+        self.images = []
+
+    def on_preview(self, step, images):
+        self.images += images
 
 
 @pytest.fixture
@@ -286,6 +296,31 @@ def test_low_precision_is_close_to_fp32_and_keeps_fp32_weights(config, precision
     weights = rough[1][name]
     assert weights.dtype == torch.float32
     assert not torch.equal(weights, weights.bfloat16().float())
+
+
+@pytest.mark.parametrize("method", [
+    LoRA(rank=4, conv_rank=2, dora=True, train_text_encoder=True),
+    TextualInversion(placeholder="<dog>", initializer="dog", templates="captions"),
+])  # fmt: skip
+def test_a_frozen_model_in_8_bits_trains_and_draws_nearly_the_same(config, prior, method):
+    is_lora = isinstance(method, LoRA)
+    config = replace(
+        config,
+        prior=prior if is_lora else PriorConfig(),
+        dataset=replace(config.dataset, prompt="a photo of <dog>"),
+        preview=PreviewConfig(prompts=("a dog",), every=4, sampling=SamplingConfig(steps=2)),
+    )
+    drawn, losses = [], []
+    for format in ("precision", "8 bit"):
+        observer = Previews()
+        result = train(
+            config.replace({"frozen_weights": format}), method, device=CPU, observer=observer
+        )
+        losses.append([report.loss for report in result.reports])
+        drawn.append(observer.images[-1])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+    assert np.abs(drawn[1].astype(float) - drawn[0]).mean() < 8
 
 
 def test_gradient_checkpointing_computes_the_same(config):

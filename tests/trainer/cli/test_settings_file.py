@@ -227,7 +227,7 @@ UNKNOWN = [
         "Known keys: device, base, embedding, vae, prediction_type, steps, batch_size, "
         "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
         "min_snr_gamma, noise_offset, channels_last, compile, clip_skip, weights, "
-        "gradient_release, offload, loras, lora_strengths, preset, runs, judge, "
+        "gradient_release, offload, frozen_weights, loras, lora_strengths, preset, runs, judge, "
         "on_existing, vram, " + HEADINGS,
     ),
     (

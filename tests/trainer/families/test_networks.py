@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import families, toy, weights
+from trainer import eight_bit, families, toy, weights
 from trainer.checkpoint import CheckpointWriter
 from trainer.families.base import ModelFamily
 from trainer.families.files import CheckpointFile
 from trainer.families.key_maps import Place
 from trainer.families.networks import Network, NumberFormats
+from trainer.precision import DTYPES
 from trainer.settings.config import OutputConfig
 
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
@@ -254,6 +255,41 @@ def test_frozen_parts_are_kept_in_the_format_of_the_computation(tiny_checkpoint,
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
     frozen = load(tiny_checkpoint, NumberFormats(precision)).text_encoders
     assert {parameter.dtype for parameter in frozen.parameters()} == {dtype, torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["tiny_checkpoint", "tiny_xl_checkpoint"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_layers_of_frozen_parts_are_kept_in_8_bits(request, kind, precision):
+    path = request.getfixturevalue(kind)
+    formats = NumberFormats(precision, trained=frozenset({"text_encoder"}), frozen="8 bit")
+    model, exact = load(path, formats), load(path, NumberFormats())
+    modules = zip(model.unet.named_modules(), exact.unet.modules(), strict=True)
+    for (name, layer), other in modules:
+        is_layer = isinstance(layer, nn.Linear | nn.Conv2d)
+        assert eight_bit.is_held(layer) == is_layer, name
+        for key, parameter in layer.named_parameters(recurse=False):
+            dtype = torch.int8 if key == "weight" else DTYPES[precision]
+            assert parameter.dtype == (dtype if is_layer else torch.float32)
+        if is_layer:
+            error = (eight_bit.values(layer) - other.weight).std() / other.weight.std()
+            assert error < 0.012, name
+    first, *others = model.text_encoders
+    assert {p.dtype for module in (model.vae, first) for p in module.parameters()} == {
+        torch.float32
+    }
+    assert all(torch.int8 in {p.dtype for p in other.parameters()} for other in others)
+    assert not any(p.requires_grad for p in model.unet.parameters())
+
+
+def test_dropped_text_encoders_in_8_bits_are_read_again(tiny_xl_checkpoint):
+    model = load(tiny_xl_checkpoint, NumberFormats("bf16", frozen="8 bit"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model.encode_captions(["a dog"])
+        model.drop_text_encoders()
+        with model.on_device(model.text_encoders):
+            after = model.encode_captions(["a dog"])
+    assert torch.equal(before.hidden, after.hidden)
+    assert torch.equal(before.added["text_embeds"], after.added["text_embeds"])
 
 
 @pytest.mark.parametrize("format", ["24 bit", "bf16"])

@@ -112,6 +112,15 @@ def test_refuses_to_train_a_missing_embedding(config):
     )
 
 
+def test_refuses_to_freeze_the_model_in_8_bits(config):
+    with pytest.raises(ValueError) as caught:
+        FullFineTune().check(config.replace({"frozen_weights": "8 bit"}))
+    assert str(caught.value) == (
+        "frozen_weights is 8 bit, but the model itself is trained. Set frozen_weights to "
+        "precision, or train a LoRA."
+    )
+
+
 def test_refuses_settings_that_the_optimizer_would_ignore(config):
     config = replace(config, optimizer=OptimizerConfig(name="Prodigy", learning_rate=1))
     options = {"train_text_encoder": True}

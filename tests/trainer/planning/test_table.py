@@ -19,7 +19,7 @@ def test_there_is_a_row_for_each_card_and_a_column_for_each_case():
     assert len(lines) == 2 + len(SIZES)
     assert {line.count("|") for line in lines} == {6}
     assert lines[2].startswith("| 4 GB (3.0 GB) | 0.1 GB: fp32, AdamW, b4 | ")
-    assert lines[2].endswith(" GB: bf16 base, AdamW, b4 |")
+    assert lines[2].endswith(" GB: fp32 base, AdamW, b4 |")
 
 
 def test_without_a_model_the_published_ones_are_shown():
