@@ -60,6 +60,13 @@ def autocast(
     return torch.autocast(device.type, dtype=DTYPES[precision], cache_enabled=keeps_casts)
 
 
+def exact(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast. The meta device has none."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def decoding(device: torch.device) -> AbstractContextManager[object]:
     """Return a context for decoding latents. It replaces an fp16 autocast with bf16, or with fp32
     if the device has no bf16: in fp16 the VAE's activations overflow and images come out black."""

@@ -108,6 +108,8 @@ def _settings(row: Mapping[str, Any]) -> list[str]:
     chosen = [text for name, text in options.items() if row.get(name)]
     if row.get("weights", "fp32") != "fp32":
         chosen.append(row["weights"])
+    if row.get("frozen_weights", "precision") != "precision":
+        chosen.append(f"{row['frozen_weights']} base")
     return [row["precision"], row["optimizer"], ", ".join(chosen), row["trains"],
             str(row["batch_size"])]  # fmt: skip
 

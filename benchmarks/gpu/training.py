@@ -20,9 +20,12 @@ from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing, ModelFamily
 from trainer.loop import number_formats
+from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.settings.config import (
     DatasetConfig,
+    FrozenWeights,
     OptimizerConfig,
     Precision,
     PriorConfig,
@@ -54,6 +57,7 @@ INTERVAL_STEPS = 2, 20
 """The minimum and maximum number of steps in an interval."""
 UNET, TEXT, CLASS = "U-Net", "U-Net and text encoder", "U-Net, with class images"
 TEXT_AND_CLASS = "U-Net and text encoder, with class images"
+LORA = "LoRA of rank 16"
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
 
 
@@ -69,6 +73,7 @@ class Setting:
     gradient_checkpointing: bool
     channels_last: bool = False
     weights: Weights = "fp32"
+    frozen_weights: FrozenWeights = "precision"
     gradient_release: bool = False
 
     def config(self, checkpoint: Path, resolution: int) -> TrainingConfig:
@@ -83,10 +88,13 @@ class Setting:
             gradient_checkpointing=self.gradient_checkpointing,
             channels_last=self.channels_last,
             weights=self.weights,
+            frozen_weights=self.frozen_weights,
             gradient_release=self.gradient_release,
         )
 
-    def method(self) -> FullFineTune:
+    def method(self) -> Method:
+        if self.trains == LORA:
+            return LoRA()
         return FullFineTune(train_text_encoder=self.trains in (TEXT, TEXT_AND_CLASS))
 
 

@@ -349,10 +349,13 @@ def test_steps_are_measured_and_free_their_memory(bench: Bench, monkeypatch):
 def test_goals_are_measured_also_of_the_next_family(bench: Bench, monkeypatch):
     monkeypatch.setattr(training, "INTERVAL_SECONDS", 0.0)
     rows = list(goals.measure_goals(bench, NEVER))
-    assert [row.get("error") for row in rows] == [None] * 4
-    assert [row["goal"] for row in rows] == [5.0, 7.0, 9.0, 7.3]
-    assert all(row["gradient_release"] and row["weights"] == "24 bit" for row in rows)
-    assert goals.describe({**rows[3], "allocated": 7.0, "reserved": 7.25}) == (
+    assert [row.get("error") for row in rows] == [None] * 7
+    assert [row["goal"] for row in rows] == [5.0, 7.0, 3.0, 9.0, 7.3, 7.2, 5.1]
+    loras = [row for row in rows if "LoRA" in row["trains"]]
+    assert [row["frozen_weights"] for row in loras] == ["precision", "precision", "8 bit"]
+    others = [row for row in rows if row not in loras]
+    assert all(row["gradient_release"] and row["weights"] == "24 bit" for row in others)
+    assert goals.describe({**rows[4], "allocated": 7.0, "reserved": 7.25}) == (
         "the U-Net of Stable Diffusion XL, batch 1: 7.00 GB, 7.25 GB reserved; the goal is 7.3 GB"
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import eight_bit, weights
+from .. import eight_bit, precision, weights
 from ..families.lora_file import LayerChange
 
 ADAPTER = "lora"
@@ -74,7 +74,7 @@ class Adapter(nn.Module):
         changed weight. Avoids computing that weight: all products have one side of length r."""
         assert self.magnitude is not None
         down, up = self.down.flatten(1), self.up.flatten(1)
-        with torch.autocast(up.device.type, enabled=False):
+        with precision.exact(up.device):
             base = eight_bit.rows(up.t(), layer).float()
             own = (up.t() @ up) @ down
             kernel = self.down[0, 0].numel()
@@ -141,11 +141,11 @@ class RankMasks:
         self._generator = torch.Generator()
 
     def __call__(self, unet: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not torch.is_grad_enabled():
+        noisy_latents, times = inputs[:2]
+        if not torch.is_grad_enabled() or times.is_meta:
             for adapter in self._adapters:
                 adapter.mask = None
             return
-        noisy_latents, times = inputs[:2]
         ranks = [adapter.rank for adapter in self._adapters]
         by_rank = {rank: self._of_times(rank, times) for rank in {*ranks}}
         masks = [by_rank[rank] for rank in ranks]

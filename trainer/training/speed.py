@@ -69,6 +69,7 @@ def step_flops(session: Session) -> int:
     )
     unet = _ForwardAndBackward(model)
     weights = {name: _like(weight) for name, weight in unet.named_parameters()}
+    weights |= {name: buffer.to(META) for name, buffer in unet.named_buffers()}
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         functional_call(unet, weights, inputs)
     return counter.get_total_flops() * session.batches.images_per_step

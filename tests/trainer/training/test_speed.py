@@ -8,7 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainer.training.sessions import begin
+from trainer import eight_bit
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.settings.config import PriorConfig
 from trainer.training import speed
@@ -45,6 +47,20 @@ def test_a_frozen_unet_has_no_gradients_of_weights(tiny_model):
     method = TextualInversion(placeholder="<tok>", initializer="dog", templates="captions")
     session = begin(tiny_model, method, caption="a <tok>")
     assert speed.step_flops(session) < 0.75 * trained
+
+
+@pytest.mark.parametrize("is_in_8_bits", [False, True])
+def test_the_adapters_of_a_lora_are_counted(tiny_model, is_in_8_bits):
+    tiny_model.latent_factor = 4
+    if is_in_8_bits:
+        for layer in eight_bit.layers(tiny_model.unet).values():
+            eight_bit.hold(layer, eight_bit.values(layer), torch.float32)
+    session = begin(tiny_model, LoRA(conv_rank=4, dora=True, dropout=0.5))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        session.step()
+    computed = counter.get_total_flops()
+    assert computed <= speed.step_flops(session) < 1.1 * computed
+    assert session.step() is not None
 
 
 def test_the_text_encoders_are_not_counted(tiny_model):
