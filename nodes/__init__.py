@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host_version import complaint_here, package_complaint
 from . import photo_routes, run_routes
+from .apply_lora import ApplyLora
 from .compare_settings import CompareSettings
 from .dreambooth_train import DreamBoothTrain
 from .generate_class_priors import GenerateClassPriors
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 NODES: list[type[io.ComfyNode]] = [
     LoadBaseModel,
     ModelFromGraph,
+    ApplyLora,
     LoadInstanceImages,
     GenerateClassPriors,
     DreamBoothTrain,

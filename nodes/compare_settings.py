@@ -15,6 +15,7 @@ from ..trainer.evaluation.scores import ImageScorer, table
 from . import folders, host
 from .drawing import DEFAULT, draw, drawing_inputs
 from .images import MAX_PREVIEWS, to_arrays, to_batch
+from .lora_strength import lora_strengths_input, strengths_in
 from .running import node_schema, runs_once
 from .sockets import ModelSocket, ModelSource, SavesSocket
 from .widgets import NONE, judge_input
@@ -37,14 +38,16 @@ class CompareSettings(io.ComfyNode):
         return node_schema(
             node_id="DreamBoothCompareSettings",
             display_name="Compare Settings",
-            description="Draw the same prompts from the same noise with several checkpoints, noise "
-            "schedulers and numbers of steps, and show all images in one. With a judge and photos "
-            "of the subject they are scored, to find the best stage of a run.",
+            description="Draw the same prompts from the same noise with several checkpoints or "
+            "LoRAs, noise schedulers, numbers of steps and strengths, and show all images in one. "
+            "With a judge and photos of the subject they are scored, to find the best stage of a "
+            "run.",
             search_aliases=[
                 "dreambooth",
                 "xy plot",
                 "compare checkpoints",
                 "compare models",
+                "compare lora strengths",
                 "best step",
                 "overfitting",
                 "score",
@@ -55,12 +58,18 @@ class CompareSettings(io.ComfyNode):
 
     @classmethod
     @runs_once(
-        saves=_flat, model_sources=list, photos=to_arrays, prompts="\n".join, steps=", ".join
+        saves=_flat,
+        model_sources=list,
+        photos=to_arrays,
+        prompts="\n".join,
+        steps=", ".join,
+        lora_strengths=", ".join,
     )
     def execute(
         cls,
         steps: str,
         judge: str = NONE,
+        lora_strengths: str = "1",
         saves: Sequence[ModelSource] = (),
         model_sources: dict[str, list[ModelSource]] | None = None,
         photos: list[np.ndarray] | None = None,
@@ -74,7 +83,11 @@ class CompareSettings(io.ComfyNode):
                 "model_sources."
             )
         comparison = draw(
-            sources, step_counts(steps), image_scorer=_image_scorer(judge, photos), **widgets
+            sources,
+            step_counts(steps),
+            strengths_in(lora_strengths),
+            image_scorer=_image_scorer(judge, photos),
+            **widgets,
         )
         chart = comparison.chart()
         return io.NodeOutput(
@@ -156,7 +169,11 @@ def _widgets() -> list[io.Input]:
         "Use four or more places that no photo shows: with the training prompt alone, a model that "
         "draws nothing but the photos looks best."
     )
-    return [*drawing_inputs(prompts_note, steps), judge_input(can_be_none=True, optional=True)]
+    return [
+        *drawing_inputs(prompts_note, steps),
+        judge_input(can_be_none=True, optional=True),
+        lora_strengths_input(),
+    ]
 
 
 def _outputs() -> list[io.Output]:

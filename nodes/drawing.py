@@ -12,8 +12,8 @@ from ..trainer.evaluation.comparison import Axes, Candidate, Comparison, compare
 from ..trainer.evaluation.scores import ImageScorer
 from ..trainer.sampling.schedulers import SCHEDULERS
 from ..trainer.settings.config import SamplingConfig
-from ..trainer.storage.names import shown_name, without_ending
 from . import host
+from .lora_strength import warn_of_no_effect
 from .sockets import ModelSource
 from .widgets import (
     NONE,
@@ -55,6 +55,7 @@ def drawing_inputs(prompts_note: str = "", steps: io.Input | None = None) -> lis
 def draw(
     sources: Sequence[ModelSource],
     steps: Sequence[int],
+    lora_strengths: Sequence[float] = (1.0,),
     *,
     prompts: str,
     width: int,
@@ -63,11 +64,12 @@ def draw(
     image_scorer: Callable[[torch.device, Sequence[str]], ImageScorer] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Draw the images that the widgets of `drawing_inputs` describe, with each source in turn.
-    Raises ValueError for invalid inputs before a model is loaded."""
+    """Draw the images that the widgets of `drawing_inputs` describe, with each source in turn, and
+    with those that have a LoRA at each strength. Raises ValueError for invalid inputs before a
+    model is loaded."""
     chosen = dict.fromkeys(settings.pop(name) for name in ("scheduler", *FURTHER))
     axes = Axes(
-        candidates=_candidates(sources),
+        candidates=_candidates(sources, lora_strengths),
         schedulers=[name for name in chosen if name != NONE],
         steps=steps,
         prompts=lines(prompts, "prompts"),
@@ -85,10 +87,12 @@ def draw(
         )
 
 
-def _candidates(sources: Sequence[ModelSource]) -> list[Candidate]:
+def _candidates(sources: Sequence[ModelSource], strengths: Sequence[float]) -> list[Candidate]:
     """Labelled with the names of their files; if two are the same, also with those of their
-    embeddings."""
-    names = [without_ending(shown_name(source.path)) for source in sources]
+    embeddings; and with the strengths of their LoRAs, if there are several."""
+    if not any(source.options.loras for source in sources):
+        warn_of_no_effect(strengths)
+    names = [source.name for source in sources]
     if len(set(names)) < len(names):
         names = [
             f"{name} + {source.embedding.stem}" if source.embedding else name
@@ -96,12 +100,14 @@ def _candidates(sources: Sequence[ModelSource]) -> list[Candidate]:
         ]
     return [
         Candidate(
-            label=label,
+            label=f"{label}, strength {strength:g}" if len(used) > 1 else label,
             path=source.path,
             embedding=source.embedding,
-            options=source.options,
+            options=source.strengthened(strength).options,
         )
         for label, source in zip(distinct(names), sources, strict=True)
+        for used in [strengths if source.options.loras else [1.0]]
+        for strength in used
     ]
 
 

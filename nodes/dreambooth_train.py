@@ -8,17 +8,27 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer.families.sdxl import SDXL
+from ..trainer.methods.base import Method
 from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
-from ..trainer.settings.presets import PRESETS
-from . import folders, live, presets, training, training_outputs
+from ..trainer.settings.presets import LORA_PRESETS, PRESETS
+from . import folders, host, live, presets, training, training_outputs
+from .presets import DREAMBOOTH_PRESETS, FOR_LORA
 from .running import first_values, node_schema, runs_once
 from .sockets import ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
-from .widgets import DEFAULTS, vram_input, widget
+from .trains import Target, require_choice, target_of, trains_input
+from .widgets import DEFAULTS, learning_rate_input, vram_input, widget
 
 DISPLAY_NAME = "DreamBooth Train"
 AFTER_INVERSION = "textual inversion + DreamBooth"
 """The preset for models with an embedding."""
+TEXT_ENCODER_RATE = "text_encoder_learning_rate"
+LORA_NAME = 6
+"""The place of the last output."""
+NO_CHECKPOINT = (
+    "A LoRA was trained, so checkpoint name is empty. Use lora name, or set trains to full weights."
+)
+NO_LORA = "Full weights were trained, so lora name is empty. Set trains to LoRA to train one."
 
 
 class DreamBoothTrain(io.ComfyNode):
@@ -28,8 +38,8 @@ class DreamBoothTrain(io.ComfyNode):
             node_id="DreamBoothTrain",
             display_name=DISPLAY_NAME,
             description="Teach a Stable Diffusion checkpoint the subject of the photos, and save a "
-            "new checkpoint that draws it. If a run with the same settings and images is finished "
-            "already, its result is reused.",
+            "new checkpoint that draws it, or a LoRA. If a run with the same settings and images "
+            "is finished already, its result is reused.",
             search_aliases=[
                 "dreambooth",
                 "train finetune face",
@@ -38,6 +48,8 @@ class DreamBoothTrain(io.ComfyNode):
                 "train finetune pet object",
                 "train finetune subject",
                 "train finetune checkpoint model",
+                "train finetune lora",
+                "lora training",
                 "train on own photos",
                 "teach",
             ],
@@ -65,17 +77,30 @@ class DreamBoothTrain(io.ComfyNode):
         preset: dict[str, Any] | None = None,
         on_existing: str = training.ON_EXISTING[0],
         vram: str = "off",
+        trains: dict[str, Any] | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        config, method = plan(model_source, dataset, preset or {}, **settings)
+        require_choice(live.own_inputs(cls).get("trains"))
+        target = target_of(trains or {}, model_source, name=settings["name"])
+        config, method = plan(target, dataset, preset or {}, **settings)
         previews = settings.get("preview_settings")
         result = training.run(config, method, on_existing, previews, vram=vram)
+        if result.lora:
+            name = folders.lora_name(result.lora)
+            no_checkpoint = host.no_result(NO_CHECKPOINT)
+            return training_outputs.node_output(
+                result, target.source, name, DISPLAY_NAME, name, name=no_checkpoint
+            )
         name = folders.checkpoint_name(result.checkpoint)
-        return training_outputs.node_output(result, model_source, name, DISPLAY_NAME)
+        # Full weights are the usual case, so it is only said to those who ask for a LoRA's name.
+        reason = NO_LORA if live.is_connected(cls, LORA_NAME) else ""
+        return training_outputs.node_output(
+            result, target.source, name, DISPLAY_NAME, host.no_result(reason)
+        )
 
 
 def plan(
-    model_source: ModelSource,
+    target: Target,
     dataset: DatasetConfig,
     preset: Mapping[str, Any],
     *,
@@ -83,42 +108,55 @@ def plan(
     optimizer_settings: TrainingSettings | None = None,
     keep_state: bool = DEFAULTS.output.keep_state,
     **inputs: Any,
-) -> tuple[TrainingConfig, FullFineTune]:
+) -> tuple[TrainingConfig, Method]:
     """The run that the node's inputs describe. Raises ValueError for inputs that do not go
     together."""
     if preset.get("preset") == presets.AUTO:
-        preset = _fitting_values(model_source, has_class_images=class_dataset is not None)
+        preset = _fitting_values(target, has_class_images=class_dataset is not None)
     else:
-        presets.check(preset.get("preset"), PRESETS, model_source)
+        presets.check_target(preset.get("preset"), is_lora=target.lora is not None)
+        presets.check(preset.get("preset"), DREAMBOOTH_PRESETS, target.source)
     prior = _with_weight(class_dataset, preset["prior_weight"])
-    method = dict(optimizer_settings.method) if optimizer_settings else {}
-    if method.get("train_embedding"):
+    options = _method_options(preset, optimizer_settings)
+    if options.get("train_embedding"):
         training.check_embedding_name(inputs["name"])
     config = training.run_config(
-        model_source,
+        target.source,
         dataset,
         preset,
         optimizer_settings=optimizer_settings,
         preview_settings=inputs.pop("preview_settings", None),
         prior=prior,
         output={
-            "folder": folders.trained_folder(),
+            "folder": folders.loras_folder() if target.lora else folders.trained_folder(),
             "embedding_folder": folders.embeddings_folder(),
             "keep_state": keep_state,
         },
         **inputs,
     )
-    method["train_text_encoder"] = preset["train_text_encoder"]
-    return config, FullFineTune(**method)
+    return config, target.method(options)
 
 
-def _fitting_values(source: ModelSource, *, has_class_images: bool) -> dict[str, Any]:
+def _method_options(preset: Mapping[str, Any], settings: TrainingSettings | None) -> dict[str, Any]:
+    """The options of text encoders and embeddings: those of Optimizer Settings come first."""
+    options = dict(settings.method) if settings else {}
+    options["train_text_encoder"] = preset["train_text_encoder"]
+    if preset["train_text_encoder"] and not options.get(TEXT_ENCODER_RATE):
+        options[TEXT_ENCODER_RATE] = preset.get(TEXT_ENCODER_RATE) or None
+    return options
+
+
+def _fitting_values(target: Target, *, has_class_images: bool) -> dict[str, Any]:
     """The values of the preset that fits the model. Class images are used if there are any."""
-    is_xl = source.family is SDXL
-    name = AFTER_INVERSION if source.embedding and not is_xl else "object"
-    name = presets.fitting(source, name, PRESETS)
+    source = target.source
+    if target.lora:
+        name = FOR_LORA + presets.fitting(source, "object", LORA_PRESETS)
+    else:
+        is_xl = source.family is SDXL
+        name = AFTER_INVERSION if source.embedding and not is_xl else "object"
+        name = presets.fitting(source, name, PRESETS)
     weight = 1.0 if has_class_images else 0.0
-    values = presets.values(PRESETS[name], _preset_inputs, prior_weight=weight)
+    values = presets.values(DREAMBOOTH_PRESETS[name], _preset_inputs, prior_weight=weight)
     presets.announce(name, values)
     return values
 
@@ -156,17 +194,18 @@ def _links() -> list[io.Input]:
 def _widgets() -> list[io.Input]:
     return [
         presets.preset_input(
-            PRESETS,
+            DREAMBOOTH_PRESETS,
             _preset_inputs,
             "Recommended values. auto: those that fit the model, with class images if they are "
             "connected; the node shows them. object: things and animals. face: people, with class "
             "images and the text encoder. textual inversion + DreamBooth: after Textual Inversion "
             "Train. object XL, face XL: the same for Stable Diffusion XL and models made from it. "
-            "toy: the embedded model. Each but auto shows its five values below, which you can "
-            "then change.",
+            "toy: the embedded model. Those that begin with LoRA: the same, if trains is set to "
+            "LoRA. Each but auto shows its values below, which you can then change.",
         ),
         *training.run_widgets(
-            DEFAULTS.output.name, "The checkpoint is saved in checkpoints/dreambooth."
+            DEFAULTS.output.name,
+            "The checkpoint is saved in checkpoints/dreambooth, a LoRA in loras/dreambooth.",
         ),
         widget(
             io.Boolean,
@@ -177,18 +216,23 @@ def _widgets() -> list[io.Input]:
         ),
         training.keep_saves_input(),
         vram_input(),
+        trains_input(),
     ]
 
 
 def _preset_inputs(preset: Mapping[str, Any]) -> list[io.Input]:
     config, method = presets.preset_config(preset), FullFineTune(**preset.get("method", {}))
-    return [
+    inputs = [
         *presets.schedule_inputs(config),
         widget(io.Boolean, method, "train_text_encoder"),
         widget(
             io.Float, config.prior, "weight", shown_as="prior_weight", min=0.0, max=10.0, step=0.05
         ),
     ]
+    if method.text_encoder_learning_rate:
+        note = "That of Optimizer Settings is used instead, if it is set."
+        inputs.append(learning_rate_input(method, TEXT_ENCODER_RATE, minimum=0.0, note=note))
+    return inputs
 
 
 def _outputs() -> list[io.Output]:
@@ -196,13 +240,20 @@ def _outputs() -> list[io.Output]:
         ModelSocket.Output(
             "trained_source",
             display_name="model source",
-            tooltip="The trained checkpoint. Connect to Use Trained Model or Sample with "
-            "Scheduler, or to DreamBooth Train to train it further.",
+            tooltip="The trained checkpoint, or the model with the trained LoRA. Connect to Use "
+            "Trained Model or Sample with Scheduler, or to DreamBooth Train to train it further.",
         ),
         io.String.Output(
             "checkpoint_name",
             display_name="checkpoint name",
-            tooltip="The name of the checkpoint in the menu of Load Checkpoint.",
+            tooltip="The name of the checkpoint in the menu of Load Checkpoint. If a LoRA is "
+            "trained, it is empty, and nodes connected to it are left out.",
         ),
         *training_outputs.run_outputs(),
+        io.String.Output(
+            "lora_name",
+            display_name="lora name",
+            tooltip="The name of the LoRA in the menu of Load LoRA. If full weights are trained, "
+            "it is empty, and nodes connected to it are left out.",
+        ),
     ]

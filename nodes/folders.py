@@ -33,10 +33,34 @@ def find_checkpoint(name: str) -> Path:
 
 def checkpoint_name(path: Path) -> str:
     """Its name in the menus of checkpoint loaders; for other files, the file's name."""
-    for root in folder_paths.get_folder_paths("checkpoints"):
+    return _name_in("checkpoints", path)
+
+
+def lora_menu() -> list[str]:
+    return list(folder_paths.get_filename_list("loras"))
+
+
+def find_lora(name: str) -> Path:
+    """The file with that name in `lora_menu`."""
+    return _find("loras", name, "LoRA")
+
+
+def lora_name(path: Path) -> str:
+    """Its name in the menus of LoRA loaders; for other files, the file's name."""
+    return _name_in("loras", path)
+
+
+def menu_name(path: Path) -> str:
+    """The name of a checkpoint or a LoRA in the menus of its loaders; for other files, the file's
+    name."""
+    return _name_in("checkpoints", path, otherwise=lora_name(path))
+
+
+def _name_in(kind: str, path: Path, *, otherwise: str = "") -> str:
+    for root in folder_paths.get_folder_paths(kind):
         if path.is_relative_to(root):
             return str(path.relative_to(root))
-    return shown_name(path)
+    return otherwise or shown_name(path)
 
 
 def judge_menu() -> list[str]:
@@ -122,6 +146,11 @@ def _photo_roots() -> list[tuple[str, Path]]:
 def trained_folder() -> Path:
     """The folder for new checkpoints; Load Checkpoint lists them."""
     return Path(folder_paths.get_folder_paths("checkpoints")[0]) / "dreambooth"
+
+
+def loras_folder() -> Path:
+    """The folder for new LoRAs; Load LoRA lists them."""
+    return Path(folder_paths.get_folder_paths("loras")[0]) / "dreambooth"
 
 
 def embeddings_folder() -> Path:

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -238,8 +238,9 @@ def raise_if_stopped() -> None:
 
 def no_result(reason: str) -> ExecutionBlocker:
     """The value of an output without a result. Nodes connected to it are left out, and the reason
-    is shown on the executing node."""
-    tell(reason)
+    is shown on the executing node, if there is one."""
+    if reason:
+        tell(reason)
     return ExecutionBlocker(None)
 
 
@@ -266,11 +267,17 @@ def save_model(model: Any, clip: Any, vae: Any, metadata: Mapping[str, str]) -> 
 
 
 def load_model(
-    path: Path, *, is_v: bool = False, zero_snr: bool = False, clip_skip: int | None = None
+    path: Path,
+    *,
+    is_v: bool = False,
+    zero_snr: bool = False,
+    clip_skip: int | None = None,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> tuple[Any, Any, Any]:
-    """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE. The MODEL predicts v or epsilon as said
-    here: ComfyUI assumes that every Stable Diffusion 1 model predicts epsilon, and guesses it of
-    Stable Diffusion 2. The CLIP uses the layer `clip_skip`; None: the model's usual one."""
+    """Load a checkpoint as ComfyUI's MODEL, CLIP and VAE, changed by LoRAs at these strengths. The
+    MODEL predicts v or epsilon as said here: ComfyUI assumes that every Stable Diffusion 1 model
+    predicts epsilon, and guesses it of Stable Diffusion 2. The CLIP uses the layer `clip_skip`;
+    None: the model's usual one."""
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(
         str(path),
         output_vae=True,
@@ -284,4 +291,7 @@ def load_model(
         (model,) = ModelSamplingDiscrete().patch(model, name, zsnr=zero_snr)
     if clip_skip is not None:
         clip.clip_layer(-clip_skip)
+    for lora, strength in loras:
+        weights = comfy.utils.load_torch_file(str(lora), safe_load=True)
+        model, clip = comfy.sd.load_lora_for_models(model, clip, weights, strength, strength)
     return model, clip, vae

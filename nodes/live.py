@@ -110,6 +110,24 @@ def showing(view: NodeView, *, stopped: str) -> Iterator[None]:
         view.send()
 
 
+def own_inputs(node: type[io.ComfyNode]) -> Mapping[str, Any]:
+    """The inputs of the training node that is executing, as the page sent them: values, or links
+    to outputs of other nodes."""
+    found: Mapping[str, Any] = _sent_nodes(node).get(current()["node"], {}).get("inputs", {})
+    return found
+
+
+def is_connected(node: type[io.ComfyNode], output: int) -> bool:
+    """Whether another node uses an output of the training node that is executing."""
+    link = [current()["node"], output]
+    return any(link in each.get("inputs", {}).values() for each in _sent_nodes(node).values())
+
+
+def _sent_nodes(node: type[io.ComfyNode]) -> Mapping[str, Any]:
+    """The nodes of the queued workflow by their ids."""
+    return node.hidden.prompt or {}
+
+
 def workflow_id(node: type[io.ComfyNode]) -> str | None:
     """The id in the file of the workflow that is executing, if it has one."""
     extra = node.hidden.extra_pnginfo

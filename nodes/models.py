@@ -14,6 +14,7 @@ from ..trainer.families.files import CheckpointFile
 from ..trainer.families.layouts import UNET
 from ..trainer.settings.config import ModelOptions, PredictionType
 from . import folders, graph_models, host
+from .lora_strength import lora_strength_input, strengthened
 from .paths import fingerprint
 from .running import first_values, node_schema, runs_once
 from .sockets import ModelSocket, ModelSource
@@ -185,13 +186,14 @@ class UseTrainedModel(io.ComfyNode):
         return node_schema(
             node_id="DreamBoothUseTrainedModel",
             display_name="Use Trained Model",
-            description="Load the trained checkpoint as ComfyUI's own MODEL, CLIP and VAE, for "
-            "KSampler and all other nodes. The CLIP uses the layer that the model was trained with "
-            "(clip skip).",
+            description="Load the trained model as ComfyUI's own MODEL, CLIP and VAE, with its "
+            "LoRAs applied, for KSampler and all other nodes. The CLIP uses the layer that the "
+            "model was trained with (clip skip).",
             search_aliases=[
                 "dreambooth",
                 "load trained model",
                 "load finetuned checkpoint",
+                "load lora",
                 "ksampler",
             ],
             inputs=[
@@ -199,7 +201,8 @@ class UseTrainedModel(io.ComfyNode):
                     "model_source",
                     tooltip="From DreamBooth Train, or from Load Base Model to compare. The toy "
                     "model is too small for KSampler: use Sample with Scheduler.",
-                )
+                ),
+                lora_strength_input(),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="The diffusion model. Connect to KSampler."),
@@ -215,15 +218,15 @@ class UseTrainedModel(io.ComfyNode):
 
     @classmethod
     @runs_once()
-    def execute(cls, model_source: ModelSource) -> io.NodeOutput:
+    def execute(cls, model_source: ModelSource, lora_strength: float = 1.0) -> io.NodeOutput:
         if not model_source.is_full_size:
             raise ValueError(
                 f"'{folders.checkpoint_name(model_source.path)}' is a small model like the "
                 "embedded toy, and ComfyUI's own samplers need a full-size model. Use Sample with "
                 "Scheduler instead."
             )
-        path, embedding = model_source.path, model_source.embedding
-        family, options = model_source.family, model_source.options
+        path, embedding, family = model_source.path, model_source.embedding, model_source.family
+        options = strengthened(model_source, lora_strength).options
         constants = family.read_constants(CheckpointFile(path), options.prediction_type)
         usual = family.usual_clip_skip
         files = files_of(path, embedding, options.loras)
@@ -234,5 +237,6 @@ class UseTrainedModel(io.ComfyNode):
                 is_v=constants.is_v_prediction,
                 zero_snr=constants.has_zero_terminal_snr,
                 clip_skip=None if clip_skip == usual else clip_skip,
+                loras=options.loras_with_strengths,
             )
         )

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..trainer.families.sdxl import SDXL
 from ..trainer.settings.config import TrainingConfig
+from ..trainer.settings.presets import LORA_PRESETS, PRESETS
 from . import folders, host
 from .sockets import ModelSource
 from .widgets import DEFAULTS, learning_rate_input, widget
@@ -17,6 +18,10 @@ AUTO = "auto"
 """The choice of the preset that fits the model. It shows no widgets for the values."""
 TOY = "toy"
 """The preset for models as small as the embedded one, and for no others."""
+FOR_LORA = "LoRA "
+"""Begins the names of the presets for LoRA in the menu of DreamBooth Train."""
+DREAMBOOTH_PRESETS = {**PRESETS, **{FOR_LORA + name: each for name, each in LORA_PRESETS.items()}}
+"""Those of DreamBooth Train, by their names in the menu."""
 Presets = Mapping[str, Mapping[str, Any]]
 Inputs = Callable[[Mapping[str, Any]], list[io.Input]]
 """Returns the widgets below a preset, with its values."""
@@ -75,12 +80,30 @@ def check(name: str | None, presets: Presets, source: ModelSource) -> None:
     """Raises ValueError for a preset that does not exist or is not made for the model. The toy
     model's learning rates destroy a real model at once; a real model's have no effect on the toy.
     """
-    if name not in presets:
+    if name is None or name not in presets:
         raise ValueError(f"preset must be one of {', '.join([AUTO, *presets])}, got {name!r}.")
-    if (name == TOY) == source.is_full_size:
+    if (name.removeprefix(FOR_LORA) == TOY) == source.is_full_size:
         kind = "a full-size Stable Diffusion model" if source.is_full_size else "a small model"
         raise ValueError(
             f"preset is {name}, which is not made for "
             f"'{folders.checkpoint_name(source.path)}', {kind}. Choose {AUTO}, which fits the "
             "model."
         )
+
+
+def check_target(name: str | None, *, is_lora: bool) -> None:
+    """Raises ValueError for a preset of DreamBooth Train that is made for full weights if a LoRA is
+    trained, or the reverse: their learning rates are far apart."""
+    if name not in DREAMBOOTH_PRESETS or name.startswith(FOR_LORA) == is_lora:
+        return
+    if is_lora:
+        other, set_to = FOR_LORA + name, "full weights"
+        made_for, trained = "full weights", "a LoRA"
+    else:
+        other, set_to = name.removeprefix(FOR_LORA), "LoRA"
+        made_for, trained = "a LoRA", "full weights"
+    names = " or ".join([AUTO, *({other} & DREAMBOOTH_PRESETS.keys())])
+    raise ValueError(
+        f"preset is {name}, whose learning rate is made for {made_for}, but trains is set to train "
+        f"{trained}. Choose the preset {names}, or set trains to {set_to}."
+    )

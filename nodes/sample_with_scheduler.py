@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..trainer.evaluation import plots
 from .drawing import draw, drawing_inputs
 from .images import to_batch
+from .lora_strength import lora_strength_input
 from .running import node_schema, runs_per_item
 from .sockets import ModelSocket, ModelSource
 
@@ -38,6 +39,7 @@ class SampleWithScheduler(io.ComfyNode):
                     "embedding, so prompts cannot contain the placeholder.",
                 ),
                 *drawing_inputs(),
+                lora_strength_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -59,8 +61,10 @@ class SampleWithScheduler(io.ComfyNode):
 
     @classmethod
     @runs_per_item(prompts="\n".join)
-    def execute(cls, model_source: ModelSource, steps: int, **widgets: Any) -> io.NodeOutput:
-        comparison = draw([model_source], [steps], **widgets)
+    def execute(
+        cls, model_source: ModelSource, steps: int, lora_strength: float = 1.0, **widgets: Any
+    ) -> io.NodeOutput:
+        comparison = draw([model_source], [steps], [lora_strength], **widgets)
         rows = [f"{row.scheduler} {row.steps}" for row in comparison.rows]
         sheet = plots.grid(comparison.images, columns=comparison.prompts, rows=rows)
         return io.NodeOutput(to_batch(comparison.images), to_batch([sheet]))

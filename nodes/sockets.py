@@ -3,8 +3,8 @@ frozen; weights and images stay in files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..trainer.families.base import ModelFamily
 from ..trainer.settings.config import ModelOptions, PreviewConfig, ScoringConfig
+from ..trainer.storage.names import shown_name, without_ending
 
 CATEGORY = "DreamBooth"
 """Where the menus and the Essentials tab show the nodes."""
@@ -19,7 +20,8 @@ CATEGORY = "DreamBooth"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
-    """A checkpoint file to train or to sample from. It is read when training or sampling starts."""
+    """A checkpoint file to train or to sample from, and the LoRAs that change it. The files are
+    read when training or sampling starts."""
 
     path: Path
     family: type[ModelFamily]
@@ -28,6 +30,35 @@ class ModelSource:
     embedding: Path | None = None
     """An embedding file, so that prompts can contain its placeholder."""
     options: ModelOptions = field(default_factory=ModelOptions)
+    """The LoRAs are in the order in which they were trained or applied, the newest last."""
+
+    @property
+    def name(self) -> str:
+        """What labels call it: the newest LoRA's file, or the checkpoint, without the extension."""
+        return without_ending(shown_name((self.path, *self.options.loras)[-1]))
+
+    def with_lora(self, lora: Path, strength: float = 1.0) -> ModelSource:
+        """With one more LoRA, as the newest."""
+        return self._with_loras([*self.options.loras_with_strengths, (lora, strength)])
+
+    def without_newest_lora(self) -> ModelSource:
+        return self._with_loras(self.options.loras_with_strengths[:-1])
+
+    def strengthened(self, factor: float) -> ModelSource:
+        """With the strength of the newest LoRA times `factor`. Unchanged if there is none."""
+        if not self.options.loras:
+            return self
+        *older, (lora, strength) = self.options.loras_with_strengths
+        return self._with_loras([*older, (lora, strength * factor)])
+
+    def _with_loras(self, loras: Sequence[tuple[Path, float]]) -> ModelSource:
+        strengths = tuple(strength for _, strength in loras)
+        # The same as all 1, so that runs of the same model are the same run.
+        strengths = () if set(strengths) <= {1.0} else strengths
+        options = replace(
+            self.options, loras=tuple(lora for lora, _ in loras), lora_strengths=strengths
+        )
+        return replace(self, options=options)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

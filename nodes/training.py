@@ -104,7 +104,7 @@ def run(
             vram=vram,
         )
         if result.reused:
-            names = map(folders.checkpoint_name, result.files.values())
+            names = map(folders.menu_name, result.files.values())
             observer.show(f"Trained before: {', '.join(names)}")
             view.add_reports(result.reports)
             view.set_scores(result.scores)
@@ -124,8 +124,8 @@ def model_and_photos() -> list[io.Input]:
     return [
         ModelSocket.Input(
             "model_source",
-            tooltip="The model to start from: from Load Base Model, Model from Graph or an earlier "
-            "training. Its file is not changed.",
+            tooltip="The model to start from: from Load Base Model, Model from Graph, Apply LoRA "
+            "or an earlier training. Its file is not changed.",
         ),
         DatasetSocket.Input("dataset", tooltip="The photos, from Load Instance Images."),
     ]

@@ -16,7 +16,7 @@ from ..trainer.hardware import ON_CPU
 from ..trainer.observer import ScoreReport, StepReport
 from ..trainer.runs.recorder import PREVIEWS, preview_files, preview_prompts
 from . import host
-from .folders import below_output, checkpoint_name
+from .folders import below_output, menu_name
 from .live import LiveView
 from .run_view import Preview
 
@@ -123,7 +123,7 @@ class TrainingObserver(host.ComfyObserver):
         self._view.set_scores(self._scores)
 
     def on_checkpoint(self, step: int, path: Path) -> None:
-        name = checkpoint_name(path)
+        name = menu_name(path)
         self.show(f"Wrote {name}")
         self._update(file=name)
         host.send_event("dreambooth.checkpoint", {"step": step, "name": name, "node": self.node_id})

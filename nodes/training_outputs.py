@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -59,8 +60,12 @@ def node_output(
     source: ModelSource,
     file_name: str,
     display_name: str,
+    *further: Any,
+    name: Any = None,
 ) -> io.NodeOutput:
-    """The model, the name of its file and `run_outputs`; the node shows its view."""
+    """The model, the name of its file, `run_outputs`, and further outputs; the node shows its view.
+    `source`: what the run trained. `name`: the output in place of `file_name`, if that belongs to
+    another one."""
     curve = to_batch([loss_curve(result.reports, result.scores)])
     saves = tuple(source_of(files, source) for files in (*result.saves, result.files))
     previews = (
@@ -77,18 +82,21 @@ def node_output(
     )
     return io.NodeOutput(
         source_of(result.files, source),
-        file_name,
+        file_name if name is None else name,
         curve,
         previews,
         saves,
         source_of(result.best or result.files, source),
+        *further,
         ui={UI_KEY: [view.whole()]},
     )
 
 
 def source_of(files: Mapping[str, Path], source: ModelSource) -> ModelSource:
     """The model in the files of a run that started from `source`."""
-    checkpoint, embedding = files.get("checkpoint"), files.get("embedding", source.embedding)
-    if checkpoint is None:
-        return replace(source, embedding=embedding)
-    return open_source(checkpoint, embedding)
+    embedding = files.get("embedding", source.embedding)
+    if "checkpoint" in files:
+        return open_source(files["checkpoint"], embedding)
+    if "lora" in files:
+        source = source.with_lora(files["lora"])
+    return replace(source, embedding=embedding)

@@ -40,12 +40,15 @@ def widget(
     """The widget of the setting `name`, such as `widget(io.Int, DEFAULTS, "steps", min=1)`.
 
     Its value in `settings` is the default; the tooltip is its description and then `note`. If
-    the setting is None, the widget shows its minimum, 0. `shown_as` is the widget's id if it is not
-    `name`. Optional, so that a workflow that has no value for it runs with the default."""
+    the setting is None, the widget shows its minimum, 0, which means that it is not set.
+    `shown_as` is the widget's id if it is not `name`. Optional, so that a workflow that has no
+    value for it runs with the default."""
     dataclass: type = type(settings)
     value, text = getattr(settings, name), descriptions(dataclass)[name]
     if value is None:
-        value, text = options["min"], text.replace("Not set:", "0:")
+        value = options["min"]
+    if "min" in options:
+        text = text.replace("Not set:", "0:")
     tooltip = f"{text} {note}".rstrip()
     options = {"optional": True, **options}
     return kind.Input(shown_as or name, default=value, tooltip=tooltip, **options)

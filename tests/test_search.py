@@ -14,6 +14,11 @@ FOUND = [
     *((words, TRAIN) for words in ("train photos", "face finetune", "teach", "dreambooth")),
     *((words, INVERSION) for words in ("train style", "train embedding", "finetune embedding",
       "learn word", "teach word", "train face embedding", "textual inversion")),
+    *((words, TRAIN) for words in ("train lora", "lora training", "finetune lora",
+      "fine-tune lora")),
+    ("apply lora", "DreamBoothApplyLoRA"),
+    ("load lora", "DreamBoothApplyLoRA"),
+    ("compare lora", "DreamBoothCompareSettings"),
     ("stable diffusion 1.5", "DreamBoothLoadBaseModel"),
     ("merged model", "DreamBoothModelFromGraph"),
     ("training photos", "DreamBoothLoadInstanceImages"),
@@ -52,7 +57,11 @@ def test_these_words_find_the_node(words, node):
     assert any(is_found(words, text) for text in texts), texts
 
 
-def test_no_other_training_is_promised():
-    """No node trains a LoRA. Model from Graph takes models that have some."""
-    named = [node.id for node in nodes().values() if "lora" in " ".join(node.search_aliases)]
-    assert named == ["DreamBoothModelFromGraph"]
+def test_only_the_node_that_trains_a_lora_promises_it():
+    """Others take or compare LoRAs."""
+    found = [
+        node.id
+        for node in nodes().values()
+        if any(is_found("train lora", text) for text in [node.name, *node.search_aliases])
+    ]
+    assert found == [TRAIN]

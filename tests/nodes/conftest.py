@@ -386,6 +386,34 @@ def new_seed() -> int:
 
 
 @pytest.fixture
+def lora_graph(toy_graph: Callable[..., Prompt], new_seed: int) -> Callable[..., Prompt]:
+    """Builds a workflow whose node 3 trains a LoRA of the toy model. Keyword arguments are its
+    inputs; `lora` has those below `trains`."""
+
+    def build(lora: dict[str, Any] | None = None, **settings: Any) -> Prompt:
+        train = {
+            "seed": new_seed, "name": f"lora-{new_seed}", "preset": "LoRA toy",
+            "preset.learning_rate": 1e-2, "trains": "LoRA", "trains.rank": 3,
+            **{f"trains.{name}": value for name, value in (lora or {}).items()}, **settings,
+        }  # fmt: skip
+        built = toy_graph(**train)
+        return {number: built[number] for number in ("1", "2", "3")}
+
+    return build
+
+
+@pytest.fixture
+def lora_files(comfyui: ComfyUI, new_seed: int) -> Callable[[], dict[str, Path]]:
+    """Returns the LoRA files with the seed in their names, by their names."""
+
+    def find() -> dict[str, Path]:
+        folder = comfyui.base / "models" / "loras" / "dreambooth"
+        return {path.name: path for path in sorted(folder.glob(f"*{new_seed}*"))}
+
+    return find
+
+
+@pytest.fixture
 def priors_node() -> Callable[..., dict[str, Any]]:
     """Builds a Generate Class Priors node that draws with the model of node 1."""
 

@@ -117,6 +117,7 @@ def test_the_same_model_twice_is_drawn_once(comfyui, graph):
     assert len(saved(comfyui, outcome, "10")) == 2
 
 
+STRENGTHS = "Write numbers from -5 to 5 with commas between them: 1, or 0, 0.5, 1."
 NUMBERS = "Write whole numbers from 1 to 1000 with commas between them: 25, or 10, 25, 100."
 
 
@@ -130,6 +131,10 @@ NUMBERS = "Write whole numbers from 1 to 1000 with commas between them: 25, or 1
         ({"steps": "2.5"}, f"steps is '2.5'. {NUMBERS}"),
         ({"steps": "0"}, f"steps is '0'. {NUMBERS}"),
         ({"steps": "-3"}, f"steps is '-3'. {NUMBERS}"),
+        ({"lora_strengths": "strong"}, f"lora_strengths is 'strong'. {STRENGTHS}"),
+        ({"lora_strengths": ""}, f"lora_strengths is ''. {STRENGTHS}"),
+        ({"lora_strengths": "0, 6"}, f"lora_strengths is '0, 6'. {STRENGTHS}"),
+        ({"lora_strengths": "nan"}, f"lora_strengths is 'nan'. {STRENGTHS}"),
         (
             {"judge": "toy (embedded)"},
             "judge is toy (embedded), but there are no photos to compare the images with. "

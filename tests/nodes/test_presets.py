@@ -88,6 +88,13 @@ def test_auto_uses_class_images_that_are_connected(defaults, finish, priors_node
     assert announced(finish(prompt)) == [FITS.format("toy", TOY + "1")]
 
 
+def test_auto_takes_the_preset_for_loras(comfyui, defaults, finish):
+    prompt = defaults(TRAINING[0])
+    prompt["3"]["inputs"]["trains"] = "LoRA"
+    values = f"{SCHEDULE.format(0.002, 300)}, train_text_encoder on, prior_weight 0"
+    assert announced(finish(prompt)) == [FITS.format("LoRA toy", values)]
+
+
 def test_auto_takes_a_prompt_with_the_placeholder_as_caption(defaults, finish):
     prompt = defaults(TRAINING[1])
     prompt["2"]["inputs"]["instance_prompt"] = "a photo of <my-subject>"
@@ -112,7 +119,8 @@ def test_auto_fits_a_full_size_model(comfyui, defaults, sd15_checkpoint):
     [
         (
             TRAINING[0],
-            "auto, object, face, textual inversion + DreamBooth, object XL, face XL, toy",
+            "auto, object, face, textual inversion + DreamBooth, object XL, face XL, toy, "
+            "LoRA object, LoRA face, LoRA object XL, LoRA face XL, LoRA toy",
         ),
         (TRAINING[1], "auto, textual inversion, toy"),
     ],

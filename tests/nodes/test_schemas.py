@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from trainer.methods.lora import LoRA
 from trainer.methods.textual_inversion import TEMPLATES
 from trainer.optimization.lr_schedules import LR_SCHEDULES
 from trainer.optimization.optimizers import OPTIMIZERS
@@ -19,13 +20,14 @@ from trainer.settings.config import (
     SamplingConfig,
     ScoringConfig,
 )
-from trainer.settings.presets import INVERSION_PRESETS, PRESETS
+from trainer.settings.presets import INVERSION_PRESETS, LORA_PRESETS, PRESETS
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 IDS = {
     "DreamBoothLoadBaseModel": "Load Base Model",
     "DreamBoothModelFromGraph": "Model from Graph",
+    "DreamBoothApplyLoRA": "Apply LoRA",
     "DreamBoothLoadInstanceImages": "Load Instance Images",
     "DreamBoothGenerateClassPriors": "Generate Class Priors",
     "DreamBoothTrain": "DreamBooth Train",
@@ -101,7 +103,11 @@ def test_menus_list_the_trainers_tables(nodes):
     made = "images.made by the model.scheduler"
     assert menu(nodes, "GenerateClassPriors", made) == list(SCHEDULERS)
     assert menu(nodes, "Train", "on_existing") == list(get_args(OnExisting))
-    assert [option["key"] for option in menu(nodes, "Train", "preset")] == ["auto", *PRESETS]
+    for_lora = [f"LoRA {name}" for name in LORA_PRESETS]
+    keys = [option["key"] for option in menu(nodes, "Train", "preset")]
+    assert keys == ["auto", *PRESETS, *for_lora]
+    keys = [option["key"] for option in menu(nodes, "Train", "trains")]
+    assert keys == ["full weights", "LoRA"]  # The page chooses the first.
     node = "TextualInversionTrain"
     assert menu(nodes, node, "on_existing") == list(get_args(OnExisting))
     keys = [option["key"] for option in menu(nodes, node, "preset")]
@@ -132,11 +138,42 @@ def test_defaults_are_those_of_the_dataclasses(nodes):
         SamplingConfig().steps
     )
     for node in ("DreamBoothTrain", "DreamBoothTextualInversionTrain"):
-        last = list(inputs(nodes[node]).items())[-2:]
-        assert [(name, options["default"]) for name, (_, options) in last] == [
-            ("keep_saves", OutputConfig().keep), ("vram", "auto")
-        ]  # fmt: skip
-        assert nodes[node]["output"][-2:] == ["DREAMBOOTH_SAVES", "DREAMBOOTH_MODEL"]
+        shown = inputs(nodes[node])
+        assert shown["keep_saves"][1]["default"] == OutputConfig().keep
+        assert shown["vram"][1]["default"] == "auto"
+
+
+def test_new_inputs_and_outputs_are_the_last_ones(nodes):
+    """Saved workflows store values, and links to outputs, by position."""
+    last = {name: list(info["input"]["optional"])[-3:] for name, info in nodes.items()
+            if "optional" in info["input"]}  # fmt: skip
+    assert last["DreamBoothTrain"] == ["keep_saves", "vram", "trains"]
+    assert last["DreamBoothTextualInversionTrain"][-2:] == ["keep_saves", "vram"]
+    assert last["DreamBoothSampleWithScheduler"][-2:] == ["precision", "lora_strength"]
+    assert last["DreamBoothCompareSettings"][-2:] == ["judge", "lora_strengths"]
+    assert last["DreamBoothUseTrainedModel"] == ["lora_strength"]
+    of_training = ["DREAMBOOTH_SAVES", "DREAMBOOTH_MODEL"]
+    assert nodes["DreamBoothTextualInversionTrain"]["output"][-2:] == of_training
+    assert nodes["DreamBoothTrain"]["output"][-3:] == [*of_training, "STRING"]
+
+
+def test_the_values_of_a_lora_are_those_of_the_method(nodes):
+    shown = {
+        name.removeprefix("trains.LoRA."): options["default"]
+        for name, (_, options) in inputs(nodes["DreamBoothTrain"]).items()
+        if name.startswith("trains.LoRA.")
+    }
+    method = dataclasses.asdict(LoRA())
+    assert shown == {
+        "continue_lora": False,
+        **{name: method[name] or 0 for name in shown if isinstance(shown[name], int | float)
+           and name != "continue_lora"},
+        "layers": "", "placeholder": "", "initializer": "",
+    }  # fmt: skip
+    assert list(shown) == [
+        "rank", "alpha", "conv_rank", "continue_lora", "dropout", "min_rank", "dora", "layers",
+        "placeholder", "initializer", "num_vectors", "embedding_learning_rate",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -146,12 +183,18 @@ def test_defaults_are_those_of_the_dataclasses(nodes):
         ("face", (1e-6, 1200, 2, True, 1.0)),
         ("textual inversion + DreamBooth", (1e-6, 500, 4, False, 0.0)),
         ("toy", (2e-4, 300, 4, True, 1.0)),
+        ("LoRA object", (1e-4, 400, 4, False, 0.0)),
+        ("LoRA face", (1e-4, 1200, 2, True, 1.0)),
+        ("LoRA toy", (2e-3, 300, 4, True, 1.0)),
     ],
 )
 def test_a_preset_fills_in_its_values(nodes, preset, values):
     names = ("learning_rate", "steps", "batch_size", "train_text_encoder", "prior_weight")
     shown = inputs(nodes["DreamBoothTrain"])
     assert tuple(shown[f"preset.{preset}.{name}"][1]["default"] for name in names) == values
+    # Only faces have another rate for the text encoder, and it is shown.
+    rate = shown.get(f"preset.{preset}.text_encoder_learning_rate")
+    assert (rate and rate[1]["default"]) == (5e-5 if preset == "LoRA face" else None)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +252,7 @@ def test_train_shows_about_ten_widgets(nodes):
     further = {name for name, (_, options) in shown.items() if options.get("advanced")}
     plain = set(shown) - sockets - further
     chosen = [name for name in plain if "." not in name or ".object." in name]
-    assert len(chosen) == 11
+    assert len(chosen) == 12
     assert nodes["DreamBoothTrain"]["output_node"]
 
 

@@ -85,9 +85,10 @@ class OptimizerConfig:
     Prodigy 16, Adafactor without momentum 0. With Prodigy, which finds the learning rate itself,
     set the learning rate to 1; with Lion, lower it."""
     learning_rate: Decides[float] = 2e-6
-    """Learning rate per step. DreamBooth: 1e-6 to 5e-6, or about 2e-4 for the toy model. Textual
-    inversion: 1e-4 to 5e-3, or about 3e-3 for the toy model. If it is too high, every prompt draws
-    the photos, or noise; if it is too low, the subject is not learned."""
+    """Learning rate per step. DreamBooth: 1e-6 to 5e-6, or about 2e-4 for the toy model. LoRA:
+    about 1e-4, or 2e-3 for the toy model. Textual inversion: 1e-4 to 5e-3, or about 3e-3 for the
+    toy model. If it is too high, every prompt draws the photos, or noise; if it is too low, the
+    subject is not learned."""
     weight_decay: Decides[float] = 0.01
     """How strongly every weight is pulled towards zero at each step, in units of the learning rate:
     0 to 0.1. More erases what the model knows. Textual inversion does not use it."""
