@@ -32,6 +32,7 @@ NEEDS_NO_CHECKPOINT = {
     "Compare schedulers",
     "Find the sweet spot",
     "Teach a subject, toy model.app",
+    "Toy model, LoRA",
     "Toy model, first run",
     "Toy model, textual inversion then DreamBooth",
 }
@@ -201,7 +202,9 @@ def test_these_workflows_exist():
         "Compare schedulers",
         "Face preset with class priors",
         "Find the sweet spot",
+        "LoRA",
         "Object preset",
+        "SDXL LoRA",
         "SDXL face preset",
         "SDXL object preset",
         "SDXL v-prediction model",
@@ -209,6 +212,7 @@ def test_these_workflows_exist():
         "Teach a subject, toy model.app",
         "Teach a subject.app",
         "Textual inversion then DreamBooth",
+        "Toy model, LoRA",
         "Toy model, first run",
         "Toy model, textual inversion then DreamBooth",
         "Train and sample with KSampler",
@@ -411,7 +415,8 @@ def widget_inputs(
     }
     if inputs.get("preset") == "auto" and "preset.steps" in changes:
         # It fits the model, and has no widget for the number of steps.
-        inputs |= {"preset": "toy", "preset.steps": changes["preset.steps"]}
+        toy = "LoRA toy" if inputs.get("trains") == "LoRA" else "toy"
+        inputs |= {"preset": toy, "preset.steps": changes["preset.steps"]}
     return inputs
 
 
