@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer.methods.full import FullFineTune
 from ..trainer.optimization.lr_schedules import LR_SCHEDULES
 from ..trainer.optimization.optimizers import OPTIMIZERS
-from ..trainer.settings.config import FileDtype, OptimizerConfig, Precision, Weights
+from ..trainer.settings.config import FileDtype, FrozenWeights, OptimizerConfig, Precision, Weights
 from .running import node_schema, runs_once
 from .sockets import OptimizerSocket, TrainingSettings
 from .widgets import DEFAULTS, learning_rate_input, pop_fields, widget
@@ -129,6 +129,14 @@ def _widgets() -> list[io.Input]:
         widget(io.Boolean, DEFAULTS, "gradient_release", advanced=True),
         widget(io.Boolean, DEFAULTS, "offload", advanced=True),
         *_widgets_of_second_text_encoder(method),
+        widget(
+            io.Combo,
+            DEFAULTS,
+            "frozen_weights",
+            options=list(get_args(FrozenWeights)),
+            optional=True,
+            advanced=True,
+        ),
     ]
 
 

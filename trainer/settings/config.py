@@ -224,7 +224,6 @@ class TrainingConfig:
     """Keep the optimizer's state and the lowest bits of the weights in main memory, and load them
     one weight at a time. Saves 3 or more bytes per trained weight; steps take longer. Needs
     gradient_release."""
-
     frozen_weights: Decides[FrozenWeights] = "precision"
     """Number format of the model's weights that are not trained, which are most of a LoRA's memory:
     that of the precision, or "8 bit", which takes half as much, but is slower and rounds weights by
