@@ -33,6 +33,7 @@ LAYERS = [
     {"training"},
     {"planning"},
     {"evaluation"},
+    {"conversion"},
     {"runs"},
     {"loop"},
     {"toy"},

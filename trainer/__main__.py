@@ -1,8 +1,8 @@
-"""The command line: `python -m trainer train | textual-inversion | priors | sample | compare |
-score | runs | plan | demo`.
+"""The command line: `python -m trainer train | lora | textual-inversion | priors | sample |
+compare | score | extract-lora | apply-lora | runs | plan | demo`.
 
-The flags, their defaults and their help come from the dataclasses in `cli/commands.py`,
-`cli/evaluation_commands.py`, `settings/config.py` and `methods/`."""
+The flags, their defaults and their help come from the dataclasses in `cli/`, `settings/config.py`
+and `methods/`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train, TrainLora
+from .cli.conversion_commands import ApplyLora, ExtractLora
 from .cli.evaluation_commands import Compare, Score
 from .cli.parsing import parse
 from .cli.planning_command import PlanTable
@@ -49,6 +50,8 @@ COMMANDS: dict[str, type] = {
     "sample": Sample,
     "compare": Compare,
     "score": Score,
+    "extract-lora": ExtractLora,
+    "apply-lora": ApplyLora,
     "runs": Runs,
     "plan": PlanTable,
     "demo": Demo,

@@ -104,7 +104,9 @@ class Compare(Shared):
         if self.judge is None or self.photos is None:
             return None
         return ImageScorer(
-            encoders.load(toy.resolve_judge(self.judge), device), _read([self.photos]), self.prompts
+            encoders.load(toy.resolve_judge(self.judge), device),
+            read_images([self.photos]),
+            self.prompts,
         )
 
     def _write(self, comparison: Comparison) -> None:
@@ -142,7 +144,9 @@ class Score(Shared):
     def run(self) -> None:
         paths = _paths(self.images)
         encoder = encoders.load(toy.resolve_judge(self.judge), find_device(self.device))
-        scores = ImageScorer(encoder, _read([self.photos]), self.prompts).score(_read(paths))
+        scores = ImageScorer(encoder, read_images([self.photos]), self.prompts).score(
+            read_images(paths)
+        )
         rows = scores.rows([path.name for path in paths])
         logging.info("%s", table(rows))
         if self.folder:
@@ -158,6 +162,6 @@ def _paths(entries: Sequence[Path]) -> list[Path]:
     return [example.path for example in find_examples(entries, prompt="")]
 
 
-def _read(entries: Sequence[Path]) -> list[np.ndarray]:
+def read_images(entries: Sequence[Path]) -> list[np.ndarray]:
     """The images in folders and files, [H, W, 3] uint8, with transparent pixels on white."""
     return [np.asarray(read_image(path, parse_color("white"))) for path in _paths(entries)]

@@ -83,6 +83,8 @@ class ModelFamily(ABC):
     """Shown to users: "Stable Diffusion 1"."""
     architecture: str
     """The name in ModelSpec metadata: "stable-diffusion-v1"."""
+    architecture_of_v: ClassVar[str] = ""
+    """The same of a model that predicts v, if it has another name."""
     base_version: ClassVar[str]
     """The value of `ss_base_model_version` in metadata: "sd_v1"."""
     usual_clip_skip: ClassVar[int]

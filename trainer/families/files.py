@@ -107,6 +107,11 @@ class CheckpointFile:
             self.num_bytes += math.prod(self.shapes[key])
             self.dtypes[key] = torch.float16
 
+    @property
+    def patched(self) -> Collection[str]:
+        """The names of the tensors that are changed whenever they are read."""
+        return self._patches.keys()
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Keep only the tensors of `names`: the present name by the new one."""
         self._names = {new: self._names.get(old, old) for new, old in names.items()}

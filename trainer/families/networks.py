@@ -91,7 +91,7 @@ class Network:
             found = place.read(source.tensor(place.key), tuple(tensor.shape))
             # Always a copy: writing to a memory-mapped tensor could change the user's file.
             copy = found.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-            _refuse_not_finite(source, place.key, copy)
+            refuse_not_finite(source, place.key, copy)
             if layer := in_8_bits.get(name):
                 tensors[name] = eight_bit.hold(layer, copy, dtypes[name])
                 continue
@@ -125,7 +125,7 @@ class Network:
         return tensors
 
 
-def _refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None:
+def refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None:
     # If any value is not finite, the minimum or maximum is not. Finding them needs no extra memory.
     if torch.stack(weight.aminmax()).isfinite().all():
         return

@@ -22,6 +22,7 @@ class SD2(StableDiffusion):
 
     name = "Stable Diffusion 2"
     architecture = "stable-diffusion-v2-512"
+    architecture_of_v = "stable-diffusion-v2-768-v"
     base_version = "sd_v2"
     usual_clip_skip = 2
     text_encoder_specs = (
@@ -37,7 +38,7 @@ class SD2(StableDiffusion):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if self.constants.is_v_prediction:
-            self.architecture = "stable-diffusion-v2-768-v"
+            self.architecture = self.architecture_of_v
 
     @classmethod
     def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:

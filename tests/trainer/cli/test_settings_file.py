@@ -18,6 +18,8 @@ NEEDED = {
     "sample": ["--checkpoint", "c", "--prompts", "d"],
     "compare": ["--checkpoints", "c", "--prompts", "d"],
     "score": ["--images", "i", "--photos", "p", "--judge", "toy"],
+    "extract-lora": ["--base", "b", "--trained", "t"],
+    "apply-lora": ["--base", "b"],
     "demo": [],
 }  # fmt: skip
 """The required flags of each command."""
@@ -153,6 +155,22 @@ FILES = {
         {
             "images": (Path("-i"),), "photos": Path("-p"), "prompts": ("-q", ""),
             "folder": Path("--f"),
+        },
+    ),
+    "extract-lora": (
+        'base = "-b"\ntrained = "-t"\nenergy = 1\nrank = 8\nprompts = ["-p"]\nsteps = 3\n'
+        'loras = ["-l"]\n[output]\nname = "-n"\nfolder = "-f"\ndtype = "bf16"',
+        {
+            "base": Path("-b"), "trained": Path("-t"), "rule.energy": 1.0, "rule.rank": 8,
+            "prompts": ("-p",), "sampling.steps": 3, "options.loras": (Path("-l"),),
+            "output.name": "-n", "output.folder": Path("-f"), "output.dtype": "bf16",
+        },
+    ),
+    "apply-lora": (
+        'base = "-b"\nloras = ["-l"]\nlora_strengths = [-1]\nvae = "-v"\n[output]\nname = "-n"',
+        {
+            "base": Path("-b"), "options.loras": (Path("-l"),), "options.vae": Path("-v"),
+            "options.lora_strengths": (-1.0,), "output.name": "-n", "output.dtype": "as input",
         },
     ),
     "demo": ('folder = "-f"\ndevice = "cpu"', {"folder": Path("-f"), "device": "cpu"}),
