@@ -11,12 +11,14 @@ from . import photo_routes, run_routes
 from .apply_lora import ApplyLora
 from .compare_settings import CompareSettings
 from .dreambooth_train import DreamBoothTrain
+from .extract_lora import ExtractLora
 from .generate_class_priors import GenerateClassPriors
 from .load_instance_images import LoadInstanceImages
 from .models import LoadBaseModel, ModelFromGraph, UseTrainedModel
 from .optimizer_settings import OptimizerSettings
 from .preview_settings import PreviewSettings
 from .sample_with_scheduler import SampleWithScheduler
+from .save_checkpoint import SaveCheckpoint
 from .score_images import ScoreImages
 from .textual_inversion_train import TextualInversionTrain
 
@@ -36,6 +38,8 @@ NODES: list[type[io.ComfyNode]] = [
     CompareSettings,
     ScoreImages,
     UseTrainedModel,
+    ExtractLora,
+    SaveCheckpoint,
 ]
 
 

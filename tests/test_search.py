@@ -34,6 +34,11 @@ FOUND = [
     ("compare models", "DreamBoothCompareSettings"),
     ("xy plot", "DreamBoothCompareSettings"),
     ("clip score", "DreamBoothScoreImages"),
+    ("extract lora", "DreamBoothExtractLoRA"),
+    ("checkpoint to lora", "DreamBoothExtractLoRA"),
+    ("merge lora", "DreamBoothSaveCheckpoint"),
+    ("bake lora", "DreamBoothSaveCheckpoint"),
+    ("save checkpoint", "DreamBoothSaveCheckpoint"),
     ("load finetuned", "DreamBoothUseTrainedModel"),
     ("trained model", "DreamBoothUseTrainedModel"),
 ]  # fmt: skip

@@ -38,6 +38,8 @@ IDS = {
     "DreamBoothCompareSettings": "Compare Settings",
     "DreamBoothScoreImages": "Score Images",
     "DreamBoothUseTrainedModel": "Use Trained Model",
+    "DreamBoothExtractLoRA": "Extract LoRA",
+    "DreamBoothSaveCheckpoint": "Save as Checkpoint",
 }
 
 

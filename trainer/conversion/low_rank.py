@@ -18,12 +18,12 @@ class RankRule:
     """How much of each layer's change is kept."""
 
     energy: float = 0.95
-    """Share of each layer's change to keep, above 0 up to 1: as many ranks are kept as the layer
-    needs for it. The share is that of the squares of the singular values. 0.99 keeps nearly all,
-    and makes files of up to half the checkpoint's size; 0.9 is smaller."""
+    """Share of each layer's change to keep, above 0 up to 1, as the sum of its squares: each layer
+    gets as many ranks as it needs for that. 0.9 to 0.99. Full training changes all ranks a little,
+    so the file may become as large as the checkpoint; a lower share or a fixed rank makes a small
+    one."""
     rank: int | None = None
-    """The same rank for every layer instead, such as 32 or 64, which decides the size of the file.
-    Not set: energy decides."""
+    """The same rank for every layer instead, such as 32 or 64. Not set: energy decides."""
 
     def __post_init__(self) -> None:
         if not 0 < self.energy <= 1:
