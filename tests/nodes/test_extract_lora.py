@@ -15,8 +15,8 @@ pytestmark = pytest.mark.xdist_group("comfyui")
 NOT_LOADED = re.compile(r"not loaded|missing|unexpected|left over", re.IGNORECASE)
 
 
-def node(name, **inputs):
-    return {"class_type": name, "inputs": inputs}
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def test_comfyui_applies_the_lora_and_loads_the_checkpoint(comfyui, graph, pair,
     name = os.path.join("dreambooth", f"lora-{new_seed}.safetensors")
     assert text(outcome, "5") == name
     assert re.fullmatch(
-        r"\d+ layers of rank 4 keep (more than )?99\.\d % of what training changed in these layers, "
-        r"and (more than )?99\.\d % of all that it changed\.", text(outcome, "6"),
+        r"\d+ layers of rank 4 keep (more than )?99\.\d % of what training changed in these "
+        r"layers, and (more than )?99\.\d % of all that it changed\.", text(outcome, "6"),
     )  # fmt: skip
     lora = comfyui.base / "models" / "loras" / name
     assert metadata_of(lora)["modelspec.trigger_phrase"] == "sks dog"

@@ -34,7 +34,7 @@ def is_layer(key: str, shape: tuple[int, ...]) -> bool:
 
 def metadata_of(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        return dict(file.metadata())
+        return dict(file.metadata() or {})
 
 
 def changed(base: Path, path: Path, change: Change, **metadata: str) -> Path:
