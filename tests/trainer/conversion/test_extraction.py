@@ -86,7 +86,7 @@ def test_a_change_of_low_rank_is_found_again(bases, generation, output, tmp_path
 def test_the_shares_are_those_of_the_files(bases, generation, rule, output, tmp_path):
     base = bases[generation]
     trained = changed(base, tmp_path / "trained.safetensors", noise)
-    found = extract(Model(base), Model(trained), rule, replace(output, dtype="fp16"))
+    found = extract(Model(base), Model(trained), rule, replace(output, dtype="bf16"))
     before, after = load_file(base), load_file(trained)
     result = tensors_with(base, found.path)
     squares = {
