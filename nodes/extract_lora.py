@@ -71,7 +71,7 @@ class ExtractLora(io.ComfyNode):
         output = OutputConfig(folder=folders.loras_folder(), name=name, dtype=file_dtype)
         path = None if judge == NONE else folders.find_judge(judge)
         prompts = lines(drawing.pop("prompts"), "prompts") if path else ()
-        with host.trainer_device() as device:
+        with host.trainer_device(unload_now=False) as device:
             found = extract_once(
                 Model(base_source.path, base_source.options),
                 Model(trained_source.path, trained_source.options),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.conversion.models import add_low_rank, changed, metadata_of
+from tests.trainer.conversion.models import add_low_rank, changed, is_text, metadata_of
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
@@ -21,12 +21,17 @@ def node(class_type, **inputs):
 
 @pytest.fixture(scope="module")
 def pair(comfyui, sd15_checkpoint):
-    """The names of a base model and of one with a change of rank 4, in ComfyUI's checkpoints
-    folder. fp16, Stable Diffusion 1.5's widths."""
+    """A base model and one with a change of rank 4 of the U-Net and of a layer of the text encoder,
+    in ComfyUI's checkpoints folder. fp16, Stable Diffusion 1.5's widths."""
     folder = comfyui.base / "models" / "checkpoints"
     base, trained = folder / "base15.safetensors", folder / "trained15.safetensors"
     os.link(sd15_checkpoint, base)
-    changed(base, trained, add_low_rank(4, 0.02), **{"modelspec.trigger_phrase": "sks dog"})
+
+    def change(key, tensor):
+        is_left = is_text(key) and ".layers.0." not in key
+        return tensor if is_left else add_low_rank(4, 0.02)(key, tensor)
+
+    changed(base, trained, change, **{"modelspec.trigger_phrase": "sks dog"})
     yield base, trained
     base.unlink()
     trained.unlink()

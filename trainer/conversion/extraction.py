@@ -162,6 +162,7 @@ def _extract(
     pair: ModelPair, rule: RankRule, output: OutputConfig, device: torch.device, observer: Observer
 ) -> Extraction:
     output, contents = _checked(output), _Contents()
+    observer.on_load(pair.trained.source.path)
     # Apple GPUs have no float64.
     for change in pair.changes(CPU if device.type == "mps" else device, observer):
         if change.layer is None:

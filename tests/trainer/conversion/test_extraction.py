@@ -358,11 +358,18 @@ def test_damaged_weights_are_refused(tiny_checkpoint, output, tmp_path):
 
 def test_the_same_is_extracted_once(tiny_checkpoint, output, tmp_path):
     trained = changed(tiny_checkpoint, tmp_path / "trained.safetensors", add_low_rank(4))
-    base, model = Model(tiny_checkpoint), Model(trained)
-    first = extract_once(base, model, EXACT, output)
+    base, model, loaded = Model(tiny_checkpoint), Model(trained), []
+
+    class Listener(Observer):
+        def on_load(self, path):
+            loaded.append(path)
+
+    first = extract_once(base, model, EXACT, output, observer=Listener())
     assert not first.reused
-    again = extract_once(base, model, EXACT, replace(output, name="other name"))
+    other_name = replace(output, name="other name")
+    again = extract_once(base, model, EXACT, other_name, observer=Listener())
     assert again == replace(first, reused=True)
+    assert loaded == [trained]
     others = [
         extract_once(base, model, RankRule(rank=2), output),
         extract_once(base, model, EXACT, replace(output, dtype="fp16")),

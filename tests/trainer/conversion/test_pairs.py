@@ -63,7 +63,7 @@ def test_files_with_other_names_for_the_same_weights_are_compared(tiny_sd2_check
 
 def test_rounding_to_the_coarser_numbers_is_no_change(tiny_checkpoint, tmp_path):
     """In either direction; but a weight that rounds to another number is one."""
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in (torch.float8_e4m3fn, torch.float16, torch.bfloat16):
         coarse = converted(tiny_checkpoint, tmp_path / "coarse.safetensors", dtype)
         assert changes(tiny_checkpoint, coarse) == []
         assert changes(coarse, tiny_checkpoint) == []
