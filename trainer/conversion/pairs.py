@@ -14,7 +14,6 @@ from ..families import DEFAULT_OPTIONS, family_of, open_model
 from ..families.base import ModelFamily
 from ..families.clip_skip import LAST_LAYER
 from ..families.constants import Constants
-from ..families.files import CheckpointFile
 from ..families.lora_layers import LoraLayer
 from ..families.networks import Network, refuse_not_finite
 from ..observer import Observer
@@ -50,8 +49,8 @@ class OpenModel:
         self.networks: dict[str, Network] = self.family.plan_networks(
             self.source, self.constants, LAST_LAYER
         )
-        for part, network in self.networks.items():
-            network.require_tensors(self._file(part))
+        for network in self.networks.values():
+            network.require_tensors(self.source)
 
     @property
     def architecture(self) -> str:
@@ -69,14 +68,10 @@ class OpenModel:
 
     def weight(self, part: str, name: str, shape: tuple[int, ...]) -> Tensor:
         """One weight in the file's number format, or in fp32 if it is patched."""
-        place, file = self.networks[part].places[name], self._file(part)
-        weight = place.read(file.tensor(place.key), shape)
-        refuse_not_finite(file, place.key, weight.float())
+        place = self.networks[part].places[name]
+        weight = place.read(self.source.tensor(place.key), shape)
+        refuse_not_finite(self.source, place.key, weight.float())
         return weight
-
-    def _file(self, part: str) -> CheckpointFile:
-        """The file with the weights of a part."""
-        return self.source.vae or self.source if part == VAE_PART else self.source
 
 
 @dataclass(frozen=True, slots=True, eq=False)
