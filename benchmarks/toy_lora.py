@@ -1,7 +1,7 @@
 """LoRA against training all weights, on the cup of the demo: `python -m benchmarks.toy_lora`.
 
-Each variant has the learning rates that were best for one seed. Prints a table of means over the
-seeds, with the spread, and writes them as JSON."""
+Each variant has the learning rates that were best for one seed. LoRAs are also extracted from the
+checkpoints. Prints a table of means over the seeds, with the spread, and writes them as JSON."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ from typing import Any
 import torch
 
 from benchmarks.memory import Peak
+from trainer import families
+from trainer.conversion.extraction import extract
+from trainer.conversion.low_rank import RankRule
+from trainer.conversion.pairs import Model
 from trainer.methods.base import Method
 from trainer.methods.lora import LoRA
 from trainer.observer import Observer
+from trainer.sampling.sampler import sample
+from trainer.settings.config import ModelOptions, OutputConfig
 from trainer.settings.presets import LORA_PRESETS
-from trainer.toy import demo
+from trainer.toy import MODEL, demo
+from trainer.toy.judge import Judge
 
 CPU = torch.device("cpu")
+ENERGIES = (0.90, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,9 @@ def lora(rank: int, rate: float, **options: Any) -> Variant:
     return Variant(LoRA(**{**LORA_PRESETS["toy"]["method"], "rank": rank, **options}), rate)
 
 
+ALL_WEIGHTS = "all weights"
 VARIANTS = {
-    "all weights": Variant(demo.METHOD, 2e-4),
+    ALL_WEIGHTS: Variant(demo.METHOD, 2e-4),
     "LoRA, rank 4": lora(4, 4e-3, text_encoder_learning_rate=5e-4),
     "LoRA, rank 16": lora(16, 1e-3),
 }
@@ -61,9 +70,35 @@ def run(variant: Variant, seed: int, folder: Path) -> dict[str, float]:
     }
 
 
+def extracted(energy: float, seed: int, folder: Path) -> dict[str, float]:
+    """Extract a LoRA from the checkpoint of a seed, and score the base model with it."""
+    checkpoint = folder / f"{ALL_WEIGHTS} {seed}" / "sks-cup.safetensors"
+    started = time.process_time()
+    found = extract(
+        Model(MODEL), Model(checkpoint), RankRule(energy=energy),
+        OutputConfig(folder=folder, name=f"{energy} {seed}", dtype="fp16"),
+    )  # fmt: skip
+    seconds = time.process_time() - started
+    model = families.load(MODEL, CPU, options=found.options(ModelOptions()))
+    judge, repeats = Judge(), demo.SCORED_IMAGES // len(demo.SUBJECT_PROMPTS)
+    subject = sample(model, demo.SUBJECT_PROMPTS * repeats, demo.SAMPLING)
+    others = sample(model, [demo.CLASS_PROMPT] * demo.SCORED_IMAGES, demo.SAMPLING)
+    return {
+        "subject": judge.subject_score(subject),
+        "class kept": judge.prior_score(others),
+        "file in MB": found.path.stat().st_size / 1e6,
+        "share kept": found.kept_of_all,
+        "median rank": statistics.median(found.ranks),
+        "CPU seconds": seconds,
+    }
+
+
 def rows(num_seeds: int, folder: Path) -> Iterator[tuple[str, list[dict[str, float]]]]:
     for name, variant in VARIANTS.items():
         yield name, [run(variant, seed, folder / f"{name} {seed}") for seed in range(num_seeds)]
+    for energy in ENERGIES:
+        found = [extracted(energy, seed, folder) for seed in range(num_seeds)]
+        yield f"extracted, {energy:.0%} of the energy", found
 
 
 def shown(values: list[float]) -> str:
@@ -81,7 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, results in rows(arguments.seeds, Path(folder)):
             found[name] = results
-            cells = [shown([result[key] for result in results]) for key in results[0]]
+            cells = [f"{key} {shown([result[key] for result in results])}" for key in results[0]]
             print(" | ".join(["", name, *cells, ""]), flush=True)  # noqa: T201
     arguments.result.parent.mkdir(parents=True, exist_ok=True)
     arguments.result.write_text(json.dumps(found, indent=1) + "\n")

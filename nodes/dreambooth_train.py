@@ -13,6 +13,7 @@ from ..trainer.methods.full import FullFineTune
 from ..trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 from ..trainer.settings.presets import LORA_PRESETS, PRESETS
 from . import folders, host, live, presets, training, training_outputs
+from .extract_lora import extract_of_run
 from .presets import DREAMBOOTH_PRESETS, FOR_LORA
 from .running import first_values, node_schema, runs_once
 from .sockets import ClassDatasetSocket, ModelSocket, ModelSource, TrainingSettings
@@ -28,7 +29,10 @@ LORA_NAME = 6
 NO_CHECKPOINT = (
     "A LoRA was trained, so checkpoint name is empty. Use lora name, or set trains to full weights."
 )
-NO_LORA = "Full weights were trained, so lora name is empty. Set trains to LoRA to train one."
+NO_LORA = (
+    "Full weights were trained, so lora name is empty. Set trains to LoRA to train one, or to full "
+    "weights and a LoRA to extract one too."
+)
 
 
 class DreamBoothTrain(io.ComfyNode):
@@ -94,9 +98,12 @@ class DreamBoothTrain(io.ComfyNode):
         name = folders.checkpoint_name(result.checkpoint)
         # Full weights are the usual case, so it is only said to those who ask for a LoRA's name.
         reason = NO_LORA if live.is_connected(cls, LORA_NAME) else ""
-        return training_outputs.node_output(
-            result, target.source, name, DISPLAY_NAME, host.no_result(reason)
+        lora = (
+            extract_of_run(target.source, result.checkpoint, target.extracted_rank)
+            if target.extracted_rank
+            else host.no_result(reason)
         )
+        return training_outputs.node_output(result, target.source, name, DISPLAY_NAME, lora)
 
 
 def plan(
@@ -253,7 +260,7 @@ def _outputs() -> list[io.Output]:
         io.String.Output(
             "lora_name",
             display_name="lora name",
-            tooltip="The name of the LoRA in the menu of Load LoRA. If full weights are trained, "
-            "it is empty, and nodes connected to it are left out.",
+            tooltip="The name of the LoRA in the menu of Load LoRA. If only full weights are "
+            "trained, it is empty, and nodes connected to it are left out.",
         ),
     ]

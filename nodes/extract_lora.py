@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -92,6 +93,18 @@ class ExtractLora(io.ComfyNode):
                 }
                 texts.append(_likeness(models, encoder, device, prompts, photos, **drawing))
         return io.NodeOutput(source, _tell(found), "\n".join(texts))
+
+
+def extract_of_run(base: ModelSource, checkpoint: Path, rank: int) -> str:
+    """Extract a LoRA of this rank from the checkpoint of a run that started from `base`, and return
+    its name in the menus of LoRA loaders. The node shows how much is kept."""
+    output = OutputConfig(folder=folders.loras_folder(), name=checkpoint.stem, dtype="fp16")
+    with host.trainer_device() as device:
+        found = extract_once(
+            Model(base.path, base.options), Model(checkpoint), RankRule(rank=rank), output,
+            device=device, observer=host.ComfyObserver(),
+        )  # fmt: skip
+    return _tell(found)
 
 
 def _rule(choice: dict[str, Any]) -> RankRule:

@@ -18,7 +18,8 @@ from .widgets import learning_rate_input, widget
 
 logger = logging.getLogger(__name__)
 
-FULL_WEIGHTS, A_LORA = CHOICES = ("full weights", "LoRA")
+FULL_WEIGHTS, A_LORA, BOTH = CHOICES = ("full weights", "LoRA", "full weights and a LoRA")
+EXTRACTED_RANK = 32
 NOT_SET_IF_0 = ("alpha", "min_rank", "num_vectors", "embedding_learning_rate")
 
 
@@ -30,6 +31,8 @@ class Target:
     """Without a LoRA that is trained further."""
     lora: LoRA | None = None
     """The options of the LoRA, except for those of text encoders. None: full weights."""
+    extracted_rank: int | None = None
+    """The rank of the LoRA to extract from the trained checkpoint. None: none is extracted."""
 
     def method(self, options: Mapping[str, Any]) -> FullFineTune | LoRA:
         """The method with these options, which both methods have."""
@@ -41,8 +44,11 @@ class Target:
 def target_of(trains: Mapping[str, Any], source: ModelSource, *, name: str) -> Target:
     """What the values of the menu `trains` describe. `name` is that of the new files. Raises
     ValueError for values that do not go together."""
-    if trains.get("trains", FULL_WEIGHTS) == FULL_WEIGHTS:
+    choice = trains.get("trains", FULL_WEIGHTS)
+    if choice == FULL_WEIGHTS:
         return Target(source=source)
+    if choice == BOTH:
+        return Target(source=source, extracted_rank=trains["extracted_rank"])
     start: Path | None = None
     if trains["continue_lora"]:
         source, start = _to_continue(source)
@@ -83,11 +89,26 @@ def trains_input() -> io.Input:
         options=[
             io.DynamicCombo.Option(FULL_WEIGHTS, []),
             io.DynamicCombo.Option(A_LORA, _lora_inputs()),
+            io.DynamicCombo.Option(BOTH, [_extracted_rank_input()]),
         ],
         optional=True,
         tooltip="What is trained. full weights: the whole model, saved as a checkpoint of several "
         "gigabytes; the most likeness. LoRA: a small file with a change of the model, for much "
-        "less memory; Load LoRA and other programs read it. The values below are the LoRA's.",
+        "less memory; Load LoRA and other programs read it. full weights and a LoRA: the "
+        "checkpoint, and a LoRA that is extracted from it. The values below are the LoRA's.",
+    )
+
+
+def _extracted_rank_input() -> io.Input:
+    return io.Int.Input(
+        "extracted_rank",
+        default=EXTRACTED_RANK,
+        min=1,
+        max=1280,
+        optional=True,
+        tooltip="Rank of the LoRA that is extracted from the trained checkpoint: 16 to 128. More "
+        "keeps more of the training, and makes a larger file; the node says how much is kept. "
+        "Extract LoRA has more settings.",
     )
 
 

@@ -17,7 +17,10 @@ RANK = 3
 NO_CHECKPOINT = (
     "A LoRA was trained, so checkpoint name is empty. Use lora name, or set trains to full weights."
 )
-NO_LORA = "Full weights were trained, so lora name is empty. Set trains to LoRA to train one."
+NO_LORA = (
+    "Full weights were trained, so lora name is empty. Set trains to LoRA to train one, or to full "
+    "weights and a LoRA to extract one too."
+)
 NO_EFFECT = (
     "lora_strength has no effect, because the model source has no LoRA. Connect a training with "
     "trains set to LoRA, or Apply LoRA."
@@ -202,6 +205,30 @@ def test_optimizer_settings_apply_to_a_lora(comfyui, graph, new_seed, lora_files
         "weights is 24 bit, but a LoRA itself is always trained in fp32; it is small. Set weights "
         "to fp32. The base model is kept in the precision of the run.",
     )
+
+
+def test_full_weights_and_a_lora_come_from_one_run(comfyui, graph, new_seed, lora_files):
+    """The run is reused, and so is the LoRA."""
+    both = {"trains": "full weights and a LoRA", "preset": "toy", "preset.learning_rate": 1e-2}
+    prompt = graph(**both, name=f"both-{new_seed}")
+    prompt["3"]["inputs"] = {
+        name: value for name, value in prompt["3"]["inputs"].items() if name != "trains.rank"
+    } | {"trains.extracted_rank": 4}
+    prompt |= {"6": shown(["3", 6]), "7": shown(["3", 1])}
+    name = f"dreambooth/both-{new_seed}.safetensors"
+    for told in ("Wrote", "Found"):
+        outcome = comfyui.run(prompt)
+        assert outcome.end == "execution_success", outcome.error
+        assert "".join(outcome.outputs("6")["text"]) == name
+        assert "".join(outcome.outputs("7")["text"]) == name
+        (text,) = [text for text in outcome.last_texts["3"].splitlines() if name in text]
+        assert f"{told} {name}" in text
+        assert "layers of rank 4 keep" in text
+        prompt["3"]["inputs"]["on_existing"] = "resume"
+    (path,) = lora_files().values()
+    tensors = load_file(path)
+    assert {len(t) for key, t in tensors.items() if key.endswith("lora_down.weight")} == {4}
+    assert metadata(path)["dreambooth.trained_sha256"]
 
 
 def test_workflows_that_are_older_train_full_weights(comfyui, graph, new_seed):
