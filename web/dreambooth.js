@@ -22,8 +22,8 @@ if (!(app.extensions ?? []).some((extension) => extension.name === name)) {
       keepSize(nodeType, nodeData.name);
     },
     nodeCreated(node) {
+      addPhotoPanel(node); // above the run on subgraphs
       addPanel(node);
-      addPhotoPanel(node);
       addClassPanel(node);
     },
     async afterConfigureGraph() {

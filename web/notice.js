@@ -10,9 +10,16 @@ const NAME = "dreambooth_notice";
 /** @type {Set<GraphNode>} */
 const marked = new Set();
 
+/**
+ * @param {GraphNode[]} path The node that failed, after the subgraphs around it.
+ * @param {string} message
+ */
+export function addNotices(path, message) {
+  if (path.at(-1)?.comfyClass?.startsWith(OURS)) for (const node of path) addNotice(node, message);
+}
+
 /** @param {GraphNode} node @param {string} message */
-export function addNotice(node, message) {
-  if (!node.comfyClass?.startsWith(OURS)) return;
+function addNotice(node, message) {
   removeNotice(node);
   addStyle();
   const text = element("p", { class: "message" }, message.trim());

@@ -42,7 +42,6 @@ export class PhotoPanel {
     this.actions = actions;
     this.status = element("p", { class: "status" });
     this.buttons = this.#makeButtons();
-    this.buttons.hidden = !canChange;
     this.activity = element("p", { class: "details" });
     this.faults = element("ul", { class: "faults" });
     this.notes = element("ul", { class: "notes" });
@@ -61,9 +60,13 @@ export class PhotoPanel {
     this.showNothing("");
   }
 
-  /** Show that there is no folder, and why. @param {string} text @param {string} reason */
-  showNothing(text, reason = "") {
+  /**
+   * Show that there is no folder, and why.
+   * @param {string} text @param {string} reason @param {boolean} canAdd Whether photos can be added.
+   */
+  showNothing(text, reason = "", canAdd = true) {
     this.#photos = null;
+    this.buttons.hidden = !this.canChange || !canAdd;
     this.#rows.clear();
     this.list.replaceChildren();
     this.removed.replaceChildren();
@@ -83,6 +86,7 @@ export class PhotoPanel {
     }
     this.#photos = photos;
     this.#prompt = prompt;
+    this.buttons.hidden = !this.canChange;
     show(this.status, countOf(photos, this.what));
     const faults = photos.photos.filter((each) => each.is_used).map(({ fault }) => fault);
     showLines(this.faults, [photos.fault, ...faults]);

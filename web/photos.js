@@ -3,20 +3,26 @@ import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { addPhotos, messageOf } from "./adding_photos.js";
 import { chosen, dropped, hasFiles } from "./dropped_files.js";
-import { nodeAt } from "./graph.js";
+import { nodesAlong } from "./graph.js";
 import { PhotoPanel } from "./photo_panel.js";
 import { CAPTION_ROUTE, change, load, PHOTOS_EVENT, REMOVE_ROUTE, RESTORE_ROUTE } from "./photo_set.js";
 import { hideText } from "./progress_text.js";
-import { addPanelWidget, isLinked, valueOf, watch, whileInGraph, widgetOf } from "./widgets.js";
+import { placeOf, promotedWidgets } from "./promoted.js";
+import { addPanelWidget, isLinked, makeRoom, valueOf, watch, whileInGraph, widgetOf } from "./widgets.js";
 
 /** @typedef {import("./types").GraphNode} GraphNode */
 /** @typedef {import("./dropped_files.js").Dropped} Dropped */
+/** @typedef {import("./promoted.js").Place} Place */
 
 const PHOTO_NODE = "DreamBoothLoadInstanceImages";
 
 const IN_INPUT = "input/";
 const DEFAULT_NAME = "my-photos";
 const FROM_GRAPH = "none, only the images below";
+const ELSEWHERE = "This node gets its folder from another node.";
+const NOT_HERE = "Photos cannot be added here, but where the folder is chosen.";
+const NAMES = { folder: "folder", prompt: "instance_prompt" };
+const WIDGET = "dreambooth_photos";
 const HEIGHT = 160;
 
 const WARNING = "Warning: ";
@@ -25,6 +31,11 @@ const WARNING = "Warning: ";
 const shown = new Set();
 /** Drops that a panel has handled. @type {WeakSet<Event>} */
 const handled = new WeakSet();
+/**
+ * Those on the nodes of subgraphs, by the name of the widget with the folder.
+ * @type {WeakMap<GraphNode, Map<string, FolderView>>}
+ */
+const outside = new WeakMap();
 
 /** A folder of photos on a node. */
 export class FolderView {
@@ -32,13 +43,16 @@ export class FolderView {
   #asked = 0;
 
   /**
-   * @param {GraphNode} node
+   * @param {GraphNode} node The node that shows it.
    * @param {{what: string, folder: string, prompt: string, canChange: boolean}} options The names of
    *   the widgets with the folder and the prompt, and whether photos can be added and changed.
+   * @param {{source?: GraphNode, name?: string}} inside The node inside a subgraph that loads the
+   *   folder, and the name of the widget on the subgraph's node that sets it.
    */
-  constructor(node, { what, folder, prompt, canChange }) {
+  constructor(node, { what, folder, prompt, canChange }, { source = node, name = folder } = {}) {
     this.node = node;
-    this.names = { folder, prompt };
+    this.source = source;
+    this.names = { folder: name, prompt };
     this.panel = new PhotoPanel(what, this.#actions(), { canChange });
     whileInGraph(node, () => shown.add(this), () => shown.delete(this));
   }
@@ -47,13 +61,36 @@ export class FolderView {
     return String(valueOf(this.node, this.names.folder) ?? "");
   }
 
+  /** Whether the folder is chosen on this node. */
+  get isChosenHere() {
+    return Boolean(widgetOf(this.node, this.names.folder)) && !isLinked(this.node, this.names.folder);
+  }
+
+  /** The prompt of photos without a caption, "" if it is not known. */
+  get #prompt() {
+    const { node, name } = this.#promptPlace;
+    return isLinked(node, name) ? "" : String(valueOf(node, name) ?? "");
+  }
+
+  get #promptPlace() {
+    const inner = { node: this.source, name: this.names.prompt };
+    return this.node === this.source ? inner : placeOf(this.node, inner);
+  }
+
+  /** Refresh whenever the folder or the prompt is changed. */
+  follow() {
+    const { node, name } = this.#promptPlace;
+    watch(this.node, [this.names.folder], () => this.refresh());
+    watch(node, [name], () => this.refresh());
+  }
+
   /** Show the folder as it is now. */
   async refresh() {
-    watch(this.node, [this.names.folder, this.names.prompt], () => this.refresh());
+    this.follow();
     const asked = ++this.#asked;
     const folder = this.folder;
-    const isKnown = !isLinked(this.node, this.names.prompt);
-    const prompt = isKnown ? String(valueOf(this.node, this.names.prompt) ?? "") : "";
+    const prompt = this.#prompt;
+    if (isLinked(this.node, this.names.folder)) return this.panel.showNothing(ELSEWHERE, "", false);
     if (!folder || folder === FROM_GRAPH) return this.panel.showNothing("No folder is chosen.");
     try {
       const photos = await load(folder, prompt);
@@ -73,6 +110,7 @@ export class FolderView {
   /** Ask for a name, and add photos to the folder of that name. @param {Dropped} found */
   async add(found) {
     if (!found.files.length && !found.skipped.length) return;
+    if (!this.isChosenHere) return this.panel.tell([NOT_HERE]);
     const wish = await this.#askForName(found);
     if (wish === null) return;
     /** @type {string[]} */
@@ -138,13 +176,42 @@ export class FolderView {
   }
 }
 
-/** @param {GraphNode} node */
+/** Add panels to a node that loads photos, and to a subgraph with one. @param {GraphNode} node */
 export function addPhotoPanel(node) {
+  if (node.subgraph) return addOutside(node, node.subgraph);
   if (node.comfyClass !== PHOTO_NODE) return;
-  const names = { folder: "folder", prompt: "instance_prompt" };
-  const view = new FolderView(node, { what: "photo", ...names, canChange: true });
-  addPanelWidget(node, "dreambooth_photos", view.panel.element, HEIGHT);
   hideText(node);
+  addView(node, WIDGET, new FolderView(node, { what: "photo", ...NAMES, canChange: true }));
+}
+
+/** @param {GraphNode} node @param {import("./types").Graph} subgraph */
+function addOutside(node, subgraph) {
+  outside.set(node, new Map());
+  // The page adds the subgraph's own widgets later, which come first, and sometimes makes them anew.
+  const later = () => setTimeout(() => addMissing(node));
+  later();
+  whileInGraph(node, later, () => {});
+  subgraph.events?.addEventListener("widget-promoted", later);
+}
+
+/** @param {GraphNode} node A subgraph's node. */
+function addMissing(node) {
+  const views = outside.get(node) ?? new Map();
+  for (const { name, inner } of promotedWidgets(node)) {
+    const isFolder = inner.node.comfyClass === PHOTO_NODE && inner.name === NAMES.folder;
+    views.get(name)?.follow();
+    if (!isFolder || views.has(name)) continue;
+    const options = { what: "photo", ...NAMES, canChange: true };
+    const view = new FolderView(node, options, { source: inner.node, name });
+    addView(node, views.size ? `${WIDGET}_${views.size + 1}` : WIDGET, view);
+    views.set(name, view);
+    makeRoom(node);
+  }
+}
+
+/** @param {GraphNode} node @param {string} name @param {FolderView} view */
+function addView(node, name, view) {
+  addPanelWidget(node, name, view.panel.element, HEIGHT);
   acceptDrops(node, view);
   view.refreshOnce();
 }
@@ -161,8 +228,11 @@ function acceptDrops(node, view) {
     dropped(event.dataTransfer).then((found) => view.add(found));
     return true;
   };
-  node.onDragOver = (event) => hasFiles(event.dataTransfer);
-  node.onDragDrop = take;
+  // The first panel also gets what is dropped elsewhere on the node.
+  if (!node.onDragDrop) {
+    node.onDragOver = (event) => hasFiles(event.dataTransfer);
+    node.onDragDrop = take;
+  }
   const { element } = view.panel;
   element.addEventListener("dragover", (event) => {
     if (!hasFiles(event.dataTransfer)) return;
@@ -190,9 +260,12 @@ export function listenToPhotos() {
   // The warnings of a run, some of which only a run can know.
   api.addEventListener("progress_text", ({ detail }) => {
     const lines = detail.text.split("\n").filter((line) => line.startsWith(WARNING));
-    const node = lines.length ? nodeAt(detail.nodeId) : null;
+    if (!lines.length) return;
+    const nodes = nodesAlong(detail.nodeId);
+    const path = [...nodes.values()];
     for (const view of shown)
-      if (view.node === node) view.panel.warn(lines.map((line) => line.slice(WARNING.length)));
+      if (path.includes(view.node) && view.source === nodes.get(detail.nodeId))
+        view.panel.warn(lines.map((line) => line.slice(WARNING.length)));
   });
   // Files may have been changed in another window.
   window.addEventListener("focus", refreshPhotos);

@@ -1,11 +1,12 @@
 // Follows runs, and shows them on their nodes.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
-import { nodeAt, nodesAlong, rootGraph, trains } from "./graph.js";
-import { addNotice, removeNotices } from "./notice.js";
+import { nodesAlong, rootGraph, trains } from "./graph.js";
+import { addNotices, removeNotices } from "./notice.js";
 import { Panel } from "./panel.js";
 import { hideText } from "./progress_text.js";
 import { LIVE_EVENT, LIVE_ROUTE, UI_KEY, Views } from "./view.js";
+import { makeRoom } from "./widgets.js";
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./types").GraphNode} GraphNode */
@@ -41,7 +42,7 @@ export function addPanel(node) {
 function addToSubgraph(node) {
   if (!trains(node)) return;
   panelOf(node);
-  grow(node);
+  makeRoom(node);
 }
 
 /** The panel of a node, which is added if it has none. @param {GraphNode} node */
@@ -91,7 +92,7 @@ function showOn(node, path, view) {
   const isFirst = !panel.view;
   panel.element.dataset.node = path;
   panel.show(view);
-  if (isFirst) grow(node);
+  if (isFirst) makeRoom(node);
 }
 
 /**
@@ -115,13 +116,6 @@ function showResults({ node: path, output }) {
   const title = nodes.get(path)?.title;
   nodes.delete(path);
   for (const node of nodes.values()) if (title && trains(node)) panelOf(node).results.show(path, title, images);
-}
-
-/** Make room for the panel. @param {GraphNode} node */
-function grow(node) {
-  const [width, height] = node.computeSize();
-  if (node.size[1] < height) node.setSize([Math.max(node.size[0], width), height]);
-  node.setDirtyCanvas(true, true);
 }
 
 /** Show all runs that the server knows, after the page or a workflow was loaded. */
@@ -152,8 +146,9 @@ export function listen() {
   api.addEventListener("execution_start", removeNotices);
 
   api.addEventListener("execution_error", ({ detail }) => {
-    const node = nodeAt(String(detail.node_id));
-    if (node && !panels.has(node)) addNotice(node, detail.exception_message);
+    const path = [...nodesAlong(String(detail.node_id)).values()];
+    const node = path.at(-1);
+    if (node && !panels.has(node)) addNotices(path, detail.exception_message);
   });
 
   api.addEventListener("dreambooth.checkpoint", () => {

@@ -67,6 +67,7 @@ export interface GraphNode {
   /** Missing for the page's own nodes, such as notes and subgraphs. */
   comfyClass?: string;
   title: string;
+  graph?: Graph | null;
   subgraph?: Graph;
   size: [number, number];
   widgets?: Widget[];
@@ -78,6 +79,7 @@ export interface GraphNode {
   /** Whether it took what was dropped. */
   onDragDrop?(event: DragEvent): boolean;
   onConfigure?(saved?: SavedNode): void;
+  isInputConnected(slot: number): boolean;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
   addCustomWidget(widget: Widget): Widget;
   removeWidget(widget: Widget): void;
@@ -95,6 +97,9 @@ export interface SavedNode {
 export interface Graph {
   id: string;
   nodes: GraphNode[];
+  /** The inputs of a subgraph, and the links inside it that begin there. */
+  inputNode?: { slots: { name: string; linkIds: number[] }[] };
+  events?: EventTarget;
 }
 
 export interface Widget {

@@ -3,8 +3,12 @@
 /** @typedef {import("./types").GraphNode} GraphNode */
 /** @typedef {import("./types").Widget} Widget */
 
-/** @type {WeakSet<Widget>} */
-const watched = new WeakSet();
+/**
+ * The widgets of each node that are watched. It keeps them: the page forgets those of subgraphs' nodes
+ * when they are not in use, and makes others later.
+ * @type {WeakMap<GraphNode, Set<Widget>>}
+ */
+const watched = new WeakMap();
 
 /** @param {GraphNode} node @param {string} name */
 export function widgetOf(node, name) {
@@ -18,7 +22,8 @@ export function valueOf(node, name) {
 
 /** Whether another node gives the value. @param {GraphNode} node @param {string} name */
 export function isLinked(node, name) {
-  return (node.inputs ?? []).some((input) => input.name === name && (input.link ?? null) !== null);
+  const slot = (node.inputs ?? []).findIndex((input) => input.name === name);
+  return slot >= 0 && node.isInputConnected(slot);
 }
 
 /**
@@ -27,10 +32,12 @@ export function isLinked(node, name) {
  * @param {GraphNode} node @param {string[]} names @param {() => void} call
  */
 export function watch(node, names, call) {
+  const known = watched.get(node) ?? new Set();
+  watched.set(node, known);
   for (const name of names) {
     const widget = widgetOf(node, name);
-    if (!widget || watched.has(widget)) continue;
-    watched.add(widget);
+    if (!widget || known.has(widget)) continue;
+    known.add(widget);
     const before = widget.callback;
     widget.callback = function (...values) {
       before?.apply(this, values);
@@ -49,12 +56,20 @@ export function addPanelWidget(node, name, panel, height) {
   widget.serialize = false;
 }
 
+/** Enlarge a node for widgets that were added. @param {GraphNode} node */
+export function makeRoom(node) {
+  const [width, height] = node.computeSize();
+  if (node.size[1] < height) node.setSize([Math.max(node.size[0], width), height]);
+  node.setDirtyCanvas(true, true);
+}
+
 /**
  * @param {GraphNode} node
- * @param {() => void} added Called when the node is put into a workflow.
+ * @param {() => void} added Called when the node is in a workflow.
  * @param {() => void} removed
  */
 export function whileInGraph(node, added, removed) {
+  if (node.graph) added();
   const { onAdded, onRemoved } = node;
   node.onAdded = function (...values) {
     onAdded?.apply(this, values);

@@ -7,12 +7,17 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import random
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from trainer.toy import world
+from trainer.toy.drawing import draw
 
 ROOT = Path(__file__).parents[3]
 TEMPLATE = ROOT / "example_workflows" / "Toy model, first run.json"
@@ -159,3 +164,15 @@ def toy_workflow(*, steps: int = 40, every: int = 10, name: str = "", **others: 
     values[11] = others.pop("keep_state", False)
     assert not others
     return workflow
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Path:
+    """A folder with photos as a user has them, one with a caption, and its unusual name."""
+    folder = tmp_path / f"My cup: {secrets.token_hex(3)}"
+    folder.mkdir()
+    for number in range(4):
+        scene = world.pose(world.SUBJECT, random.Random(number), "cup")
+        draw(scene).save(folder / f"cup {number}.png")
+    (folder / "cup 1.txt").write_text("a photo of sks cup on the beach\r\n", "utf-16")
+    return folder

@@ -2,83 +2,26 @@
 
 import hashlib
 import json
-import random
 import secrets
 
 import pytest
 from safetensors import safe_open
 
 from tests.nodes.browser.conftest import PHOTOS, TRAIN, toy_workflow
+from tests.nodes.browser.dropping import (
+    confirm,
+    drop,
+    names_in,
+    panel_of,
+    photos_panel,
+    place_of,
+)
 from tests.trainer.data.test_formats import heif
-from trainer.toy import world
-from trainer.toy.drawing import draw
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 CLASS_IMAGES = 4
 """The id of Generate Class Priors in the template."""
-
-
-@pytest.fixture
-def taken(tmp_path):
-    """A folder with photos as a user has them, one with a caption, and its unusual name."""
-    folder = tmp_path / f"My cup: {secrets.token_hex(3)}"
-    folder.mkdir()
-    for number in range(4):
-        scene = world.pose(world.SUBJECT, random.Random(number), "cup")
-        draw(scene).save(folder / f"cup {number}.png")
-    (folder / "cup 1.txt").write_text("a photo of sks cup on the beach\r\n", "utf-16")
-    return folder
-
-
-def drop(tab, paths, x, y):
-    """Drop files of this computer on the page."""
-    session = tab.page.context.new_cdp_session(tab.page)
-    data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        event = {"type": kind, "x": x, "y": y, "data": data}
-        session.send("Input.dispatchDragEvent", event)
-
-
-def place_of(tab, node):
-    """Bring a node into sight, and return the middle of its title in the window."""
-    tab.page.evaluate(
-        "id => { const node = app.rootGraph.getNodeById(id); app.canvas.ds.scale = 1;"
-        " app.canvas.ds.offset = [300 - node.pos[0], 120 - node.pos[1]];"
-        " app.canvas.setDirty(true, true) }",
-        node,
-    )
-    box = tab.page.evaluate(
-        "() => { const { left, top } = app.canvas.canvas.getBoundingClientRect();"
-        " return [left, top] }"
-    )
-    return box[0] + 360, box[1] + 105
-
-
-def panel_of(tab, folder):
-    """The panel once it shows this folder."""
-    panel = tab.page.locator(f".dreambooth-photos[data-folder='{folder}']")
-    panel.wait_for(state="attached")
-    return panel
-
-
-def photos_panel(tab):
-    return tab.page.get_by_role("region", name="Photos", exact=True)
-
-
-def names_in(panel):
-    return panel.locator(".photos b").all_text_contents()
-
-
-def confirm(tab, name=None):
-    """Answer the question for the folder's name."""
-    field = tab.page.get_by_role("dialog").get_by_role("textbox")
-    field.wait_for()
-    if name is not None:
-        field.fill(name)
-    suggested = field.input_value()
-    field.press("Enter")
-    return suggested
 
 
 def widget(tab, name, node=PHOTOS):

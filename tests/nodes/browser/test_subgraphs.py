@@ -5,13 +5,13 @@ import json
 
 import pytest
 
+from tests.nodes.browser.blueprint import SHORTEN, place_blueprint
 from tests.nodes.browser.conftest import TRAIN, toy_workflow
 
 pytestmark = pytest.mark.xdist_group("comfyui")
 
 LONG = 100_000
 """Steps of a run that a test ends."""
-BLUEPRINT = "Teach a subject (DreamBooth)"
 CONVERT = """id => {
     const { node } = app.canvas.graph.convertToSubgraph(new Set([app.rootGraph.getNodeById(id)]))
     return [String(node.id), String(node.subgraph.nodes[0].id)]
@@ -23,19 +23,6 @@ ENTER = """id => {
     app.canvas.openSubgraph(node.subgraph, node)
 }"""
 IS_LAST = """id => app.rootGraph.getNodeById(id).widgets.at(-1).name == 'dreambooth_run'"""
-SHORTEN = """([id, seed]) => {
-    const node = app.rootGraph.getNodeById(id)
-    const set = (where, name, value) => {
-        where.widgets.find(widget => widget.name == name).value = value
-    }
-    const inner = type => node.subgraph.nodes.find(each => each.type == 'DreamBooth' + type)
-    set(node, 'class images', 4)
-    set(inner('Train'), 'seed', seed)
-    set(inner('PreviewSettings'), 'steps', 2)
-    set(inner('SampleWithScheduler'), 'steps', 2)
-}"""
-"""Makes the blueprint's run another than those of before, and its drawing short."""
-
 PICTURES = """new Set([...document.querySelectorAll("img[src*='teach_']")]
     .filter(image => image.checkVisibility() && image.naturalWidth > 0)
     .map(image => new URL(image.src).searchParams.get('filename')))"""
@@ -52,19 +39,6 @@ def finish(panel):
 def saved(tab):
     """The workflow as the page saves it."""
     return json.loads(tab.page.evaluate("JSON.stringify(app.rootGraph.serialize())"))
-
-
-def place_blueprint(tab):
-    """Find it in the search box, and place it with one click. Return its node's id."""
-    page = tab.page
-    page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-    page.wait_for_function("app.rootGraph.nodes.length == 0")
-    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    page.locator("input:focus").fill("teach")
-    page.get_by_text("a subject (DreamBooth)").first.click()
-    page.mouse.click(450, 150)
-    page.wait_for_function("app.rootGraph.nodes.length == 1")
-    return page.evaluate("String(app.rootGraph.nodes[0].id)")
 
 
 # --- A subgraph of the user ---------------------------------------------------------------------
@@ -122,9 +96,7 @@ def test_the_blueprint_is_found_placed_by_a_click_and_runs_to_the_pictures(tab):
     tab.run()
     tab.wait_for_points(3, number)
     assert tab.panel(number).is_visible()
-    # Its button may be outside of the page's window, where it has no focus for a key.
-    button = tab.panel(number).get_by_role("button", name="Finish now and keep")
-    button.dispatch_event("click")
+    finish(tab.panel(number))
     panel = tab.wait_for_state("finished", number)
     assert panel.locator("code").text_content().startswith("dreambooth/sks-cup")
     tab.page.wait_for_function(f"({PICTURES}).size == 4")
