@@ -38,6 +38,12 @@ def test_a_run_is_shown_from_the_first_step_to_the_written_file(tab):
     captions = panel.locator(".previews figcaption").all_text_contents()
     assert captions[0] == "a photo of sks cup on the beach"
     assert panel.locator("code").text_content().startswith("dreambooth/browser-")
+    # Menus have the file without a reload.
+    tab.page.wait_for_function(
+        "name => app.rootGraph.nodes.some(node => node.comfyClass === 'DreamBoothLoadBaseModel' &&"
+        " node.widgets[0].options.values.includes(name))",
+        arg=panel.locator("code").text_content(),
+    )
     # The workflow continues: its last node has the pictures.
     tab.page.wait_for_function("Object.keys(app.nodeOutputs).includes('11')")
 

@@ -234,6 +234,59 @@ def test_what_cannot_be_read_is_named_at_once(tab, stored):
     panel.locator(".status", has_text="5 photos, 2 cannot be used").wait_for()
 
 
+def test_files_that_were_changed_elsewhere_are_seen_when_the_page_is_used_again(tab, stored):
+    tab.load(toy_workflow())
+    place_of(tab, PHOTOS)
+    panel = choose(tab, f"input/{stored.name}")
+    (stored / "cup 3.png").unlink()
+    tab.page.evaluate("window.dispatchEvent(new Event('focus'))")
+    panel.locator(".status", has_text="3 photos").wait_for()
+
+
+def test_added_photos_are_seen_in_every_tab_and_what_is_typed_stays(open_tab, stored, taken):
+    first, second = open_tab(), open_tab()
+    for tab in (first, second):
+        tab.load(toy_workflow())
+        place_of(tab, PHOTOS)
+    panels = [choose(tab, f"input/{stored.name}") for tab in (first, second)]
+    field = panels[1].get_by_label("Caption of cup 0.png")
+    field.press_sequentially("half a sent")
+    (taken / "cup 0.png").rename(taken / "cup 9.png")
+    panels[0].locator("input[type=file]").first.set_input_files(taken / "cup 9.png")
+    confirm(first)
+    panels[1].locator(".status", has_text="5 photos").wait_for()
+    assert field.input_value() == "half a sent"
+
+
+def test_many_photos_are_shown_when_asked_for(tab, stored):
+    small = (stored / "cup 0.png").read_bytes()
+    for number in range(4, 62):
+        (stored / f"cup {number}.png").write_bytes(small)
+    tab.load(toy_workflow())
+    place_of(tab, PHOTOS)
+    panel = choose(tab, f"input/{stored.name}")
+    assert panel.locator(".status").text_content() == "62 photos"
+    assert len(names_in(panel)) == 60
+    panel.get_by_role("button", name="Show all 62").click()
+    assert len(names_in(panel)) == 62
+
+
+def test_warnings_of_a_run_are_on_the_photos_until_the_next_run(tab):
+    tab.load(toy_workflow())
+    place_of(tab, PHOTOS)
+    notes = photos_panel(tab).locator(".notes li")
+    photos_panel(tab).locator(".photos li").first.wait_for()
+    before = notes.all_text_contents()
+    send = "([name, detail]) => { comfyAPI.api.api.dispatchCustomEvent(name, detail) }"
+    text = "Reading 6/6\nWarning: two photos are the same\nWarning: one is small"
+    tab.page.evaluate(send, ["progress_text", {"nodeId": str(PHOTOS), "text": text}])
+    assert notes.all_text_contents() == [*before, "two photos are the same", "one is small"]
+    tab.page.evaluate(send, ["progress_text", {"nodeId": str(TRAIN), "text": "Warning: not here"}])
+    assert len(notes.all_text_contents()) == len(before) + 2
+    tab.page.evaluate(send, ["execution_start", {}])
+    assert notes.all_text_contents() == before
+
+
 def test_a_folder_that_does_not_exist_says_how_to_make_it(tab):
     workflow = toy_workflow()
     (photos,) = [node for node in workflow["nodes"] if node["id"] == PHOTOS]
@@ -285,6 +338,8 @@ def test_class_images_are_shown_while_they_are_drawn_and_after_a_reload(tab):
     assert panel.locator(".status").text_content() == "8 class images"
     assert panel.locator("img").count() == 8
     panel.locator("img").evaluate_all("all => Promise.all(all.map(each => each.decode()))")
+    names = panel.locator("img").evaluate_all("all => all.map(each => each.alt)")
+    assert names == sorted(names, key=lambda name: int(name.split()[-1]), reverse=True)
     counts = [text for text in tab.page.evaluate("[...seen]") if text.startswith("Class images")]
     assert len(counts) > 2
     assert "Reading" not in tab.page.locator("body").inner_text()
