@@ -115,7 +115,7 @@ export function addClassPanel(node) {
   const names = { folder: FOLDER, prompt: "class_prompt" };
   const own = new FolderView(node, { what: "class image", ...names, canChange: false });
   const both = element("div", { class: "dreambooth-either" }, panel.element, own.panel.element);
-  addPanelWidget(node, "dreambooth_class_images", both, HEIGHT);
+  addPanelWidget(node, "dreambooth_class_images", both, HEIGHT, "class images");
   hideText(node);
   /** Show the folder, if the images come from one. */
   const choose = () => {

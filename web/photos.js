@@ -23,6 +23,7 @@ const ELSEWHERE = "This node gets its folder from another node.";
 const NOT_HERE = "Photos cannot be added here, but where the folder is chosen.";
 const NAMES = { folder: "folder", prompt: "instance_prompt" };
 const WIDGET = "dreambooth_photos";
+const LABEL = "your photos";
 const HEIGHT = 160;
 
 const WARNING = "Warning: ";
@@ -211,7 +212,7 @@ function addMissing(node) {
 
 /** @param {GraphNode} node @param {string} name @param {FolderView} view */
 function addView(node, name, view) {
-  addPanelWidget(node, name, view.panel.element, HEIGHT);
+  addPanelWidget(node, name, view.panel.element, HEIGHT, LABEL);
   acceptDrops(node, view);
   view.refreshOnce();
 }

@@ -49,11 +49,13 @@ export function watch(node, names, call) {
 /**
  * A panel below the widgets, which is not part of the workflow.
  * @param {GraphNode} node @param {string} name @param {HTMLElement} panel @param {number} height
+ * @param {string} label What App mode writes above it.
  */
-export function addPanelWidget(node, name, panel, height) {
+export function addPanelWidget(node, name, panel, height, label) {
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => height };
   const widget = node.addDOMWidget(name, name, panel, options);
   widget.serialize = false;
+  widget.label = label;
 }
 
 /** Enlarge a node for widgets that were added. @param {GraphNode} node */

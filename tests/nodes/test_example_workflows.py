@@ -39,7 +39,8 @@ NEEDS_NO_CHECKPOINT = {
 OVERTRAINED = "Find the sweet spot"
 """Its training overfits on purpose, with values that no preset has."""
 RUN_PANEL = "DreamBoothTrain", "dreambooth_run"
-"""The panel, which is a widget of the page alone."""
+PHOTO_PANEL = "DreamBoothLoadInstanceImages", "dreambooth_photos"
+"""The panels, which are widgets of the page alone."""
 TRAINING = {"DreamBoothTrain", "DreamBoothTextualInversionTrain"}
 CLIENT = """
 import runpy, sys
@@ -302,15 +303,16 @@ def test_an_app_names_the_widgets_and_the_nodes_that_it_shows(name):
     shown = [(nodes[number], widget) for number, widget, *_ in app["inputs"]]
     for node, widget in shown:
         free = [socket["name"] for socket in node["inputs"] if socket["link"] is None]
-        assert widget in free or (node["type"], widget) == RUN_PANEL
-    kinds = [(node["type"], widget) for node, widget in shown]
-    assert (RUN_PANEL in kinds) == name.endswith(APP)
+        assert widget in free or (node["type"], widget) in (RUN_PANEL, PHOTO_PANEL)
+    kinds = {(node["type"], widget) for node, widget in shown}
+    assert ({RUN_PANEL, PHOTO_PANEL} <= kinds) == name.endswith(APP)
     assert {nodes[number]["type"] for number in app["outputs"]} <= {"SaveImage"}
     assert bool(app["outputs"]) == name.endswith(APP)
 
 
-def test_the_page_calls_the_panel_as_the_apps_do():
+def test_the_page_calls_the_panels_as_the_apps_do():
     assert f'PANEL_WIDGET = "{RUN_PANEL[1]}"' in (ROOT / "web" / "runs.js").read_text("utf-8")
+    assert f'WIDGET = "{PHOTO_PANEL[1]}"' in (ROOT / "web" / "photos.js").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
