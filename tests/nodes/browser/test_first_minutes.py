@@ -70,6 +70,18 @@ def test_templates_open_with_the_sizes_of_their_nodes_and_readable(tab):
         assert tab.page.evaluate("app.canvas.ds.scale") >= READABLE, name
 
 
+def test_a_workflow_from_before_the_widget_vram_keeps_its_meaning(tab):
+    workflow = read(TEMPLATE.stem)
+    (train,) = [node for node in workflow["nodes"] if node["id"] == TRAIN]
+    vram = "id => app.rootGraph.getNodeById(id).widgets.find(each => each.name == 'vram').value"
+    train["widgets_values"][-1] = "auto"
+    tab.load(workflow)
+    assert tab.page.evaluate(vram, TRAIN) == "auto"
+    del train["widgets_values"][-1]
+    tab.load({**workflow, "id": "6d1f1a52-3d2e-4c0e-9d55-000000000001"})
+    assert tab.page.evaluate(vram, TRAIN) == "off"
+
+
 def test_a_graph_from_the_search_box_trains_with_its_defaults(tab, new_seed):
     page = tab.page
     page.get_by_role("button", name="Create a new blank workflow").click()

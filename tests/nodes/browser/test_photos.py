@@ -62,6 +62,8 @@ def without_class_images(workflow):
 
 @pytest.mark.parametrize("spot", ["title", "panel"])
 def test_dropped_photos_are_trained_on(tab, comfyui, taken, spot):
+    (taken / "more").mkdir()
+    (taken / "more" / "cup 4.png").write_bytes((taken / "cup 0.png").read_bytes())
     tab.load(without_class_images(toy_workflow(steps=3)))
     before = number_of_nodes(tab)
     x, y = place_of(tab, PHOTOS)
@@ -74,6 +76,8 @@ def test_dropped_photos_are_trained_on(tab, comfyui, taken, spot):
     panel = panel_of(tab, folder)
     assert panel.locator(".status").text_content() == "4 photos"
     assert names_in(panel) == [f"cup {number}.png" for number in range(4)]
+    left_out = "Folders inside it were left out: more. Drop them too to add their photos."
+    panel.locator(".notes li", has_text=left_out).wait_for()
     captions = panel.get_by_role("textbox").evaluate_all("all => all.map(each => each.value)")
     assert captions == ["", "a photo of sks cup on the beach", "", ""]
     hint = panel.get_by_label("Caption of cup 0.png").get_attribute("placeholder")
