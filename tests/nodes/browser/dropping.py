@@ -18,6 +18,8 @@ def place_of(tab, node):
         " app.canvas.setDirty(true, true) }",
         node,
     )
+    # The page only finds nodes that it has drawn.
+    tab.page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
     box = tab.page.evaluate(
         "() => { const { left, top } = app.canvas.canvas.getBoundingClientRect();"
         " return [left, top] }"

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from tests.nodes.browser import test_apps
-from tests.nodes.browser.blueprint import SHORTEN
+from tests.nodes.browser.blueprint import SHORTEN, place_blueprint
 from tests.nodes.browser.conftest import PHOTOS, TEMPLATE, TRAIN
 from tests.nodes.browser.dropping import drop, panel_of, place_of
 from tests.nodes.browser.test_first_minutes import SHORTER, set_widgets
@@ -69,20 +69,11 @@ def test_the_template(empty, taken):
 
 
 def test_the_blueprint(empty, taken):
-    page = empty.page
-    page.mouse.dblclick(700, 500)
-    box = page.locator("input:focus")
-    box.fill("teach")
-    page.get_by_text("a subject (DreamBooth)").first.click()
-    page.wait_for_function("app.rootGraph.nodes.length == 1")
-    box.wait_for(state="hidden")
-    page.mouse.move(450, 150, steps=4)
-    page.mouse.click(450, 150)
-    page.wait_for_function("!app.rootGraph.nodes[0].flags?.ghost")
-    number = page.evaluate("String(app.rootGraph.nodes[0].id)")
-    page.evaluate(SHORTEN, [number, next(_seeds)])
+    number = place_blueprint(empty)
+    empty.page.evaluate(SHORTEN, [number, next(_seeds)])
     folder = add(empty, taken, *place_of(empty, number))
-    assert run_to_the_end(empty, "teach", folder) <= MOST
+    # Users open the search box by a double click, which is not always understood as one in a test.
+    assert run_to_the_end(empty, "teach", folder) + 2 <= MOST
 
 
 def test_the_app(empty, taken):
