@@ -24,6 +24,9 @@ MARGIN = 16
 TITLE = 30
 STEPS_PER_FRAME = 12
 FRAME, LAST_FRAME = 350, 5000
+ARE_SEEN = """() => [...document.querySelectorAll("img[src*='sks-cup']")]
+    .filter(image => image.checkVisibility() && image.naturalWidth > 0).length >= 4"""
+"""Whether the page shows the four pictures that the workflow draws."""
 TIMEOUT = 3_600_000
 """Milliseconds."""
 PLACE = """
@@ -64,7 +67,7 @@ def take(tab: Tab) -> None:
     tab.wait_for_state("training")
     frames = [picture(tab, workflow, **part) for _ in steps(tab, train["widgets_values"][2])]
     tab.page.wait_for_function("id => app.nodeOutputs[id]?.images", arg="11")
-    tab.page.wait_for_load_state("networkidle")
+    tab.page.wait_for_function(ARE_SEEN)
     frames.append(picture(tab, workflow, **part))
     durations = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
     frames[0].save(
