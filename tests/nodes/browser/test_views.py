@@ -10,7 +10,7 @@ pytestmark = pytest.mark.xdist_group("comfyui")
 VIEW = {
     "node": str(TRAIN), "prompt": "none that runs", "version": 1, "run": "a", "folder": "",
     "state": "training", "activity": "", "step": 40, "total": 100, "seconds_left": 3725.4,
-    "steps_per_second": 0.5, "megabytes_taken": 1536, "megabytes_free": 12800,
+    "steps_per_second": 0.5, "megabytes_taken": 4608, "megabytes_free": 12800,
     "points": [[10, 0.4, 0.1], [20, 0.2, None], [40, 0.3, 0.2]],
     "scores": [
         {"step": 20, "learned": 0.5, "prompts_kept": 0.75, "class_kept": None},
@@ -44,7 +44,7 @@ def test_numbers_of_a_run_are_shown(tab):
     tab.load(toy_workflow())
     panel = shown(tab)
     assert status(panel) == "Step 40 of 100 · 1:02:05 left · 2.0 s/step"
-    assert panel.locator(".details").text_content() == "Memory: 1.5 GB taken, 13 GB free"
+    assert panel.locator(".details").text_content() == "Memory: 4.5 GB taken, 13 GB free"
     assert panel.locator("progress").evaluate("bar => [bar.value, bar.max]") == [40, 100]
     assert panel.locator(".lines li").all_text_contents() == ["images: 6"]
     assert not panel.get_by_role("button", name="Preview now").is_visible()
