@@ -34,6 +34,7 @@ from tests.trainer.fake_device import CPU, DEVICE, fake_device
 from trainer import families, toy, weights
 from trainer.__main__ import COMMANDS
 from trainer.cli.commands import Demo, Priors, Runs, Sample
+from trainer.cli.conversion_commands import ApplyLora, ExtractLora
 from trainer.cli.evaluation_commands import Compare, Score
 from trainer.cli.planning_command import PlanTable
 from trainer.evaluation import encoders
@@ -46,6 +47,7 @@ from trainer.families.stable_diffusion import StableDiffusion
 from trainer.loop import train
 from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.observer import Observer
 from trainer.optimization.optimizers import OPTIMIZERS
@@ -70,6 +72,7 @@ WIDTHS = {"clip_l": 24, "clip_g": 32}
 """Of the checkpoints' text encoders."""
 METHODS: dict[type, Method] = {
     FullFineTune: FullFineTune(),
+    LoRA: LoRA(rank=4, conv_rank=2, dropout=0.25, min_rank=1),
     TextualInversion: TextualInversion(placeholder="<new>", initializer="dog", num_vectors=2),
 }
 """Each method with its switches off."""
@@ -82,11 +85,13 @@ COVERED_ELSEWHERE = {
     # Numbers that change no operation.
     "seed", "ema_decay",
     # What is read from files, before anything is on the device.
-    "vae", "prediction_type",
+    "vae", "prediction_type", "loras", "lora_strengths",
     # A compiled U-Net has the same operations, and torch cannot compile for this device.
     "compile",
     # In test_lean_steps, because they need other settings.
     "weights", "offload",
+    # In test_frozen_weights_in_8_bits, because full training has none.
+    "frozen_weights",
 }  # fmt: skip
 PLACEHOLDER = "<tok>"
 aten = torch.ops.aten
@@ -267,6 +272,12 @@ def test_lean_steps(config, run_in_two, name, weights):
         channels_last=True,
     )
     run_in_two(config, FullFineTune(train_text_encoder=True))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_frozen_weights_in_8_bits(config, run, dora):
+    config = replace(config, frozen_weights="8 bit", precision="bf16", preview=previews())
+    assert len(run(config, replace(METHODS[LoRA], dora=dora)).previews) == 2
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -477,6 +488,15 @@ def test_score(config, encoder, computed, tmp_path):
     assert computed[aten.convolution.default] > 0
 
 
+def test_a_lora_is_extracted(config, run, computed, tmp_path):
+    trained = run(config, FullFineTune()).checkpoint
+    output = OutputConfig(folder=tmp_path / "loras")
+    computed.clear()
+    ExtractLora(base=config.base, trained=trained, output=output, device=DEVICE.type).run()
+    assert len(list(output.folder.glob("*.safetensors"))) == 1
+    assert computed[aten.mm.default] > 0
+
+
 # ----------------------------------------------------------------- completeness
 
 
@@ -490,9 +510,9 @@ def test_nothing_is_left_out():
         if "method" in typing.get_type_hints(command)
     }
     assert set(methods) == set(METHODS)
-    # The demo trains and draws with the embedded model; `runs` only lists and deletes files, and
-    # `plan` only counts.
-    others = {Sample, Priors, Compare, Score, Demo, Runs, PlanTable}
+    # The demo trains and draws with the embedded model; `runs` only lists and deletes files,
+    # `apply-lora` only copies them, and `plan` only counts.
+    others = {Sample, Priors, Compare, Score, Demo, Runs, PlanTable, ExtractLora, ApplyLora}
     assert set(COMMANDS.values()) == {*methods.values(), *others}
     assert {*encoders.CLIP_TYPES, *encoders.DINO_TYPES} == set(ENCODERS)
     named = {*switches(TrainingConfig), *NUMBERS, *COVERED_ELSEWHERE}

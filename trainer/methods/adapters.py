@@ -19,6 +19,9 @@ from ..families.lora_file import LayerChange
 ADAPTER = "lora"
 """The name of an adapter inside its layer, with which it moves between devices."""
 
+NUM_SIGNS = 64
+"""Latents whose signs, besides the times, tell one batch from another."""
+
 
 class Adapter(nn.Module):
     """The change of one linear layer or convolution: `up @ down`, times `scale`."""
@@ -142,7 +145,7 @@ class RankMasks:
 
     def __call__(self, unet: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         noisy_latents, times = inputs[:2]
-        if not torch.is_grad_enabled() or times.is_meta:
+        if not torch.is_grad_enabled() or times.device.type == "meta":
             for adapter in self._adapters:
                 adapter.mask = None
             return
@@ -164,8 +167,10 @@ class RankMasks:
 
     def _draw(self, noisy_latents: Tensor, times: Tensor) -> Tensor:
         """For all adapters' ranks [B, sum of r]: 0 with the probability of dropout, otherwise what
-        keeps the average at 1. Depends on the batch alone, so that a resumed run draws the same."""
-        key = (self._seed, times.tolist(), noisy_latents.flatten()[:4].tolist())
+        keeps the average at 1. Depends on the batch alone, so that a resumed run draws the same,
+        and not on how a device rounds."""
+        signs = (noisy_latents.flatten()[:NUM_SIGNS] > 0).tolist()
+        key = (self._seed, times.tolist(), signs)
         weights.reseed(self._generator, *key)
         num_ranks = sum(adapter.rank for adapter in self._adapters)
         draws = torch.rand(len(times), num_ranks, generator=self._generator)

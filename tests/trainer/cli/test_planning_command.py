@@ -14,9 +14,10 @@ def test_the_table_of_a_file_is_shown(tiny_checkpoint, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     assert main(["plan", "--base", str(tiny_checkpoint)]) == 0
     assert caplog.messages[0] == (
-        "| card (usable) | tiny.safetensors | + text encoder | + text encoder + class images |"
+        "| card (usable) | tiny.safetensors | + text encoder | + text encoder + class images | "
+        "tiny.safetensors, LoRA |"
     )
-    assert caplog.messages[2].startswith("| 6 GB (5.1 GB) | 0.0 GB: fp32, AdamW, b4 |")
+    assert caplog.messages[2].startswith("| 4 GB (3.0 GB) | 0.0 GB: fp32, AdamW, b4 |")
     assert caplog.messages[-1] == NOTE
 
 
