@@ -145,7 +145,7 @@ class RankMasks:
 
     def __call__(self, unet: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         noisy_latents, times = inputs[:2]
-        if not torch.is_grad_enabled() or times.device.type == "meta":
+        if not torch.is_grad_enabled() or not _has_numbers(times):
             for adapter in self._adapters:
                 adapter.mask = None
             return
@@ -175,3 +175,14 @@ class RankMasks:
         num_ranks = sum(adapter.rank for adapter in self._adapters)
         draws = torch.rand(len(times), num_ranks, generator=self._generator)
         return ((draws >= self._dropout) / (1 - self._dropout)).to(times.device)
+
+
+def _has_numbers(times: Tensor) -> bool:
+    """Whether a tensor has memory: operations are counted on some that have none."""
+    if not times.is_meta:
+        return True
+    try:
+        times.tolist()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
