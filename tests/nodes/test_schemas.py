@@ -109,7 +109,11 @@ def test_menus_list_the_trainers_tables(nodes):
     keys = [option["key"] for option in menu(nodes, "Train", "preset")]
     assert keys == ["auto", *PRESETS, *for_lora]
     keys = [option["key"] for option in menu(nodes, "Train", "trains")]
-    assert keys == ["full weights", "LoRA"]  # The page chooses the first.
+    assert keys == [
+        "full weights",
+        "LoRA",
+        "full weights and a LoRA",
+    ]  # The page chooses the first.
     node = "TextualInversionTrain"
     assert menu(nodes, node, "on_existing") == list(get_args(OnExisting))
     keys = [option["key"] for option in menu(nodes, node, "preset")]
@@ -187,7 +191,7 @@ def test_the_values_of_a_lora_are_those_of_the_method(nodes):
         ("toy", (2e-4, 300, 4, True, 1.0)),
         ("LoRA object", (1e-4, 400, 4, False, 0.0)),
         ("LoRA face", (1e-4, 1200, 2, True, 1.0)),
-        ("LoRA toy", (2e-3, 300, 4, True, 1.0)),
+        ("LoRA toy", (1e-3, 300, 4, True, 1.0)),
     ],
 )
 def test_a_preset_fills_in_its_values(nodes, preset, values):
