@@ -287,7 +287,10 @@ def test_a_strength_without_a_lora_has_no_effect_and_warns(comfyui, graph):
             "preset is LoRA object, which is not made for 'toy (embedded)', a small model. Choose "
             "auto, which fits the model.",
         ),
-        ({"trains": "lora"}, "trains must be one of full weights, LoRA, full weights and a LoRA, got 'lora'."),
+        (
+            {"trains": "lora"},
+            "trains must be one of full weights, LoRA, full weights and a LoRA, got 'lora'.",
+        ),
         (
             {"trains.continue_lora": True},
             "continue_lora is on, but the model source has no LoRA. Connect a training with trains "

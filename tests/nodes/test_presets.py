@@ -91,7 +91,7 @@ def test_auto_uses_class_images_that_are_connected(defaults, finish, priors_node
 def test_auto_takes_the_preset_for_loras(comfyui, defaults, finish):
     prompt = defaults(TRAINING[0])
     prompt["3"]["inputs"]["trains"] = "LoRA"
-    values = f"{SCHEDULE.format(0.002, 300)}, train_text_encoder on, prior_weight 0"
+    values = f"{SCHEDULE.format(0.001, 300)}, train_text_encoder on, prior_weight 0"
     assert announced(finish(prompt)) == [FITS.format("LoRA toy", values)]
 
 
