@@ -119,8 +119,7 @@ class LoraFile:
         Raises ValueError if it has none of them."""
         found: dict[LoraLayer, str] = {}
         for layer in layers:
-            name = next((name for name in layer.names if name in self._layers), None)
-            if name:
+            if name := self._name_of(layer):
                 self._require_fit(layer, name, model)
                 found[layer] = name
         unknown = sorted(self._layers.keys() - set(found.values()))
@@ -138,7 +137,7 @@ class LoraFile:
 
     def form_of(self, layer: LoraLayer) -> tuple[int, bool]:
         """The rank of the change of a layer, 0 if there is none, and whether it is DoRA."""
-        name = next((name for name in layer.names if name in self._layers), None)
+        name = self._name_of(layer)
         if not name:
             return 0, False
         keys = self._layers[name]
@@ -167,6 +166,10 @@ class LoraFile:
             return tensor
 
         source.patch(layer.place.key, patched)
+
+    def _name_of(self, layer: LoraLayer) -> str | None:
+        """What the file calls a layer. None: it does not change the layer."""
+        return next((name for name in layer.names if name in self._layers), None)
 
     def _require_plain(self) -> None:
         other = next((key for key in self._file.shapes if NOT_LORA.search(key)), None)

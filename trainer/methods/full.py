@@ -12,7 +12,7 @@ from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
 from ..weights import FileTensor
 from .base import OutputFile, Part, Trainable, thaw
-from .new_words import TrainableEmbedding, require_placeholder_in_use
+from .new_words import TrainableEmbedding, require_embedding, require_placeholder_in_use
 from .text_encoders import TextEncoderOptions
 
 
@@ -47,11 +47,8 @@ class FullFineTune(TextEncoderOptions):
                 f"frozen_weights is {config.frozen_weights}, but the model itself is trained. Set "
                 "frozen_weights to precision, or train a LoRA."
             )
-        if self.train_embedding and config.embedding is None:
-            raise ValueError(
-                "train_embedding is on, but the run has no embedding. Set embedding to the file of "
-                "a textual inversion, or switch train_embedding off."
-            )
+        if self.train_embedding:
+            require_embedding(config)
 
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]

@@ -17,7 +17,12 @@ from ..settings.config import TrainingConfig
 from ..settings.effects import ByContent, Decides
 from .base import Trainable
 from .lora_training import LoraTrainable, continued, new
-from .new_words import NewWord, TrainableEmbedding, require_placeholder_in_use
+from .new_words import (
+    NewWord,
+    TrainableEmbedding,
+    require_embedding,
+    require_placeholder_in_use,
+)
 from .text_encoders import TextEncoderOptions
 
 
@@ -135,11 +140,8 @@ class LoRA(TextEncoderOptions):
                 "placeholder names a new word, but the run has an embedding with a word already. "
                 "Leave out placeholder, or the embedding."
             )
-        if self.train_embedding and config.embedding is None:
-            raise ValueError(
-                "train_embedding is on, but the run has no embedding. Set embedding to the file of "
-                "a textual inversion, or switch train_embedding off."
-            )
+        if self.train_embedding:
+            require_embedding(config)
 
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]

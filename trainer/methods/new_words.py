@@ -103,6 +103,15 @@ class NewWord:
             )
 
 
+def require_embedding(config: TrainingConfig) -> None:
+    """Raises ValueError for `train_embedding` in a run without an embedding to train further."""
+    if config.embedding is None:
+        raise ValueError(
+            "train_embedding is on, but the run has no embedding. Set embedding to the file of a "
+            "textual inversion, or switch train_embedding off."
+        )
+
+
 def require_placeholder_in_use(placeholder: str, photos: Sequence[Example]) -> None:
     """Raises ValueError if no caption contains the placeholder."""
     captions = [caption for photo in photos for caption in photo.captions]
