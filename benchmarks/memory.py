@@ -1,5 +1,5 @@
 """Measure the memory of training steps on the CPU, on networks of Stable Diffusion 1.5's size with
-random weights: `python -m benchmarks.memory`.
+random weights, or on those of another checkpoint: `python -m benchmarks.memory`.
 
 Each setting runs in its own process, which loads the checkpoint and makes two steps with one photo
 of 64 pixels, so that activations hardly count. The peak is the largest memory of the process during
@@ -132,14 +132,17 @@ def _memory() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--checkpoint", type=Path, help="instead of random weights")
     arguments = parser.parse_args()
     # Otherwise glibc keeps freed memory for later, which would count.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
     context = multiprocessing.get_context("spawn")
     print(HEADER)  # noqa: T201
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
-        checkpoint = Path(folder) / "random.safetensors"
-        write_checkpoint(build(SD15, CPU), checkpoint, SD15.resolution)
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(folder) / "random.safetensors"
+            write_checkpoint(build(SD15, CPU), checkpoint, SD15.resolution)
         for name in arguments.only:
             method, changes, theory = SETTINGS[name]
             ours, theirs = context.Pipe(duplex=False)
