@@ -74,11 +74,17 @@ def test_a_workflow_from_before_the_widget_vram_keeps_its_meaning(tab):
     workflow = read(TEMPLATE.stem)
     (train,) = [node for node in workflow["nodes"] if node["id"] == TRAIN]
     vram = "id => app.rootGraph.getNodeById(id).widgets.find(each => each.name == 'vram').value"
-    train["widgets_values"][-1] = "auto"
     tab.load(workflow)
-    assert tab.page.evaluate(vram, TRAIN) == "auto"
-    del train["widgets_values"][-1]
+    position = tab.page.evaluate(
+        "id => app.rootGraph.getNodeById(id).widgets.filter(each => each.serialize !== false)"
+        ".findIndex(each => each.name === 'vram')",
+        TRAIN,
+    )
+    train["widgets_values"][position] = "auto"
     tab.load({**workflow, "id": "6d1f1a52-3d2e-4c0e-9d55-000000000001"})
+    assert tab.page.evaluate(vram, TRAIN) == "auto"
+    del train["widgets_values"][position:]
+    tab.load({**workflow, "id": "6d1f1a52-3d2e-4c0e-9d55-000000000002"})
     assert tab.page.evaluate(vram, TRAIN) == "off"
 
 
