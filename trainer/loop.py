@@ -13,7 +13,7 @@ import torch
 
 from . import families, memory, precision
 from .checkpoint import prepare_folder, require_inside
-from .data.batches import BatchStream
+from .data.batches import BatchStream, check_share
 from .data.examples import Example, find_examples
 from .data.images import parse_color
 from .evaluation.encoders import ImageEncoder
@@ -24,6 +24,7 @@ from .observer import Observer, StepReport
 from .optimization import lr_schedules, optimizers
 from .planning.choosing import planned
 from .planning.plan import Rules
+from .processes import ALONE, Processes
 from .runs import disk_space
 from .runs.metadata import describe_run
 from .runs.movement import notes_of_formats, require_movement
@@ -64,6 +65,7 @@ def train(
     load_encoder: Callable[[], ImageEncoder] | None = None,
     vram: str = "off",
     given: Collection[str] = (),
+    processes: Processes = ALONE,
 ) -> TrainingResult:
     """Train as configured, and write a checkpoint, an embedding or both.
 
@@ -77,6 +79,8 @@ def train(
         GB, such as "8", for a card of that size. Settings are then chosen so that the run fits.
         "off": the settings stay.
     given: Dotted names of settings that `vram` must not change, even if they have their defaults.
+    processes: Those that share the images of each step; this one is their leader, and the others
+        are in `follower.py`. The result does not depend on their number, except by rounding.
 
     Raises ValueError or FileNotFoundError for unusable settings and files, before the model is
     loaded if possible; OSError if the result cannot be written; one of `memory.OUT_OF_MEMORY`;
@@ -97,12 +101,15 @@ def train(
         status=statuses(existing, config, method, photos) if vram != "off" else lambda other: "",
     )
     config = planned(config, method, vram, rules, observer)
+    check_share(config, processes)
     with open_run(runs, config, method, photos, observer=observer, on_existing=on_existing) as run:
         if result := run.result():
             if load_encoder and not result.scores:
                 logger.warning(UNSCORED)
             return result
-        return _train(config, method, photos, load_encoder, device=device, run=run)
+        return _train(
+            config, method, photos, load_encoder, device=device, run=run, processes=processes
+        )
 
 
 def _train(
@@ -113,6 +120,7 @@ def _train(
     *,
     device: torch.device,
     run: Run | UntrackedRun,
+    processes: Processes,
 ) -> TrainingResult:
     observer = run.observer
     # The start, unlike the current date, is the same after the run is resumed.
@@ -120,6 +128,7 @@ def _train(
     require_inside(config.output)
     observer.on_load(config.base)
     memory.reset_peak(device)
+    processes.call("load", config, method, photos)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
         model = families.load(
             config.base, device, config.embedding, config.model_options,
@@ -134,9 +143,10 @@ def _train(
         config, model, trainable,
         states_folder=run.states, steps_made=run.steps_made, is_scored=load_encoder is not None,
     )  # fmt: skip
-    instance, prior = encode_images(photos, config, model, observer)
-    batches = BatchStream(instance, prior, config, noise=model.noise)
-    session = Session(config, model, trainable, batches)
+    instance, prior = encode_images(photos, config, model, observer, processes)
+    processes.call("begin", instance, prior)
+    batches = BatchStream(instance, prior, config, noise=model.noise, processes=processes)
+    session = Session(config, model, trainable, batches, processes)
     description = describe_run(config, method, model, trainable, [*instance, *prior])
     outputs = Outputs(session, description, run.started, run.intermediate)
     previewer: Previewer = UnscoredPreviews(session, observer)

@@ -6,25 +6,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from PIL import Image
 
-from .. import families, precision, toy
+from .. import families, precision, processes, toy
 from ..evaluation import encoders
 from ..evaluation.plots import loss_curve
 from ..families.embedding import require_in_use
 from ..families.networks import NumberFormats
+from ..follower import Follower
 from ..hardware import find_device
 from ..loop import TrainingResult, train
 from ..methods.base import Method
 from ..methods.full import FullFineTune
 from ..methods.lora import LoRA
 from ..methods.textual_inversion import TextualInversion
+from ..processes import Processes
 from ..runs import run_list
 from ..runs.disk_space import format_bytes
 from ..runs.run import OnExisting
@@ -33,7 +37,7 @@ from ..sampling.sampler import sample
 from ..settings.config import ModelOptions, Precision, PriorConfig, SamplingConfig, TrainingConfig
 from ..settings.values import flatten
 from ..storage import json_files
-from .terminal import TerminalObserver
+from .terminal import TerminalObserver, stopping_when_told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +77,19 @@ class _Training(Shared):
     """Dotted names of the settings that flags and the settings file set."""
 
     def run(self) -> None:
+        if not processes.are_requested():
+            self._train(find_device(self.device), processes.ALONE)
+            return
+        device = find_device(self.device or processes.own_device())
+        joined = processes.JoinedProcesses(device)
+        if not joined.is_leader:
+            sys.exit(processes.follow(joined, Follower(joined, device)))
+        with processes.leading(joined), stopping_when_told():
+            self._train(device, joined)
+
+    def _train(self, device: torch.device, joined: Processes) -> None:
         self._log_settings()
         config = dataclasses.replace(self.config, base=toy.resolve(self.config.base))
-        device = find_device(self.device)
         judge = toy.resolve_judge(self.judge) if self.judge else None
         previews = config.output.folder / "previews"
         with TerminalObserver(previews) as observer:
@@ -89,6 +103,7 @@ class _Training(Shared):
                 load_encoder=partial(encoders.load, judge, device) if judge else None,
                 vram=self.vram,
                 given=self.given,
+                processes=joined,
             )
         _log_result(result)
         if result.scores:

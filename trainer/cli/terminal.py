@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -29,6 +30,10 @@ STOPPING_A_RUN = (
     "the steps since the last saved state."
 )
 STOPPING = "Stopping as soon as the current work is done. Press Ctrl+C again to stop at once."
+
+
+PATIENCE = 8
+"""Seconds. A process that has not noticed its signal by then waits for one that has ended."""
 
 
 class _Request(Enum):
@@ -58,6 +63,9 @@ class _CtrlC:
         # Not print: the signal may have interrupted a print, which is not reentrant.
         os.write(2, f"\n{text}\n".encode())
 
+    def stop(self) -> None:
+        self.request = _Request.STOP
+
     def stop_if_requested(self) -> None:
         if self.request is _Request.STOP:
             raise KeyboardInterrupt
@@ -78,6 +86,36 @@ def stopping_between_steps() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def stopping_when_told() -> Iterator[None]:
+    """While it is active in one of several processes, Ctrl+C and the signal by which `torchrun`
+    ends a process stop the run after this step, so that it can be resumed. If the process waits
+    for one that has ended, it ends at once."""
+    noticed, (read, write) = threading.Event(), os.pipe()
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        noticed.set()
+        _ctrl_c.stop()
+
+    def watch() -> None:
+        # Python calls on_signal only between two of its own instructions; the pipe is written
+        # to at once.
+        if os.read(read, 1) and not noticed.wait(PATIENCE):
+            os._exit(1)
+
+    os.set_blocking(write, False)
+    threading.Thread(target=watch, daemon=True).start()
+    former = [signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)]
+    signal.set_wakeup_fd(write)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(write)
+        signal.signal(signal.SIGINT, former[0])
+        signal.signal(signal.SIGTERM, former[1])
 
 
 class TerminalObserver(Observer):
@@ -121,6 +159,7 @@ class TerminalObserver(Observer):
         _ctrl_c.stop_if_requested()
 
     def wants_to_finish(self) -> bool:
+        _ctrl_c.stop_if_requested()
         is_finishing = _ctrl_c.request is not _Request.NOTHING
         if is_finishing or self._is_last_step:
             _ctrl_c.reset()  # no steps follow, so the next Ctrl+C stops

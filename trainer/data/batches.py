@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import hardware
 from ..families.base import Framing
 from ..noise import STABLE_DIFFUSION, NoiseProcess, draw_noise
+from ..processes import ALONE, Processes
 from ..settings.config import TrainingConfig
 from .examples import Example
 from .latents import CachedLatents
@@ -64,6 +65,9 @@ class BatchStream(Iterator[list[Batch]]):
     images use separate generators, so class images do not change what is drawn for the photos.
     Examples are drawn one at a time, so four micro steps of one photo draw the same as one micro
     step of four.
+
+    If several processes train together, each of them draws all examples and trains on its share of
+    each optimizer step, so the examples and draws do not depend on the number of processes.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class BatchStream(Iterator[list[Batch]]):
         config: TrainingConfig,
         *,
         noise: NoiseProcess = STABLE_DIFFUSION,
+        processes: Processes = ALONE,
     ) -> None:
         if not instance:
             raise ValueError("There are no photos to train on. Name some in dataset.photos.")
@@ -89,15 +94,18 @@ class BatchStream(Iterator[list[Batch]]):
         self._instance_weight = 1 / photos
         self._class_images_per_step = class_images
         self._prior_weight = config.prior.weight / max(1, class_images)
+        self._processes = processes
         self._micro_step = 0
 
     def __next__(self) -> list[Batch]:
         draws = [self._instance.draw(self._instance_weight) for _ in range(self._config.batch_size)]
         draws += [self._prior.draw(self._prior_weight) for _ in range(self._class_images_now())]
-        self._micro_step = (self._micro_step + 1) % self._config.gradient_accumulation
         groups: dict[torch.Size, list[Batch]] = {}
-        for draw in draws:
+        before = self._micro_step * self._config.batch_size
+        before += self._class_images_before(self._micro_step)
+        for draw in self._processes.share_of(draws, before=before):
             groups.setdefault(draw.latents.shape, []).append(draw)
+        self._micro_step = (self._micro_step + 1) % self._config.gradient_accumulation
         return [_join(group) for group in groups.values()]
 
     @property
@@ -128,9 +136,12 @@ class BatchStream(Iterator[list[Batch]]):
 
     def _class_images_now(self) -> int:
         """The number of class images in the next micro step."""
-        total, micro_steps = self._class_images_per_step, self._config.gradient_accumulation
-        before = total * self._micro_step // micro_steps
-        return total * (self._micro_step + 1) // micro_steps - before
+        after = self._class_images_before(self._micro_step + 1)
+        return after - self._class_images_before(self._micro_step)
+
+    def _class_images_before(self, micro_step: int) -> int:
+        """The number of class images in the earlier micro steps of an optimizer step."""
+        return self._class_images_per_step * micro_step // self._config.gradient_accumulation
 
 
 def class_images_per_step(config: TrainingConfig) -> int:
@@ -139,6 +150,17 @@ def class_images_per_step(config: TrainingConfig) -> int:
         return 0
     photos = config.batch_size * config.gradient_accumulation
     return max(1, round(photos * config.prior.ratio))
+
+
+def check_share(config: TrainingConfig, processes: Processes) -> None:
+    """Raises ValueError if there are more processes than images in an optimizer step."""
+    photos = config.batch_size * config.gradient_accumulation
+    images = photos + class_images_per_step(config)
+    if processes.size > images:
+        raise ValueError(
+            f"{processes.size} processes cannot share a step of {images} images: each needs at "
+            f"least one. Raise batch_size (now {config.batch_size}), or start fewer processes."
+        )
 
 
 class _Pool:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..families.clip_skip import LAST_LAYER
 from ..observer import Observer
+from ..processes import ALONE, Processes
 from ..settings.config import PriorConfig
 from ..storage import json_files
 from ..storage.versions import versions
@@ -39,14 +40,15 @@ colour."""
 
 def make_class_images(
     model: ModelFamily, prior: PriorConfig, folder: Path, *, resolution: int,
-    observer: Observer | None = None,
+    observer: Observer | None = None, processes: Processes = ALONE,
 ) -> list[Path]:  # fmt: skip
     """Return `prior.num_images` PNG files, `resolution` pixels wide and high, in a subfolder of
     `folder` for this model, prompt and settings. Only missing images are generated.
 
     The seeds count up from `prior.sampling.seed` and skip flat images. So an interrupted call that
     is repeated returns the same images as one call, and asking for more images adds to them. A
-    different batch size in between changes images only by rounding.
+    different batch size in between changes images only by rounding. Each of the processes draws a
+    share of them.
 
     Raises ValueError without a class prompt, and if the model draws mostly flat images.
     """
@@ -59,11 +61,13 @@ def make_class_images(
     discarded: set[int] = set()
     while len(found) < prior.num_images:
         seeds = (s for s in count(prior.sampling.seed) if s not in found and s not in discarded)
-        missing = list(islice(seeds, prior.num_images - len(found)))
-        requests = [(prior.prompt, seed) for seed in missing]
-        images = sample_each(
-            model, requests, prior.sampling, size=(resolution, resolution), observer=progress
-        )
+        num_missing = prior.num_images - len(found)
+        if processes.size > 1:  # what the others have drawn comes at the end of a round
+            num_missing = min(num_missing, processes.size * prior.sampling.batch_size)
+        missing = list(islice(seeds, num_missing))
+        progress.begin(len(missing))
+        processes.call("draw_class_images", missing, prior, resolution)
+        images = draw_share(model, missing, prior, resolution, progress, processes)
         for seed, image in zip(missing, images, strict=True):
             if is_flat(image):
                 discarded.add(seed)
@@ -72,6 +76,18 @@ def make_class_images(
                 found[seed] = album.add(seed, image)
                 progress.report()
     return [found[seed] for seed in sorted(found)][: prior.num_images]
+
+
+def draw_share(
+    model: ModelFamily, seeds: Sequence[int], prior: PriorConfig, resolution: int,
+    observer: Observer, processes: Processes,
+) -> Iterable[np.ndarray]:  # fmt: skip
+    """Draw this process's share of the class images with these seeds. In the leader the result is
+    all of them [H, W, 3] uint8, in the order of the seeds."""
+    requests = [(prior.prompt, seed) for seed in processes.share_of(seeds)]
+    size = (resolution, resolution)
+    images = sample_each(model, requests, prior.sampling, size=size, observer=observer)
+    return processes.gather(images if requests else ())
 
 
 def warn_of_other_clip_skip(model: ModelFamily, images: Iterable[Path]) -> None:
@@ -126,15 +142,19 @@ class _Progress(Observer):
 
     def __init__(self, observer: Observer, found: Mapping[int, Path], total: int) -> None:
         self.observer, self.found, self.total = observer, found, total
-        self._start, self._share = len(found), 0.0
+        self.begin(total - len(found))
+
+    def begin(self, num_images: int) -> None:
+        """So many images are drawn next."""
+        self._start, self._num_images, self._share = len(self.found), num_images, 0.0
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
         self._share = done / total
         self.report()
 
     def report(self) -> None:
-        done, start = min(len(self.found), self.total), self._start
-        drawn = (start + (self.total - start) * self._share) / self.total
+        done = min(len(self.found), self.total)
+        drawn = (self._start + self._num_images * self._share) / self.total
         files = [self.found[seed] for seed in sorted(self.found)][: self.total]
         self.observer.on_class_images(files, self.total, min(1.0, max(drawn, done / self.total)))
         self.observer.on_progress("Class images", done, self.total)

@@ -13,6 +13,7 @@ from ..data.latents import CachedLatents, encode_examples
 from ..families.base import ModelFamily
 from ..families.tokenizer import has_placeholder
 from ..observer import Observer
+from ..processes import ALONE, Processes
 from ..sampling.class_images import make_class_images, warn_of_other_clip_skip
 from ..settings.config import DatasetConfig, TrainingConfig
 
@@ -22,10 +23,14 @@ LatentsOf = dict[Example, CachedLatents]
 
 
 def encode_images(
-    photos: list[Example], config: TrainingConfig, model: ModelFamily, observer: Observer
+    photos: list[Example],
+    config: TrainingConfig,
+    model: ModelFamily,
+    observer: Observer,
+    processes: Processes = ALONE,
 ) -> tuple[LatentsOf, LatentsOf]:
     """Return the latents of the photos and of the class images, after drawing missing class images.
-    The second is empty if the prior weight is 0."""
+    The second is empty if the prior weight is 0. The processes share the drawing."""
     _require_class_prompt(config, model)
     own = own_class_images(config)
     _warn_of_shared_prompt(photos, [e.captions[0] for e in own] or [config.prior.prompt], config)
@@ -36,7 +41,7 @@ def encode_images(
     instance = _encode(photos, config.dataset, config.seed, model, observer)
     if config.prior.weight == 0:
         return instance, {}
-    class_images = own or _drawn_class_images(config, model, observer)
+    class_images = own or _drawn_class_images(config, model, observer, processes)
     warn_of_cut_captions(class_images, model.tokenizer.newly_cut_text)
     warn_of_other_clip_skip(model, [example.path for example in class_images])
     # Blurry class images do not affect the likeness of the subject, so small ones are accepted.
@@ -109,7 +114,7 @@ def own_class_images(config: TrainingConfig, *, quiet: bool = False) -> list[Exa
 
 
 def _drawn_class_images(
-    config: TrainingConfig, model: ModelFamily, observer: Observer
+    config: TrainingConfig, model: ModelFamily, observer: Observer, processes: Processes
 ) -> list[Example]:
     with precision.autocast(config.precision, model.device):
         paths = make_class_images(
@@ -118,5 +123,6 @@ def _drawn_class_images(
             config.output.folder / "class_images",
             resolution=config.dataset.resolution or model.native_resolution,
             observer=observer,
+            processes=processes,
         )
     return find_examples(paths, config.prior.prompt, is_prior=True)

@@ -16,6 +16,7 @@ from ..families.base import ModelFamily
 from ..methods.base import Part
 from ..optimization import optimizers
 from ..optimization.weight_optimizer import WeightOptimizer
+from ..processes import ALONE, Processes
 from ..settings.config import TrainingConfig
 from .gradient_step import GradientStep, ParamGroup, group_of
 
@@ -27,10 +28,19 @@ class PerWeightStep(GradientStep):
 
     Released, a large weight is updated in the last backward pass, as soon as its gradient is known;
     the gradient is then discarded, so gradients cannot be clipped to a norm that all of them
-    have together. Otherwise they are gathered and clipped first."""
+    have together. Otherwise they are gathered and clipped first.
 
-    def __init__(self, config: TrainingConfig, model: ModelFamily, parts: Sequence[Part]) -> None:
+    With several processes, the gradient of a released weight is summed over all of them first."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: ModelFamily,
+        parts: Sequence[Part],
+        processes: Processes = ALONE,
+    ) -> None:
         super().__init__(config, parts)
+        self._processes = processes
         self.is_released = config.gradient_release
         exact = model.embeddings()
         self._large = {
@@ -73,6 +83,9 @@ class PerWeightStep(GradientStep):
 
     def clip_gradients(self) -> Tensor:
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        if self.is_released:  # those left are small
+            for gradient in gradients:
+                self._processes.sum_(gradient)
         norms = [*self._released_norms, *map(_norm, gradients)]
         self._released_norms = []
         norm = torch.linalg.vector_norm(torch.stack(norms))
@@ -123,6 +136,7 @@ class PerWeightStep(GradientStep):
         """Called in a backward pass when a parameter's gradient is complete."""
         if self._is_last_pass:
             assert parameter.grad is not None
+            self._processes.sum_(parameter.grad)
             self._released_norms.append(_norm(parameter.grad))
             self._update(index, parameter)
 

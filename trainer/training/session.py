@@ -19,13 +19,15 @@ from torch import Tensor
 from .. import memory, precision, weights
 from ..data.batches import Batch, BatchStream
 from ..families.base import MAIN_MEMORY, ModelFamily
-from ..methods.base import Part, Trainable
+from ..methods.base import Trainable
 from ..noise import min_snr_weights, squared_errors
 from ..observer import Observer, ScoreReport, StepReport
 from ..optimization import optimizers
+from ..processes import ALONE, Processes
 from ..sampling.sampler import Encoded, encode_prompts, sample
 from ..settings.config import TrainingConfig
 from .captions import CaptionEncoder
+from .data_parallel import DataParallel
 from .ema import EMA
 from .gradient_step import GatheredStep, GradientStep
 from .health import Health
@@ -38,9 +40,17 @@ class Session:
     """A model in training, with its optimizer, its moving average and its position in the data."""
 
     def __init__(
-        self, config: TrainingConfig, model: ModelFamily, trainable: Trainable, batches: BatchStream
+        self,
+        config: TrainingConfig,
+        model: ModelFamily,
+        trainable: Trainable,
+        batches: BatchStream,
+        processes: Processes = ALONE,
     ) -> None:
+        """`processes`: those that make the steps together, each with a session of its own. The
+        leader's has them all do what changes the weights."""
         self.config, self.model = config, model
+        self._processes = processes
         self.trainable, self.batches = trainable, batches
         self.parameters = [p for part in trainable.parts for p in part.parameters]
         model.prepare_for_training(
@@ -54,8 +64,11 @@ class Session:
         self._health = Health(config)
         with memory.explained("while training was set up", self._memory_advice):
             self._move_to_device()
-            self.gradient_step = _gradient_step(config, model, trainable.parts, self._health)
-            self.ema = EMA(self.parameters, config.ema_decay, config.seed) if config.ema else None
+            self.gradient_step = self._new_gradient_step()
+            self.ema = self._new_average()
+        # Released gradients are summed one by one, as soon as they are known.
+        summed = ALONE if self.gradient_step.is_released else processes
+        self._data_parallel = DataParallel(self._losses, self.parameters, summed)
         self.reports: list[StepReport] = []
         self.skipped_steps = 0
         """How often fp16 left the weights unchanged because the gradients overflowed."""
@@ -73,6 +86,7 @@ class Session:
 
         Raises FloatingPointError if the loss or the gradients become NaN or infinite, or one of
         `memory.OUT_OF_MEMORY`."""
+        self._processes.call("step")
         with memory.explained(f"at step {len(self.reports) + 1}", self._memory_advice):
             return self._step()
 
@@ -104,14 +118,21 @@ class Session:
         batches = [batch for micro_step in micro_steps for batch in micro_step]
         sums = torch.zeros(2, device=self.model.device)
         for number, batch in enumerate(batches, start=1):
-            batch = batch.to(self.model.device)
-            losses, is_last = self._losses(batch), number == len(batches)
-            sums += _sums(losses.detach(), batch.is_prior)
-            if is_last and self.gradient_step.is_released:
-                self._health.require_finite(sums.sum().item(), "loss", step)
-                self._is_changing = True
-            self.gradient_step.backward(losses.sum(), is_last=is_last)
+            batch, is_last = batch.to(self.model.device), number == len(batches)
+            with self._data_parallel.passing(is_last=is_last):
+                losses = self._data_parallel.losses(batch)
+                sums += _sums(losses.detach(), batch.is_prior)
+                if is_last:
+                    self._processes.sum_(sums)
+                    self._begin_release(sums, step)
+                self.gradient_step.backward(losses.sum(), is_last=is_last)
         return sums
+
+    def _begin_release(self, sums: Tensor, step: int) -> None:
+        """Released, weights change in the last backward pass already."""
+        if self.gradient_step.is_released:
+            self._health.require_finite(sums.sum().item(), "loss", step)
+            self._is_changing = True
 
     @property
     def is_whole(self) -> bool:
@@ -146,6 +167,7 @@ class Session:
         self.scores = [ScoreReport(**report) for report in state["scores"]]
         self._batches_state, self._num_resumed_steps = state["batches"], len(self.reports)
         self._started = time.monotonic()
+        self._processes.call("load_state", state)
 
     def draw(self, prompts: Sequence[str], observer: Observer) -> list[np.ndarray]:
         """Draw one image [H, W, 3] uint8 per prompt with the preview settings and the current
@@ -195,6 +217,18 @@ class Session:
             model.drop_text_encoders()
         weights.move(model.unet, model.device, rests)
 
+    def _new_gradient_step(self) -> GradientStep:
+        config, model, parts = self.config, self.model, self.trainable.parts
+        if optimizers.updates_per_weight(config):
+            return PerWeightStep(config, model, parts, self._processes)
+        return GatheredStep(config, model, parts, self._health)
+
+    def _new_average(self) -> EMA | None:
+        """Only the leader draws and writes files."""
+        if not (self.config.ema and self._processes.is_leader):
+            return None
+        return EMA(self.parameters, self.config.ema_decay, self.config.seed)
+
     def _encode_previews(self) -> Encoded:
         preview = self.config.preview
         prompts = {*preview.prompts, preview.sampling.negative_prompt} if preview.prompts else set()
@@ -238,14 +272,6 @@ class Session:
         self.reports.append(report)
         self._health.check_losses([report.instance_loss for report in self.reports])
         return report
-
-
-def _gradient_step(
-    config: TrainingConfig, model: ModelFamily, parts: Sequence[Part], health: Health
-) -> GradientStep:
-    if optimizers.updates_per_weight(config):
-        return PerWeightStep(config, model, parts)
-    return GatheredStep(config, model, parts, health)
 
 
 def _sums(losses: Tensor, is_prior: Tensor) -> Tensor:
