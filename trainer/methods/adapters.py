@@ -153,7 +153,8 @@ class RankMasks:
         by_rank = {rank: self._of_times(rank, times) for rank in {*ranks}}
         masks = [by_rank[rank] for rank in ranks]
         if self._dropout:
-            kept = torch.split(self._draw(noisy_latents, times), ranks, dim=1)
+            draws = [self._draw(*each) for each in zip(noisy_latents, times.tolist(), strict=True)]
+            kept = torch.split(torch.stack(draws).to(times.device), ranks, dim=1)
             masks = [mask * keep for mask, keep in zip(masks, kept, strict=True)]
         for adapter, mask in zip(self._adapters, masks, strict=True):
             adapter.mask = mask
@@ -165,16 +166,14 @@ class RankMasks:
         num_kept = smallest + ((1 - noise) * (rank - smallest)).floor()
         return (torch.arange(rank, device=times.device) < num_kept[:, None]).float()
 
-    def _draw(self, noisy_latents: Tensor, times: Tensor) -> Tensor:
-        """For all adapters' ranks [B, sum of r]: 0 with the probability of dropout, otherwise what
-        keeps the average at 1. Depends on the batch alone, so that a resumed run draws the same,
-        and not on how a device rounds."""
+    def _draw(self, noisy_latents: Tensor, time: float) -> Tensor:
+        """For one image and all adapters' ranks [sum of r]: 0 with the probability of dropout,
+        otherwise what keeps the average at 1. Depends on the image alone, so that a resumed run
+        draws the same, in any batch and any process, and not on how a device rounds."""
         signs = (noisy_latents.flatten()[:NUM_SIGNS] > 0).tolist()
-        key = (self._seed, times.tolist(), signs)
-        weights.reseed(self._generator, *key)
-        num_ranks = sum(adapter.rank for adapter in self._adapters)
-        draws = torch.rand(len(times), num_ranks, generator=self._generator)
-        return ((draws >= self._dropout) / (1 - self._dropout)).to(times.device)
+        weights.reseed(self._generator, self._seed, [time], signs)
+        draws = torch.rand(sum(a.rank for a in self._adapters), generator=self._generator)
+        return (draws >= self._dropout) / (1 - self._dropout)
 
 
 def _has_numbers(times: Tensor) -> bool:

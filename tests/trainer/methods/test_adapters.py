@@ -133,7 +133,7 @@ def test_each_image_has_the_ranks_of_its_own_time():
 
 def test_dropout_keeps_the_average_and_depends_on_the_batch_and_the_seed_alone():
     network = masked(rank=64, dropout=0.25)
-    inputs, times = torch.randn(500, 6), torch.randint(0, 1000, (500,))
+    inputs, times = torch.randn(500, 6), torch.randperm(1000)[:500]
 
     def mask_of(network, inputs, times):
         network(inputs, times)
