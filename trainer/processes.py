@@ -27,8 +27,8 @@ FAULT = "fault"
 """The key under which a follower leaves the reason why it ends."""
 END = "end"
 ENDED = (
-    "Another of the {size} processes that train together has ended{reason}. The processes need each "
-    "other, so all of them end."
+    "Another of the {size} processes that train together has ended{reason}. None can go on without "
+    "the others. Run the same again to resume."
 )
 
 
@@ -80,8 +80,7 @@ class JoinedProcesses(Processes):
             _send((task, arguments))
 
     def next_call(self) -> tuple[str, tuple[Any, ...]]:
-        """Called by a follower: the leader's next task and its arguments, with tensors on the CPU.
-        """
+        """Called by a follower: the leader's next task, and its arguments with tensors on the CPU."""
         task, arguments = _receive()
         return task, arguments
 

@@ -1,0 +1,126 @@
+"""Compare a run of several processes with that of one, on the toy model and the CPU:
+
+    torchrun --nproc-per-node 2 -m benchmarks.scaling
+
+For each setting, the first process makes 20 steps alone and then together with the others. Prints
+the largest relative differences of the losses, the distance of the trained weights relative to
+their length, and the seconds per step."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainer import processes
+from trainer.follower import Follower
+from trainer.loop import train
+from trainer.methods.base import Method
+from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
+from trainer.methods.textual_inversion import TextualInversion
+from trainer.processes import ALONE, Processes
+from trainer.settings.config import TrainingConfig
+from trainer.toy import PHOTOS, demo
+
+CPU = torch.device("cpu")
+STEPS = 20
+SHAPES = "photos of three shapes"
+FULL, UNET = demo.METHOD, FullFineTune(train_text_encoder=False)
+ALONE_ON_PHOTOS = {"prior": {"weight": 0.0}}
+LEAN = {"weights": "24 bit", "precision": "bf16", "gradient_release": True}
+SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
+    "class images": (FULL, {}),
+    "photos alone": (FULL, ALONE_ON_PHOTOS),
+    "frozen text encoder": (UNET, {}),
+    "text encoder stops after step 10": (
+        FullFineTune(train_text_encoder=True, text_encoder_stop_step=10), {},
+    ),
+    "2 x 2 photos accumulated": (FULL, {"batch_size": 2, "gradient_accumulation": 2}),
+    "1 x 4 photos accumulated": (
+        FULL, {"batch_size": 1, "gradient_accumulation": 4, **ALONE_ON_PHOTOS},
+    ),
+    "3 photos, 2 class images": (FULL, {"batch_size": 3, "prior": {"ratio": 0.7}}),
+    "moving average": (FULL, {"ema": True}),
+    SHAPES: (FULL, {"dataset": {"buckets": True, "allow_upscaling": True}}),
+    "gradient checkpointing": (FULL, {"gradient_checkpointing": True}),
+    "LoRA with dropout and rank masks": (
+        LoRA(rank=8, dropout=0.1, min_rank=2, train_text_encoder=True), {},
+    ),
+    "textual inversion": (
+        TextualInversion(placeholder="<cup>", initializer="cup", templates="object"),
+        {"optimizer": {"learning_rate": 5e-3}, **ALONE_ON_PHOTOS},
+    ),
+    "24 bit, gradients released": (FULL, LEAN),
+    "24 bit, gradients gathered": (FULL, {**LEAN, "gradient_release": False}),
+}  # fmt: skip
+
+HEADER = """\
+| setting | losses | weights | s per step alone | together |
+|---|---|---|---|---|"""
+
+
+def cut_to_three_shapes(folder: Path) -> None:
+    """Write the toy's photos, some of them cut to be wide or high."""
+    for number, path in enumerate(sorted(PHOTOS.glob("*.png"))):
+        with Image.open(path) as photo:
+            width, height = photo.size
+            right, bottom = [(width, height), (width, height // 2), (width // 2, height)][
+                number % 3
+            ]
+            photo.crop((0, 0, right, bottom)).save(folder / path.name)
+
+
+def run(
+    config: TrainingConfig, method: Method, group: Processes
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The losses, all trained weights, and the seconds per step."""
+    result = train(config, method, device=CPU, processes=group)
+    losses = torch.tensor([report.loss for report in result.reports])
+    (file,) = result.files.values()
+    tensors = [tensor.flatten().double() for _, tensor in sorted(load_file(file).items())]
+    return losses, torch.cat(tensors), 1 / result.reports[-1].steps_per_second
+
+
+def compare(name: str, group: Processes, folder: Path) -> str:
+    """A row of the table."""
+    method, changes = SETTINGS[name]
+    config = demo.demo_config(folder / "shared").replace({"steps": STEPS})
+    if name == SHAPES:
+        cut_to_three_shapes(folder)
+        config = config.replace({"dataset": {"photos": (folder,)}})
+    if isinstance(method, TextualInversion):
+        config = config.replace({"dataset": {"prompt": "a photo of <cup>"}})
+    config = config.replace(changes)
+    losses, weights, seconds = run(config, method, ALONE)
+    others, other_weights, other_seconds = run(config, method, group)
+    loss = ((others - losses).abs() / losses).max()
+    distance = (other_weights - weights).norm() / weights.norm()
+    cells = [name, f"{loss:.1e}", f"{distance:.1e}", f"{seconds:.2f}", f"{other_seconds:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
+    only = parser.parse_args().only
+    logging.disable(logging.WARNING)
+    group = processes.JoinedProcesses(CPU)
+    if not group.is_leader:
+        sys.exit(processes.follow(group, Follower(group, CPU)))
+    with processes.leading(group), tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        print(f"{group.size} processes\n\n{HEADER}", flush=True)  # noqa: T201
+        for name in only:
+            print(compare(name, group, Path(folder)), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
