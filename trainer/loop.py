@@ -98,6 +98,7 @@ def train(
         device=device,
         given=frozenset(given),
         check=method.check,
+        num_processes=processes.size,
         status=statuses(existing, config, method, photos) if vram != "off" else lambda other: "",
     )
     config = planned(config, method, vram, rules, observer)

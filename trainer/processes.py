@@ -1,6 +1,6 @@
 """The processes that train together, one for each GPU, on one or more machines. `torchrun` or
-`accelerate launch` starts them. The first one, the leader, runs the whole program; the others follow
-its calls, so that each step's images are shared among all."""
+`accelerate launch` starts them. The first one, the leader, runs the whole program; the others
+follow its calls, so that each step's images are shared among all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class JoinedProcesses(Processes):
     """A process that trains together with others, connected by torch.distributed."""
 
     def __init__(self, device: torch.device) -> None:
-        self._store, self.rank, self.size = next(dist.rendezvous("env://"))
+        self._store, self.rank, self.size = next(rendezvous("env://"))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=self._store, rank=self.rank, world_size=self.size, timeout=NO_LIMIT
@@ -80,7 +81,8 @@ class JoinedProcesses(Processes):
             _send((task, arguments))
 
     def next_call(self) -> tuple[str, tuple[Any, ...]]:
-        """Called by a follower: the leader's next task, and its arguments with tensors on the CPU."""
+        """Called by a follower: the leader's next task, and its arguments, whose tensors are on the
+        CPU."""
         task, arguments = _receive()
         return task, arguments
 

@@ -6,6 +6,7 @@ import codecs
 import dataclasses
 import datetime
 import json
+import os
 import re
 import sys
 import types
@@ -15,7 +16,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import tyro
 
+from .. import toy
 from ..settings.effects import default_of
+from ..settings.values import RELATIVE_TO
 
 NO_KEYS = ("settings",)
 """Flags that cannot be set in a settings file."""
@@ -96,7 +99,9 @@ def read_values(command: type, settings: Mapping[str, Any], source: str) -> Valu
     """Values for the fields of a command from nested settings, which are named like its flags.
     Raises ValueError, naming the source, for an unknown key and for a value of the wrong type."""
     keys = dict(_keys(command))
-    values = {}
+    values: Values = {}
+    settings = dict(settings)
+    start = settings.pop(RELATIVE_TO, None)
     for name, value in _entries(settings, keys, source):
         path, kind = keys[name]
         try:
@@ -106,7 +111,19 @@ def read_values(command: type, settings: Mapping[str, Any], source: str) -> Valu
             expected = _describe(kind)
             raise ValueError(f"'{source}': {name} must be {expected}, got {shown}.") from None
         _refuse_escapes_in_paths(name, values[path], source)
+    if start is not None:
+        folder = Path(source).absolute().parent / str(start)
+        return {path: _in_folder(value, folder) for path, value in values.items()}
     return values
+
+
+def _in_folder(value: Any, folder: Path) -> Any:
+    """Paths that are relative to a folder, as absolute ones."""
+    if isinstance(value, tuple):
+        return tuple(_in_folder(each, folder) for each in value)
+    if isinstance(value, Path) and value != Path(toy.NAME):
+        return Path(os.path.normpath(folder / value))
+    return value
 
 
 def _shown(value: Any) -> str:

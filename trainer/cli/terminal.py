@@ -50,16 +50,16 @@ class _CtrlC:
 
     def __init__(self) -> None:
         self.request = _Request.NOTHING
-        self._is_training = False
+        self.is_training = False
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.request is _Request.STOP:
             raise KeyboardInterrupt
-        if self._is_training and self.request is _Request.NOTHING:
+        if self.is_training and self.request is _Request.NOTHING:
             self.request, text = _Request.FINISH, FINISHING
         else:
             self.request = _Request.STOP
-            text = STOPPING_A_RUN if self._is_training else STOPPING
+            text = STOPPING_A_RUN if self.is_training else STOPPING
         # Not print: the signal may have interrupted a print, which is not reentrant.
         os.write(2, f"\n{text}\n".encode())
 
@@ -71,7 +71,7 @@ class _CtrlC:
             raise KeyboardInterrupt
 
     def reset(self, *, is_training: bool = False) -> None:
-        self.request, self._is_training = _Request.NOTHING, is_training
+        self.request, self.is_training = _Request.NOTHING, is_training
 
 
 _ctrl_c = _CtrlC()
@@ -91,13 +91,15 @@ def stopping_between_steps() -> Iterator[None]:
 @contextmanager
 def stopping_when_told() -> Iterator[None]:
     """While it is active in one of several processes, Ctrl+C and the signal by which `torchrun`
-    ends a process stop the run after this step, so that it can be resumed. If the process waits
-    for one that has ended, it ends at once."""
+    ends a process stop the run: after the current step, so that it can be resumed, or at once if no
+    steps are being made, or if the process waits for one that has ended."""
     noticed, (read, write) = threading.Event(), os.pipe()
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         noticed.set()
         _ctrl_c.stop()
+        if not _ctrl_c.is_training:  # there is nothing to save
+            raise KeyboardInterrupt
 
     def watch() -> None:
         # Python calls on_signal only between two of its own instructions; the pipe is written

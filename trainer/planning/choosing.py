@@ -43,7 +43,7 @@ def _planned(
 ) -> TrainingConfig:
     on_cuda = rules.device.type == "cuda"
     job = Job(config, method, read_shape(config.base, config.model_options, config.embedding),
-              on_cuda)  # fmt: skip
+              on_cuda, rules.num_processes)  # fmt: skip
     if limit is None:
         text = "" if is_small(job) else complaint(job, free(rules.device), rules)
         if text:

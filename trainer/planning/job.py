@@ -33,6 +33,8 @@ class Job:
     method: Method
     model: ModelShape
     on_cuda: bool = True
+    num_processes: int = 1
+    """How many share the images of a step; the memory is that of one of them."""
 
     def changed(self, changes: Changes) -> Job:
         """With some settings changed. Raises ValueError for values that cannot be used."""
@@ -85,10 +87,10 @@ class Job:
 
     @property
     def images_per_pass(self) -> int:
-        """The largest number of photos and class images that go through the U-Net at once."""
+        """The largest number of photos and class images that go through a U-Net at once."""
         config = self.config
         class_images = -(-class_images_per_step(config) // config.gradient_accumulation)
-        return config.batch_size + class_images
+        return -(-(config.batch_size + class_images) // self.num_processes)
 
     @property
     def has_several_passes(self) -> bool:

@@ -115,6 +115,8 @@ class Rules:
     status: Callable[[TrainingConfig], str] = lambda config: ""
     """The status of the run with these settings: "" if there is none. An unfinished run is
     preferred if it fits, because it would start over with other settings."""
+    num_processes: int = 1
+    """As in `Job`."""
 
     def is_given(self, job: Job, name: str) -> bool:
         if name in self.given:

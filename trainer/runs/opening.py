@@ -78,7 +78,7 @@ def _find(
     definition = _define(hashes, config, method, photos)
     related = RelatedRuns(runs, definition, config)
     manifest = Manifest(related.own_folder(), config, definition)
-    return Run(related, config, manifest, hashes=hashes, observer=observer)
+    return Run(related, config, method, manifest, hashes=hashes, observer=observer)
 
 
 def statuses(

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
 from ..storage import json_files, states
 from ..storage.locks import LOCK
-from . import disk_space, numerics, results
+from . import disk_space, numerics, results, settings_file
 from .identity import Hashes
 from .manifest import MANIFEST, STATES, Manifest
 from .numerics import NUMERICS_VERSION
@@ -41,6 +42,7 @@ class Run:
         self,
         related: RelatedRuns,
         config: TrainingConfig,
+        method: Method,
         manifest: Manifest,
         *,
         hashes: Hashes,
@@ -48,7 +50,8 @@ class Run:
     ) -> None:
         self.folder = manifest.folder
         self._recorder = Recorder(self.folder, observer, config.preview.prompts)
-        self._config, self._manifest, self._hashes = config, manifest, hashes
+        self._config, self._method = config, method
+        self._manifest, self._hashes = manifest, hashes
         self._related = related
         self._session: Session | None = None
         self._saved_step = 0
@@ -68,6 +71,8 @@ class Run:
         for part in self.folder.rglob(".*.part"):
             part.unlink()  # left by a killed process: whoever writes here holds the lock
         self._manifest.open()
+        with json_files.warn_on_failure("the settings for the command line"):
+            settings_file.write(self.folder, self._config, self._method)
         if on_existing == "resume":
             self._reopen()
 

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+RELATIVE_TO = "relative_to"
+"""The key of a settings file that names the folder of its relative paths, seen from the file. If it
+is missing, they are relative to the current folder."""
+
 
 def as_json(settings: Any) -> dict[str, Any]:
     """A settings dataclass as nested dicts of JSON values. Of a path only the name is kept: folders

@@ -64,7 +64,8 @@ class _Losses(nn.Module):
         return self._losses(batch)
 
 
-def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+# PyTorch compares these annotations with its own types, so they cannot be postponed.
+def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """The sum rather than DistributedDataParallel's mean: losses are shares of the step's loss."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
