@@ -43,8 +43,8 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     "class images": (FULL, {}),
     "photos alone": (FULL, ALONE_ON_PHOTOS),
     "frozen text encoder": (UNET, {}),
-    "text encoder stops after step 10": (
-        FullFineTune(train_text_encoder=True, text_encoder_stop_step=10), {},
+    "text encoder stops after step 2": (
+        FullFineTune(train_text_encoder=True, text_encoder_stop_step=2), {},
     ),
     "2 x 2 photos accumulated": (FULL, {"batch_size": 2, "gradient_accumulation": 2}),
     "1 x 4 photos accumulated": (

@@ -99,7 +99,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         expected = Path(name, "expected")
         assert Launch(expected, 2).process.wait() == 0
-        differences, kills = [], 0
+        differences: list[float] = []
+        kills = 0
         while kills < arguments.kills:
             folder = Path(name, f"killed {len(differences)}")
             kills += kill_until_finished(folder, arguments.kills - kills, chance)

@@ -25,7 +25,17 @@ folders.py."""
 HEAVY = {"diffusers", "transformers"}
 HEAVY_ROOMS = ("families/", "sampling/schedulers.py", "evaluation/encoders.py", "toy/")
 LAYERS = [
-    {"storage", "noise", "precision", "weights", "eight_bit", "hardware", "observer", "packages"},
+    {
+        "storage",
+        "noise",
+        "precision",
+        "weights",
+        "eight_bit",
+        "hardware",
+        "observer",
+        "packages",
+        "processes",
+    },
     {"settings"},
     {"families"},
     {"data", "memory", "checkpoint", "optimization"},
@@ -36,6 +46,7 @@ LAYERS = [
     {"conversion"},
     {"runs"},
     {"loop"},
+    {"follower"},
     {"toy"},
     {"cli"},
     {"__main__"},

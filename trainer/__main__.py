@@ -15,7 +15,17 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from .cli.commands import Demo, InvertText, Priors, Runs, Sample, Train, TrainLora
+from . import processes
+from .cli.commands import (
+    Demo,
+    InvertText,
+    Priors,
+    Runs,
+    Sample,
+    Train,
+    TrainLora,
+    require_training,
+)
 from .cli.conversion_commands import ApplyLora, ExtractLora
 from .cli.evaluation_commands import Compare, Score
 from .cli.parsing import parse
@@ -64,8 +74,11 @@ PRESETS_OF = {InvertText: INVERSION_PRESETS, TrainLora: LORA_PRESETS}
 def main(arguments: list[str]) -> int:
     """Run a command. Return the exit code: 0 if everything requested was done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if processes.is_follower():
+        logging.disable(logging.CRITICAL)  # the leader says all that there is to say
     try:
         command = _parse(arguments)
+        require_training(command)
         with stopping_between_steps():
             command.run()
     except KeyboardInterrupt:

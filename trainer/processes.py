@@ -5,7 +5,6 @@ follow its calls, so that each step's images are shared among all."""
 from __future__ import annotations
 
 import io
-import logging
 import os
 import pickle
 import signal
@@ -114,6 +113,11 @@ def are_requested() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_follower() -> bool:
+    """Whether this process was started as one of several, and not as their leader."""
+    return are_requested() and os.environ["RANK"] != "0"
+
+
 def own_device() -> str:
     """The name of this process's GPU; "" if its machine has none that PyTorch can use."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else ""
@@ -135,17 +139,16 @@ def leading(processes: JoinedProcesses) -> Iterator[None]:
 
 
 def follow(processes: JoinedProcesses, tasks: object) -> int:
-    """Do the leader's calls, which are methods of `tasks`, until it ends. Return the exit code.
-    Says nothing: the leader reports what happens."""
+    """Do the leader's calls, which are methods of `tasks`, until it or another process ends. Return
+    the exit code. Says nothing: the leader reports what happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader ends the run
-    logging.disable(logging.CRITICAL)
     try:
         while (call := processes.next_call())[0] != END:
             getattr(tasks, call[0])(*call[1])
     except Exception as error:
         if not _is_lost_connection(error):
             processes.note_fault(f"{error}")
-        return 1
+            return 1
     return 0
 
 

@@ -1,17 +1,46 @@
+"""Processes that torchrun starts, without a model."""
+
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from trainer.processes import ALONE, Processes
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+START = """
+import sys
+import torch
+from trainer import processes
+
+VALUES = {
+    "number": 7, "text": ("a", None), "empty": torch.empty(0, 3), "scalar": torch.tensor(2.5),
+    "bf16": torch.arange(6).bfloat16().reshape(2, 3).t(), "mask": torch.tensor([True, False]),
+}
+
+class Tasks:
+    def compare(self, values):
+        assert values.keys() == VALUES.keys() and values["text"] == VALUES["text"]
+        for name, value in VALUES.items():
+            if isinstance(value, torch.Tensor):
+                assert values[name].dtype == value.dtype and torch.equal(values[name], value)
+
+    def add(self):
+        group.sum_(torch.tensor([float(10**group.rank)]))
+
+    def deal(self, items):
+        group.gather([f"{item} by {group.rank}" for item in group.share_of(items)])
+
+    def fail(self):
+        raise ValueError("there is no photo")
+
+group = processes.JoinedProcesses(torch.device("cpu"))
+if not group.is_leader:
+    sys.exit(processes.follow(group, Tasks()))
+"""
+"""What all of them do first."""
 
 
 class Third(Processes):
@@ -21,14 +50,15 @@ class Third(Processes):
         self.rank, self.size = rank, 3
 
 
-def together(*arguments, num_processes=2, **options):
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-        str(num_processes), "-m", *arguments,
-    ]  # fmt: skip
-    return subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, **options
-    )
+def run(program, num_processes=2):
+    """What the leader of these processes prints, and their exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+         str(num_processes), "--no-python", sys.executable, "-c", START + program],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout or done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.returncode
 
 
 def test_items_are_dealt_out_in_turn():
@@ -38,7 +68,67 @@ def test_items_are_dealt_out_in_turn():
     assert ALONE.share_of("abc", before=5) == "abc"
 
 
-def test_two_processes_train_as_one():
-    done = together("benchmarks.scaling", "--steps", "3", "--only", "3 photos, 2 class images")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\| 3 photos, 2 class images \| \d\.\de-0[6-9] \|", done.stdout)
+def test_three_processes_share_values_sums_and_items():
+    printed, code = run(
+        """
+with processes.leading(group):
+    group.call("compare", VALUES)
+    group.call("add")
+    total = torch.tensor([1.0])
+    group.sum_(total)
+    print(total.item())
+    items = ["a", "b", "c", "d", "e"]
+    group.call("deal", items)
+    print(list(group.gather([f"{item} by 0" for item in group.share_of(items)])))
+""",
+        num_processes=3,
+    )
+    assert printed == ["111.0", "['a by 0', 'b by 1', 'c by 2', 'd by 0', 'e by 1']"]
+    assert code == 0
+
+
+def test_the_leader_says_why_another_process_has_ended():
+    printed, code = run(
+        """
+try:
+    with processes.leading(group):
+        group.call("fail")
+        group.sum_(torch.zeros(1))
+except RuntimeError as error:
+    print(error, flush=True)
+    raise
+"""
+    )
+    assert printed == [
+        "Another of the 2 processes that train together has ended (process 2: there is no photo). "
+        "None can go on without the others. Run the same again to resume."
+    ]
+    assert code != 0
+
+
+def test_an_error_of_the_leader_ends_the_others():
+    printed, code = run(
+        """
+try:
+    with processes.leading(group):
+        raise ValueError("there is no model")
+except ValueError as error:
+    print(error, flush=True)
+"""
+    )
+    assert printed == ["there is no model"]
+    assert code == 0
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_followers_say_nothing(rank):
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "priors", "--base", "missing"], cwd=ROOT,
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": rank}, capture_output=True, text=True,
+    )  # fmt: skip
+    said = (
+        "Only train, lora and textual-inversion can use several processes. Start this command "
+        "without torchrun.\n"
+    )
+    assert done.stderr.endswith(said) == (rank == "0")
+    assert done.returncode == 1

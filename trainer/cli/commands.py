@@ -118,6 +118,15 @@ class _Training(Shared):
             logging.info("%s = %s", name, value)
 
 
+def require_training(command: object) -> None:
+    """Raises ValueError for a command whose work several processes cannot share."""
+    if processes.are_requested() and not isinstance(command, _Training):
+        raise ValueError(
+            "Only train, lora and textual-inversion can use several processes. Start this command "
+            "without torchrun."
+        )
+
+
 def _log_result(result: TrainingResult) -> None:
     for part, (distance, share) in result.moved.items():
         logging.info("%s: relative change of the weights %.2e (L2 norm), %.1f %% of them differ in "

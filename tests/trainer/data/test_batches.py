@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import Batch, BatchStream
+from trainer.data.batches import Batch, BatchStream, check_share
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
 from trainer.noise import DiscreteNoise
+from trainer.processes import Processes
 from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 
 Latents = dict[Example, CachedLatents]
@@ -121,6 +122,47 @@ def test_each_batch_has_one_shape_and_batches_follow_the_order_of_draws() -> Non
     for batch in batches:
         assert batch.noise.shape == batch.latents.shape
         assert len(batch.framings) == len(batch.captions) == len(batch.weights)
+
+
+class OneOf(Processes):
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        config(batch_size=4, weight=1.0),
+        config(batch_size=3, weight=1.0, ratio=0.7),
+        config(batch_size=1, accumulation=4),
+        config(batch_size=2, accumulation=3, weight=1.0, ratio=0.5),
+    ],
+)
+def test_processes_share_each_step_among_them(size: int, chosen: TrainingConfig) -> None:
+    instance, prior = cached(7, [SQUARE, WIDE]), cached(5, [SQUARE], is_prior=True)
+    alone = BatchStream(instance, prior, chosen)
+    shares = [
+        BatchStream(instance, prior, chosen, processes=OneOf(rank, size)) for rank in range(size)
+    ]
+    for _ in range(5):
+        steps = chosen.gradient_accumulation
+        expected = [row for _ in range(steps) for row in rows(next(alone))]
+        found = [[row for _ in range(steps) for row in rows(next(share))] for share in shares]
+        assert Counter(row for part in found for row in part) == Counter(expected)
+        sizes = [len(part) for part in found]
+        assert max(sizes) - min(sizes) <= 1 <= min(sizes)
+    assert all(str(share.state()) == str(alone.state()) for share in shares)
+
+
+def test_more_processes_than_images_are_refused() -> None:
+    check_share(config(batch_size=1, accumulation=2, weight=1.0), OneOf(0, 4))
+    with pytest.raises(ValueError) as error:
+        check_share(config(batch_size=1, accumulation=2), OneOf(0, 3))
+    assert str(error.value) == (
+        "3 processes cannot share a step of 2 images: each needs at least one. Raise batch_size "
+        "(now 1), or start fewer processes."
+    )
 
 
 def test_photos_and_class_images_of_one_shape_share_a_batch() -> None:
