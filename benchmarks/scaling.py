@@ -95,7 +95,9 @@ def run(
 def compare(name: str, steps: int, group: Processes, folder: Path) -> bool:
     """Print a row of the table. Return whether the difference is rounding."""
     method, changes = SETTINGS[name]
-    config = demo.demo_config(folder / "shared").replace({"steps": steps})
+    config = demo.demo_config(folder / "shared").replace(
+        {"steps": steps, "prior": {"num_images": 12}}
+    )
     if name == SHAPES:
         cut_to_three_shapes(folder)
         config = config.replace({"dataset": {"photos": (folder,)}})

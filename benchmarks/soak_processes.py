@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,8 @@ from trainer.toy import MODEL, PHOTOS
 BAR = 1e-5
 """The largest difference that counts as equal, relative to the weights' length."""
 STEPS, STATE_EVERY = 40, 5
-LAST_MOMENT = 20.0
-"""Seconds after the start, by which the toy's run is well under way on two slow cores."""
+STARTING = 10
+"""Seconds that are certain to fall on the start of a run, before its first step."""
 
 
 class Launch:
@@ -37,7 +38,8 @@ class Launch:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         start = [*launcher, str(num_processes)] if num_processes > 1 else []
         folder.mkdir(exist_ok=True)
-        self._log = (folder / "log").open("w")
+        self._path = folder / "log"
+        self._log = self._path.open("w")
         self.process = subprocess.Popen(
             [sys.executable, *start, "-m", "trainer", "train", "--preset", "toy", "--device", "cpu",
              "--base", str(MODEL), "--dataset.photos", str(PHOTOS), "--prior.num-images", "8",
@@ -46,6 +48,19 @@ class Launch:
              "--output.folder", str(folder), "--output.name", "trained"],
             stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+
+    def wait_for(self, moment: int) -> bool:
+        """Wait until this step, or if it is negative, so many seconds. Return whether the run still
+        goes on; it may have begun after that step."""
+        until = time.monotonic() - moment
+        while self.process.poll() is None:
+            steps = re.findall(r"Training (\d+)/", self._path.read_text())
+            if moment >= 0 and steps and int(steps[-1]) >= moment:
+                return True
+            if moment < 0 and time.monotonic() > until:
+                return True
+            time.sleep(0.05)
+        return False
 
     def workers(self) -> list[psutil.Process]:
         """The training processes; [] before they exist."""
@@ -81,11 +96,9 @@ def kill_until_finished(folder: Path, kills: int, chance: random.Random) -> int:
     """Make a run, killing it at most so often. Return how often."""
     for number in range(kills):
         launch = Launch(folder, chance.choice([2, 2, 1]))
-        try:
-            launch.process.wait(chance.uniform(0, LAST_MOMENT))
+        if not launch.wait_for(chance.randint(-STARTING, STEPS - 1)):
             return number
-        except subprocess.TimeoutExpired:
-            print(launch.kill_one(chance), last_words(folder), flush=True)  # noqa: T201
+        print(launch.kill_one(chance), last_words(folder), flush=True)  # noqa: T201
     Launch(folder, chance.choice([1, 2])).process.wait()
     return kills
 

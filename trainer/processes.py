@@ -4,19 +4,17 @@ follow its calls, so that each step's images are shared among all."""
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -69,6 +67,15 @@ class JoinedProcesses(Processes):
     """A process that trains together with others, connected by torch.distributed."""
 
     def __init__(self, device: torch.device) -> None:
+        """Raises ValueError if this PyTorch cannot connect processes."""
+        if not dist.is_available():
+            raise ValueError(
+                "This PyTorch was built without torch.distributed, so it cannot use several "
+                "processes. Start one without torchrun, or install another PyTorch."
+            )
+        # Not at the top, for a ComfyUI with such a PyTorch.
+        from torch.distributed.rendezvous import rendezvous
+
         self._store, self.rank, self.size = next(rendezvous("env://"))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
@@ -97,6 +104,11 @@ class JoinedProcesses(Processes):
         longest = max(len(part) for part in parts)
         return [part[index] for index in range(longest) for part in parts if index < len(part)]
 
+    def leave(self) -> None:
+        """Disconnect from the others, once all of them do so."""
+        dist.barrier()
+        dist.destroy_process_group()
+
     def note_fault(self, reason: str) -> None:
         """Tell the leader why this process ends."""
         self._store.set(FAULT, f"process {self.rank + 1}: {reason}")
@@ -110,17 +122,17 @@ class JoinedProcesses(Processes):
 
 def are_requested() -> bool:
     """Whether this process was started as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.getenv("WORLD_SIZE", "1")) > 1
 
 
 def is_follower() -> bool:
     """Whether this process was started as one of several, and not as their leader."""
-    return are_requested() and os.environ["RANK"] != "0"
+    return are_requested() and os.getenv("RANK") != "0"
 
 
 def own_device() -> str:
     """The name of this process's GPU; "" if its machine has none that PyTorch can use."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else ""
+    return f"cuda:{os.getenv('LOCAL_RANK', '0')}" if torch.cuda.is_available() else ""
 
 
 @contextmanager
@@ -145,6 +157,7 @@ def follow(processes: JoinedProcesses, tasks: object) -> int:
     try:
         while (call := processes.next_call())[0] != END:
             getattr(tasks, call[0])(*call[1])
+        processes.leave()
     except Exception as error:
         if not _is_lost_connection(error):
             processes.note_fault(f"{error}")
@@ -156,6 +169,7 @@ def _are_told_to_end(processes: JoinedProcesses) -> bool:
     """Let the followers end. Returns False if one of them has ended before."""
     try:
         processes.call(END)
+        processes.leave()
     except RuntimeError as error:
         if _is_lost_connection(error):
             return False
@@ -168,55 +182,48 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-class _Pickler(pickle.Pickler):
-    """Leaves out the tensors, and collects them."""
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """Takes the place of a tensor in a value that is sent without its tensors."""
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.tensors: list[Tensor] = []
-
-    def persistent_id(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return None
-        self.tensors.append(value)
-        return value.shape, value.dtype
-
-
-class _Unpickler(pickle.Unpickler):
-    """Puts empty tensors in their places, and collects them."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.tensors: list[Tensor] = []
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        shape, dtype = pid
-        self.tensors.append(torch.empty(shape, dtype=dtype))
-        return self.tensors[-1]
+    shape: torch.Size
+    dtype: torch.dtype
 
 
 def _send(value: Any) -> None:
-    """Send a value to all followers, its tensors one by one, so that no second copy of all of them
-    is needed."""
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    pickler.dump(value)
-    content = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
-    dist.broadcast(torch.tensor([content.numel()]), src=0)
-    dist.broadcast(content, src=0)
-    for tensor in pickler.tensors:
+    """Send a value to all followers. Its tensors are sent one by one, so that no second copy of all
+    of them is needed."""
+    tensors: list[Tensor] = []
+
+    def take(tensor: Tensor) -> _Missing:
+        tensors.append(tensor)
+        return _Missing(tensor.shape, tensor.dtype)
+
+    dist.broadcast_object_list([_replaced(value, Tensor, take)], src=0)
+    for tensor in tensors:
         _broadcast(tensor.detach().cpu().contiguous())
 
 
 def _receive() -> Any:
-    num_bytes = torch.empty(1, dtype=torch.int64)
-    dist.broadcast(num_bytes, src=0)
-    content = torch.empty(int(num_bytes), dtype=torch.uint8)
-    dist.broadcast(content, src=0)
-    unpickler = _Unpickler(io.BytesIO(content.numpy().tobytes()))
-    value = unpickler.load()
-    for tensor in unpickler.tensors:
+    def read(missing: _Missing) -> Tensor:
+        tensor = torch.empty(missing.shape, dtype=missing.dtype)
         _broadcast(tensor)
+        return tensor
+
+    received = [None]
+    dist.broadcast_object_list(received, src=0)
+    return _replaced(received[0], _Missing, read)
+
+
+def _replaced(value: Any, kind: type[T], replace: Callable[[T], Any]) -> Any:
+    """The same value with everything of a kind replaced that is in its dicts, lists and tuples, in
+    their order."""
+    if isinstance(value, kind):
+        return replace(value)
+    if isinstance(value, dict):
+        return {key: _replaced(each, kind, replace) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_replaced(each, kind, replace) for each in value])
     return value
 
 

@@ -25,11 +25,11 @@ def train(tiny_checkpoint, draw_photos, tmp_path):
         done = subprocess.run(
             [sys.executable, *start, "-m", "trainer", "train", "--base", str(tiny_checkpoint),
              "--dataset.photos", str(photos), "--dataset.prompt", "a sks dog", "--device", "cpu",
-             "--dataset.resolution", "16", "--batch-size", "2", "--prior.weight", "1", "--prior.prompt",
-             "a dog",
-             "--prior.num-images", "5", "--prior.sampling.batch-size", "1",
-             "--prior.sampling.steps", "2", "--output.folder", str(tmp_path / name),
-             "--output.name", "dog", "--optimizer.learning-rate", "1e-4", *arguments],
+             "--dataset.resolution", "16", "--batch-size", "2", "--prior.weight", "1",
+             "--prior.prompt", "a dog", "--prior.num-images", "5",
+             "--prior.sampling.batch-size", "1", "--prior.sampling.steps", "2",
+             "--output.folder", str(tmp_path / name), "--output.name", "dog",
+             "--optimizer.learning-rate", "1e-4", *arguments],
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

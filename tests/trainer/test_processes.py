@@ -132,3 +132,27 @@ def test_followers_say_nothing(rank):
     )
     assert done.stderr.endswith(said) == (rank == "0")
     assert done.returncode == 1
+
+
+def test_a_pytorch_without_distributed_trains_alone():
+    """As some builds for AMD cards on Windows."""
+    program = """
+import sys
+import torch
+import torch.distributed as dist
+
+del torch._C._c10d_init
+sys.modules["torch.distributed.rendezvous"] = None
+for name in ("all_reduce", "broadcast_object_list", "GradBucket", "DistError"):
+    delattr(dist, name)
+from trainer import loop, processes
+try:
+    processes.JoinedProcesses(torch.device("cpu"))
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == (
+        "This PyTorch was built without torch.distributed, so it cannot use several processes. "
+        "Start one without torchrun, or install another PyTorch.\n"
+    ), done.stderr

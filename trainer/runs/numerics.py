@@ -16,9 +16,10 @@ does not. It cannot cover every setting: when in doubt, increase the version.
 1: the first counted version.
 2: grey photos with alpha are converted by their colour profile, and uncompressed TIFF files that
    are stored turned are no longer scrambled.
+3: dropout of LoRAs is drawn for each image by itself.
 """
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 KEY = "numerics"
 """The key of the version in manifests and states. If it is missing, the version is 0."""
 

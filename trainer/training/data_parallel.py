@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,7 @@ class DataParallel:
             self._trained = trained
             module = _Losses(self._losses, trained)
             self._wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True)
-            self._wrapped.register_comm_hook(None, _sum)
+            _sum_instead_of_mean(self._wrapped)
         return self._wrapped
 
 
@@ -64,8 +65,13 @@ class _Losses(nn.Module):
         return self._losses(batch)
 
 
-# PyTorch compares these annotations with its own types, so they cannot be postponed.
-def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """The sum rather than DistributedDataParallel's mean: losses are shares of the step's loss."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
+def _sum_instead_of_mean(wrapped: DistributedDataParallel) -> None:
+    """Losses are shares of the step's loss, so their gradients are not averaged."""
+
+    def add_up(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        return work.get_future().then(lambda done: done.value()[0])
+
+    # PyTorch compares the annotations with these types, which not every build of it has.
+    add_up.__annotations__["bucket"] = dist.GradBucket  # type: ignore[attr-defined]
+    wrapped.register_comm_hook(None, add_up)

@@ -1,14 +1,23 @@
 """What the terminal shows, and how Ctrl+C finishes and stops runs."""
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from trainer.cli import terminal
-from trainer.cli.terminal import TerminalObserver, stopping_between_steps
+from trainer.cli.terminal import (
+    TerminalObserver,
+    stopping_between_steps,
+    stopping_when_told,
+)
 from trainer.observer import StepReport
+
+ROOT = Path(__file__).parents[3]
 
 
 def report(step: int) -> StepReport:
@@ -115,3 +124,39 @@ def test_the_run_continues_if_previews_cannot_be_saved(tmp_path, caplog):
     (tmp_path / "previews").write_text("in the way")
     TerminalObserver(tmp_path / "previews").on_preview(1, [np.zeros((8, 8, 3), np.uint8)])
     assert caplog.messages[0].startswith("Could not save the previews of this step: [")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_of_several_processes_stops_at_the_next_step(number):
+    before = signal.getsignal(number)
+    with stopping_between_steps(), TerminalObserver() as observer, stopping_when_told():
+        observer.on_start(4)
+        signal.raise_signal(number)  # in the middle of step 1, which is completed
+        with pytest.raises(KeyboardInterrupt):
+            observer.on_step(report(1))
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_of_several_processes_stops_at_once_before_the_first_step(number):
+    with stopping_between_steps(), stopping_when_told(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+
+
+@pytest.mark.posix
+def test_a_process_that_waits_for_another_ends_although_it_cannot_notice_its_signal():
+    program = """
+import ctypes
+from trainer.cli import terminal
+terminal.PATIENCE = 0.1
+mutex, c = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+with terminal.stopping_when_told():
+    c.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    c.pthread_mutex_lock(mutex)  # waits for ever, whatever signals come
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(60) == 1

@@ -145,7 +145,7 @@ def test_states_are_deleted_including_unusable_ones(runs, caplog):
     assert main(["runs", str(runs), "--delete-states", early.folder.name]) == 0
     assert caplog.messages == [f"Deleted states and freed {early.size_of_states / 1e6:.1f} MB."]
     assert contents(early.folder) == {
-        "lock", "manifest.json", "metrics.jsonl", "scores.jsonl", "states",
+        "lock", "manifest.json", "metrics.jsonl", "scores.jsonl", "settings.toml", "states",
     }  # fmt: skip
     left = by_name(runs)
     assert left["early"].size_of_states == 0
