@@ -30,6 +30,10 @@ ENDED = (
 )
 
 
+class Terminated(Exception):
+    """`torchrun` ends this process, because another one has ended."""
+
+
 class Processes:
     """A process that trains alone."""
 
@@ -77,7 +81,10 @@ class JoinedProcesses(Processes):
         from torch.distributed.rendezvous import rendezvous
 
         self._store, self.rank, self.size = next(rendezvous("env://"))
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "gloo"
+        if device.type == "cuda":
+            backend = "cpu:gloo,cuda:nccl"
+            torch.cuda.set_device(device)
         dist.init_process_group(
             backend, store=self._store, rank=self.rank, world_size=self.size, timeout=NO_LIMIT
         )
@@ -137,17 +144,18 @@ def own_device() -> str:
 
 @contextmanager
 def leading(processes: JoinedProcesses) -> Iterator[None]:
-    """Encloses the leader's program. Lets the followers end afterwards.
+    """Encloses the leader's program. Lets the followers end after it; if it fails, they notice that
+    they have lost the leader.
 
     Raises RuntimeError if a follower has ended in the meantime."""
     try:
         yield
-    except BaseException as error:
-        if _is_lost_connection(error) or not _are_told_to_end(processes):
+        processes.call(END)
+        processes.leave()
+    except Exception as error:
+        if _is_lost_connection(error):
             raise RuntimeError(processes.ended()) from error
         raise
-    if not _are_told_to_end(processes):
-        raise RuntimeError(processes.ended())
 
 
 def follow(processes: JoinedProcesses, tasks: object) -> int:
@@ -165,21 +173,9 @@ def follow(processes: JoinedProcesses, tasks: object) -> int:
     return 0
 
 
-def _are_told_to_end(processes: JoinedProcesses) -> bool:
-    """Let the followers end. Returns False if one of them has ended before."""
-    try:
-        processes.call(END)
-        processes.leave()
-    except RuntimeError as error:
-        if _is_lost_connection(error):
-            return False
-        raise
-    return True
-
-
-def _is_lost_connection(error: BaseException) -> bool:
+def _is_lost_connection(error: Exception) -> bool:
     """Whether another process has ended, in the middle of what all do together."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    return isinstance(error, Terminated | dist.DistError) or "gloo" in str(error).lower()
 
 
 @dataclass(frozen=True, slots=True)

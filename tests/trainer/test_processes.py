@@ -106,6 +106,22 @@ except RuntimeError as error:
     assert code != 0
 
 
+def test_an_error_of_all_processes_is_the_leaders():
+    printed, code = run(
+        """
+try:
+    with processes.leading(group):
+        group.call("fail")
+        raise ValueError("there is no photo")
+except ValueError as error:
+    print(error, flush=True)
+    raise
+"""
+    )
+    assert printed == ["there is no photo"]
+    assert code != 0
+
+
 def test_an_error_of_the_leader_ends_the_others():
     printed, code = run(
         """

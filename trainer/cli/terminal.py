@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..evaluation import best_step
 from ..observer import Observer, ScoreReport, StepReport
+from ..processes import Terminated
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +93,14 @@ def stopping_between_steps() -> Iterator[None]:
 def stopping_when_told() -> Iterator[None]:
     """While it is active in one of several processes, Ctrl+C and the signal by which `torchrun`
     ends a process stop the run: after the current step, so that it can be resumed, or at once if no
-    steps are being made, or if the process waits for one that has ended."""
+    steps are being made, or if the process waits for one that has ended. Then raises
+    KeyboardInterrupt or `Terminated`."""
     noticed, (read, write) = threading.Event(), os.pipe()
+    signals = set()
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         noticed.set()
+        signals.add(signum)
         _ctrl_c.stop()
         if not _ctrl_c.is_training:  # there is nothing to save
             raise KeyboardInterrupt
@@ -113,6 +117,10 @@ def stopping_when_told() -> Iterator[None]:
     signal.set_wakeup_fd(write)
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        if signal.SIGTERM in signals:
+            raise Terminated from interrupt
+        raise
     finally:
         signal.set_wakeup_fd(-1)
         os.close(write)

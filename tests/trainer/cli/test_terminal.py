@@ -16,6 +16,7 @@ from trainer.cli.terminal import (
     stopping_when_told,
 )
 from trainer.observer import StepReport
+from trainer.processes import Terminated
 
 ROOT = Path(__file__).parents[3]
 
@@ -126,21 +127,36 @@ def test_the_run_continues_if_previews_cannot_be_saved(tmp_path, caplog):
     assert caplog.messages[0].startswith("Could not save the previews of this step: [")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_of_several_processes_stops_at_the_next_step(number):
-    before = signal.getsignal(number)
+SIGNALS = pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+
+
+def make_steps(number: int, steps: list[int]) -> None:
+    """Get a signal in the middle of the first step."""
     with stopping_between_steps(), TerminalObserver() as observer, stopping_when_told():
         observer.on_start(4)
-        signal.raise_signal(number)  # in the middle of step 1, which is completed
-        with pytest.raises(KeyboardInterrupt):
-            observer.on_step(report(1))
-    assert signal.getsignal(number) == before
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_of_several_processes_stops_at_once_before_the_first_step(number):
-    with stopping_between_steps(), stopping_when_told(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
+        steps.append(1)
+        observer.on_step(report(1))
+        steps.append(2)
+
+
+def load(number: int, steps: list[int]) -> None:
+    """Get a signal before the first step."""
+    with stopping_between_steps(), stopping_when_told():
+        signal.raise_signal(number)
+        steps.append(1)
+
+
+@SIGNALS
+@pytest.mark.parametrize(("work", "made"), [(make_steps, [1]), (load, [])])
+def test_one_of_several_processes_completes_its_step_and_stops(work, made, number, error):
+    before, steps = signal.getsignal(number), []
+    with pytest.raises(error):
+        work(number, steps)
+    assert steps == made
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.posix
