@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,37 +96,50 @@ def stopping_when_told() -> Iterator[None]:
     ends a process stop the run: after the current step, so that it can be resumed, or at once if no
     steps are being made, or if the process waits for one that has ended. Then raises
     KeyboardInterrupt or `Terminated`."""
-    noticed, (read, write) = threading.Event(), os.pipe()
-    signals = set()
+    noticed, numbers = threading.Event(), (signal.SIGINT, signal.SIGTERM)
+    seen = set()
 
-    def on_signal(signum: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         noticed.set()
-        signals.add(signum)
+        seen.add(number)
         _ctrl_c.stop()
         if not _ctrl_c.is_training:  # there is nothing to save
             raise KeyboardInterrupt
 
+    with _ending_unless(noticed):
+        former = {number: signal.signal(number, on_signal) for number in numbers}
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            if signal.SIGTERM in seen:
+                raise Terminated from interrupt
+            raise
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _ending_unless(noticed: threading.Event) -> Iterator[None]:
+    """End the process if it has not noticed a signal in time. Python calls handlers only between
+    two of its own instructions, but it writes to this pipe at once."""
+    if sys.platform == "win32":  # its pipes cannot do this
+        yield
+        return
+    read, write = os.pipe()
+
     def watch() -> None:
-        # Python calls on_signal only between two of its own instructions; the pipe is written
-        # to at once.
         if os.read(read, 1) and not noticed.wait(PATIENCE):
             os._exit(1)
 
     os.set_blocking(write, False)
     threading.Thread(target=watch, daemon=True).start()
-    former = [signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)]
     signal.set_wakeup_fd(write)
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        if signal.SIGTERM in signals:
-            raise Terminated from interrupt
-        raise
     finally:
         signal.set_wakeup_fd(-1)
         os.close(write)
-        signal.signal(signal.SIGINT, former[0])
-        signal.signal(signal.SIGTERM, former[1])
 
 
 class TerminalObserver(Observer):
