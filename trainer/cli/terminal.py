@@ -88,6 +88,7 @@ def stopping_between_steps() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+        _ctrl_c.reset()
 
 
 @contextmanager
