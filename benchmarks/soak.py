@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from trainer.cli.settings_file import read_toml
 from trainer.loop import train
 from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
@@ -182,6 +183,8 @@ def require_whole(path: Path) -> None:
         # Lines are appended one by one. The last one may be incomplete, and readers expect that.
         for line in path.read_text("utf-8").splitlines()[:-1]:
             assert json.loads(line)
+    elif path.suffix == ".toml":
+        assert read_toml(path)
     else:
         raise AssertionError(f"Unknown kind of file: {path}")
 
