@@ -1,6 +1,6 @@
-"""The processes that train together, one for each GPU, on one or more machines. `torchrun` or
-`accelerate launch` starts them. The first one, the leader, runs the whole program; the others
-follow its calls, so that each step's images are shared among all."""
+"""The processes that train together, one for each GPU, on one or more machines. `torchrun` starts
+them. The first one, the leader, runs the whole program; the others follow its calls, so that each
+step's images are shared among all."""
 
 from __future__ import annotations
 
