@@ -11,6 +11,7 @@ from trainer.processes import ALONE, Processes
 
 ROOT = Path(__file__).parents[2]
 START = """
+import signal
 import sys
 import torch
 from trainer import processes
@@ -39,6 +40,8 @@ class Tasks:
 group = processes.JoinedProcesses(torch.device("cpu"))
 if not group.is_leader:
     sys.exit(processes.follow(group, Tasks()))
+# torchrun sends it when another process fails; the command line has its own way to notice.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 """
 """What all of them do first."""
 
