@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from . import families, precision
+from . import precision
 from .data.batches import BatchStream
 from .data.examples import Example
-from .loop import number_formats
+from .loop import load_model
 from .methods.base import Method
 from .observer import Observer
 from .processes import Processes
@@ -29,10 +29,7 @@ class Follower:
 
     def load(self, config: TrainingConfig, method: Method, photos: Sequence[Example]) -> None:
         self._config = config
-        self._model = families.load(
-            config.base, self._device, config.embedding, config.model_options,
-            number_formats(config, method),
-        )  # fmt: skip
+        self._model = load_model(config, method, self._device)
         self._trainable = method.attach(self._model, config, photos)
 
     def draw_class_images(self, seeds: Sequence[int], prior: PriorConfig, resolution: int) -> None:

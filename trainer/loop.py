@@ -18,6 +18,7 @@ from .data.examples import Example, find_examples
 from .data.images import parse_color
 from .evaluation.encoders import ImageEncoder
 from .evaluation.preview_scorer import PreviewScorer
+from .families.base import ModelFamily
 from .families.networks import NumberFormats
 from .methods.base import Method
 from .observer import Observer, StepReport
@@ -131,10 +132,7 @@ def _train(
     memory.reset_peak(device)
     processes.call("load", config, method, photos)
     with memory.explained("while the model was loaded", lambda: CLOSE_OTHERS):
-        model = families.load(
-            config.base, device, config.embedding, config.model_options,
-            number_formats(config, method),
-        )  # fmt: skip
+        model = load_model(config, method, device)
         trainable = method.attach(model, config, photos)
     for note in [*model.source.notes, *notes_of_formats(trainable)]:
         logger.warning("%s", note)
@@ -169,6 +167,12 @@ def _train(
     for path in [*result.best.values(), *result.files.values()]:
         observer.on_checkpoint(result.steps, path)
     return result
+
+
+def load_model(config: TrainingConfig, method: Method, device: torch.device) -> ModelFamily:
+    """The base model of a run, before the method is attached to it."""
+    formats = number_formats(config, method)
+    return families.load(config.base, device, config.embedding, config.model_options, formats)
 
 
 def number_formats(config: TrainingConfig, method: Method) -> NumberFormats:

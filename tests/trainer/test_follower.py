@@ -2,16 +2,12 @@
 `training/test_data_parallel.py`."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+from tests.trainer.torchrun import torchrun
 
 
 @pytest.fixture
@@ -20,17 +16,14 @@ def train(tiny_checkpoint, draw_photos, tmp_path):
     photos = draw_photos(tmp_path / "photos", 2)
 
     def train(name, num_processes, *arguments):
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        start = [*several, str(num_processes)] if num_processes > 1 else []
-        done = subprocess.run(
-            [sys.executable, *start, "-m", "trainer", "train", "--base", str(tiny_checkpoint),
-             "--dataset.photos", str(photos), "--dataset.prompt", "a sks dog", "--device", "cpu",
-             "--dataset.resolution", "16", "--batch-size", "2", "--prior.weight", "1",
-             "--prior.prompt", "a dog", "--prior.num-images", "5",
-             "--prior.sampling.batch-size", "1", "--prior.sampling.steps", "2",
-             "--output.folder", str(tmp_path / name), "--output.name", "dog",
-             "--optimizer.learning-rate", "1e-4", *arguments],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        done = torchrun(
+            num_processes, "-m", "trainer", "train", "--base", str(tiny_checkpoint),
+            "--dataset.photos", str(photos), "--dataset.prompt", "a sks dog", "--device", "cpu",
+            "--dataset.resolution", "16", "--batch-size", "2", "--prior.weight", "1",
+            "--prior.prompt", "a dog", "--prior.num-images", "5",
+            "--prior.sampling.batch-size", "1", "--prior.sampling.steps", "2",
+            "--output.folder", str(tmp_path / name), "--output.name", "dog",
+            "--optimizer.learning-rate", "1e-4", *arguments,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stderr.replace("\r", "\n")

@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.trainer.torchrun import ROOT, torchrun
 from trainer.processes import ALONE, Processes
 
-ROOT = Path(__file__).parents[2]
 START = """
 import signal
 import sys
@@ -55,11 +54,7 @@ class Third(Processes):
 
 def run(program, num_processes=2):
     """What the leader of these processes prints, and their exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-         str(num_processes), "--no-python", sys.executable, "-c", START + program],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = torchrun(num_processes, "--no-python", sys.executable, "-c", START + program)
     assert done.stdout or done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.returncode
 

@@ -111,8 +111,7 @@ class BatchStream(Iterator[list[Batch]]):
     @property
     def images_per_step(self) -> int:
         """The number of photos and class images of an optimizer step."""
-        photos = self._config.batch_size * self._config.gradient_accumulation
-        return photos + self._class_images_per_step
+        return images_per_step(self._config)
 
     @property
     def captions(self) -> list[tuple[str, Framing]]:
@@ -152,10 +151,14 @@ def class_images_per_step(config: TrainingConfig) -> int:
     return max(1, round(photos * config.prior.ratio))
 
 
+def images_per_step(config: TrainingConfig) -> int:
+    """The number of photos and class images of an optimizer step."""
+    return config.batch_size * config.gradient_accumulation + class_images_per_step(config)
+
+
 def check_share(config: TrainingConfig, processes: Processes) -> None:
     """Raises ValueError if there are more processes than images in an optimizer step."""
-    photos = config.batch_size * config.gradient_accumulation
-    images = photos + class_images_per_step(config)
+    images = images_per_step(config)
     if processes.size > images:
         raise ValueError(
             f"{processes.size} processes cannot share a step of {images} images: each needs at "
