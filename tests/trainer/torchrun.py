@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 600
+"""Seconds after which processes count as waiting for each other for ever."""
 
 
 def torchrun(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -16,4 +18,5 @@ def torchrun(num_processes: int, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, *start, *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=PATIENCE,
     )  # fmt: skip
