@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -34,7 +35,7 @@ STARTING = 10
 class Launch:
     """A run by torchrun, or by python alone if `num_processes` is 1."""
 
-    def __init__(self, folder: Path, num_processes: int) -> None:
+    def __init__(self, folder: Path, num_processes: int, options: Sequence[str]) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         start = [*launcher, str(num_processes)] if num_processes > 1 else []
         folder.mkdir(exist_ok=True)
@@ -45,7 +46,7 @@ class Launch:
              "--base", str(MODEL), "--dataset.photos", str(PHOTOS), "--prior.num-images", "8",
              "--dataset.prompt", "a photo of sks cup", "--prior.prompt", "a photo of a cup",
              "--steps", str(STEPS), "--output.state-every", str(STATE_EVERY),
-             "--output.folder", str(folder), "--output.name", "trained"],
+             "--output.folder", str(folder), "--output.name", "trained", *options],
             stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
@@ -92,14 +93,16 @@ def last_words(folder: Path) -> str:
     return " / ".join(said[-2:])
 
 
-def kill_until_finished(folder: Path, kills: int, chance: random.Random) -> int:
+def kill_until_finished(
+    folder: Path, kills: int, chance: random.Random, options: Sequence[str]
+) -> int:
     """Make a run, killing it at most so often. Return how often."""
     for number in range(kills):
-        launch = Launch(folder, chance.choice([2, 2, 1]))
+        launch = Launch(folder, chance.choice([2, 2, 1]), options)
         if not launch.wait_for(chance.randint(-STARTING, STEPS - 1)):
             return number
         print(launch.kill_one(chance), last_words(folder), flush=True)  # noqa: T201
-    Launch(folder, chance.choice([1, 2])).process.wait()
+    Launch(folder, chance.choice([1, 2]), options).process.wait()
     return kills
 
 
@@ -107,16 +110,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sharded", action="store_true", help="split the weights among both")
     arguments = parser.parse_args()
+    options = ["--sharded"] if arguments.sharded else []
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         expected = Path(name, "expected")
-        assert Launch(expected, 2).process.wait() == 0
+        assert Launch(expected, 2, options).process.wait() == 0
         differences: list[float] = []
         kills = 0
         while kills < arguments.kills:
             folder = Path(name, f"killed {len(differences)}")
-            kills += kill_until_finished(folder, arguments.kills - kills, chance)
+            kills += kill_until_finished(folder, arguments.kills - kills, chance, options)
             distance = (weights(folder) - weights(expected)).norm() / weights(expected).norm()
             differences.append(float(distance))
             print(f"finished; weights differ by {distance:.1e}", flush=True)  # noqa: T201

@@ -44,5 +44,15 @@ class Follower:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._session.load_state(state)
 
+    def state(self) -> None:
+        self._session.state()
+
+    def show_average(self, for_drawing: bool) -> None:  # noqa: FBT001 (a task's argument)
+        self._shown = self._session.averaged(for_drawing=for_drawing)
+        self._shown.__enter__()
+
+    def hide_average(self) -> None:
+        self._shown.__exit__(None, None, None)
+
     def step(self) -> None:
         self._session.step()

@@ -288,6 +288,7 @@ def check(config: TrainingConfig, device: torch.device, *, is_scored: bool = Fal
         )
     optimizers.check(config.optimizer)
     optimizers.check_per_weight(config)
+    optimizers.check_sharded(config)
     lr_schedules.check(config.optimizer, config.steps)
     precision.check(config.precision, device)
     parse_color(config.dataset.background)

@@ -179,6 +179,18 @@ def _is_lost_connection(error: Exception) -> bool:
     return isinstance(error, Terminated | dist.DistError) or "gloo" in str(error).lower()
 
 
+def replaced(value: Any, kind: type[T], replace: Callable[[T], Any]) -> Any:
+    """The same value with everything of a kind replaced that is in its dicts, lists and tuples, in
+    their order."""
+    if isinstance(value, kind):
+        return replace(value)
+    if isinstance(value, dict):
+        return {key: replaced(each, kind, replace) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([replaced(each, kind, replace) for each in value])
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class _Missing:
     """Takes the place of a tensor in a value that is sent without its tensors."""
@@ -196,7 +208,7 @@ def _send(value: Any) -> None:
         tensors.append(tensor)
         return _Missing(tensor.shape, tensor.dtype)
 
-    dist.broadcast_object_list([_replaced(value, Tensor, take)], src=0)
+    dist.broadcast_object_list([replaced(value, Tensor, take)], src=0)
     for tensor in tensors:
         _broadcast(tensor.detach().cpu().contiguous())
 
@@ -209,19 +221,7 @@ def _receive() -> Any:
 
     received = [None]
     dist.broadcast_object_list(received, src=0)
-    return _replaced(received[0], _Missing, read)
-
-
-def _replaced(value: Any, kind: type[T], replace: Callable[[T], Any]) -> Any:
-    """The same value with everything of a kind replaced that is in its dicts, lists and tuples, in
-    their order."""
-    if isinstance(value, kind):
-        return replace(value)
-    if isinstance(value, dict):
-        return {key: _replaced(each, kind, replace) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([_replaced(each, kind, replace) for each in value])
-    return value
+    return replaced(received[0], _Missing, read)
 
 
 def _broadcast(tensor: Tensor) -> None:

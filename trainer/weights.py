@@ -35,6 +35,11 @@ def is_stored(weight: Tensor) -> bool:
     return weight.dtype == torch.bfloat16
 
 
+def is_split(weight: Tensor) -> bool:
+    """Whether this process has only a part of a weight."""
+    return hasattr(weight, "full_tensor")  # a DTensor, which not every build of torch has
+
+
 def rest_of(weight: Tensor) -> Tensor | None:
     """The rest [int8] of a weight in 24 bits, on any device; None in other formats."""
     rest: Tensor | None = getattr(weight, _REST, None)
@@ -150,7 +155,12 @@ def copy(weight: Tensor) -> Tensor:
 
 
 def swap(weight: Tensor, other: Tensor) -> None:
-    """Exchange the values of two weights without copying them."""
+    """Exchange the values of two weights without copying them, unless they are split."""
+    if is_split(weight):  # others read them from the memory where they are
+        kept = weight.detach().clone()
+        weight.detach().copy_(other)
+        other.detach().copy_(kept)
+        return
     rest, others_rest = rest_of(weight), rest_of(other)
     weight.data, other.data = other.data, weight.data
     set_rest(weight, others_rest)

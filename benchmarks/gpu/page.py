@@ -48,7 +48,9 @@ REFERENCE = (
 MISSING = "–"
 FACTS = {"card": "card", "memory": "its memory", "capability": "compute capability"}
 """The names of some facts on the page. Others keep their own."""
-ALIGNED_LEFT = ("precision", "optimizer", "options", "training", "part", "test", "step")
+ALIGNED_LEFT = (
+    "precision", "optimizer", "options", "training", "part", "test", "step", "model", "setting",
+)  # fmt: skip
 
 
 def to_text(cards: Mapping[str, Any]) -> str:
@@ -71,6 +73,7 @@ def _section(facts: Mapping[str, str], stages: Sequence[Mapping[str, Any]]) -> s
         ("Launches and syncs", _launches(_rows(stages, "launches"))),
         ("8-bit AdamW", _optimizers(_rows(stages, "optimizer"))),
         ("From photos to a file", _runs(_rows(stages, "run"))),
+        ("Two GPUs", _processes(_rows(stages, "processes"))),
         ("diffusers' train_dreambooth.py", _references(stages)),
         ("What is missing", _missing(stages)),
     ):
@@ -172,6 +175,19 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
             f"itself reports {_gb(row['reported'])}.\n\n{_table(['part', 'seconds'], parts)}"
         )
     return "\n\n".join(texts)
+
+
+def _processes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Losses and weights are relative differences from the run on one GPU."""
+    head = ["model", "setting", "losses differ by", "weights by", "s per step, one GPU", "two",
+            "memory, one GPU", "each of two"]  # fmt: skip
+    lines = [
+        [row["model"], row["what"], f"{row['losses']:.1e}", f"{row['weights']:.1e}",
+         f"{row['seconds']:.2f}", f"{row['seconds_together']:.2f}",
+         _gb(row["megabytes"] / 1024), _gb(row["megabytes_together"] / 1024)]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, lines)
 
 
 def _references(stages: Sequence[Mapping[str, Any]]) -> str:

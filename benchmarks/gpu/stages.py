@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.settings.config import Precision
 
-from . import device_tests, goals, launches, reference, training, whole_run
+from . import device_tests, goals, launches, reference, training, two_gpus, whole_run
 from .bench import Bench, LeftOut, OutOfTime, in_a_line, say
 from .device_tests import run_tests
 from .results import Results
@@ -117,6 +117,8 @@ STAGES: Sequence[Stage] = (
           run=whole_run.run_whole, describe=whole_run.describe),
     Stage(name="reference", kind="reference", what="diffusers' train_dreambooth.py beside it",
           seconds=110, run=reference.run_reference, describe=training.describe),
+    Stage(name="two-gpus", kind="processes", what="training on two GPUs and on one", seconds=180,
+          run=two_gpus.measure, describe=two_gpus.describe),
     _trainings("bf16", "AdamW"),
     _trainings("fp16", "AdamW8bit", checkpointing=True),
     _trainings("fp32", "AdamW"),

@@ -92,6 +92,8 @@ COVERED_ELSEWHERE = {
     "weights", "offload",
     # In test_frozen_weights_in_8_bits, because full training has none.
     "frozen_weights",
+    # Several devices: tests/trainer/training/test_sharding.py.
+    "sharded",
 }  # fmt: skip
 PLACEHOLDER = "<tok>"
 aten = torch.ops.aten

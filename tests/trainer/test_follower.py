@@ -44,9 +44,13 @@ def test_two_processes_draw_each_class_image_once_and_continue_a_run_of_one(tmp_
         with Image.open(ours) as mine, Image.open(theirs) as other:
             assert ImageChops.difference(mine, other).getextrema() == ((0, 0),) * 3
 
-    said = train("two", 1, "--steps", "4")
+    previews = ["--preview.prompts", "a dog", "--preview.sampling.steps", "2"]
+    said = train("two", 2, "--steps", "3", "--output.keep-state", "--sharded", *previews)
     assert "Resuming after step 2 of the run of 2 steps." in said
-    one, two = tmp_path / "one" / "dog.safetensors", tmp_path / "two" / "dog_00001.safetensors"
+    assert len(list((tmp_path / "two" / "previews").glob("step00000[03]_0.png"))) == 2
+    said = train("two", 1, "--steps", "4")
+    assert "Resuming after step 3 of the run of 3 steps." in said
+    one, two = tmp_path / "one" / "dog.safetensors", tmp_path / "two" / "dog_00002.safetensors"
     assert distance(load_file(one), load_file(two)) < 1e-5
 
 

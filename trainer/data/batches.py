@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ class Batch:
     """[B] bool: whether an example is a class image rather than a photo."""
     captions: list[str]
     framings: list[Framing]
+
+    def without_loss(self) -> Batch:
+        """The same batch, whose errors count nothing."""
+        return replace(self, weights=torch.zeros_like(self.weights))
 
     def to(self, device: torch.device) -> Batch:
         return Batch(

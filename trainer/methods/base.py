@@ -130,6 +130,16 @@ class Method(Protocol):
         ...
 
 
+def refuse_sharded(config: TrainingConfig, trained: str) -> None:
+    """Raise ValueError if weights are to be split that do not exist in a file of the model.
+    `trained`: what is trained instead."""
+    if config.sharded:
+        raise ValueError(
+            "sharded is on, which splits the model's trained weights among processes, but "
+            f"{trained} is trained. Switch sharded off."
+        )
+
+
 def thaw(module: nn.Module) -> list[nn.Parameter]:
     """Make the module's parameters trainable, and return them."""
     return list(module.requires_grad_(True).parameters())

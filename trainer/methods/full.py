@@ -11,7 +11,7 @@ from ..families.base import ModelFamily
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
 from ..weights import FileTensor
-from .base import OutputFile, Part, Trainable, thaw
+from .base import OutputFile, Part, Trainable, refuse_sharded, thaw
 from .new_words import TrainableEmbedding, require_embedding, require_placeholder_in_use
 from .text_encoders import TextEncoderOptions
 
@@ -49,6 +49,7 @@ class FullFineTune(TextEncoderOptions):
             )
         if self.train_embedding:
             require_embedding(config)
+            refuse_sharded(config, "an embedding")
 
     def attach(
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]

@@ -15,7 +15,7 @@ from ..families.lora_layers import UNET_PART, LoraLayer
 from ..optimization.optimizers import require_one_rate
 from ..settings.config import TrainingConfig
 from ..settings.effects import ByContent, Decides
-from .base import Trainable
+from .base import Trainable, refuse_sharded
 from .lora_training import LoraTrainable, continued, new
 from .new_words import (
     NewWord,
@@ -128,6 +128,7 @@ class LoRA(TextEncoderOptions):
         return list(photos)
 
     def check(self, config: TrainingConfig) -> None:
+        refuse_sharded(config, "a LoRA")
         self.check_rates(config)
         require_one_rate(config, self.embedding_learning_rate, "embedding_learning_rate")
         if config.weights != "fp32":

@@ -12,7 +12,7 @@ from ..families.tokenizer import has_placeholder
 from ..settings.config import TrainingConfig
 from ..settings.effects import Decides
 from ..weights import FileTensor
-from .base import Part, Trainable
+from .base import Part, Trainable, refuse_sharded
 from .new_words import NewWord, TrainableEmbedding
 
 OWN_CAPTIONS = "captions"
@@ -128,6 +128,7 @@ class TextualInversion:
         return captioned
 
     def check(self, config: TrainingConfig) -> None:
+        refuse_sharded(config, "an embedding")
         if config.prior.weight > 0:
             raise ValueError(
                 f"prior.weight is {config.prior.weight:g}, but textual inversion does not change "

@@ -141,19 +141,24 @@ class Choice:
     is_per_weight: bool = True
     """The update of a weight depends on nothing but that weight and its gradients, so that weights
     can be updated one after the other."""
+    is_elementwise: bool = False
+    """The update of a number depends on nothing but that number and its gradients, so that parts of
+    a weight can be updated by themselves."""
     on_matrices: bool = False
     """Works on each weight as a matrix [outputs, everything else], whatever its shape."""
 
 
 OPTIMIZERS: dict[str, Choice] = {
-    "AdamW": Choice(_adamw, _per_weight(8), 8),
+    "AdamW": Choice(_adamw, _per_weight(8), 8, is_elementwise=True),
     "AdamW8bit": Choice(_adamw_8bit, _adamw_8bit_bytes, 2, package="bitsandbytes"),
     "Adafactor": Choice(_adafactor, _adafactor_bytes, 4, package="pytorch-optimizer"),
     "Prodigy": Choice(
         _prodigy, _per_weight(16), 16, package="pytorch-optimizer", has_one_rate=True,
         is_per_weight=False,
     ),
-    "Lion": Choice(_lion, _per_weight(4), 4, package="pytorch-optimizer"),
+    "Lion": Choice(
+        _lion, _per_weight(4), 4, package="pytorch-optimizer", is_elementwise=True
+    ),
     "Adafactor without momentum": Choice(
         partial(_adafactor, momentum=None), _matrix_bytes, 0, package="pytorch-optimizer",
         on_matrices=True,
@@ -223,6 +228,26 @@ def _per_weight_settings(config: TrainingConfig) -> dict[str, str]:
         )
         if is_used
     }
+
+
+def check_sharded(config: TrainingConfig) -> None:
+    """Raise ValueError for settings that cannot be combined with sharded."""
+    if not config.sharded:
+        return
+    name = config.optimizer.name
+    for setting, instead, is_used in (
+        ("gradient_release is on", "Switch gradient_release off", config.gradient_release),
+        (f"weights is {config.weights}", "Set weights to fp32", config.weights != "fp32"),
+        (f"optimizer.name is {name}", "Choose AdamW or Lion", not OPTIMIZERS[name].is_elementwise),
+        ("precision is fp16", "Set precision to bf16 or fp32", config.precision == "fp16"),
+        ("channels_last is on", "Switch channels_last off", config.channels_last),
+        ("compile is on", "Switch compile off", config.compile),
+    ):
+        if is_used:
+            raise ValueError(
+                f"sharded is on, which splits weights among processes, but {setting}, which needs "
+                f"whole ones. {instead}, or sharded off."
+            )
 
 
 def require_one_rate(config: TrainingConfig, rate: float | None, option: str) -> None:

@@ -6,18 +6,15 @@ part of it: see `cards.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from torch import Tensor
 
-from ..families.shapes import NetworkShape
 from ..families.tiles import tile_side
-from ..optimization import optimizers
 from ..settings.config import SamplingConfig
-from . import adapters, sizes
+from . import adapters, sizes, state
 from .adapters import AdapterShapes
 from .counting import Pass, Trace, count
 from .job import Job
@@ -69,7 +66,8 @@ def phases(job: Job) -> list[Estimate]:
     if config.preview.prompts:
         sampling = config.preview.sampling
         batch_size = min(sampling.batch_size, len(config.preview.prompts))
-        found += _drawing(job, "previews", sampling, batch_size, _state(job))
+        held = state.between_steps(job) | state.whole_in_previews(job)
+        found += _drawing(job, "previews", sampling, batch_size, held)
     return found
 
 
@@ -80,30 +78,32 @@ def _steps(job: Job) -> Estimate:
     timeline = _Timeline.of(job)
     passes, updates = timeline.activations + timeline.copies, timeline.updates
     if job.has_several_passes:
-        gradients = np.full(len(passes), _gradient_bytes(job))
+        gradients = np.full(len(passes), state.gradient_bytes(job))
     elif job.config.gradient_release:
         gradients = np.zeros(len(passes))
     else:
-        gradients = timeline.gradients
+        gradients = timeline.gradients / job.num_shards
     if not job.config.gradient_release:
         updates = np.zeros(len(passes))
     at = int((passes + gradients + updates).argmax())
     during_pass = {
+        **state.whole_in_steps(job),
         "activations": timeline.activations[at],
         "copies of the weights": timeline.copies[at],
         "gradients": gradients[at],
         "update of a weight": updates[at],
     }
-    found = _phase("training steps", _state(job), during_pass)
-    largest = max((p.numel() for p in _parameters(job)), default=0)
+    held = state.between_steps(job)
+    found = _phase("training steps", held, during_pass)
+    largest = max((p.numel() for p in state.parameters(job)), default=0)
     if job.config.gradient_release or not largest:
         return found
     after_pass = {
-        "gradients": _gradient_bytes(job),
+        "gradients": state.gradient_bytes(job),
         "update of a weight": sizes.update_bytes(job.config, largest)
         - (4 if job.config.weights == "fp32" else 2) * largest,
     }
-    return max(found, _phase("training steps", _state(job), after_pass), key=lambda e: e.total)
+    return max(found, _phase("training steps", held, after_pass), key=lambda e: e.total)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,57 +181,6 @@ def _count(job: Job, part: str) -> Trace:
     )
 
 
-# --- What is there all the time -----------------------------------------------------------------
-
-
-def _state(job: Job) -> dict[str, float]:
-    """What a session holds between two steps."""
-    config = job.config
-    return {
-        "weights": sum(_weight_bytes(job, each) for each in job.networks.values())
-        + sum(adapters.num_bytes(*each) for each in job.adapted),
-        "optimizer state": _optimizer_bytes(job),
-        "moving average": sum(sizes.average_bytes(config, p) for p in _parameters(job))
-        if config.ema
-        else 0,
-    }
-
-
-def _parameters(job: Job) -> Iterable[Tensor]:
-    return chain(
-        *(shape.parameters() for shape in job.trained),
-        *(adapters.parameters(*each) for each in job.adapted),
-    )
-
-
-def _weight_bytes(job: Job, shape: NetworkShape) -> int:
-    if shape in job.trained:
-        return sum(sizes.weight_bytes(job.config, each) for each in shape.parameters())
-    return sizes.frozen_bytes(shape, job.config.precision, in_8_bits=job.is_in_8_bits)
-
-
-def _optimizer_bytes(job: Job) -> int:
-    """With offload, only the state of the weight that is updated."""
-    found = [
-        optimizers.state_bytes(job.config.optimizer.name, [p], shape.embeddings())
-        for shape in job.trained
-        for p in shape.parameters()
-    ]
-    found += [
-        optimizers.state_bytes(job.config.optimizer.name, [p])
-        for each in job.adapted
-        for p in adapters.parameters(*each)
-    ]
-    return max(found, default=0) if job.config.offload else sum(found)
-
-
-def _gradient_bytes(job: Job) -> int:
-    """Bytes of all gradients."""
-    of_networks = sum(sizes.gradient_bytes(job.config, shape) for shape in job.trained)
-    of_adapters = (4 * p.numel() for each in job.adapted for p in adapters.parameters(*each))
-    return of_networks + sum(of_adapters)
-
-
 # --- Other phases -------------------------------------------------------------------------------
 
 
@@ -249,11 +198,11 @@ def _drawing(
     when: str,
     sampling: SamplingConfig,
     batch_size: int,
-    state: dict[str, float] | None = None,
+    held: Mapping[str, float] | None = None,
 ) -> list[Estimate]:
     """The U-Net's passes, and decoding the images one by one, in tiles if memory is short."""
-    shapes = job.adapters.get("unet", ()) if state else ()
-    state = state or {"weights": _weight_bytes(job, job.model.unet)}
+    shapes = job.adapters.get("unet", ()) if held else ()
+    held = held or {"weights": state.weight_bytes(job, job.model.unet)}
     network, precision = job.model.unet, job.precision
     trained = network in job.trained
     unet = count(
@@ -262,13 +211,13 @@ def _drawing(
             in_8_bits=not trained and job.is_in_8_bits, forward_only=True,
         )
     )  # fmt: skip
-    state = state | {"copies of the weights": _copies(job, shapes) + _restored(unet, job)}
+    held = {**held, "copies of the weights": _copies(job, shapes) + _restored(unet, job)}
     vae = job.model.vae
-    state |= {"VAE": sizes.frozen_bytes(vae, "fp32")}
+    held["VAE"] = sizes.frozen_bytes(vae, "fp32")
     tile = tile_side(job.side)
     decoding = count(Pass(vae, tile, precision, job.on_cuda, forward_only=True, decodes=True))
     return [
-        _phase(when, state, {"activations": peak})
+        _phase(when, held, {"activations": peak})
         for peak in (unet.peak(batch_size), decoding.peak(1))
     ]
 

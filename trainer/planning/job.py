@@ -93,6 +93,11 @@ class Job:
         return -(-(config.batch_size + class_images) // self.num_processes)
 
     @property
+    def num_shards(self) -> int:
+        """Among how many processes the trained weights are split."""
+        return self.num_processes if self.config.sharded else 1
+
+    @property
     def has_several_passes(self) -> bool:
         """Whether a step may consist of several passes, which add up their gradients."""
         has_shapes = self.config.dataset.buckets and self.images_per_pass > 1

@@ -12,6 +12,8 @@ Settings that the user chose stay. Of the others, the first of these rungs is ta
 | bf16, AdamW8bit, released | 3.9 | rounding noise that is larger than what a weight learns |
 | bf16, Adafactor without momentum, released | 2.2 | the same, and no momentum |
 
+Several processes can split the weights of the first rung among them, which is their second rung.
+
 A LoRA's own weights are few. If the model is frozen, its rungs are: AdamW, 8-bit AdamW, and 8-bit
 AdamW with the model's weights in 8 bits.
 
@@ -30,7 +32,7 @@ from typing import Any
 import torch
 
 from .. import precision
-from ..optimization.optimizers import OPTIMIZERS, check_per_weight
+from ..optimization.optimizers import OPTIMIZERS, check_per_weight, check_sharded
 from ..settings.config import TrainingConfig
 from . import remedies
 from .estimate import Estimate, estimate, gigabytes
@@ -42,14 +44,16 @@ FULL_WIDTH = 320
 
 
 def _rung(
-    weights: str, optimizer: str, release: bool, offload: bool = False, frozen: str = "precision"
-) -> Changes:
+    weights: str, optimizer: str, release: bool, offload: bool = False,
+    frozen: str = "precision", sharded: bool = False,
+) -> Changes:  # fmt: skip
     return {
         "weights": weights,
         "frozen_weights": frozen,
         "optimizer.name": optimizer,
         "gradient_release": release,
         "offload": offload,
+        "sharded": sharded,
     }
 
 
@@ -62,6 +66,7 @@ RUNGS = (
     _rung("bf16", "AdamW8bit", release=True),
     _rung("bf16", NO_MOMENTUM, release=True),
 )
+SHARDED = _rung("fp32", "AdamW", release=False, sharded=True)
 RUNGS_IN_FP16 = (
     _rung("fp32", "AdamW", release=False),
     _rung("fp32", "AdamW8bit", release=False),
@@ -80,6 +85,7 @@ COSTS: Mapping[tuple[str, Any], str] = {
     ("optimizer.name", NO_MOMENTUM): "each step follows its own photos alone",
     ("gradient_release", True): "gradients are not clipped, so max_grad_norm has no effect",
     ("offload", True): "steps take longer",
+    ("sharded", True): "the processes also exchange weights, so steps take longer",
     ("gradient_checkpointing", True): "about a quarter slower",
 }
 """What a choice means for the user."""
@@ -195,6 +201,8 @@ def _all(job: Job, rules: Rules) -> Iterator[Changes]:
     is_fp16 = "fp16" in (name, job.config.precision)
     photos = job.config.batch_size * job.config.gradient_accumulation
     rungs = RUNGS_IN_FP16 if is_fp16 else RUNGS
+    if rules.num_processes > 1 and not is_fp16:
+        rungs = (rungs[0], SHARDED, *rungs[1:])
     for rung in rungs if job.method.trained_parts else RUNGS_IF_FROZEN:
         for checkpointing, batch_size in _passes(photos):
             yield {
@@ -227,6 +235,7 @@ def _is_possible(config: TrainingConfig, job: Job, rules: Rules) -> bool:
         return False
     try:
         check_per_weight(config)
+        check_sharded(config)
         rules.check(config)
     except ValueError:
         return False

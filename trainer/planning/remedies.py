@@ -8,6 +8,7 @@ from typing import Any
 
 from ..methods.lora import LoRA
 from ..methods.text_encoders import TextEncoderOptions
+from ..optimization.optimizers import check_sharded
 from ..settings.config import TrainingConfig
 from .estimate import estimate
 from .job import Changes, Job
@@ -45,6 +46,7 @@ def _remedies(job: Job, budget: int, check: Check) -> Iterator[tuple[str, Job]]:
         changed = job.changed(changes)
         try:
             check(changed.config)
+            check_sharded(changed.config)
         except ValueError:
             continue
         yield text, changed
@@ -81,7 +83,7 @@ def _settings(job: Job) -> Iterator[tuple[str, Changes]]:
     if not config.gradient_checkpointing:
         yield "switch on gradient_checkpointing", {"gradient_checkpointing": True}
     if job.method.trained_parts:
-        yield from _settings_of_weights(config)
+        yield from _settings_of_weights(job)
     elif not job.is_in_8_bits:
         yield "set frozen_weights to 8 bit", {"frozen_weights": "8 bit"}
     if config.gradient_accumulation > 1 and config.gradient_release:
@@ -97,8 +99,11 @@ def _settings(job: Job) -> Iterator[tuple[str, Changes]]:
         yield f"set batch_size to 1 (now {config.batch_size})", {"batch_size": 1}
 
 
-def _settings_of_weights(config: TrainingConfig) -> Iterator[tuple[str, Changes]]:
+def _settings_of_weights(job: Job) -> Iterator[tuple[str, Changes]]:
     """Those that save memory if the model's own weights are trained."""
+    config = job.config
+    if job.num_processes > 1 and not config.sharded:
+        yield "switch on sharded", {"sharded": True}
     if not config.gradient_release and config.precision != "fp16":
         yield "switch on gradient_release", {"gradient_release": True}
     if config.weights == "fp32" and config.precision == "bf16":

@@ -224,6 +224,11 @@ class TrainingConfig:
     """Keep the optimizer's state and the lowest bits of the weights in main memory, and load them
     one weight at a time. Saves 3 or more bytes per trained weight; steps take longer. Needs
     gradient_release."""
+    sharded: OnlyRounding[bool] = False
+    """With several GPUs (torchrun): split the trained weights, their gradients and the optimizer's
+    state among them, instead of keeping all of them on each. For models that do not fit on one;
+    steps take longer, because weights are exchanged too. Needs weights in fp32, and AdamW or Lion;
+    not for LoRA and textual inversion."""
     frozen_weights: Decides[FrozenWeights] = "precision"
     """Number format of the model's weights that are not trained, which are most of a LoRA's memory:
     that of the precision, or "8 bit", which takes half as much, but is slower and rounds weights by

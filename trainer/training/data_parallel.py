@@ -1,6 +1,6 @@
 """The gradients of all processes that train together, by PyTorch's DistributedDataParallel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +20,9 @@ class DataParallel:
     gradients in each parameter.
 
     Every process must make at least one pass per step. Numbers of passes may differ."""
+
+    is_sharded = False
+    """Whether each process has only a part of the weights, so that all are needed to save them."""
 
     def __init__(
         self, losses: Losses, parameters: Sequence[nn.Parameter], processes: Processes
@@ -42,6 +45,23 @@ class DataParallel:
             return nullcontext()
         wrapped = self._wrap()
         return nullcontext() if is_last else wrapped.no_sync()
+
+    def padded(self, batches: list[Batch]) -> list[Batch]:
+        """The batches of a step, with as many added as the processes need."""
+        return batches
+
+    def whole_weights(self, *, for_drawing: bool) -> AbstractContextManager[None]:
+        """Inside, the leader's model has whole weights, if only to read them. `for_drawing`: it can
+        compute with them, for which it needs more of the device's memory."""
+        return nullcontext()
+
+    def whole(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A session's state with whole tensors. All processes call it with the same keys."""
+        return state
+
+    def own(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """This process's part of a session's state with whole tensors."""
+        return state
 
     def _wrap(self) -> DistributedDataParallel:
         """The wrapper of the parameters that are trained now: some freeze during a run."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .. import precision
+from .. import precision, weights
 from ..families.base import ModelFamily
 from ..methods.base import Part
 from ..optimization import lr_schedules, optimizers
@@ -95,7 +95,10 @@ class GatheredStep(GradientStep):
     def clip_gradients(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
         limit = self._config.optimizer.max_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        norm: Any = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        if weights.is_split(norm):
+            norm = norm.full_tensor()  # of the gradients of all processes
+        return cast(Tensor, norm)
 
     def update_weights(self, step: int) -> bool:
         scale = self.scaler.get_scale()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,11 @@ from ..processes import ALONE, Processes
 from ..sampling.sampler import Encoded, encode_prompts, sample
 from ..settings.config import TrainingConfig
 from .captions import CaptionEncoder
-from .data_parallel import DataParallel
 from .ema import EMA
 from .gradient_step import GatheredStep, GradientStep
 from .health import Health
 from .per_weight_step import PerWeightStep
+from .sharding import share_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ class Session:
         self.config, self.model = config, model
         self._processes = processes
         self.trainable, self.batches = trainable, batches
-        self.parameters = [p for part in trainable.parts for p in part.parameters]
         model.prepare_for_training(
             gradient_checkpointing=config.gradient_checkpointing,
             channels_last=config.channels_last,
@@ -63,12 +62,13 @@ class Session:
         """Those of previews; None if their text encoder is trained."""
         self._health = Health(config)
         with memory.explained("while training was set up", self._memory_advice):
+            self._data_parallel = share_gradients(
+                self._losses, config, trainable.parts, model, processes
+            )
+            self.parameters = [p for part in trainable.parts for p in part.parameters]
             self._move_to_device()
             self.gradient_step = self._new_gradient_step()
             self.ema = self._new_average()
-        # Released gradients are summed one by one, as soon as they are known.
-        summed = ALONE if self.gradient_step.is_released else processes
-        self._data_parallel = DataParallel(self._losses, self.parameters, summed)
         self.reports: list[StepReport] = []
         self.skipped_steps = 0
         """How often fp16 left the weights unchanged because the gradients overflowed."""
@@ -92,6 +92,8 @@ class Session:
 
     def _step(self) -> StepReport | None:
         step = len(self.reports) + 1
+        # A state needs all processes, which wait for each other during the whole step.
+        self._is_changing = self._data_parallel.is_sharded
         learning_rates = self.gradient_step.set_learning_rates(step)
         losses = self._accumulate_gradients(step)
         norm = self.gradient_step.clip_gradients()
@@ -116,6 +118,7 @@ class Session:
         """Sum up the gradients of a step. Returns the losses of photos and of class images [2]."""
         micro_steps = [next(self.batches) for _ in range(self.config.gradient_accumulation)]
         batches = [batch for micro_step in micro_steps for batch in micro_step]
+        batches = self._data_parallel.padded(batches)
         sums = torch.zeros(2, device=self.model.device)
         for number, batch in enumerate(batches, start=1):
             batch, is_last = batch.to(self.model.device), number == len(batches)
@@ -136,12 +139,13 @@ class Session:
 
     @property
     def is_whole(self) -> bool:
-        """Whether weights, optimizer and moving average all belong to the last reported step."""
+        """Whether weights, optimizer and moving average all belong to the last reported step, and
+        can be read."""
         return not (self._is_changing or (self.ema is not None and self.ema.is_applied))
 
     def state(self) -> dict[str, Any]:
         """Everything that training has changed so far, as of the last complete step."""
-        return {
+        state = {
             "reports": [dataclasses.asdict(report) for report in self.reports],
             "scores": [dataclasses.asdict(report) for report in self.scores],
             "parameters": [parameter.detach() for parameter in self.parameters],
@@ -151,16 +155,18 @@ class Session:
             "average": self.ema.state() if self.ema else None,
             "batches": self._batches_state,
         }
+        return dict(self._data_parallel.whole(state))
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state()` of a session with the same settings and images; only the
         total number of steps may differ."""
-        weights.restore_all(self.parameters, state["parameters"], state.get("rests"))
-        self.gradient_step.load_state(state)
+        own = self._data_parallel.own(state)
+        weights.restore_all(self.parameters, own["parameters"], state.get("rests"))
+        self.gradient_step.load_state(own)
         self.skipped_steps = state.get("skipped_steps", 0)  # older states do not have it
         if self.ema:
-            self.ema.load_state(state["average"])
+            self.ema.load_state(own["average"])
         self.batches.load_state(state["batches"])
         total = {"total_steps": self.config.steps}
         self.reports = [StepReport(**{**report, **total}) for report in state["reports"]]
@@ -173,7 +179,10 @@ class Session:
         """Draw one image [H, W, 3] uint8 per prompt with the preview settings and the current
         weights. Returns an empty list, with a warning, if memory runs out."""
         try:
-            with self.averaged(), precision.autocast(self.config.precision, self.model.device):
+            with (
+                self.averaged(for_drawing=True),
+                precision.autocast(self.config.precision, self.model.device),
+            ):
                 return sample(
                     self.model, prompts, self.config.preview.sampling, size=self._preview_size,
                     observer=observer, encoded=self._encoded_prompts,
@@ -182,9 +191,15 @@ class Session:
             logger.warning("The previews of step %d are left out. %s", len(self.reports), error)
             return []
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the weights are replaced by their moving average, if there is one."""
-        return self.ema.applied() if self.ema else nullcontext()
+    @contextmanager
+    def averaged(self, *, for_drawing: bool = False) -> Iterator[None]:
+        """Inside, the weights are whole, and replaced by their moving average, if there is one.
+        `for_drawing`: the model can compute with them."""
+        with (
+            self.ema.applied() if self.ema else nullcontext(),
+            self._data_parallel.whole_weights(for_drawing=for_drawing),
+        ):
+            yield
 
     def _losses(self, batch: Batch) -> Tensor:
         """Each example's share of the loss [B]. Over a step the shares sum to the mean over the
@@ -224,8 +239,10 @@ class Session:
         return GatheredStep(config, model, parts, self._health)
 
     def _new_average(self) -> EMA | None:
-        """Only the leader draws and writes files."""
-        if not (self.config.ema and self._processes.is_leader):
+        """Only the leader draws and writes files, but each process averages its part of split
+        weights."""
+        is_needed = self._processes.is_leader or self._data_parallel.is_sharded
+        if not (self.config.ema and is_needed):
             return None
         return EMA(self.parameters, self.config.ema_decay, self.config.seed)
 

@@ -245,8 +245,8 @@ UNKNOWN = [
         "Known keys: device, base, embedding, vae, prediction_type, steps, batch_size, "
         "gradient_accumulation, seed, precision, gradient_checkpointing, ema, ema_decay, "
         "min_snr_gamma, noise_offset, channels_last, compile, clip_skip, weights, "
-        "gradient_release, offload, frozen_weights, loras, lora_strengths, preset, runs, judge, "
-        "on_existing, vram, " + HEADINGS,
+        "gradient_release, offload, sharded, frozen_weights, loras, lora_strengths, preset, runs, "
+        "judge, on_existing, vram, " + HEADINGS,
     ),
     (
         "train", "[optimizer]\nlr = 1.0", "optimizer.lr",

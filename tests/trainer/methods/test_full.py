@@ -9,6 +9,8 @@ import torch
 from trainer.data.examples import Example
 from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
+from trainer.methods.textual_inversion import TextualInversion
 from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
 
 
@@ -118,6 +120,25 @@ def test_refuses_to_freeze_the_model_in_8_bits(config):
     assert str(caught.value) == (
         "frozen_weights is 8 bit, but the model itself is trained. Set frozen_weights to "
         "precision, or train a LoRA."
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        (FullFineTune(train_embedding=True), "an embedding"),
+        (LoRA(), "a LoRA"),
+        (TextualInversion(placeholder="<dog>", initializer="dog"), "an embedding"),
+    ],
+)
+def test_weights_are_split_only_if_the_model_itself_is_trained(config, method, trained):
+    config = config.replace({"sharded": True, "embedding": Path("dog.safetensors")})
+    FullFineTune().check(config)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared below)
+        method.check(config)
+    assert str(caught.value) == (
+        "sharded is on, which splits the model's trained weights among processes, but "
+        f"{trained} is trained. Switch sharded off."
     )
 
 

@@ -12,6 +12,7 @@ from trainer.optimization.optimizers import (
     build,
     check,
     check_per_weight,
+    check_sharded,
     require_one_rate,
     state_bytes,
 )
@@ -315,3 +316,44 @@ def test_refuses_what_a_step_per_weight_cannot_do(name, changes, message):
 def test_each_other_optimizer_updates_weights_one_by_one(name):
     changes = {"weights": "24 bit", "precision": "bf16", "gradient_release": True}
     check_per_weight(run_config(name, **changes, offload=True))
+
+
+NOT_SHARDED = [
+    ("AdamW", {"gradient_release": True}, "gradient_release is on", "Switch gradient_release off"),
+    ("AdamW", {"weights": "bf16"}, "weights is bf16", "Set weights to fp32"),
+    ("AdamW8bit", {}, "optimizer.name is AdamW8bit", "Choose AdamW or Lion"),
+    ("Adafactor", {}, "optimizer.name is Adafactor", "Choose AdamW or Lion"),
+    ("AdamW", {"precision": "fp16"}, "precision is fp16", "Set precision to bf16 or fp32"),
+    ("AdamW", {"channels_last": True}, "channels_last is on", "Switch channels_last off"),
+    ("AdamW", {"compile": True}, "compile is on", "Switch compile off"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "setting", "instead"), NOT_SHARDED)
+def test_refuses_what_needs_whole_weights(name, changes, setting, instead):
+    config = run_config(name, **changes)
+    check_sharded(config)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared below)
+        check_sharded(config.replace({"sharded": True}))
+    assert str(caught.value) == (
+        f"sharded is on, which splits weights among processes, but {setting}, which needs whole "
+        f"ones. {instead}, or sharded off."
+    )
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion"])
+def test_the_update_of_a_part_is_that_part_of_the_update(name):
+    generator = torch.Generator().manual_seed(0)
+    values, gradients = torch.randn(2, 4, 6, generator=generator)
+    whole = step_once(name, values, gradients)
+    parts = [step_once(name, values[rows], gradients[rows]) for rows in ([0, 1, 2], [3])]
+    assert torch.equal(torch.cat(parts), whole)
+    assert OPTIMIZERS[name].is_elementwise
+
+
+def step_once(name, values, gradients):
+    weight = nn.Parameter(values.clone())
+    optimizer = build([{"params": [weight], "lr": 0.1}], OptimizerConfig(name=name))
+    weight.grad = gradients.clone()
+    optimizer.step()
+    return weight.detach()

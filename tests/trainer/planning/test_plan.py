@@ -244,3 +244,17 @@ def test_the_rungs_in_the_table_need_what_it_says():
     for line, rung in zip(plan.__doc__.splitlines()[6:], plan.RUNGS, strict=False):
         found = estimate(job.changed({"precision": "bf16", **rung}))
         assert f"| {found.total / 1e9:.1f} |" in line, (line, found)
+
+
+def test_several_processes_split_the_weights_before_anything_else_changes():
+    several = replace(JOB, num_processes=2)
+    rules = replace(RULES, num_processes=2)
+    found = [several.changed(each).config for each in candidates(several, rules)]
+    split = [config for config in found if config.sharded]
+    assert [config.weights for config in split] == ["fp32"] * len(split)
+    first = found.index(split[0])
+    assert all(c.optimizer.name == "AdamW" and not c.gradient_release for c in found[:first])
+    assert found[first + len(split)].gradient_release
+    assert not any(JOB.changed(each).config.sharded for each in candidates(JOB, RULES))
+    kept = replace(rules, given=frozenset({"sharded"}))
+    assert not any(several.changed(each).config.sharded for each in candidates(several, kept))

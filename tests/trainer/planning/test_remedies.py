@@ -113,3 +113,11 @@ def test_what_is_refused_is_not_suggested():
             raise ValueError
 
     assert "precision" not in said(JOB, estimate(JOB).total - 1, check)
+
+
+def test_several_processes_are_told_to_split_the_weights():
+    several = replace(JOB.changed({"precision": "bf16", "gradient_checkpointing": True}),
+                      num_processes=2)  # fmt: skip
+    budget = estimate(several.changed({"sharded": True})).total
+    assert "switch on sharded" in said(several, budget)
+    assert "switch on sharded" not in said(replace(several, num_processes=1), budget)
