@@ -75,6 +75,7 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     ),
     "sharded, moving average": (FULL, {"ema": True, **SHARDED}),
     f"sharded, {SHAPES}": (FULL, {**THREE_SHAPES, **SHARDED}),
+    f"sharded, moving average, {SHAPES}": (FULL, {"ema": True, **THREE_SHAPES, **SHARDED}),
     "sharded, gradient checkpointing": (FULL, {"gradient_checkpointing": True, **SHARDED}),
     "Lion": (FULL, {"optimizer": {"name": "Lion"}}),
     "sharded, Lion": (FULL, {"optimizer": {"name": "Lion"}, **SHARDED}),
