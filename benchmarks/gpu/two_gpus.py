@@ -46,8 +46,11 @@ def _scaling(
             timeout=max(1.0, min(deadline - time.monotonic(), 3600.0)),
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
+        for row in rows((error.stdout or b"").decode()):
+            yield {"model": model, **row}
         raise OutOfTime from error
-    yield from ({"model": model, **row} for row in rows(done.stdout))
+    for row in rows(done.stdout):
+        yield {"model": model, **row}
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "Error" in line]
         raise RuntimeError(lines[-1] if lines else f"torchrun ended with {done.returncode}")
