@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..trainer.data.images import fit, parse_color, read_image
+from ..trainer.data.cropping import fit
+from ..trainer.data.images import parse_color, read_image
 from ..trainer.observer import Observer
 
 MAX_PREVIEWS = 16
