@@ -53,9 +53,15 @@ def read_training_image(
 ) -> TrainingImage:
     """`seed` decides random crops and colours. Raises ValueError if the image or its mask cannot be
     read, if the image is too small, or if the mask does not belong to it or is black."""
-    # It may be large, so one name for all its stages: none is kept.
-    image = read_with_alpha(example.path)
-    mask = _mask_of(example, dataset, image)
+    return training_image(example, read_with_alpha(example.path), dataset, layout, seed=seed)
+
+
+def training_image(
+    example: Example, image: Image.Image, dataset: DatasetConfig, layout: Layout, *, seed: int
+) -> TrainingImage:
+    """The same for an image that was read, with its alpha."""
+    # It may be large, so one name for all its stages: none is kept here.
+    mask = mask_of(example, dataset, image)
     colors = _colors(example, seed, dataset.random_backgrounds if mask else 0)
     behind = parse_color(dataset.background)
     image = (
@@ -77,7 +83,7 @@ def read_training_image(
     )
 
 
-def _mask_of(example: Example, dataset: DatasetConfig, image: Image.Image) -> Image.Image | None:
+def mask_of(example: Example, dataset: DatasetConfig, image: Image.Image) -> Image.Image | None:
     """The mask in mode L."""
     if example.mask:
         return read_mask(example.mask, example.path, image.size)
