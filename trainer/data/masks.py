@@ -19,7 +19,8 @@ from .cropping import Placement
 from .formats import format_of, is_readable
 from .images import on_background, read_with_alpha
 
-_MASK = re.compile(r"(.+)[-_. ]mask(label)?", re.IGNORECASE)
+_MASK = re.compile(r"(.+)[-_. ]mask(?:label)?( \(\d+\))?", re.IGNORECASE)
+"""With the number that a file gets whose name is taken: photo and mask then have the same."""
 BLACK = (0, 0, 0)
 MAX_COLOUR = 8
 """Mean difference of red, green and blue, of 255 levels, up to which an image counts as grey.
@@ -39,9 +40,9 @@ def split(
     masks: dict[Path, list[Path]] = {}
     # A mask has a longer name than its photo.
     for image in sorted([*others, *images], key=lambda image: len(image.stem)):
-        found = _MASK.fullmatch(image.stem)
-        photos = owners.get((image.parent, key(found[1])), []) if found else []
-        if photos:
+        names = _photo_names(image)
+        found = (photos for name in names if (photos := owners.get((image.parent, name))))
+        if photos := next(found, None):
             masks[image] = photos
             continue
         for name in {key(image.stem), key(image.name)}:
@@ -52,6 +53,12 @@ def split(
             of.setdefault(photo, []).append(mask)
     photos = [image for image in images if image not in masks]
     return photos, {photo: of[photo] for photo in photos if photo in of}
+
+
+def _photo_names(image: Path) -> list[str]:
+    """The names of photos whose mask it would be, without endings. [] if it is not named so."""
+    found = _MASK.fullmatch(image.stem)
+    return [key(f"{found[1]}{found[2] or ''}"), key(found[1])] if found else []
 
 
 def mask_files(photos: Sequence[Path]) -> dict[Path, list[Path]]:

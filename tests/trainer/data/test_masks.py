@@ -47,6 +47,16 @@ def test_each_of_these_files_is_the_mask_of_a_photo(mask):
     assert split_names(mask, "dog.jpg") == (["dog.jpg"], {"dog.jpg": [mask]})
 
 
+def test_a_number_that_both_got_belongs_to_the_photo():
+    """Files whose name is taken get one; a mask alone may have got it."""
+    found = split_names("dog.jpg", "dog (1).jpg", "dog-mask.png", "dog-mask (1).png")
+    assert found == (
+        ["dog.jpg", "dog (1).jpg"],
+        {"dog.jpg": ["dog-mask.png"], "dog (1).jpg": ["dog-mask (1).png"]},
+    )
+    assert split_names("dog.jpg", "dog-mask (1).png")[1] == {"dog.jpg": ["dog-mask (1).png"]}
+
+
 @pytest.mark.parametrize("name", ["cat-mask.png", "mask.png", "dogmask.png", "dog-masked.png"])
 def test_other_files_are_photos(name):
     assert split_names("dog.jpg", name) == (["dog.jpg", name], {})
