@@ -85,6 +85,7 @@ class LoadInstanceImages(io.ComfyNode):
                     dataset,
                     "masks",
                     shown_as="use_masks",
+                    note="The masks below count as such files.",
                     options=list(get_args(Masks)),
                     advanced=True,
                 ),

@@ -210,6 +210,7 @@ def test_these_workflows_exist():
         "SDXL object preset",
         "SDXL v-prediction model",
         "Sample an embedding",
+        "Subject cut out by masks",
         "Teach a subject, toy model.app",
         "Teach a subject.app",
         "Textual inversion then DreamBooth",
