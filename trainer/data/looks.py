@@ -78,8 +78,11 @@ def _sharpness(grey: np.ndarray) -> float:
 def advice(looks: Mapping[str, Look], resolution: int | None = None) -> list[str]:
     """What can be better about photos, by their names. `resolution` is that of training, None if it
     is not known."""
-    found = [*_blurred(looks), *_duplicates(looks), *_same_background(looks)]
-    return [*_small(looks, resolution), *found] if resolution else found
+    groups = _duplicates(looks)
+    different = {group[0]: looks[group[0]] for group in groups}
+    found = [*_blurred(looks), *map(_same_photo, groups), *_same_background(different)]
+    small = _small(looks, resolution) if resolution else ()
+    return [*small, *filter(None, found)]
 
 
 def _small(looks: Mapping[str, Look], resolution: int) -> Iterator[str]:
@@ -103,17 +106,24 @@ def _blurred(looks: Mapping[str, Look]) -> Iterator[str]:
         )
 
 
-def _duplicates(looks: Mapping[str, Look]) -> Iterator[str]:
+def _duplicates(looks: Mapping[str, Look]) -> list[list[str]]:
+    """The photos in groups of those that are nearly the same, most of them of one photo."""
+    groups: list[list[str]] = []
     left = list(looks)
     while left:
-        first = left.pop(0)
-        same = [name for name in left if _is_duplicate(looks[first], looks[name])]
-        left = [name for name in left if name not in same]
-        if same:
-            yield (
-                f"Nearly the same photo ({len(same) + 1}): {shortened([first, *same])}. It counts "
-                "several times, with its surroundings. Keep one of them."
-            )
+        first = left[0]
+        groups.append([first, *(n for n in left[1:] if _is_duplicate(looks[first], looks[n]))])
+        left = [name for name in left if name not in groups[-1]]
+    return groups
+
+
+def _same_photo(group: Sequence[str]) -> str:
+    if len(group) == 1:
+        return ""
+    return (
+        f"Nearly the same photo ({len(group)}): {shortened(group)}. It counts several times, with "
+        "its surroundings. Keep one of them."
+    )
 
 
 def _is_duplicate(one: Look, other: Look) -> bool:

@@ -104,17 +104,17 @@ def read_mask(path: Path, photo: Path, size: Size) -> Image.Image:
 
     Raises ValueError if it cannot be read, has another shape than the photo, or is not grey."""
     image = on_background(read_with_alpha(path), BLACK)
-    names = f"'{path.name}' is taken for the mask of '{photo.name}', but"
     if not _has_shape(image.size, size):
         raise ValueError(
-            f"{names} has another shape: {image.width}x{image.height} pixels instead of "
-            f"{size[0]}x{size[1]}. Save the mask with the photo's width and height, both upright; "
-            "if it is a photo, rename it."
+            f"'{path.name}' is taken for the mask of '{photo.name}', but has another shape: "
+            f"{image.width}x{image.height} pixels instead of {size[0]}x{size[1]}. Save the mask "
+            "with the photo's width and height, both upright; if it is a photo, rename it."
         )
     small = image.reduce(max(1, min(image.size) // 256))  # differences of single pixels are noise
     if np.ptp(np.asarray(small), axis=2).mean() > MAX_COLOUR:
         raise ValueError(
-            f"{names} has colours. Save the mask in white and black; if it is a photo, rename it."
+            f"'{path.name}' is taken for the mask of '{photo.name}', but has colours. Save "
+            "the mask in white and black; if it is a photo, rename it."
         )
     return image.convert("L")
 
