@@ -96,7 +96,7 @@ def _cut_out(image: Image.Image, mask: Image.Image, example: Example, behind: Co
     """The image with the mask as its alpha, in mode RGBA."""
     if example.mask is None:
         return image  # its alpha is the mask
-    image = on_background(image, behind)
+    image = on_background(image, behind).convert("RGBA")
     image.putalpha(mask.resize(image.size, Image.Resampling.BILINEAR))
     return image
 
