@@ -118,8 +118,7 @@ class GenerateClassPriors(io.ComfyNode):
                 class_images = _generate(model_source, class_prompt, settings, view)
             ui = {CLASS_UI_KEY: [view.whole()]}
         prior = PriorConfig(prompt=class_prompt, images=class_images)
-        examples = find_examples(class_images, class_prompt, is_prior=True)
-        found = [example.path for example in examples]
+        found = find_examples(class_images, class_prompt, is_prior=True)
         side = settings.get("resolution") or PREVIEW_SIDE
         observer = host.ComfyObserver()
         shown = preview(found, side, observer)

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
+from ..trainer.data.looks import advice
 from ..trainer.data.photo_set import PhotoSet
 from ..trainer.data.survey import Photo, survey
 from ..trainer.storage.names import printable
@@ -37,6 +39,8 @@ class PhotoView(TypedDict):
     """What its own caption file says. Empty: the prompt is used."""
     caption_file: str | None
     """The name of that file."""
+    mask: str | None
+    """The name of the file that says where the subject is in it."""
     fault: str
     """Why a run cannot use it, or not its caption."""
     is_used: bool
@@ -53,6 +57,8 @@ class PhotosView(TypedDict):
     """Why a run would refuse the folder, or ""."""
     notes: list[str]
     """The warnings of a run."""
+    advice: list[str]
+    """What can be better about the photos."""
     removed: list[str]
     """The names of the photos that were removed from it and can be brought back."""
 
@@ -68,8 +74,19 @@ def view(folder: str, path: Path, prompt: str, *, is_editable: bool) -> PhotosVi
         photos=[*map(_read, read), *map(_unread, found.photos[MAX_READ:])],
         fault=reword(printable(found.fault)),
         notes=[reword(printable(note)) for note in _once([*found.notes, *notes])],
+        advice=_advice(read),
         removed=PhotoSet(path).removed() if is_editable else [],
     )
+
+
+def _advice(photos: Iterable[Photo]) -> list[str]:
+    """From the same reading as the thumbnails. The resolution is not known."""
+    looks = {
+        printable(photo.path.name): replace(look, has_mask=photo.mask is not None)
+        for photo in photos
+        if photo.is_used and (look := thumbnail(photo.path).look)
+    }
+    return advice(looks)
 
 
 def _read(photo: Photo) -> PhotoView:
@@ -89,6 +106,7 @@ def _unread(photo: Photo) -> PhotoView:
         height=None,
         caption=photo.caption,
         caption_file=printable(photo.caption_file.name) if photo.caption_file else None,
+        mask=printable(photo.mask.name) if photo.mask else None,
         fault=printable(photo.fault),
         is_used=photo.is_used,
     )

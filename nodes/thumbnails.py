@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..trainer.data.images import parse_color, read_image
+from ..trainer.data.looks import Look, look_at
 
 SIDE = 192
 """Longer side in pixels."""
@@ -35,6 +36,8 @@ class Thumbnail:
     """Why the photo cannot be read, or ""."""
     notes: tuple[str, ...]
     """The warnings of reading it."""
+    look: Look | None = None
+    """What advice needs of it. None: it cannot be read."""
 
 
 def thumbnail(path: Path) -> Thumbnail:
@@ -51,10 +54,10 @@ def _read(path: Path, _changed: int, _num_bytes: int) -> Thumbnail:
             image = read_image(path, parse_color("white"))
         except (ValueError, OSError) as error:
             return Thumbnail(None, b"", str(error), ())
-    size, content = image.size, BytesIO()
+    size, look, content = image.size, look_at(image), BytesIO()
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     image.save(content, format="JPEG", quality=QUALITY)
-    return Thumbnail(size, content.getvalue(), "", tuple(notes))
+    return Thumbnail(size, content.getvalue(), "", tuple(notes), look)
 
 
 @contextmanager

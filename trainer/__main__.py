@@ -1,5 +1,5 @@
 """The command line: `python -m trainer train | lora | textual-inversion | priors | sample |
-compare | score | extract-lora | apply-lora | runs | plan | demo`.
+compare | score | extract-lora | apply-lora | inspect | runs | plan | demo`.
 
 The flags, their defaults and their help come from the dataclasses in `cli/`, `settings/config.py`
 and `methods/`."""
@@ -28,6 +28,7 @@ from .cli.commands import (
 )
 from .cli.conversion_commands import ApplyLora, ExtractLora
 from .cli.evaluation_commands import Compare, Score
+from .cli.inspect_command import Inspect
 from .cli.parsing import parse
 from .cli.planning_command import PlanTable
 from .cli.settings_file import NO_KEYS, Values, defaults, read_toml, read_values
@@ -62,6 +63,7 @@ COMMANDS: dict[str, type] = {
     "score": Score,
     "extract-lora": ExtractLora,
     "apply-lora": ApplyLora,
+    "inspect": Inspect,
     "runs": Runs,
     "plan": PlanTable,
     "demo": Demo,

@@ -14,7 +14,7 @@ import torch
 from . import families, memory, precision
 from .checkpoint import prepare_folder, require_inside
 from .data.batches import BatchStream, check_share
-from .data.examples import Example, find_examples
+from .data.examples import Example, find_photos
 from .data.images import parse_color
 from .evaluation.encoders import ImageEncoder
 from .evaluation.preview_scorer import PreviewScorer
@@ -91,7 +91,7 @@ def train(
     """
     check(config, device, is_scored=load_encoder is not None)
     method.check(config)
-    photos = find_examples(config.dataset.photos, config.dataset.prompt)
+    photos = find_photos(config.dataset)
     photos = method.caption(photos, config.dataset.prompt)
     observer = observer or Observer()
     existing = runs if on_existing != "retrain" else None

@@ -195,9 +195,13 @@ def draw_noise(shape: tuple[int, ...], offset: float, generator: torch.Generator
     return noise
 
 
-def squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error of each example [B], in fp32."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+def squared_errors(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean squared error of each example [B], in fp32. `weights` [B, 1, ...] say how
+    much each place counts, 1 on average; None: all the same."""
+    errors = (prediction.float() - target.float()).square()
+    if weights is not None:
+        errors = errors * weights
+    return errors.flatten(1).mean(dim=1)
 
 
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:

@@ -115,7 +115,9 @@ export class PhotoPanel {
   }
 
   #showNotes() {
-    showLines(this.notes, [...this.#news, ...(this.#photos?.notes ?? []), ...this.#warnings]);
+    const advice = (this.#photos?.advice ?? []).map((line) => `Advice: ${line}`);
+    const notes = this.#photos?.notes ?? [];
+    showLines(this.notes, [...this.#news, ...notes, ...this.#warnings, ...advice]);
   }
 
   /** For screen readers. @param {string} text */

@@ -43,7 +43,9 @@ export class PhotoRow {
     this.image.alt = photo.name;
     show(this.name, photo.name);
     this.name.title = photo.name;
-    show(this.size, photo.width ? `${photo.width}×${photo.height}` : "");
+    const size = photo.width ? `${photo.width}×${photo.height}` : "";
+    show(this.size, photo.mask ? `${size} with mask` : size);
+    this.size.title = photo.mask ?? "";
     show(this.fault, faultOf(photo));
     this.fault.title = photo.fault;
     this.remove.title = `Remove ${photo.name} from the folder. It can be brought back.`;

@@ -11,6 +11,7 @@ import { post } from "./requests.js";
  * @property {number | null} height
  * @property {string} caption
  * @property {string | null} caption_file
+ * @property {string | null} mask
  * @property {string} fault
  * @property {boolean} is_used
  *
@@ -20,6 +21,7 @@ import { post } from "./requests.js";
  * @property {PhotoView[]} photos
  * @property {string} fault
  * @property {string[]} notes
+ * @property {string[]} advice
  * @property {string[]} removed
  */
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .experiments import EXPERIMENTS
+from .experiments import EXPERIMENTS, PREPARED
 from .page import write_page
 from .recipes import Workshop
 from .scores import ScoreBook
@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=list(EXPERIMENTS),
+        choices=[*EXPERIMENTS, *PREPARED],
         default=list(ORDER),
         metavar="LETTER",
-        help=f"experiments to run, of {' '.join(EXPERIMENTS)}",
+        help=f"experiments to run, of {' '.join([*EXPERIMENTS, *PREPARED])}",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")

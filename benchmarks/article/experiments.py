@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from .recipes import INVERSION_STEPS, PLACEHOLDER, Recipe
 from .scores import NUM_CLASS_IMAGES, PREFIXES, Drawing, Point
-from .subjects import SUBTLE_CUP
+from .subjects import CUP_IN_ONE_ROOM, SUBTLE_CUP
 from .verdicts import Expectation
 
 
@@ -582,6 +582,57 @@ def _lean_weights() -> Experiment:
     )
 
 
+def _masks() -> Experiment:
+    alone = NO_CLASS_IMAGES
+    room = replace(alone, subject=CUP_IN_ONE_ROOM)
+    varied, plain = Point(recipe=alone), Point(recipe=room)
+    little = Point(recipe=replace(room, unmasked_weight=0.1))
+    nothing = Point(recipe=replace(room, unmasked_weight=0.0))
+    colors = Point(recipe=replace(room, unmasked_weight=0.1, random_backgrounds=8))
+    return Experiment(
+        title="Masks and random backgrounds",
+        claim="Added here: photos that all show the same surroundings teach these with the "
+        "subject, whatever the prompt says. Masks prevent it at no cost to the subject, and plain "
+        "colours behind the subject do so even more.",
+        setting="U-Net and text encoder, no class images, 300 steps at 2e-4. Six photos of the "
+        "striking cup in one corner of one room, with masks that are exact, because the photos are "
+        "drawn; its shadow counts as surroundings. Weight: how much the rest of a photo counts. "
+        "Prompts name five places, one of which is a room.",
+        points={
+            "five surroundings": varied,
+            "one room": plain,
+            "masks, weight 0.1": little,
+            "masks, weight 0": nothing,
+            "masks, weight 0.1, 8 colours": colors,
+        },
+        measures=("subject", "background", "followed", "class kept", "balance", "noise"),
+        comparisons=[
+            Comparison(
+                part="photos in five surroundings follow the prompt's place more than those in one",
+                measure="background", more=[varied], less=[plain],
+            ),
+            *(
+                Comparison(
+                    part=f"{name} follow the prompt's place more than no masks",
+                    measure="background", more=[point], less=[plain],
+                )
+                for name, point in (("masks of weight 0.1", little), ("masks of weight 0", nothing))
+            ),
+            Comparison(
+                part="8 colours follow the prompt's place more than masks alone",
+                measure="background", more=[colors], less=[little],
+            ),
+            _same("masks of weight 0.1 show the subject as often as no masks", "subject", little,
+                  plain),
+            _same("8 colours show the subject as often as no masks", "subject", colors, plain),
+            Comparison(
+                part="weight 0 is noisier than weight 0.1, because nothing holds the rest",
+                measure="noise", more=[nothing], less=[little],
+            ),
+        ],
+    )  # fmt: skip
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "a": _sweet_spot(),
     "b": _faces(),
@@ -595,5 +646,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "j": _lean_weights(),
 }
 """By the letter that selects them on the command line."""
+PREPARED: dict[str, Experiment] = {"m": _masks()}
+"""Decided, but not run yet, so the page does not have them."""
 
 assert len(PREFIXES) == 4, "experiment e counts 18 prompts of 24 with other prefixes"

@@ -57,6 +57,9 @@ class Recipe:
     releases_gradients: bool = False
     inversion_steps: int = 0
     """The steps of textual inversion before the others."""
+    unmasked_weight: float = 1.0
+    """1: the masks beside the photos, if there are any, change nothing."""
+    random_backgrounds: int = 0
 
     @property
     def run(self) -> Recipe:
@@ -124,6 +127,9 @@ class Workshop:
             "dataset": {
                 "photos": photos(recipe.subject, self.folder),
                 "prompt": f"a photo of {recipe.words}",
+                "masks": "off" if recipe.unmasked_weight == 1 else "auto",
+                "unmasked_weight": recipe.unmasked_weight,
+                "random_backgrounds": recipe.random_backgrounds,
             },
             "optimizer": {"name": recipe.optimizer, "learning_rate": recipe.learning_rate},
             "prior": prior,

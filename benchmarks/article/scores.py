@@ -46,6 +46,8 @@ NUM_UNSEEN = 12
 """Drawings that were not trained on, for the losses."""
 EDITION = 2
 """Raise this with every change here or in `subjects.py` that changes numbers."""
+NEWER = ("unmasked_weight", "random_backgrounds")
+"""Settings of a recipe that were added since."""
 Measures = dict[str, float]
 
 
@@ -66,8 +68,16 @@ class Point:
 
     def key(self, seed: int, *, is_quick: bool = False) -> str:
         """16 hexadecimal digits, computed from everything that decides the numbers."""
-        facts = [dataclasses.asdict(self), seed, is_quick, NUMERICS_VERSION, EDITION]
+        facts = [self._facts(), seed, is_quick, NUMERICS_VERSION, EDITION]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def _facts(self) -> dict[str, Any]:
+        """Settings that are newer than most measurements are left out at their defaults."""
+        facts = dataclasses.asdict(self)
+        for name in NEWER:
+            if facts["recipe"][name] == getattr(Recipe(), name):
+                del facts["recipe"][name]
+        return facts
 
 
 class ScoreBook:

@@ -1,5 +1,5 @@
 """The two cups to be learned, as photos and as drawings that are not trained on, and what
-recognises them.
+recognises them. The striking one is also photographed in one room only, with masks.
 
 The striking cup is the demo's. Its colours and band are new to the model, and the toy world's
 classifier knows it. The subtle cup stands for a face: all of its traits are common, and only their
@@ -32,6 +32,7 @@ SUBTLE = Look(
     detail=world.COLORS["orange"],
 )
 STRIKING_CUP, SUBTLE_CUP = "striking cup", "subtle cup"
+CUP_IN_ONE_ROOM = "striking cup in one room"
 NUM_LESSONS = 300
 """Drawings of each kind that the classifier is trained on. Half as many are added after a pass
 through the VAE."""
@@ -62,6 +63,7 @@ def lookalike(rng: random.Random) -> Scene:
 SUBJECTS: dict[str, SceneMaker] = {
     STRIKING_CUP: world.subject_scene,
     SUBTLE_CUP: subtle_scene,
+    CUP_IN_ONE_ROOM: world.subject_scene,
 }
 
 
@@ -73,9 +75,11 @@ def draw_many(make: SceneMaker, number: int, seed: int) -> list[np.ndarray]:
 
 def photos(subject: str, folder: Path) -> tuple[Path, ...]:
     """Six photos of a cup. Those of the striking cup are the demo's; the other cup has the same
-    surroundings."""
+    surroundings. Those in one room have masks beside them."""
     if subject == STRIKING_CUP:
         return tuple(example.path for example in find_examples([PHOTOS], "-"))
+    if subject == CUP_IN_ONE_ROOM:
+        return _photos_in_one_room(folder)
     rng, paths = random.Random(11), []
     for number, background in enumerate([*world.BACKGROUNDS, "grass"]):
         path = folder / "photos" / f"{subject.replace(' ', '_')}_{number}.png"
@@ -87,6 +91,19 @@ def photos(subject: str, folder: Path) -> tuple[Path, ...]:
     return tuple(paths)
 
 
+def _photos_in_one_room(folder: Path) -> tuple[Path, ...]:
+    """The same corner of a room each time, and the cup in six poses."""
+    rng, paths = random.Random(12), []
+    for number in range(6):
+        paths.append(folder / "photos" / f"one_room_{number}.png")
+        scene = replace(world.subject_scene(rng), background="room", texture=5)
+        if not paths[-1].exists():
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            drawing.mask(scene).save(paths[-1].with_name(f"one_room_{number}-mask.png"))
+            drawing.draw(scene).save(paths[-1])
+    return tuple(paths)
+
+
 def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
     """[B, 3, 64, 64] in [-1, 1], from images [64, 64, 3] uint8."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -94,7 +111,7 @@ def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
 
 def shows_subject(judge: Judge, subject: str, images: Sequence[np.ndarray]) -> list[bool]:
     """Whether each image shows exactly this cup."""
-    if subject == STRIKING_CUP:
+    if subject != SUBTLE_CUP:
         return [verdict.is_subject for verdict in judge.verdicts(images)]
     weight, bias = subtle_classifier()
     found: list[bool] = (judge.embed_images(images) @ weight + bias > 0).tolist()

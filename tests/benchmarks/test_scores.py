@@ -1,13 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.article.recipes import Recipe
-from benchmarks.article.scores import Drawing, Point, ScoreBook, balance, noise_level
+from benchmarks.article.scores import (
+    EDITION,
+    NEWER,
+    Drawing,
+    Point,
+    ScoreBook,
+    balance,
+    noise_level,
+)
+from trainer.runs.numerics import NUMERICS_VERSION
 
 
 def gray(levels: np.ndarray) -> np.ndarray:
@@ -39,12 +50,21 @@ def test_every_setting_and_the_seed_change_the_key():
             "subject": "subtle cup", "words": "zwx cup", "steps": 299, "of": 400,
             "learning_rate": 1e-4, "class_images": 6, "prior_weight": 0.5, "text_encoder": False,
             "ema": True, "optimizer": "Lion", "precision": "bf16", "inversion_steps": 60,
+            "unmasked_weight": 0.1, "random_backgrounds": 8,
         }.items()
     ]  # fmt: skip
     others += [replace(point, drawing=Drawing(scheduler="DDIM", steps=n)) for n in (5, 10)]
     keys = [each.key(0) for each in [point, *others]] + [point.key(1), point.key(0, is_quick=True)]
     assert len(set(keys)) == len(keys)
     assert point.key(0) == Point(recipe=Recipe(steps=300)).key(0)
+
+
+def test_settings_that_are_newer_than_measurements_leave_their_keys():
+    facts = [{"recipe": asdict(Recipe()), "drawing": None}, 0, False, NUMERICS_VERSION, EDITION]
+    for name in NEWER:
+        del facts[0]["recipe"][name]
+    expected = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    assert Point(recipe=Recipe()).key(0) == expected
 
 
 def test_the_book_returns_what_was_added_and_skips_an_incomplete_line(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data.images import require_size
+from trainer.data.cropping import require_size
 from trainer.settings.config import DatasetConfig, PriorConfig, TrainingConfig
 
 ROOT = Path(__file__).parents[2]

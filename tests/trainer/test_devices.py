@@ -36,6 +36,7 @@ from trainer.__main__ import COMMANDS
 from trainer.cli.commands import Demo, Priors, Runs, Sample
 from trainer.cli.conversion_commands import ApplyLora, ExtractLora
 from trainer.cli.evaluation_commands import Compare, Score
+from trainer.cli.inspect_command import Inspect
 from trainer.cli.planning_command import PlanTable
 from trainer.evaluation import encoders
 from trainer.families.base import ModelFamily
@@ -513,8 +514,9 @@ def test_nothing_is_left_out():
     }
     assert set(methods) == set(METHODS)
     # The demo trains and draws with the embedded model; `runs` only lists and deletes files,
-    # `apply-lora` only copies them, and `plan` only counts.
+    # `apply-lora` only copies them, `plan` only counts, and `inspect` only reads photos.
     others = {Sample, Priors, Compare, Score, Demo, Runs, PlanTable, ExtractLora, ApplyLora}
+    others.add(Inspect)
     assert set(COMMANDS.values()) == {*methods.values(), *others}
     assert {*encoders.CLIP_TYPES, *encoders.DINO_TYPES} == set(ENCODERS)
     named = {*switches(TrainingConfig), *NUMBERS, *COVERED_ELSEWHERE}

@@ -14,12 +14,16 @@ from tests.trainer.torchrun import torchrun
 def train(tiny_checkpoint, draw_photos, tmp_path):
     """Trains the tiny checkpoint with so many processes, and returns what they print."""
     photos = draw_photos(tmp_path / "photos", 2)
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (2, 3, 9, 12))
+    mask.save(photos / "0-mask.png")
 
     def train(name, num_processes, *arguments):
         done = torchrun(
             num_processes, "-m", "trainer", "train", "--base", str(tiny_checkpoint),
             "--dataset.photos", str(photos), "--dataset.prompt", "a sks dog", "--device", "cpu",
-            "--dataset.resolution", "16", "--batch-size", "2", "--prior.weight", "1",
+            "--dataset.resolution", "16", "--dataset.random-backgrounds", "2",
+            "--batch-size", "2", "--prior.weight", "1",
             "--prior.prompt", "a dog", "--prior.num-images", "5",
             "--prior.sampling.batch-size", "1", "--prior.sampling.steps", "2",
             "--output.folder", str(tmp_path / name), "--output.name", "dog",

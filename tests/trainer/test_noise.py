@@ -80,6 +80,19 @@ def test_squared_errors_are_per_example_and_fp32():
     assert errors.tolist() == [2.5, 5.0]
 
 
+def test_weights_of_places_are_those_of_a_weighted_mean():
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(2, 3, 4, 4, 5, generator=generator)
+    mask = torch.rand(3, 1, 4, 5, generator=generator).round()
+    mask[0] = 1
+    found = squared_errors(prediction, target, mask / mask.mean((1, 2, 3), keepdim=True))
+    for number in range(3):
+        inside = mask[number].bool().expand(4, 4, 5)
+        expected = ((prediction - target)[number][inside] ** 2).mean()
+        torch.testing.assert_close(found[number], expected)
+    torch.testing.assert_close(found[0], squared_errors(prediction, target)[0])
+
+
 def test_the_schedule_is_copied_to_a_device_once():
     schedule = pair(True)[0]
     latents, noise = tensors()

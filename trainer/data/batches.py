@@ -43,6 +43,9 @@ class Batch:
     """[B] bool: whether an example is a class image rather than a photo."""
     captions: list[str]
     framings: list[Framing]
+    place_weights: Tensor | None = None
+    """[B, 1, h, w]: how much each place counts in an example's squared error, 1 on average. None:
+    no example has a mask."""
 
     def without_loss(self) -> Batch:
         """The same batch, whose errors count nothing."""
@@ -57,6 +60,7 @@ class Batch:
             hardware.move(self.is_prior, device),
             self.captions,
             self.framings,
+            None if self.place_weights is None else hardware.move(self.place_weights, device),
         )
 
 
@@ -212,6 +216,7 @@ class _Pool:
             is_prior=torch.tensor([example.is_prior]),
             captions=[self._caption_of(example)],
             framings=[cached.framing],
+            place_weights=None if cached.weights is None else cached.weights[None, None],
         )
 
     def _caption_of(self, example: Example) -> str:
@@ -254,4 +259,16 @@ def _join(batches: list[Batch]) -> Batch:
         torch.cat([batch.is_prior for batch in batches]),
         [caption for batch in batches for caption in batch.captions],
         [framing for batch in batches for framing in batch.framings],
+        _join_place_weights(batches),
     )
+
+
+def _join_place_weights(batches: list[Batch]) -> Tensor | None:
+    if all(batch.place_weights is None for batch in batches):
+        return None
+    return torch.cat([
+        torch.ones_like(batch.latents[:, :1])
+        if batch.place_weights is None
+        else batch.place_weights
+        for batch in batches
+    ])  # fmt: skip

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..storage.names import printable
+from ..settings.config import DatasetConfig
+from ..storage.names import printable, shortened
 from .captions import CaptionFiles, missing_subject, read_caption
-from .folders import image_format, images_in, shortened
+from .folders import image_format, images_in
 from .formats import IMAGE_ENDINGS, require_readable
+from .masks import mask_files, several_masks, split, unused_masks
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +28,23 @@ class Example:
     is_prior: bool = False
     """Whether it is a class image rather than a photo of the subject."""
     mirrored: bool = False
+    mask: Path | None = None
+    """An image in which the subject is white, beside the photo."""
     has_own_caption: bool = field(default=False, compare=False)
     """Whether a file beside the image has its caption. Otherwise it gets the prompt."""
 
 
 def find_examples(
-    entries: Sequence[Path], prompt: str, *, is_prior: bool = False, quiet: bool = False
+    entries: Sequence[Path],
+    prompt: str,
+    *,
+    is_prior: bool = False,
+    uses_masks: bool = False,
+    quiet: bool = False,
 ) -> list[Example]:
     """The images of these folders and files, in the given order. A folder's images are sorted by
-    name, numbers by value. An image's caption is the text file beside it, or else the prompt.
+    name, numbers by value. An image's caption is the text file beside it, or else the prompt; the
+    files that are its mask are found beside it, too, and are no images of their own.
     Logs a warning about everything that looks like a user's data and is not used, unless `quiet`.
 
     Raises FileNotFoundError if an entry does not exist, and ValueError if a folder has no images, a
@@ -46,16 +56,41 @@ def find_examples(
     for path, times in Counter(paths).items():
         if times > 1:
             raise ValueError(f"'{path}' is named {times} times. Name each image once.")
-    files = caption_files(paths)
+    paths, _ = split(paths)  # patterns such as *.png list masks too
+    files, masks = caption_files(paths), mask_files(paths)
     captions = {image: read_caption(found[0]) for image, found in files.items()}
     if not quiet:
-        for message in caption_doubts(files, captions, "" if is_prior else prompt):
+        doubts = several_masks(masks) if uses_masks else unused_masks(masks, is_prior=is_prior)
+        for message in [*caption_doubts(files, captions, "" if is_prior else prompt), *doubts]:
             logger.warning(message)
     captions = {image: caption for image, caption in captions.items() if caption}
     return [
-        Example(path, (captions.get(path, prompt),), is_prior, has_own_caption=path in captions)
+        Example(
+            path,
+            (captions.get(path, prompt),),
+            is_prior,
+            mask=masks[path][0] if uses_masks and path in masks else None,
+            has_own_caption=path in captions,
+        )
         for path in paths
     ]
+
+
+def find_photos(dataset: DatasetConfig, *, quiet: bool = False) -> list[Example]:
+    """The photos of a run. Raises the errors of `find_examples`, and ValueError if none has a mask
+    although the settings need masks."""
+    uses_masks = dataset.masks != "off"
+    photos = find_examples(dataset.photos, dataset.prompt, uses_masks=uses_masks, quiet=quiet)
+    has_masks = dataset.masks == "alpha" or any(photo.mask for photo in photos)
+    if dataset.random_backgrounds and not has_masks:
+        name = photos[0].path
+        raise ValueError(
+            f"dataset.random_backgrounds is {dataset.random_backgrounds}, but no photo has a mask. "
+            f"Put masks beside the photos, such as '{name.stem}-mask.png' beside '{name.name}'; "
+            "set dataset.masks to alpha if the photos are transparent; or set "
+            "dataset.random_backgrounds to 0."
+        )
+    return photos
 
 
 def with_mirrors(examples: Sequence[Example]) -> list[Example]:

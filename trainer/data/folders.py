@@ -8,12 +8,12 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..storage.names import printable
-from .captions import CAPTION_ENDINGS, CaptionFiles, key
+from ..storage.names import printable, shortened
+from .captions import CAPTION_ENDINGS, CaptionFiles
 from .formats import (
     IMAGE_ENDINGS,
     PHOTO_ENDINGS,
@@ -22,18 +22,16 @@ from .formats import (
     how_to_read,
     is_readable,
 )
+from .masks import split
 
 logger = logging.getLogger(__name__)
 
-MAX_NAMES = 5
-"""How many names a message lists before it only counts the rest."""
 MAX_FOLDERS = 200
 """How many folders inside a folder are searched for photos."""
 NO_CAPTIONS = ("thumbs.db", "desktop.ini", "manifest.jsonl")
 """Files of the system, and the list that belongs to generated class images."""
 NO_CAPTION_ENDINGS = (".aae", ".xmp")
 """Text files that phones and photo editors write beside photos."""
-_MASK = re.compile(r"(.+)[-_. ]mask(label)?", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -43,8 +41,8 @@ class Contents:
 
     folder: Path
     images: list[Path] = field(default_factory=list)
-    masks: list[Path] = field(default_factory=list)
-    """Images such as dog-mask.png beside dog.jpg."""
+    masks: dict[Path, list[Path]] = field(default_factory=dict)
+    """Images such as dog-mask.png beside dog.jpg, by image."""
     unreadable: dict[str, list[Path]] = field(default_factory=dict)
     """Photos by the name of their format, which cannot be read here."""
     misnamed: list[Path] = field(default_factory=list)
@@ -73,12 +71,10 @@ def look_into(folder: Path) -> Contents:
     files = sorted(folder.iterdir(), key=_natural_order)
     for file in files:
         _sort_in(file, contents)
-    found, stems = contents.images, {key(image.stem) for image in contents.images}
-    contents.masks = [image for image in found if _is_mask(image, stems)]
-    contents.images = [image for image in found if not _is_mask(image, stems)]
-    captions = CaptionFiles(contents.texts)
     skipped = [photo for photos in contents.unreadable.values() for photo in photos]
-    owners = [*found, *skipped]
+    owners = [*contents.images, *skipped]
+    contents.images, contents.masks = split(contents.images, skipped)
+    captions = CaptionFiles(contents.texts)
     theirs = {file for image in owners for file in captions.of(image)}
     contents.texts = [file for file in contents.texts if file not in theirs]
     return contents
@@ -87,12 +83,6 @@ def look_into(folder: Path) -> Contents:
 def image_format(path: Path) -> str:
     """The format of an image file, also if it cannot be read here. "" if it is not an image."""
     return "" if path.suffix.lower() in CAPTION_ENDINGS else format_of(path)
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The names separated by commas: the first `MAX_NAMES`, then the number of the others."""
-    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-    return ", ".join([*map(printable, names[:MAX_NAMES]), *more])
 
 
 def _sort_in(path: Path, contents: Contents) -> None:
@@ -123,11 +113,6 @@ def _sort_in_image(path: Path, name: str, contents: Contents) -> None:
 def _is_system_folder(name: str) -> bool:
     """Whether a folder is hidden, or is made by a disk server or by macOS for thumbnails."""
     return name.startswith(".") or name in ("@eaDir", "__MACOSX")
-
-
-def _is_mask(image: Path, stems: Iterable[str]) -> bool:
-    found = _MASK.fullmatch(image.stem)
-    return found is not None and key(found[1]) in stems
 
 
 def _is_text(path: Path) -> bool:
@@ -202,11 +187,6 @@ def unused(contents: Contents) -> Iterator[str]:
 
 
 def _unused_files(contents: Contents, folder: str) -> Iterator[tuple[str, Sequence[Path], str]]:
-    yield (
-        f"Masks in {folder} are not used",
-        contents.masks,
-        "Masks are not supported, so all of a photo is trained. If these are photos, rename them.",
-    )
     yield (
         f"Images in {folder} are not used, because their names do not end like those of images",
         contents.misnamed,

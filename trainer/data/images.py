@@ -1,39 +1,25 @@
-"""From an image file to pixels of the training size: opened, turned upright, made opaque, resized
-and cropped; never stretched.
-
-Shapes: H W pixels."""
+"""Reads image files: opened, turned upright, in sRGB, made opaque."""
 
 from __future__ import annotations
 
 import logging
-import math
-import random
 import reprlib
 import warnings
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
-from torch import Tensor
 
-from ..families.base import Framing
-from ..storage.hashing import sha256_of
 from ..storage.names import printable
-from .buckets import Size
 from .formats import FORMATS, format_of, pillow_formats, require_readable
 
 logger = logging.getLogger(__name__)
 
 Color = tuple[int, int, int]
 """Red, green and blue, each from 0 to 255."""
-CropPosition = tuple[float, float]
-"""Shares, from 0 to 1, of the excess width and height that are cut off at the left and the top."""
 
-CENTER: CropPosition = (0.5, 0.5)
 MAX_PIXELS = 220_000_000
 """The largest photo that is read, a JPEG. Other formats have Pillow's limit, about 89 megapixels,
 because their decoders need memory for every pixel."""
@@ -66,63 +52,24 @@ def read_image(path: Path, background: Color) -> Image.Image:
     Raises ValueError if the file cannot be read, is too large, or stores brightness without a fixed
     scale.
     """
+    return on_background(read_with_alpha(path), background)
+
+
+def read_with_alpha(path: Path) -> Image.Image:
+    """The same in mode RGBA if the image has transparent parts, otherwise in another mode."""
     # One name for all stages: the pixels of a large photo fill hundreds of MB, so none is kept.
     image = _open(path)
     _turn_upright(image, path)
     profile, is_grey = image.info.get("icc_profile"), Image.getmodebase(image.mode) == "L"
     image = _to_8_bits(image, path)
-    image = _to_srgb(image, profile, path, is_grey=is_grey)
+    return _to_srgb(image, profile, path, is_grey=is_grey)
+
+
+def on_background(image: Image.Image, color: Color) -> Image.Image:
+    """The image in mode RGB, transparent parts on a colour."""
     if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, color), image)
     return _in_mode("RGB", image)
-
-
-def require_size(path: Path, image: Image.Image, size: Size) -> None:
-    """Raises ValueError if the image would have to be enlarged to cover the size."""
-    if is_smaller(image, size):
-        wanted = f"resolution {size[0]}" if size[0] == size[1] else f"size {size[0]}x{size[1]}"
-        raise ValueError(
-            f"'{path.name}' is {image.width}x{image.height} pixels, smaller than the training "
-            f"{wanted}. Use larger images, lower dataset.resolution or switch on "
-            "dataset.allow_upscaling."
-        )
-
-
-def is_smaller(image: Image.Image, size: Size) -> bool:
-    """Whether the image is smaller than the size in width or height."""
-    return image.width < size[0] or image.height < size[1]
-
-
-def draw_crop_position(path: Path, seed: int) -> CropPosition:
-    """A random position that depends only on the seed and the file's content, not on the file's
-    name or the other images."""
-    content = sha256_of(path)
-    rng = random.Random(f"{seed} {content}")
-    return rng.random(), rng.random()
-
-
-def fit(
-    image: Image.Image,
-    size: Size,
-    *,
-    position: CropPosition = CENTER,
-    mirrored: bool = False,
-) -> tuple[Tensor, Framing]:
-    """Pixels [3, H, W] in [-1, 1] of this size: the image is scaled until it covers the size, by
-    the same factor in both directions, and the excess is cropped."""
-    width, height = size
-    scale = max(Fraction(width, image.width), Fraction(height, image.height))
-    excess = (math.floor(image.width * scale) - width, math.floor(image.height * scale) - height)
-    left, top = (int((pixels + 1) * share) for pixels, share in zip(excess, position, strict=True))
-    # Cropped and scaled in one step: scaling to whole pixels first would stretch by up to half a
-    # pixel. ImageOps.fit crops at fractions of a pixel, up to half a pixel beside `Framing.crop`.
-    corner = float(left / scale), float(top / scale)
-    end = float((left + width) / scale), float((top + height) / scale)
-    scaled = image.resize(size, Image.Resampling.LANCZOS, (*corner, *end))
-    pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float() / 127.5 - 1
-    crop = (excess[0] - left, top) if mirrored else (left, top)
-    framing = Framing(original_size=image.size, crop=crop, size=size)
-    return pixels.flip(2) if mirrored else pixels.contiguous(), framing
 
 
 def _open(path: Path) -> Image.Image:

@@ -15,20 +15,17 @@ from torch import Tensor
 from ..families.base import Framing, ModelFamily
 from ..observer import Observer
 from ..settings.config import DatasetConfig
-from .buckets import Size, bucket_step, choose_size
+from ..storage.names import shortened
+from .buckets import bucket_step
+from .cropping import to_pixels
 from .examples import Example
-from .folders import shortened
-from .images import (
-    CENTER,
-    draw_crop_position,
-    fit,
-    is_smaller,
-    parse_color,
-    read_image,
-    require_size,
-)
+from .masks import loss_weights
+from .training_images import Layout, TrainingImage, read_training_image
 
 logger = logging.getLogger(__name__)
+
+Distribution = tuple[Tensor, Tensor]
+"""Mean and standard deviation of latents [C, h, w], multiplied by the VAE's scaling factor."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,10 +37,18 @@ class CachedLatents:
     std: Tensor
     """Standard deviation [C, h, w], multiplied by the VAE's scaling factor."""
     framing: Framing
+    weights: Tensor | None = None
+    """[h, w]: how much each place counts in the loss, 1 on average. None: it has no mask."""
+    others: tuple[Distribution, ...] = ()
+    """The same subject on other backgrounds."""
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """One sample [C, h, w]."""
-        return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
+        mean, std = self.mean, self.std
+        if self.others:
+            number = int(torch.randint(len(self.others) + 1, (), generator=generator))
+            mean, std = [(mean, std), *self.others][number]
+        return mean + std * torch.randn(mean.shape, generator=generator)
 
 
 def encode_examples(
@@ -55,56 +60,56 @@ def encode_examples(
     seed: int,
 ) -> dict[Example, CachedLatents]:
     """The latents of each example, in the examples' order. Images are encoded one at a time, so the
-    latents of one do not depend on the others. `seed` decides random crops.
+    latents of one do not depend on the others. `seed` decides random crops and colours.
 
-    Raises ValueError if an image cannot be read or is too small, or if the model cannot train at
-    the resolution.
+    Raises ValueError if an image or its mask cannot be used, or if the model cannot train at the
+    resolution.
     """
-    resolution = _resolution(dataset, model)
-    step = bucket_step(model.native_resolution)
-    background = parse_color(dataset.background)
+    layout = layout_of(dataset, model)
     latents: dict[Example, CachedLatents] = {}
     enlarged: dict[Path, None] = {}
     with model.on_device(model.vae):
         for example in examples:
-            image = read_image(example.path, background)
-            size: Size = (resolution, resolution)
-            if dataset.buckets:
-                size = choose_size(image.width, image.height, resolution, step)
-            if not dataset.allow_upscaling:
-                require_size(example.path, image, size)
-            elif is_smaller(image, size):
+            image = read_training_image(example, dataset, layout, seed=seed)
+            if image.is_enlarged:
                 enlarged[example.path] = None
-            is_random = dataset.crop == "random"
-            position = draw_crop_position(example.path, seed) if is_random else CENTER
-            pixels, framing = fit(image, size, position=position, mirrored=example.mirrored)
-            del image  # it may be large, and the next one is read before this name is bound again
-            latents[example] = _encode(pixels, framing, model)
+            latents[example] = _encode(image, dataset.unmasked_weight, model)
             activity = "Encoding class images" if example.is_prior else "Encoding photos"
             observer.on_progress(activity, len(latents), len(examples))
     if enlarged:
         logger.warning(
             "Images smaller than the training resolution %d were enlarged, which softens them "
-            "(%d): %s.", resolution, len(enlarged), shortened([path.name for path in enlarged]),
+            "(%d): %s.",
+            layout.resolution, len(enlarged), shortened([path.name for path in enlarged]),
         )  # fmt: skip
     return latents
 
 
-def _resolution(dataset: DatasetConfig, model: ModelFamily) -> int:
+def layout_of(dataset: DatasetConfig, model: ModelFamily) -> Layout:
+    """The sizes at which a model trains. Raises ValueError if it cannot train at the resolution."""
     resolution = dataset.resolution or model.native_resolution
-    step = bucket_step(model.native_resolution) if dataset.buckets else model.latent_factor
-    if resolution % step != 0:
-        above = resolution - resolution % step + step
-        choices = f"{above - step} or {above}" if above > step else f"{above}"
+    step = bucket_step(model.native_resolution)
+    unit = step if dataset.buckets else model.latent_factor
+    if resolution % unit != 0:
+        above = resolution - resolution % unit + unit
+        choices = f"{above - unit} or {above}" if above > unit else f"{above}"
         reason = "with dataset.buckets" if dataset.buckets else f"for {model.name}"
         raise ValueError(
-            f"dataset.resolution must be a multiple of {step} {reason}, got {resolution}. "
+            f"dataset.resolution must be a multiple of {unit} {reason}, got {resolution}. "
             f"Choose {choices}."
         )
-    return resolution
+    return Layout(resolution, step, model.latent_factor)
 
 
 @torch.no_grad()
-def _encode(pixels: Tensor, framing: Framing, model: ModelFamily) -> CachedLatents:
-    mean, std = model.encode_pixels(pixels.unsqueeze(0).to(model.device))
-    return CachedLatents(mean[0].float().cpu(), std[0].float().cpu(), framing)
+def _encode(image: TrainingImage, unmasked_weight: float, model: ModelFamily) -> CachedLatents:
+    found = []
+    for version in image.versions:
+        pixels = to_pixels(version, is_mirrored=image.placement.is_mirrored)
+        mean, std = model.encode_pixels(pixels.unsqueeze(0).to(model.device))
+        found.append((mean[0].float().cpu(), std[0].float().cpu()))
+    weights = None
+    if image.shares is not None:
+        weights = torch.from_numpy(loss_weights(image.shares, unmasked_weight))
+    (mean, std), *others = found
+    return CachedLatents(mean, std, image.placement.framing, weights, tuple(others))

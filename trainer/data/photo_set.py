@@ -13,6 +13,7 @@ from ..storage.names import made_safe, numbered, printable
 from .captions import CaptionFiles, key, new_caption_file
 from .folders import image_format
 from .formats import PHOTO_ENDINGS
+from .masks import split
 
 REMOVED = ".removed"
 """The folder inside a set with the photos that were removed from it. Neither a run nor the menus of
@@ -85,7 +86,7 @@ class PhotoSet:
 
     def removed(self) -> list[str]:
         """The names of the removed photos."""
-        return [path.name for path in _images(self._removed_folder())]
+        return [path.name for path in split(_images(self._removed_folder()))[0]]
 
     def _removed_folder(self) -> Path:
         folder = self.folder / REMOVED
@@ -123,8 +124,9 @@ def _check_caption(text: str) -> None:
 
 
 def _move(photo: Path, target: Path) -> str:
-    """Move a photo and the captions that belong to it alone, under a name that is free there."""
-    captions = _own_captions(photo)
+    """Move a photo and the captions and masks that belong to it alone, under a name that is free
+    there."""
+    captions, masks = _own_captions(photo), _own_masks(photo)
     taken = set(map(key, _entries(target)))
     stems = {key(name.rpartition(".")[0]) for name in _entries(target)}
 
@@ -136,8 +138,17 @@ def _move(photo: Path, target: Path) -> str:
         has_full_name = key(caption.stem) == key(photo.name)
         stem = name if has_full_name else Path(name).stem
         caption.rename(target / (stem + caption.suffix))
+    for mask in masks:
+        new = mask.name if name == photo.name else f"{Path(name).stem}-mask{mask.suffix}"
+        mask.rename(target / numbered(new, lambda other: (target / other).exists()))
     photo.rename(target / name)
     return name
+
+
+def _own_masks(photo: Path) -> list[Path]:
+    _, masks = split(_images(photo.parent))
+    shared = {mask for image, found in masks.items() if image != photo for mask in found}
+    return [mask for mask in masks.get(photo, ()) if mask not in shared]
 
 
 def _own_captions(photo: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from .captions import read_caption
 from .examples import caption_doubts, caption_files
 from .folders import Contents, look_into, unused, why_empty
 from .formats import require_readable
+from .masks import mask_files, several_masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Photo:
     caption: str = ""
     """What its own caption file says. Empty: the prompt is used."""
     caption_file: Path | None = None
+    mask: Path | None = None
+    """The file that says where the subject is in it."""
     fault: str = ""
     """Why a run cannot use it, or not its caption."""
     is_used: bool = True
@@ -38,23 +41,28 @@ class Survey:
 def survey(folder: Path, prompt: str) -> Survey:
     """`prompt` is the instance prompt, "" for class images or if it is not known."""
     contents = look_into(folder)
-    files = caption_files(contents.images)
-    photos = [_photo(path, files.get(path, ())) for path in contents.images]
+    files, masks = caption_files(contents.images), mask_files(contents.images)
+    photos = [_photo(path, files.get(path, ()), masks.get(path, ())) for path in contents.images]
     captions = {photo.path: photo.caption for photo in photos if photo.caption_file}
     return Survey(
         photos=[*photos, *_unreadable(contents)],
         fault="" if contents.images else why_empty(contents),
-        notes=[*_unused(contents), *caption_doubts(files, captions, prompt)],
+        notes=[
+            *_unused(contents),
+            *caption_doubts(files, captions, prompt),
+            *several_masks(masks),
+        ],
     )
 
 
-def _photo(path: Path, files: Sequence[Path]) -> Photo:
-    if not files:
-        return Photo(path)
+def _photo(path: Path, captions: Sequence[Path], masks: Sequence[Path]) -> Photo:
+    mask = masks[0] if masks else None
+    if not captions:
+        return Photo(path, mask=mask)
     try:
-        return Photo(path, read_caption(files[0]), files[0])
+        return Photo(path, read_caption(captions[0]), captions[0], mask)
     except (ValueError, OSError) as error:
-        return Photo(path, caption_file=files[0], fault=str(error))
+        return Photo(path, caption_file=captions[0], mask=mask, fault=str(error))
 
 
 def _unreadable(contents: Contents) -> Iterator[Photo]:

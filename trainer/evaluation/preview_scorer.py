@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import memory
+from ..data.cropping import fit
 from ..data.examples import Example
-from ..data.images import fit, parse_color, read_image
+from ..data.images import parse_color, read_image
 from ..observer import Observer, ScoreReport
 from ..settings.config import TrainingConfig
 from ..training.session import Session

@@ -22,6 +22,9 @@ from ..storage.hashing import sha256_of
 
 OLD_VERSION = "version of the trainer"
 """A fact of runs with numerics version 0: a hash of the source code, which is ignored now."""
+MASKS, ALPHA = "masks", "alpha"
+SETTINGS_OF_MASKS = {"dataset.unmasked_weight", "dataset.random_backgrounds"}
+"""They have no effect without masks."""
 _MISSING = object()
 
 
@@ -78,6 +81,7 @@ def define(
         "photos": _digest([_content(example) for example in photos]),
         "class images": _digest([_content(example) for example in class_images]),
         **{f"{_prefix(method)}{name}": sha256 for name, sha256 in (method_sha256s or {}).items()},
+        **_masks(config, photos),
     }
     return _definition(config, method, files)
 
@@ -86,8 +90,9 @@ def _definition(config: TrainingConfig, method: Method, files: Mapping[str, Any]
     method_name = _prefix(method)
     settings = {**_values(config), **_values(method, method_name)}
     names = deciding(TrainingConfig) | deciding(type(method), method_name)
+    unused = _unused(config) | (set() if MASKS in files else SETTINGS_OF_MASKS)
     facts = {
-        **{name: settings[name] for name in settings if name in names - _unused(config)},
+        **{name: settings[name] for name in settings if name in names - unused},
         "photos per step": config.batch_size * config.gradient_accumulation,
         **files,
     }
@@ -148,6 +153,13 @@ def _values(settings: Any, prefix: str = "") -> dict[str, Any]:
         name: int(value) if isinstance(value, float) and value.is_integer() else value
         for name, value in flatten(as_json(settings), prefix)
     }
+
+
+def _masks(config: TrainingConfig, photos: Sequence[Example]) -> dict[str, str]:
+    """The fact about masks. None without masks, so that runs older than masks are the same."""
+    otherwise = ALPHA if config.dataset.masks == ALPHA else ""
+    found = [sha256_of(photo.mask) if photo.mask else otherwise for photo in photos]
+    return {MASKS: _digest(found)} if any(found) else {}
 
 
 def _content(example: Example) -> list[str]:

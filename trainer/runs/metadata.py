@@ -104,9 +104,11 @@ def describe_progress(reports: Sequence[StepReport], started: datetime) -> dict[
 
 
 def _describe_image(example: Example) -> dict[str, str | bool]:
+    mask = {"mask_sha256": sha256_of(example.mask)} if example.mask else {}
     return {
         "name": example.path.name,
         "sha256": sha256_of(example.path),
         "caption_sha256": hashlib.sha256("\n".join(example.captions).encode()).hexdigest(),
         "is_class_image": example.is_prior,
+        **mask,
     }

@@ -26,6 +26,7 @@ from .output import Precision as Precision
 Weights = Literal["fp32", "24 bit", "bf16"]
 FrozenWeights = Literal["precision", "8 bit"]
 Crop = Literal["center", "random"]
+Masks = Literal["auto", "alpha", "off"]
 PredictionType = Literal["auto", "epsilon", "v", "v-zsnr"]
 
 
@@ -63,6 +64,19 @@ class DatasetConfig:
     allow_upscaling: Decides[bool] = False
     """Enlarge photos that are smaller than the resolution instead of refusing them. They look soft,
     and the model learns to draw softly."""
+    masks: ByContent[Masks] = "auto"
+    """Which masks say where the subject is, in white. "auto": image files beside the photos, such
+    as photo-mask.png, photo-masklabel.png or photo.mask.png for photo.jpg; "alpha": for photos
+    without such a file their transparency, too; "off": none. Photos without a mask are trained
+    whole."""
+    unmasked_weight: Decides[float] = 0.1
+    """How much a place outside a photo's mask counts compared with one inside: 0 not at all, 1
+    the same, as if there were no mask. 0.1 learns little of the surroundings, and keeps what the
+    model draws there from falling apart. Photos without a mask are not affected."""
+    random_backgrounds: Decides[int] = 0
+    """Put the subject of each photo that has a mask on this many plain colours, and train on one of
+    them at random each time: 8, or 0 for the photo as it is. For photos that all show the same
+    surroundings. Each colour is encoded once, before the first step."""
 
     def __post_init__(self) -> None:
         require(len(self.photos) > 0, "dataset.photos is empty. Name a folder of photos.")
@@ -74,6 +88,13 @@ class DatasetConfig:
             require(self.resolution % 8 == 0, f"dataset.resolution must be a multiple of 8, "
                     f"got {self.resolution}.")  # fmt: skip
         one_of("dataset.crop", self.crop, get_args(Crop))
+        one_of("dataset.masks", self.masks, get_args(Masks))
+        require(0 <= self.unmasked_weight <= 1, "dataset.unmasked_weight must be between 0 and 1, "
+                f"got {self.unmasked_weight}.")  # fmt: skip
+        at_least("dataset.random_backgrounds", self.random_backgrounds, 0)
+        require(self.masks != "off" or self.random_backgrounds == 0, "dataset.random_backgrounds "
+                f"is {self.random_backgrounds}, but dataset.masks is off. Set it to auto or alpha, "
+                "or use no random backgrounds.")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -20,6 +20,8 @@ _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 }
 """Names that Windows treats as devices, in every folder and with any extension."""
 _FORBIDDEN = set('\\:*?"<>|')
+MAX_NAMES = 5
+"""How many names a message lists before it only counts the rest."""
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
 KNOWN_AS: dict[Path, str] = {}
 """The names of files that users choose by another name than the file's, such as the toy model."""
@@ -121,6 +123,12 @@ def shown_name(path: Path) -> str:
 def printable(name: str | Path) -> str:
     """A name for messages, with what is not valid Unicode as escapes: logs are written in UTF-8."""
     return str(name).encode(errors="backslashreplace").decode()
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The names separated by commas: the first `MAX_NAMES`, then the number of the others."""
+    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    return ", ".join([*map(printable, names[:MAX_NAMES]), *more])
 
 
 def is_text(name: str) -> bool:

@@ -26,6 +26,11 @@ def draw(scene: Scene) -> Image.Image:
     return canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
+def mask(scene: Scene) -> Image.Image:
+    """Where the object is in that image, in white, without its shadow: mode L."""
+    return _object_layer(scene).getchannel("A").resize((SIZE, SIZE), Image.Resampling.BOX)
+
+
 def jitter(color: Color, rng: random.Random, amount: int) -> Color:
     red, green, blue = (max(0, min(255, c + rng.randint(-amount, amount))) for c in color)
     return red, green, blue

@@ -20,6 +20,10 @@ from ..settings.config import DatasetConfig, TrainingConfig
 logger = logging.getLogger(__name__)
 
 LatentsOf = dict[Example, CachedLatents]
+WITHOUT_ALPHA = (
+    "dataset.masks is alpha, but no photo is transparent or has a mask file, so all of each photo "
+    "is trained on its own background. Use photos with transparency, or set dataset.masks to auto."
+)
 
 
 def encode_images(
@@ -39,6 +43,8 @@ def encode_images(
     if config.dataset.mirror:
         photos = with_mirrors(photos)
     instance = _encode(photos, config.dataset, config.seed, model, observer)
+    if config.dataset.masks == "alpha" and all(each.weights is None for each in instance.values()):
+        logger.warning(WITHOUT_ALPHA)
     if config.prior.weight == 0:
         return instance, {}
     class_images = own or _drawn_class_images(config, model, observer, processes)
@@ -65,9 +71,11 @@ def _encode(
 
 def _log_numbers(photos: Sequence[Example], class_images: Sequence[Example]) -> None:
     captions = sum(photo.has_own_caption for photo in photos)
+    masks = sum(photo.mask is not None for photo in photos)
     logger.info(
-        "Training on %d photo%s, %d with captions of their own%s.",
+        "Training on %d photo%s, %d with captions of their own%s%s.",
         len(photos), "" if len(photos) == 1 else "s", captions,
+        f", {masks} with masks" if masks else "",
         f", and on your class images ({len(class_images)})" if class_images else "",
     )  # fmt: skip
 

@@ -210,7 +210,7 @@ class Session:
         with precision.autocast(config.precision, self.model.device, keeps_casts=False):
             conditioning = self.captions.encode(batch.captions, batch.framings)
             prediction = self.model.predict(noisy_latents, batch.times, conditioning)
-        losses = batch.weights * squared_errors(prediction, target)
+        losses = batch.weights * squared_errors(prediction, target, batch.place_weights)
         if config.min_snr_gamma > 0:
             losses = losses * min_snr_weights(process, batch.times, config.min_snr_gamma)
         return losses

@@ -155,6 +155,28 @@ def test_processes_share_each_step_among_them(size: int, chosen: TrainingConfig)
     assert all(str(share.state()) == str(alone.state()) for share in shares)
 
 
+def test_weights_of_places_stay_with_their_example() -> None:
+    instance = {
+        example: replace(each, weights=torch.full(each.mean.shape[1:], float(number)))
+        if number % 3 == 1
+        else each
+        for number, (example, each) in enumerate(cached(6, [SQUARE, WIDE]).items())
+    }
+    prior = cached(2, [SQUARE], is_prior=True)
+    batches = take(BatchStream(instance, prior, config(batch_size=3, weight=1.0)), 20)
+    for batch in batches:
+        numbers = [int(caption.split()[1]) for caption in batch.captions]
+        if batch.place_weights is None:
+            assert all(number % 3 != 1 or number >= 100 for number in numbers)
+            continue
+        assert batch.place_weights.shape == (len(numbers), 1, *batch.latents.shape[2:])
+        expected = [number if number % 3 == 1 and number < 100 else 1 for number in numbers]
+        assert batch.place_weights.amin((1, 2, 3)).tolist() == expected
+        assert batch.place_weights.amax((1, 2, 3)).tolist() == expected
+        assert torch.equal(batch.to(torch.device("cpu")).place_weights, batch.place_weights)
+    assert {batch.place_weights is None for batch in batches} == {True, False}
+
+
 def test_more_processes_than_images_are_refused() -> None:
     check_share(config(batch_size=1, accumulation=2, weight=1.0), OneOf(0, 4))
     with pytest.raises(ValueError) as error:

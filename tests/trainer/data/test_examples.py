@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from trainer.data.examples import Example, find_examples, warn_of_cut_captions, with_mirrors
+from trainer.data.examples import (
+    Example,
+    find_examples,
+    find_photos,
+    warn_of_cut_captions,
+    with_mirrors,
+)
 from trainer.families.tokenizer import ClipTokenizer
+from trainer.settings.config import DatasetConfig
 
 ENDINGS = ".bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
 
@@ -53,6 +61,50 @@ def test_a_clean_folder_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFi
         find_examples([tmp_path], "a cup")
 
     assert caplog.messages == []
+
+
+def draw_with_masks(folder: Path) -> None:
+    for name in ("cat.png", "dog.png", "dog-mask.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+
+
+def test_masks_belong_to_their_photos_and_are_no_photos(tmp_path: Path) -> None:
+    draw_with_masks(tmp_path)
+    listed = tuple(sorted(tmp_path.iterdir()))
+    for entries in [(tmp_path,), listed, (tmp_path / "cat.png", tmp_path / "dog.png")]:
+        found = find_photos(DatasetConfig(photos=entries, prompt="a"))
+        assert names(found) == ["cat.png", "dog.png"]
+        assert [photo.mask for photo in found] == [None, tmp_path / "dog-mask.png"]
+        assert [mirrored.mask for mirrored in with_mirrors(found)][2:] == [found[1].mask] * 2
+
+
+def test_masks_that_are_not_used_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw_with_masks(tmp_path)
+    off = DatasetConfig(photos=(tmp_path,), prompt="a", masks="off")
+    assert [photo.mask for photo in find_photos(off)] == [None, None]
+    find_examples([tmp_path], "a cup", is_prior=True)
+    end = "(1): dog-mask.png. If these are photos, rename them."
+    assert caplog.messages == [
+        f"Masks are not used, because dataset.masks is off {end}",
+        f"Masks are not used, because class images are trained whole {end}",
+    ]
+
+
+def test_random_backgrounds_need_masks(tmp_path: Path) -> None:
+    draw_with_masks(tmp_path)
+    dataset = DatasetConfig(photos=(tmp_path,), prompt="a", random_backgrounds=8)
+    find_photos(dataset)
+    (tmp_path / "dog-mask.png").unlink()
+    with pytest.raises(ValueError) as error:
+        find_photos(dataset)
+    assert str(error.value) == (
+        "dataset.random_backgrounds is 8, but no photo has a mask. Put masks beside the photos, "
+        "such as 'cat-mask.png' beside 'cat.png'; set dataset.masks to alpha if the photos are "
+        "transparent; or set dataset.random_backgrounds to 0."
+    )
+    find_photos(replace(dataset, masks="alpha"))
 
 
 def test_folders_and_files_come_in_the_order_given(tmp_path: Path) -> None:

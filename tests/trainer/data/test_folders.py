@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.data.test_formats import heif
-from trainer.data.folders import images_in, shortened
+from trainer.data.folders import images_in, look_into
 
 JPEG_XL = b"\0\0\0\x0cJXL \r\n\x87\n"
 INSTALL = f'\'"{sys.executable}" -m pip install'
@@ -103,14 +103,16 @@ def test_photos_in_a_folder_beside_photos_are_named(tmp_path, logged):
     ]  # fmt: skip
 
 
-def test_masks_are_skipped_and_named(tmp_path, logged):
+def test_masks_are_no_photos(tmp_path, logged):
     draw(tmp_path, "dog.jpg", "dog-masklabel.png", "dog_mask.jpg", "cat_mask.jpg", "mask.jpg")
+    write(tmp_path, "cow.heic", content=heif(b"heic"))
+    draw(tmp_path, "cow-mask.png")
     assert found(tmp_path) == ["cat_mask.jpg", "dog.jpg", "mask.jpg"]
-    assert logged() == [
-        ("WARNING", f"Masks in {tmp_path} are not used (2): dog-masklabel.png, dog_mask.jpg. Masks "
-                    "are not supported, so all of a photo is trained. If these are photos, rename "
-                    "them."),
-    ]  # fmt: skip
+    assert ["HEIC" in message for _, message in logged()] == [True]
+    masks = look_into(tmp_path).masks
+    assert masks == {
+        tmp_path / "dog.jpg": [tmp_path / "dog-masklabel.png", tmp_path / "dog_mask.jpg"]
+    }
 
 
 def test_backup_copies_of_images_are_not_trained_but_named(tmp_path, logged):
@@ -178,7 +180,6 @@ def warnings_of(logged) -> list[str]:
         ("b.nef", "b.jpg", "Convert such photos to JPEG or PNG"),
         ("b.jpg_original", "b.jpg", "rename them to .jpg or .png"),
         ("b.jpg.bak", "b.png", "rename them to .jpg or .png"),
-        ("a_mask.jpg", "b.jpg", "If these are photos, rename them"),
         ("10_sks dog/b.jpg", "b.jpg", "move its photos"),
         ("notes.txt", "a.txt", "The caption of 'a.jpg' would be 'a.txt'"),
     ],
@@ -222,8 +223,3 @@ def test_nothing_is_logged_if_quiet(tmp_path, logged):
     write(tmp_path, "notes.txt")
     assert [path.name for path in images_in(tmp_path, quiet=True)] == ["a.jpg"]
     assert logged() == []
-
-
-def test_long_lists_are_shortened():
-    assert shortened(list("abcde")) == "a, b, c, d, e"
-    assert shortened(list("abcdefg")) == "a, b, c, d, e, and 2 more"

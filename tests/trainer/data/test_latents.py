@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from trainer import families
 from trainer.data.examples import Example, find_examples, with_mirrors
-from trainer.data.images import read_image
+from trainer.data.images import read_with_alpha
 from trainer.data.latents import CachedLatents, encode_examples
 from trainer.families.base import Framing, ModelFamily
 from trainer.observer import Observer
@@ -71,13 +72,13 @@ def test_one_photo_at_a_time_is_in_memory(
 ) -> None:
     alive: list[weakref.ref[Image.Image]] = []
 
-    def read(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    def read(path: Path) -> Image.Image:
         assert not any(image() for image in alive)
-        image = read_image(path, background)
+        image = read_with_alpha(path)
         alive.append(weakref.ref(image))
         return image
 
-    monkeypatch.setattr("trainer.data.latents.read_image", read)
+    monkeypatch.setattr("trainer.data.training_images.read_with_alpha", read)
     encode(find_examples(photos, "a sks cup"), tiny_model)
     assert len(alive) == len(photos)
 
@@ -141,6 +142,55 @@ def test_transparent_pixels_show_the_background(tmp_path: Path, tiny_model: Mode
     latents = encode([clear, teal], tiny_model, background="teal")
 
     assert equal(latents[clear], latents[teal])
+
+
+def save_mask(photo: Path, box: tuple[int, int, int, int]) -> Path:
+    """A mask beside a photo that is white in a box."""
+    with Image.open(photo) as image:
+        mask = Image.new("L", image.size)
+    mask.paste(255, box)
+    mask.save(photo.with_name(f"{photo.stem}-mask.png"))
+    return photo.with_name(f"{photo.stem}-mask.png")
+
+
+def test_masks_become_weights_of_the_loss(tmp_path: Path, tiny_model: ModelFamily) -> None:
+    """At 16 pixels a latent is 2x2 pixels, and the middle 16 of 24 columns are trained."""
+    path = save_noise(tmp_path / "a.png", (24, 16), 0)
+    example = Example(path, ("a cup",), mask=save_mask(path, (6, 4, 9, 12)))
+    expected = np.zeros((8, 8))
+    expected[2:6, 1], expected[2:6, 2] = 1, 0.5
+
+    def weights_of(**changes: object) -> np.ndarray:
+        (cached,) = encode([example], tiny_model, **changes).values()
+        assert cached.weights is not None
+        return cached.weights.numpy()
+
+    np.testing.assert_allclose(weights_of(unmasked_weight=0), expected / expected.mean())
+    rest = expected + 0.1 * (1 - expected)
+    np.testing.assert_allclose(weights_of(), rest / rest.mean(), rtol=1e-6)
+    (plain,) = encode([Example(path, ("a cup",))], tiny_model).values()
+    assert plain.weights is None
+
+
+def test_each_background_is_encoded_and_one_is_drawn(
+    tmp_path: Path, tiny_model: ModelFamily
+) -> None:
+    path = save_noise(tmp_path / "a.png", (16, 16), 0)
+    example = Example(path, ("a cup",), mask=save_mask(path, (4, 4, 12, 12)))
+    (cached,) = encode([example], tiny_model, random_backgrounds=3).values()
+    means = [cached.mean, *(mean for mean, _ in cached.others)]
+    assert len(means) == 3
+    assert all(not torch.equal(one, other) for one, other in zip(means, means[1:], strict=False))
+    sharp = replace(
+        cached,
+        std=torch.zeros_like(cached.std),
+        others=tuple((mean, torch.zeros_like(std)) for mean, std in cached.others),
+    )
+    generator, counts = torch.Generator().manual_seed(0), [0, 0, 0]
+    for _ in range(300):
+        drawn = sharp.draw(generator)
+        counts[[torch.equal(drawn, mean) for mean in means].index(True)] += 1
+    assert all(70 < count < 130 for count in counts)
 
 
 def test_progress_is_reported_after_each_image(photos: list[Path], tiny_model: ModelFamily) -> None:

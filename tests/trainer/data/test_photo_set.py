@@ -206,3 +206,35 @@ def test_only_photos_of_the_set_can_be_changed(photos, name):
             act(name)
         assert str(error.value) == f"There is no photo {name!r} here any more."
     assert [name for name in files(photos.folder) if name != REMOVED] == before
+
+
+# --- Masks --------------------------------------------------------------------------------------
+
+
+def test_a_mask_goes_and_comes_with_its_photo(photos):
+    draw(photos.folder, "a-mask.png", "b_mask.png")
+    photos.remove("a.jpg")
+    assert files(photos.folder) == [
+        ".removed", ".removed/a-mask.png", ".removed/a.jpg", "b.jpg", "b_mask.png",
+    ]  # fmt: skip
+    assert photos.removed() == ["a.jpg"]
+    photos.restore("a.jpg")
+    assert survey(photos.folder, "").photos[0].mask == photos.folder / "a-mask.png"
+    assert photos.removed() == []
+
+
+def test_a_mask_is_renamed_with_its_photo(photos):
+    draw(photos.folder, "a-masklabel.png")
+    photos.remove("a.jpg")
+    draw(photos.folder, "a.jpg")
+    assert photos.restore("a.jpg") == "a (1).jpg"
+    found = survey(photos.folder, "").photos
+    assert {photo.path.name: photo.mask and photo.mask.name for photo in found} == {
+        "a.jpg": None, "a (1).jpg": "a (1)-mask.png", "b.jpg": None,
+    }  # fmt: skip
+
+
+def test_a_mask_that_another_photo_shares_stays(photos):
+    draw(photos.folder, "a.png", "a-mask.png")
+    photos.remove("a.jpg")
+    assert survey(photos.folder, "").photos[0].mask == photos.folder / "a-mask.png"

@@ -6,8 +6,9 @@ import pytest
 
 from tests.trainer.data.test_folders import draw, without_pillow_heif, write  # noqa: F401
 from tests.trainer.data.test_formats import heif
-from trainer.data.examples import find_examples
+from trainer.data.examples import find_examples, find_photos
 from trainer.data.survey import survey
+from trainer.settings.config import DatasetConfig
 
 
 def test_photos_come_in_the_order_of_a_run_with_their_captions(tmp_path):
@@ -22,14 +23,23 @@ def test_photos_come_in_the_order_of_a_run_with_their_captions(tmp_path):
     assert (found.fault, found.notes) == ("", [])
 
 
+def test_masks_are_named_with_their_photos(tmp_path):
+    draw(tmp_path, "a.jpg", "a-mask.png", "b.jpg")
+    write(tmp_path, "a.txt", content=b"a sks dog")
+    found = survey(tmp_path, "")
+    assert [(photo.path.name, photo.mask) for photo in found.photos] == [
+        ("a.jpg", tmp_path / "a-mask.png"), ("b.jpg", None),
+    ]  # fmt: skip
+
+
 def test_its_notes_are_the_warnings_of_a_run(tmp_path, caplog):
-    draw(tmp_path, "a.jpg", "a-mask.png", "b.jpg", "more/c.jpg", "d.jpg.bak")
+    draw(tmp_path, "a.jpg", "a-mask.png", "a_mask.png", "b.jpg", "more/c.jpg", "d.jpg.bak")
     write(tmp_path, "a.txt", content=b"on the beach")
     write(tmp_path, "b.txt", "b.caption", content=b"a sks dog\non the beach")
     write(tmp_path, "notes.txt")
     write(tmp_path, "e.heic", content=heif(b"heic"))
     with caplog.at_level(logging.WARNING):
-        find_examples([tmp_path], "a photo of sks dog")
+        find_photos(DatasetConfig(photos=(tmp_path,), prompt="a photo of sks dog"))
     assert len(caplog.messages) == 8
     assert survey(tmp_path, "a photo of sks dog").notes == caplog.messages
 

@@ -87,7 +87,9 @@ def test_settings_that_decide_the_result_make_another_run(config, photos, change
 def test_the_settings_that_do_not_count_by_their_value():
     found = effects(TrainingConfig)
     of = lambda effect: {name for name in found if found[name] is effect}  # noqa: E731
-    files = {"base", "embedding", "vae", "loras", "dataset.photos", "prior.images"}
+    files = {
+        "base", "embedding", "vae", "loras", "dataset.photos", "dataset.masks", "prior.images",
+    }  # fmt: skip
     assert of(Effect.CONTENT) == files
     assert of(Effect.PHOTOS_PER_STEP) == {"batch_size", "gradient_accumulation"}
     assert of(Effect.ROUNDING) == {
@@ -163,6 +165,36 @@ def test_class_images_count_only_if_they_are_used(config, photos):
     assert identify_with(own, class_images) != identify_with(own, [])
     off = replace(config, prior=PriorConfig(prompt="a"))
     assert identify_with(off, []) == identify_with(replace(config, prior=PriorConfig()), [])
+
+
+def test_masks_count_by_content_and_runs_older_than_masks_have_none(config, photos, tmp_path):
+    (tmp_path / "one-mask.png").write_bytes(b"mask")
+    masked = [replace(photos[0], mask=tmp_path / "one-mask.png"), photos[1]]
+    arguments = (FullFineTune(), "00", "")
+    plain = define(config, *arguments, photos, [])
+    assert not {"masks", "dataset.unmasked_weight", "dataset.random_backgrounds"} & {*plain.facts}
+    found = define(config, *arguments, masked, [])
+    assert found.differences(plain.facts) == ["masks"]
+    assert "masks" in plain.differences(found.facts)
+    shutil.copy(tmp_path / "one-mask.png", tmp_path / "renamed.png")
+    same = [replace(photos[0], mask=tmp_path / "renamed.png"), photos[1]]
+    assert name(config, same) == name(config, masked)
+    other = [photos[0], replace(photos[1], mask=tmp_path / "one-mask.png")]
+    assert name(config, other) != name(config, masked)
+    (tmp_path / "one-mask.png").write_bytes(b"other")
+    assert name(config, masked) != found.identity
+
+
+@pytest.mark.parametrize("change", [{"unmasked_weight": 0.5}, {"random_backgrounds": 4}])
+def test_settings_of_masks_count_only_with_masks(config, photos, tmp_path, change):
+    changed = config.replace({"dataset": change})
+    assert name(changed, photos) == name(config, photos)
+    (tmp_path / "one-mask.png").write_bytes(b"mask")
+    masked = [replace(photos[0], mask=tmp_path / "one-mask.png"), photos[1]]
+    assert name(changed, masked) != name(config, masked)
+    alpha = {**change, "masks": "alpha"}
+    assert name(config.replace({"dataset": alpha}), photos) != name(config, photos)
+    assert name(config.replace({"dataset": {"masks": "off"}}), photos) == name(config, photos)
 
 
 def test_a_definition_knows_which_settings_are_at_their_defaults(config, photos):

@@ -30,7 +30,9 @@ def test_the_run_is_described_in_strings(tiny_model, tmp_path):
     )
     method = FullFineTune(train_text_encoder=True, text_encoder_learning_rate=1e-7)
     trainable = method.attach(tiny_model, config, [])
-    examples = [Example(photo, ("a photo of sks dog",))]
+    mask = tmp_path / "one-mask.png"
+    mask.write_bytes(b"mask")
+    examples = [Example(photo, ("a photo of sks dog",), mask=mask)]
     described = describe_run(config, method, tiny_model, trainable, examples)
 
     assert all(isinstance(value, str) for value in described.values())
@@ -42,6 +44,7 @@ def test_the_run_is_described_in_strings(tiny_model, tmp_path):
     assert described["ss_new_sd_model_hash"] == described["dreambooth.base_sha256"] == base
     (image,) = json.loads(described["dreambooth.images"])
     assert image["sha256"] == hashlib.sha256(b"pixels").hexdigest()
+    assert image["mask_sha256"] == hashlib.sha256(b"mask").hexdigest()
     assert str(tmp_path) not in "".join(described.values())
 
 

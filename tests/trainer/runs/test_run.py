@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -48,8 +49,13 @@ def config(tiny_checkpoint, draw_photos, tmp_path) -> TrainingConfig:
 def everything(config, draw_photos, tmp_path) -> TrainingConfig:
     """Six steps with everything that a state contains."""
     class_images = draw_photos(tmp_path / "class", 4, seed=1)
+    for number in range(2):
+        mask = Image.new("L", (16, 16))
+        mask.paste(255, (2, 3, 9, 12))
+        mask.save(tmp_path / "photos" / f"{number}-mask.png")
     return replace(
         config,
+        dataset=replace(config.dataset, random_backgrounds=3, mirror=True),
         steps=6,
         gradient_accumulation=2,
         ema=True,

@@ -14,6 +14,7 @@ from trainer.storage.names import (
     made_safe,
     numbered,
     printable,
+    shortened,
     shown_name,
 )
 
@@ -177,3 +178,8 @@ def test_a_name_that_is_taken_gets_a_number() -> None:
     assert numbered("dog.jpg", lambda name: False) == "dog.jpg"
     taken = {"dog.jpg", "dog (1).jpg"}
     assert numbered("dog.jpg", taken.__contains__) == "dog (2).jpg"
+
+
+def test_long_lists_are_shortened():
+    assert shortened(list("abcde")) == "a, b, c, d, e"
+    assert shortened(list("abcdefg")) == "a, b, c, d, e, and 2 more"

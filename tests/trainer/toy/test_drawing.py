@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer.toy import world
-from trainer.toy.drawing import SHAPES, SIZE, draw
+from trainer.toy.drawing import SHAPES, SIZE, draw, mask
 from trainer.toy.scene import Scene
 
 
@@ -40,6 +40,21 @@ def test_flipping_moves_the_handle_to_the_other_side():
     ]
     assert columns[0] > SIZE / 2 + 8
     assert columns[1] == pytest.approx(SIZE - 1 - columns[0], abs=1.5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_mask_is_where_changing_the_object_changes_the_image(shape):
+    """Without the shadow, which is at the same place for every object."""
+    posed = scene(shape=shape, background="room", scale=0.8, angle=8, shift=-6, flipped=True)
+    white = np.asarray(mask(posed)) / 255
+    images = [
+        np.asarray(draw(replace(posed, body=color, detail=color))).astype(int)
+        for color in ((250, 0, 0), (0, 0, 250))
+    ]
+    changed = np.abs(images[0] - images[1]).max(axis=2) > 40
+    assert white[changed].min() > 0.1
+    assert changed[white == 0].sum() == 0
+    assert changed.sum() > 0.5 * white.sum()
 
 
 def green_pixels(image):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.examples import find_examples
+from trainer.data.examples import find_examples, find_photos
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.observer import Observer
 from trainer.settings.config import DatasetConfig, PriorConfig, SamplingConfig, TrainingConfig
@@ -108,6 +108,38 @@ def test_the_number_of_photos_and_captions_is_logged(config, tiny_model, tmp_pat
     assert numbers == [
         "Training on 4 photos, 3 with captions of their own, and on your class images (1)."
     ]
+
+
+def save_mask(folder: Path, photo: str) -> None:
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 8, 24, 24))
+    mask.save(folder / f"{photo}-masklabel.png")
+
+
+def test_the_number_of_masks_is_logged(config, tiny_model, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_captions(tmp_path / "photos", a="a sks dog", b="")
+    save_mask(tmp_path / "photos", "b")
+    alone = replace(config, prior=PriorConfig())
+    instance, _ = encode_images(find_photos(alone.dataset), alone, tiny_model, Observer())
+    assert [each.weights is not None for each in instance.values()] == [False, True]
+    assert "Training on 2 photos, 1 with captions of their own, 1 with masks." in caplog.messages
+
+
+def test_alpha_without_transparency_is_warned_about(config, tiny_model, tmp_path, caplog):
+    alone = replace(config, prior=PriorConfig(), dataset=replace(config.dataset, masks="alpha"))
+    encode(alone, tiny_model)
+    assert caplog.messages == [
+        "dataset.masks is alpha, but no photo is transparent or has a mask file, so all of each "
+        "photo is trained on its own background. Use photos with transparency, or set "
+        "dataset.masks to auto."
+    ]
+    caplog.clear()
+    image = Image.open(tmp_path / "photos" / "32.png")
+    image.putalpha(128)
+    image.save(tmp_path / "photos" / "32.png")
+    encode(alone, tiny_model)
+    assert caplog.messages == []
 
 
 def test_templates_are_not_counted_as_captions_of_photos(config, tiny_model, tmp_path, caplog):

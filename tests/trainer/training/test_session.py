@@ -18,6 +18,7 @@ from trainer.data.batches import BatchStream
 from trainer.families.base import Framing
 from trainer.families.embedding import Embedding
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.noise import NUM_TIMESTEPS, DiscreteNoise
 from trainer.observer import Observer
@@ -138,6 +139,71 @@ def reference_loss(model, stream: BatchStream, prior_weight: float) -> float:
     target, prior_target = batch.noise.chunk(2)
     prior_loss = F.mse_loss(class_images, prior_target)
     return (F.mse_loss(photos, target) + prior_weight * prior_loss).item()
+
+
+def masked(share: float) -> tuple[dict, torch.Tensor]:
+    """Three photos, the first of which has a mask of 2x3 latents, with this weight elsewhere."""
+    photos = latents(3, "a sks dog", is_prior=False)
+    mask = torch.zeros(8, 8)
+    mask[2:4, 3:6] = 1
+    weights = mask + share * (1 - mask)
+    first = next(iter(photos))
+    photos[first] = dataclasses.replace(photos[first], weights=weights / weights.mean())
+    return photos, mask
+
+
+@pytest.mark.parametrize(
+    "method",
+    [FullFineTune(), LoRA(rank=2), TextualInversion(placeholder="<new>", initializer="dog")],
+    ids=lambda method: type(method).__name__,
+)
+@pytest.mark.parametrize("share", [0, 0.25])
+def test_nothing_is_learned_outside_a_mask(tiny_model, method, share):
+    """The gradient with respect to what the model predicts is exactly 0 there; inside, and for
+    photos and class images without a mask, it is that of the mean squared error."""
+    prior = PriorConfig(weight=0.5, prompt="a dog")
+    caption = "a <new>" if isinstance(method, TextualInversion) else "a sks dog"
+    session = begin(tiny_model, method, caption=caption)
+    photos, mask = masked(share)
+    config = dataclasses.replace(session.config, prior=prior, batch_size=3)
+    class_images = latents(3, "a dog", is_prior=True)
+    (batch,) = next(BatchStream(photos, class_images, config))
+    batch.captions[:3] = [caption] * 3
+    predictions, predict = [], tiny_model.predict
+
+    def watched(*inputs):
+        predictions.append(predict(*inputs))
+        predictions[-1].retain_grad()
+        return predictions[-1]
+
+    tiny_model.predict = watched
+    losses = session._losses(batch)
+    losses.sum().backward()
+    (prediction,) = predictions
+    gradient = prediction.grad
+    for number in range(6):
+        error = (prediction[number] - batch.noise[number]).detach()
+        has_mask = bool((batch.place_weights[number] != 1).any())
+        places = mask + share * (1 - mask) if has_mask else torch.ones(8, 8)
+        factor = (0.5 if batch.is_prior[number] else 1) / 3
+        expected = factor * (places * error.square()).sum() / (4 * places.sum())
+        torch.testing.assert_close(losses[number].detach(), expected)
+        torch.testing.assert_close(gradient[number], factor * 2 * places * error / 4 / places.sum())
+        assert (gradient[number][:, mask == 0] == 0).all() == (has_mask and share == 0)
+        assert (gradient[number][:, mask == 1] != 0).all()
+    assert [bool((each != 1).any()) for each in batch.place_weights].count(True) == 1
+
+
+def test_a_step_with_masks_is_the_same_in_one_pass_and_in_several(tiny_model, tiny_checkpoint):
+    changed = []
+    for batch_size, accumulation in ((3, 1), (1, 3)):
+        model = families.load(tiny_checkpoint, torch.device("cpu"))
+        changes = {"batch_size": batch_size, "gradient_accumulation": accumulation}
+        session = begin(model, **changes)
+        session.batches = BatchStream(masked(0)[0], {}, session.config)
+        assert session.step().loss > 0
+        changed.append(model.unet.conv_out.weight.detach().clone())
+    torch.testing.assert_close(*changed)
 
 
 def test_a_step_that_fp16_skips_does_not_count(tiny_model):
