@@ -54,6 +54,7 @@ def describe_run(
         "ss_optimizer": config.optimizer.name,
         "ss_lr_scheduler": config.optimizer.lr_schedule,
         "ss_lr_warmup_steps": config.optimizer.warmup_steps,
+        "dreambooth.anchor": config.optimizer.anchor or None,
         "ss_max_grad_norm": config.optimizer.max_grad_norm,
         "ss_max_train_steps": config.steps,
         "ss_total_batch_size": config.batch_size,

@@ -26,6 +26,7 @@ from ..optimization import optimizers
 from ..processes import ALONE, Processes
 from ..sampling.sampler import Encoded, encode_prompts, sample
 from ..settings.config import TrainingConfig
+from .anchor import Anchor
 from .captions import CaptionEncoder
 from .data_parallel import DataParallel
 from .ema import EMA
@@ -219,9 +220,10 @@ class Session:
 
     def _new_gradient_step(self) -> GradientStep:
         config, model, parts = self.config, self.model, self.trainable.parts
+        anchor = Anchor(config, self.trainable) if config.optimizer.anchor else None
         if optimizers.updates_per_weight(config):
-            return PerWeightStep(config, model, parts, self._processes)
-        return GatheredStep(config, model, parts, self._health)
+            return PerWeightStep(config, model, parts, self._processes, anchor)
+        return GatheredStep(config, model, parts, self._health, anchor)
 
     def _new_average(self) -> EMA | None:
         """Only the leader draws and writes files."""
