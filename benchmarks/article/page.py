@@ -113,7 +113,7 @@ def _section(
     lines = [
         f"## {letter}. {experiment.title}",
         "",
-        f"The article: {experiment.claim}",
+        f"{experiment.source}: {experiment.claim}",
         "",
         f"Here: {experiment.setting}",
         "",
@@ -214,6 +214,8 @@ images, says what they show.
 - **surroundings right**: share of the images with surroundings in the prompt that show them;
   **both**: share that also show the subject.
 - **class kept**: share of the images of “a cup” that show a cup, and not the subject.
+- **coloured cups kept**: share of the images of “a red cup” and so on that show a cup of that
+  colour, and not the subject.
 - **balance**: harmonic mean of subject shown, surroundings right and class kept.
 - **likeness**: mean cosine of the toy encoder's features between the subject's images and drawings
   of it that were not trained on.

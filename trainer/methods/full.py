@@ -91,7 +91,7 @@ class _FullTrainable(Trainable):
             return self._embeddings[part.name].tensors()
         return self._model.file_tensors(part.name)
 
-    def initial_values(self, part: Part) -> list[Tensor]:
+    def initial_values(self, part: Part) -> Sequence[Tensor | None]:
         if part.name in self._embeddings:
             return super().initial_values(part)
         return self._model.initial_values(part.name)

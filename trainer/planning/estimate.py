@@ -194,7 +194,14 @@ def _state(job: Job) -> dict[str, float]:
         "moving average": sum(sizes.average_bytes(config, p) for p in _parameters(job))
         if config.ema
         else 0,
+        "teacher": _teacher_bytes(job),
     }
+
+
+def _teacher_bytes(job: Job) -> int:
+    """The frozen copy of a U-Net that is trained."""
+    has_copy = job.config.prior.teacher_weight > 0 and job.model.unet in job.trained
+    return sizes.frozen_bytes(job.model.unet, job.config.precision) if has_copy else 0
 
 
 def _parameters(job: Job) -> Iterable[Tensor]:

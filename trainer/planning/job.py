@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.batches import class_images_per_step
+from ..data.batches import class_images_per_step, taught_per_step
 from ..families.base import parts_by_name
 from ..families.shapes import ModelShape, NetworkShape
 from ..methods.base import Method
@@ -89,8 +89,9 @@ class Job:
     def images_per_pass(self) -> int:
         """The largest number of photos and class images that go through a U-Net at once."""
         config = self.config
-        class_images = -(-class_images_per_step(config) // config.gradient_accumulation)
-        return -(-(config.batch_size + class_images) // self.num_processes)
+        others = [each(config) for each in (class_images_per_step, taught_per_step)]
+        others = [-(-number // config.gradient_accumulation) for number in others]
+        return -(-(config.batch_size + sum(others)) // self.num_processes)
 
     @property
     def has_several_passes(self) -> bool:

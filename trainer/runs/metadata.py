@@ -66,6 +66,7 @@ def describe_run(
         "dreambooth.min_snr": "photos and class images" if config.min_snr_gamma else None,
         "ss_noise_offset": config.noise_offset or None,
         "ss_prior_loss_weight": config.prior.weight,
+        "dreambooth.teacher_weight": config.prior.teacher_weight or None,
         "ss_num_train_images": len(examples) - num_prior,
         "ss_num_reg_images": num_prior,
         "ss_resolution": f"({resolution}, {resolution})",

@@ -45,17 +45,17 @@ class Anchor:
         self._origins: dict[Tensor, _Origin] = {}
         for part in trainable.parts:
             progress = _progress(config, part)
-            for parameter, value in zip(
-                part.parameters, trainable.initial_values(part), strict=True
-            ):
-                value = value.pin_memory() if parameter.device.type == "cuda" else value
-                self._origins[parameter] = _Origin(value, progress, len(self._origins))
+            values = trainable.initial_values(part)
+            for parameter, value in zip(part.parameters, values, strict=True):
+                if value is not None:
+                    value = value.pin_memory() if parameter.device.type == "cuda" else value
+                    self._origins[parameter] = _Origin(value, progress, len(self._origins))
 
     @torch.no_grad()
     def pull(self, parameter: Tensor, values: Tensor, step: int) -> None:
         """Pull the values [fp32] that a parameter has after its update in a step, in place."""
-        origin = self._origins[parameter]
-        if share := _share(origin, self._strength, step):
+        origin = self._origins.get(parameter)
+        if origin and (share := _share(origin, self._strength, step)):
             # First to the device, which converts faster.
             value = origin.value.to(values.device, non_blocking=True)
             values.lerp_(value.to(values.dtype), share)
