@@ -52,6 +52,7 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     ),
     "3 photos, 2 class images": (FULL, {"batch_size": 3, "prior": {"ratio": 0.7}}),
     "moving average": (FULL, {"ema": True}),
+    "taught": (FULL, {"prior": {"teacher_weight": 1.0, "teacher_ratio": 0.5}}),
     "pulled back": (FULL, {"optimizer": {"anchor": 3.0}}),
     SHAPES: (FULL, {"dataset": {"buckets": True, "allow_upscaling": True}}),
     "gradient checkpointing": (FULL, {"gradient_checkpointing": True}),

@@ -194,14 +194,8 @@ def _state(job: Job) -> dict[str, float]:
         "moving average": sum(sizes.average_bytes(config, p) for p in _parameters(job))
         if config.ema
         else 0,
-        "teacher": _teacher_bytes(job),
+        "teacher": sum(sizes.frozen_bytes(each, config.precision) for each in job.frozen_copies),
     }
-
-
-def _teacher_bytes(job: Job) -> int:
-    """The frozen copy of a U-Net that is trained."""
-    has_copy = job.config.prior.teacher_weight > 0 and job.model.unet in job.trained
-    return sizes.frozen_bytes(job.model.unet, job.config.precision) if has_copy else 0
 
 
 def _parameters(job: Job) -> Iterable[Tensor]:

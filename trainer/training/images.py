@@ -81,7 +81,13 @@ def _warn_of_shared_prompt(
         return
     theirs = {_plain(caption) for caption in class_captions}
     shared = [text for photo in photos for text in photo.captions if _plain(text) in theirs]
-    if shared:
+    if shared and config.prior.weight == 0:
+        logger.warning(
+            "The photos have the class prompt, '%s', so the teacher holds back what they teach. "
+            "Put a rare word into dataset.prompt, such as 'a photo of sks dog', and leave it out "
+            "of prior.prompt.", shared[0],
+        )  # fmt: skip
+    elif shared:
         logger.warning(
             "Photos and class images have the same prompt, '%s', so the class images teach the "
             "opposite of the photos. Put a rare word into dataset.prompt, such as 'a photo of "

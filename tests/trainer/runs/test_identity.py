@@ -56,6 +56,7 @@ def name(config: TrainingConfig, photos: list[Example], *, base: str = "00", **m
         {"preview": {"prompts": ("a dog",), "every": 3}},
         {"prior": {"weight": 1.0, "sampling": {"guidance_scale": 7.5, "batch_size": 1}}},
         {"ema_decay": 0.5},
+        {"prior": {"teacher_ratio": 0.5}},
     ],
 )
 def test_settings_without_effect_on_the_result_make_the_same_run(config, photos, changes):
@@ -164,6 +165,21 @@ def test_class_images_count_only_if_they_are_used(config, photos):
     assert identify_with(own, class_images) != identify_with(own, [])
     off = replace(config, prior=PriorConfig(prompt="a"))
     assert identify_with(off, []) == identify_with(replace(config, prior=PriorConfig()), [])
+
+
+def test_the_teacher_counts_with_or_without_class_images(config, photos):
+    for weight in (0.0, 1.0):
+        names = {
+            name(config.replace({"prior": {"weight": weight, **changes}}), photos)
+            for changes in (
+                {}, {"teacher_weight": 1.0}, {"teacher_weight": 2.0},
+                {"teacher_weight": 1.0, "prompt": "a dog"},
+                {"teacher_weight": 1.0, "teacher_ratio": 0.5},
+            )
+        }  # fmt: skip
+        assert len(names) == 5
+    one = config.replace({"prior": {"weight": 0.0, "teacher_weight": 1.0}})
+    assert name(one.replace({"prior": {"num_images": 7}}), photos) == name(one, photos)
 
 
 def test_a_definition_knows_which_settings_are_at_their_defaults(config, photos):
