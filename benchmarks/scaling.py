@@ -56,6 +56,8 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     ),
     "3 photos, 2 class images": (FULL, {"batch_size": 3, "prior": {"ratio": 0.7}}),
     "moving average": (FULL, {"ema": True}),
+    "taught": (FULL, {"prior": {"teacher_weight": 1.0, "teacher_ratio": 0.5}}),
+    "pulled back": (FULL, {"optimizer": {"anchor": 3.0}}),
     SHAPES: (FULL, THREE_SHAPES),
     "gradient checkpointing": (FULL, {"gradient_checkpointing": True}),
     "LoRA with dropout and rank masks": (

@@ -79,7 +79,7 @@ def soak_config(folder: Path, kind: Kind) -> TrainingConfig:
     config = demo_config(folder)
     config = replace(
         config,
-        prior=replace(config.prior, num_images=4, sampling=drawing),
+        prior=replace(config.prior, num_images=4, sampling=drawing, teacher_weight=0.5),
         preview=PreviewConfig(prompts=("a photo of sks cup",), every=3, sampling=drawing),
         output=replace(config.output, save_every=2, keep=1, state_every=2),
         dataset=replace(config.dataset, prompt="a photo of sks <cup> cup"),
@@ -87,7 +87,8 @@ def soak_config(folder: Path, kind: Kind) -> TrainingConfig:
         batch_size=1,
         gradient_accumulation=2,
     )
-    return replace(config, **LEAN) if kind.is_lean else config
+    config = replace(config, **LEAN) if kind.is_lean else config
+    return config.replace({"optimizer": {"anchor": 2.0}})
 
 
 class PhaseObserver(Observer):

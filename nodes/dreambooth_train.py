@@ -124,6 +124,7 @@ def plan(
         presets.check_target(preset.get("preset"), is_lora=target.lora is not None)
         presets.check(preset.get("preset"), DREAMBOOTH_PRESETS, target.source)
     prior = _with_weight(class_dataset, preset["prior_weight"])
+    _require_one_prompt(class_dataset, optimizer_settings)
     options = _method_options(preset, optimizer_settings)
     if options.get("train_embedding"):
         training.check_embedding_name(inputs["name"])
@@ -182,6 +183,17 @@ def _with_weight(class_dataset: PriorConfig | None, weight: float) -> PriorConfi
     if class_dataset is None:
         return PriorConfig()
     return PriorConfig(weight=weight, prompt=class_dataset.prompt, images=class_dataset.images)
+
+
+def _require_one_prompt(
+    class_dataset: PriorConfig | None, settings: TrainingSettings | None
+) -> None:
+    asked = settings.config.get("prior", {}).get("prompt") if settings else None
+    if class_dataset and asked and asked != class_dataset.prompt:
+        raise ValueError(
+            f"class_prompt of Optimizer Settings is {asked!r}, but the class images show "
+            f"{class_dataset.prompt!r}. Leave it empty, or write the same."
+        )
 
 
 def _links() -> list[io.Input]:

@@ -36,6 +36,7 @@ class OptimizerSettings(io.ComfyNode):
                 "Adafactor",
                 "ema",
                 "min snr",
+                "prior preservation without class images",
             ],
             inputs=_widgets(),
             outputs=[
@@ -60,6 +61,9 @@ class OptimizerSettings(io.ComfyNode):
         train_text_encoder_2: bool = False,
         text_encoder_2_learning_rate: float = 0,
         text_encoder_2_stop_step: int = 0,
+        teacher_weight: float = DEFAULTS.prior.teacher_weight,
+        teacher_ratio: float = DEFAULTS.prior.teacher_ratio,
+        class_prompt: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
         config = {
@@ -67,6 +71,11 @@ class OptimizerSettings(io.ComfyNode):
             "output": {"dtype": file_dtype, "private": private},
             **settings,
         }
+        if teacher_weight:
+            prompt = {"prompt": class_prompt} if class_prompt.strip() else {}
+            config["prior"] = {
+                "teacher_weight": teacher_weight, "teacher_ratio": teacher_ratio, **prompt
+            }  # fmt: skip
         DEFAULTS.replace(config)  # Impossible values are reported here, not on the training node.
         method = {
             "text_encoder_learning_rate": text_encoder_learning_rate or None,
@@ -136,6 +145,28 @@ def _widgets() -> list[io.Input]:
             options=list(get_args(FrozenWeights)),
             optional=True,
             advanced=True,
+        ),
+        *_widgets_of_anchor_and_teacher(),
+    ]
+
+
+def _widgets_of_anchor_and_teacher() -> list[io.Input]:
+    return [
+        widget(io.Float, DEFAULTS.optimizer, "anchor", min=0.0, max=100.0, step=0.5),
+        widget(
+            io.Float, DEFAULTS.prior, "teacher_weight", min=0.0, max=10.0, step=0.05, advanced=True
+        ),
+        widget(
+            io.Float, DEFAULTS.prior, "teacher_ratio", min=0.01, max=1.0, step=0.05, advanced=True
+        ),
+        io.String.Input(
+            "class_prompt",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="What the teacher is asked for if teacher_weight is above 0: the instance "
+            'prompt without its rare word, such as "a photo of a dog". Empty: the prompt of the '
+            "class images.",
         ),
     ]
 

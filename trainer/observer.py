@@ -20,7 +20,7 @@ class StepReport:
     """Counted from 1."""
     total_steps: int
     loss: float
-    """instance_loss + prior.weight x prior_loss."""
+    """instance_loss, plus the weight of the prior loss times prior_loss."""
     instance_loss: float
     prior_loss: float | None
     """None: the run has no class images."""

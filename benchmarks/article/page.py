@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.storage.versions import versions
@@ -14,12 +15,15 @@ from .figures import FIGURES, Results, sheet
 from .scores import NUM_CLASS_IMAGES, NUM_UNSEEN, PREFIXES, SAMPLING, Measures, Point, ScoreBook
 from .verdicts import OPEN, SEEDS_NEEDED, Finding, compare, spread, summary
 
-PICTURES = "experiments"
+PAGE, PICTURES = "experiments.md", "experiments"
+NOT_RUN = "Not run yet."
 
 
 def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: bool) -> None:
-    """Write the page and its images into the folder `docs`."""
-    scores = book.read()
+    """Write the page and its images into the folder `docs`. An experiment that the book has no
+    scores of keeps what the page says of it, and its images."""
+    scores, before = book.read(), Page.read(docs / PAGE)
+    measured: list[str] = []
 
     def results_of(points: Mapping[str, Point]) -> Results:
         return {
@@ -35,6 +39,11 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
     rows, sections = [], []
     for letter, experiment in EXPERIMENTS.items():
         results = results_of(experiment.points)
+        if not any(results.values()) and letter in before.sections:
+            rows.append(before.rows[letter])
+            sections.append(before.sections[letter])
+            continue
+        measured.append(letter)
         findings = [_find(comparison, experiment, results) for comparison in experiment.comparisons]
         verdict = summary([finding.verdict for finding in findings])
         rows.append(_overview(letter, experiment, verdict, _progress(results, len(seeds))))
@@ -57,14 +66,39 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
             sections[-1] += f"\n![Images of seed {seed}]({PICTURES}/{file.name})\n"
     wanted = {
         point.key(seed, is_quick=is_quick)
-        for experiment in EXPERIMENTS.values()
-        for point in experiment.points.values()
+        for letter in measured
+        for point in EXPERIMENTS[letter].points.values()
         for seed in seeds
     }
     found = [measures for key, measures in scores.items() if key in wanted]
     unfinished = "" if len(found) == len(wanted) else _UNFINISHED.format(len(found), len(wanted))
-    text = "\n".join([_INTRODUCTION, *rows, unfinished, _method(), _took(found), *sections])
-    (docs / "experiments.md").write_text(text, "utf-8")
+    has_kept = len(measured) < len(EXPERIMENTS)
+    took = [*(before.took if has_kept else ()), _took(found, measured if has_kept else ())]
+    took = list(dict.fromkeys(took))
+    text = "\n".join([_INTRODUCTION, *rows, unfinished, _method(), *took, *sections])
+    (docs / PAGE).write_text(text, "utf-8")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page says already."""
+
+    rows: Mapping[str, str]
+    """Of the overview, by experiment."""
+    sections: Mapping[str, str]
+    """Those with results, by experiment."""
+    took: Sequence[str]
+    """How long the experiments took."""
+
+    @staticmethod
+    def read(path: Path) -> Page:
+        text = path.read_text("utf-8") if path.exists() else ""
+        parts = re.split(r"^(?=## \w\. )", text, flags=re.MULTILINE)[1:]
+        return Page(
+            rows={row[3]: row for row in text.splitlines() if row.startswith("| [")},
+            sections={part[3]: part.rstrip("\n") + "\n" for part in parts if NOT_RUN not in part},
+            took=re.findall(r"^Training.* took .*\n", text, flags=re.MULTILINE),
+        )
 
 
 def _seed_of_all(results: Results, seeds: Sequence[int]) -> int | None:
@@ -113,7 +147,7 @@ def _section(
     lines = [
         f"## {letter}. {experiment.title}",
         "",
-        f"The article: {experiment.claim}",
+        f"{experiment.source}: {experiment.claim}",
         "",
         f"Here: {experiment.setting}",
         "",
@@ -122,7 +156,7 @@ def _section(
         *([experiment.remark, ""] if experiment.remark else []),
     ]
     if not any(results.values()):
-        return "\n".join([*lines, "Not run yet.", ""])
+        return "\n".join([*lines, NOT_RUN, ""])
     lines += [
         "| part of the claim | measure | difference | bar | seeds | verdict |",
         "|---|---|---|---|---|---|",
@@ -214,6 +248,8 @@ images, says what they show.
 - **surroundings right**: share of the images with surroundings in the prompt that show them;
   **both**: share that also show the subject.
 - **class kept**: share of the images of “a cup” that show a cup, and not the subject.
+- **coloured cups kept**: share of the images of “a red cup” and so on that show a cup of that
+  colour, and not the subject.
 - **balance**: harmonic mean of subject shown, surroundings right and class kept.
 - **likeness**: mean cosine of the toy encoder's features between the subject's images and drawings
   of it that were not trained on.
@@ -234,14 +270,16 @@ three seeds are not evaluated.
 """
 
 
-def _took(found: Sequence[Measures]) -> str:
+def _took(found: Sequence[Measures], letters: Sequence[str]) -> str:
+    """`letters`: the experiments that are meant, if not all."""
     minutes = [
         sum(measures[name] for measures in found) / 60
         for name in ("training_seconds", "scoring_seconds")
     ]
+    what = f"Training for {', '.join(letters)}" if letters else "Training"
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"Training took {minutes[0]:.0f} minutes on one core ({_processor()}), sampling and "
+        f"{what} took {minutes[0]:.0f} minutes on one core ({_processor()}), sampling and "
         f"scoring {minutes[1]:.0f}. Versions: {packages}.\n"
     )
 

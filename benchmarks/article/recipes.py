@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from trainer.families.base import ModelFamily
 from trainer.loop import TrainingResult, train
 from trainer.methods.base import Method
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.runs.numerics import NUMERICS_VERSION
 from trainer.sampling.class_images import make_class_images
-from trainer.settings.config import OptimizerConfig, TrainingConfig
+from trainer.settings.config import ModelOptions, OptimizerConfig, TrainingConfig
 from trainer.settings.presets import INVERSION_PRESETS
 from trainer.toy import MODEL
 from trainer.toy.demo import demo_config
@@ -32,6 +33,8 @@ too."""
 QUICK = 10
 """A quick trial divides all numbers by this."""
 PLACEHOLDER = "<sks>"
+NEWER = ("is_lora", "anchor", "teacher_weight", "unmasked_weight", "random_backgrounds")
+"""Fields that were added to `Recipe` after the first scores were stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,23 @@ class Recipe:
     unmasked_weight: float = 1.0
     """1: the masks beside the photos, if there are any, change nothing."""
     random_backgrounds: int = 0
+    is_lora: bool = False
+    """Train a LoRA of the preset's rank instead of all weights."""
+    anchor: float = 0.0
+    """How strongly weights are pulled back to those before training."""
+    teacher_weight: float = 0.0
+    """Weight of the loss against the base model's answers to the class prompt."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the recipe is, without newer fields at their defaults, so that earlier scores are
+        still found."""
+        found, defaults = asdict(self), asdict(Recipe())
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in NEWER or value != defaults[name]
+        }
 
     @property
     def run(self) -> Recipe:
@@ -104,8 +124,10 @@ class Workshop:
             return families.load(MODEL, CPU, embedding)
         config = self._config(recipe, seed, recipe.of or recipe.steps)
         config = replace(config, embedding=embedding)
-        method = FullFineTune(train_text_encoder=recipe.text_encoder)
+        method = (LoRA if recipe.is_lora else FullFineTune)(train_text_encoder=recipe.text_encoder)
         result = self._train(config, method, save_every=SAVE_EVERY if recipe.of else 0)
+        if result.lora:
+            return families.load(MODEL, CPU, options=ModelOptions(loras=(result.lora,)))
         file = self._saved(config, result.checkpoint, recipe.steps)
         return families.load(file, CPU, embedding)
 
@@ -119,10 +141,10 @@ class Workshop:
         return self._saved(config, result.embedding, recipe.inversion_steps)
 
     def _config(self, recipe: Recipe, seed: int, steps: int) -> TrainingConfig:
-        prior: dict[str, Any] = {"weight": 0.0}
+        prior: dict[str, Any] = {"weight": 0.0, "teacher_weight": recipe.teacher_weight}
         if recipe.class_images:
             images = self.class_images(recipe.class_images)
-            prior = {"weight": recipe.prior_weight, "images": images}
+            prior |= {"weight": recipe.prior_weight, "images": images}
         return demo_config(self.runs).replace({
             "dataset": {
                 "photos": photos(recipe.subject, self.folder),
@@ -131,7 +153,11 @@ class Workshop:
                 "unmasked_weight": recipe.unmasked_weight,
                 "random_backgrounds": recipe.random_backgrounds,
             },
-            "optimizer": {"name": recipe.optimizer, "learning_rate": recipe.learning_rate},
+            "optimizer": {
+                "name": recipe.optimizer,
+                "learning_rate": recipe.learning_rate,
+                "anchor": recipe.anchor,
+            },
             "prior": prior,
             "steps": self.shortened(steps),
             "seed": seed,

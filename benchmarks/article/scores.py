@@ -26,7 +26,7 @@ from trainer.sampling.sampler import sample
 from trainer.settings.config import SamplingConfig
 from trainer.toy.demo import CLASS_PROMPT
 from trainer.toy.judge import Judge
-from trainer.toy.world import BACKGROUNDS
+from trainer.toy.world import BACKGROUNDS, COLORS
 
 from .recipes import Recipe, Workshop
 from .subjects import (
@@ -42,12 +42,12 @@ SAMPLING = SamplingConfig(scheduler="DDIM", steps=10, guidance_scale=4, seed=100
 PREFIXES = ("a photo of", "a picture of", "a good photo of", "a rendering of")
 """The prefixes of the subject's prompts. Training only uses the first."""
 NUM_CLASS_IMAGES = 24
+COLOR_PREFIXES = ("a photo of a", "a picture of a", "a")
+"""The prefixes of the prompts for cups of each colour."""
 NUM_UNSEEN = 12
 """Drawings that were not trained on, for the losses."""
 EDITION = 2
 """Raise this with every change here or in `subjects.py` that changes numbers."""
-NEWER = ("unmasked_weight", "random_backgrounds")
-"""Settings of a recipe that were added since."""
 Measures = dict[str, float]
 
 
@@ -65,19 +65,16 @@ class Point:
 
     recipe: Recipe
     drawing: Drawing | None = None
+    draws_colored_cups: bool = False
+    """Whether cups of each colour are drawn and judged too."""
 
     def key(self, seed: int, *, is_quick: bool = False) -> str:
         """16 hexadecimal digits, computed from everything that decides the numbers."""
-        facts = [self._facts(), seed, is_quick, NUMERICS_VERSION, EDITION]
+        about = {**dataclasses.asdict(self), "recipe": self.recipe.facts}
+        if not self.draws_colored_cups:  # the scores of earlier points have no such key
+            del about["draws_colored_cups"]
+        facts = [about, seed, is_quick, NUMERICS_VERSION, EDITION]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-    def _facts(self) -> dict[str, Any]:
-        """Settings that are newer than most measurements are left out at their defaults."""
-        facts = dataclasses.asdict(self)
-        for name in NEWER:
-            if facts["recipe"][name] == getattr(Recipe(), name):
-                del facts["recipe"][name]
-        return facts
 
 
 class ScoreBook:
@@ -124,6 +121,8 @@ def measure_point(workshop: Workshop, book: ScoreBook, point: Point, seed: int) 
         measures, images = measure_drawing(model, point.recipe, point.drawing)
     else:
         measures, images = measure(model, point.recipe, workshop.folder)
+    if point.draws_colored_cups:
+        measures["colored cups kept"] = colored_cups_kept(model, point.recipe.subject)
     measures["training_seconds"] = trained - started
     measures["scoring_seconds"] = time.process_time() - trained
     book.add_pictures(key, images)
@@ -144,6 +143,23 @@ def measure(model: ModelFamily, recipe: Recipe, folder: Path) -> tuple[Measures,
         **_losses(model, recipe, folder),
     }
     return measures, [*images[:: len(PREFIXES)], *class_images[:4]]
+
+
+def colored_cups_kept(model: ModelFamily, subject: str) -> float:
+    """The share of images of cups of the toy world's colours that show a cup of the right colour,
+    and not the subject."""
+    asked = [(prefix, color) for color in COLORS for prefix in COLOR_PREFIXES]
+    images = sample(model, [f"{prefix} {color} cup" for prefix, color in asked], SAMPLING)
+    judge = Judge()
+    shown = shows_subject(judge, subject, images)
+    return _share(
+        [
+            verdict.shape == "cup" and verdict.color == color and not is_subject
+            for verdict, is_subject, (_, color) in zip(
+                judge.verdicts(images), shown, asked, strict=True
+            )
+        ]
+    )
 
 
 def subject_prompts(words: str) -> tuple[list[str], list[str]]:

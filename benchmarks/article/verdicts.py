@@ -10,7 +10,7 @@ from typing import Literal
 
 SEEDS_NEEDED = 3
 NOT_MEASURED, TOO_FEW = OPEN = ("not measured", "too few seeds")
-Expectation = Literal["more", "same"]
+Expectation = Literal["more", "same", "no less"]
 Values = Mapping[int, float]
 """By seed."""
 
@@ -58,6 +58,8 @@ def compare(
 def _verdict(difference: float, bar: float, expected: Expectation) -> str:
     if expected == "same":
         return "shown" if abs(difference) <= bar else "not shown"
+    if expected == "no less":
+        return "shown" if difference >= -bar else "not shown"
     if difference > bar:
         return "shown"
     return "the opposite" if difference < -bar else "not shown"

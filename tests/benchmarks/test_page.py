@@ -98,6 +98,24 @@ def test_missing_runs_are_reported(tmp_path: Path):
     assert f"**Not finished: {measured} of " in page
 
 
+def test_an_experiment_without_scores_keeps_its_section(tmp_path: Path):
+    """So that one can be added by a computer that has no scores of the others."""
+    book = ScoreBook(tmp_path / "first")
+    fill(book, "c", CLASS_KEPT)
+    before = written(book, tmp_path)
+    other = ScoreBook(tmp_path / "second")
+    fill(other, "f", {}, seeds=(0, 1, 2))
+    after = written(other, tmp_path)
+    assert section(after, "c") == section(before, "c")
+    assert "Not run yet." in section(before, "f")
+    assert "Not run yet." not in section(after, "f")
+    assert re.search(r"\| \[c\. .* \| shows 2 of 4 parts of the claim \| all \|", after)
+    assert "| [f. " in after
+    assert after.count("## c. ") == after.count("## f. ") == 1
+    assert re.findall(r"^Training.* took (\d+)", after, re.MULTILINE) == ["15", "6"]
+    assert written(other, tmp_path) == after
+
+
 def test_every_link_has_a_target_and_every_image_is_complete(folder: Path, page: str):
     headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

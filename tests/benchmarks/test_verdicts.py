@@ -22,6 +22,12 @@ def test_the_same_difference_with_the_other_sign_is_the_opposite():
     assert compare([LOW], [HIGH], expected="more", resolution=0.0).verdict == "the opposite"
 
 
+def test_no_less_allows_more_and_a_difference_below_the_bar():
+    for more, less, expected in ((HIGH, LOW, "shown"), (NEAR, HIGH, "not shown")):
+        assert compare([more], [less], expected="no less", resolution=0.0).verdict == expected
+    assert compare([LOW], [NEAR], expected="no less", resolution=0.0).verdict == "shown"
+
+
 def test_a_difference_below_the_bar_only_shows_that_both_are_the_same():
     assert compare([NEAR], [LOW], expected="more", resolution=0.0).verdict == "not shown"
     assert compare([NEAR], [LOW], expected="same", resolution=0.0).verdict == "shown"

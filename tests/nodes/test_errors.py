@@ -18,9 +18,9 @@ NOT_MET = {
 }  # fmt: skip
 """Messages name these settings too, but the nodes never pass wrong values for them."""
 KEPT_BY_WIDGETS = {
-    "dataset.crop", "prior.num_images", "prior.ratio", "optimizer.weight_decay",
-    "optimizer.max_grad_norm", "optimizer.num_restarts", "preview.every", "output.save_every",
-    "output.keep", "output.state_every", "scoring.subject_weight",
+    "dataset.crop", "prior.num_images", "prior.ratio", "prior.teacher_ratio",
+    "optimizer.weight_decay", "optimizer.max_grad_norm", "optimizer.num_restarts", "preview.every",
+    "output.save_every", "output.keep", "output.state_every", "scoring.subject_weight",
 }  # fmt: skip
 """No widget accepts the values that these errors refuse, or no widget sets them."""
 
@@ -68,8 +68,8 @@ def test_an_error_names_widgets_and_keeps_its_class(errors):
     with pytest.raises(ValueError) as caught:
         train()
     assert str(caught.value) == (
-        "prior_weight of DreamBooth Train is 1 but class_prompt of Generate Class Priors is empty. "
-        "Name the class, such as 'a photo of a dog', or set prior_weight of DreamBooth Train to 0."
+        "prior_weight of DreamBooth Train is 1 but class_prompt is empty. Name the class, such as "
+        "'a photo of a dog', or set prior_weight of DreamBooth Train to 0."
     )
 
 

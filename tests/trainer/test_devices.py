@@ -404,6 +404,7 @@ def test_all_options_at_once(config, run_in_two, encoder, embedding, family, kin
         **dict.fromkeys(on, True),
         min_snr_gamma=5.0,
         noise_offset=0.1,
+        optimizer=replace(config.optimizer, anchor=2.0),
         precision=precision,
         preview=previews(negative_prompt="a cat"),
         scoring=ScoringConfig(class_prompt="a photo of a cup", num_class_images=1),
@@ -413,6 +414,8 @@ def test_all_options_at_once(config, run_in_two, encoder, embedding, family, kin
         sampling = SamplingConfig(steps=2)
         prior = PriorConfig(weight=1.0, prompt="a dog", num_images=1, sampling=sampling)
         config = replace(config, prior=prior)
+    if kind is not TextualInversion:
+        config = config.replace({"prior": {"teacher_weight": 0.5, "prompt": "a dog"}})
     path = toy.JUDGE if precision == "fp32" else encoder("clip")
     result = run_in_two(
         config, replace(METHODS[kind], **every), load_encoder=partial(encoders.load, path, DEVICE)

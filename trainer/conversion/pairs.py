@@ -15,7 +15,7 @@ from ..families.base import ModelFamily
 from ..families.clip_skip import LAST_LAYER
 from ..families.constants import Constants
 from ..families.lora_layers import LoraLayer
-from ..families.networks import Network, refuse_not_finite
+from ..families.networks import Network
 from ..observer import Observer
 from ..settings.config import ModelOptions
 
@@ -70,7 +70,7 @@ class OpenModel:
         """One weight in the file's number format, or in fp32 if it is patched."""
         place = self.networks[part].places[name]
         weight = place.read(self.source.tensor(place.key), shape)
-        refuse_not_finite(self.source, place.key, weight.float())
+        self.source.require_finite(place.key, weight.float())
         return weight
 
 

@@ -51,6 +51,9 @@ class Batch:
         """The same batch, whose errors count nothing."""
         return replace(self, weights=torch.zeros_like(self.weights))
 
+    num_taught: int = 0
+    """How many examples, the last ones, are trained on the teacher's answers."""
+
     def to(self, device: torch.device) -> Batch:
         return Batch(
             hardware.move(self.latents, device),
@@ -61,6 +64,7 @@ class Batch:
             self.captions,
             self.framings,
             None if self.place_weights is None else hardware.move(self.place_weights, device),
+            self.num_taught,
         )
 
 
@@ -69,7 +73,9 @@ class BatchStream(Iterator[list[Batch]]):
     order in which the shapes were drawn.
 
     A micro step holds `batch_size` photos. The class images of an optimizer step, `prior.ratio` per
-    photo and at least one, are spread over its micro steps as evenly as possible. Photos and class
+    photo and at least one, are spread over its micro steps as evenly as possible. Some of the
+    photos, `prior.teacher_ratio` of them, come a second time with the class prompt, for the
+    teacher. Photos and class
     images use separate generators, so class images do not change what is drawn for the photos.
     Examples are drawn one at a time, so four micro steps of one photo draw the same as one micro
     step of four.
@@ -102,15 +108,19 @@ class BatchStream(Iterator[list[Batch]]):
         self._instance_weight = 1 / photos
         self._class_images_per_step = class_images
         self._prior_weight = config.prior.weight / max(1, class_images)
+        self._taught_per_step = taught_per_step(config)
         self._processes = processes
         self._micro_step = 0
 
     def __next__(self) -> list[Batch]:
-        draws = [self._instance.draw(self._instance_weight) for _ in range(self._config.batch_size)]
+        size = self._config.batch_size
+        draws = [self._instance.draw(self._instance_weight) for _ in range(size)]
+        taught = self._taught(draws)
         draws += [self._prior.draw(self._prior_weight) for _ in range(self._class_images_now())]
+        draws += taught
         groups: dict[torch.Size, list[Batch]] = {}
-        before = self._micro_step * self._config.batch_size
-        before += self._class_images_before(self._micro_step)
+        before = self._micro_step * size + self._class_images_before(self._micro_step)
+        before += self._taught_before(self._micro_step * size)
         for draw in self._processes.share_of(draws, before=before):
             groups.setdefault(draw.latents.shape, []).append(draw)
         self._micro_step = (self._micro_step + 1) % self._config.gradient_accumulation
@@ -124,7 +134,12 @@ class BatchStream(Iterator[list[Batch]]):
     @property
     def captions(self) -> list[tuple[str, Framing]]:
         """Every caption that a batch can contain, with the framing of its image."""
-        return [*self._instance.captions, *self._prior.captions]
+        asked = [(self._config.prior.prompt, framing) for _, framing in self._instance.captions]
+        return [
+            *self._instance.captions,
+            *self._prior.captions,
+            *(asked if self._taught_per_step else ()),
+        ]
 
     def state(self) -> dict[str, Any]:
         """The position of the stream, in tensors and plain values."""
@@ -140,6 +155,29 @@ class BatchStream(Iterator[list[Batch]]):
         self._instance.load_state(state["photos"])
         self._prior.load_state(state["class_images"])
         self._micro_step = state["micro_step"]
+
+    def _taught(self, photos: list[Batch]) -> list[Batch]:
+        """Those of a micro step's photos that the teacher is asked about, with the class prompt.
+        Which ones does not depend on how a step is divided into micro steps."""
+        weight = self._config.prior.teacher_weight / max(1, self._taught_per_step)
+        first = self._micro_step * self._config.batch_size
+        return [
+            replace(
+                photo,
+                weights=torch.tensor([weight]),
+                is_prior=torch.tensor([True]),
+                captions=[self._config.prior.prompt],
+                place_weights=None,  # the class is kept everywhere
+                num_taught=1,
+            )
+            for number, photo in enumerate(photos, start=first)
+            if self._taught_before(number + 1) > self._taught_before(number)
+        ]
+
+    def _taught_before(self, photo: int) -> int:
+        """How many of the step's photos before this one the teacher is asked about."""
+        photos = self._config.batch_size * self._config.gradient_accumulation
+        return self._taught_per_step * photo // photos
 
     def _class_images_now(self) -> int:
         """The number of class images in the next micro step."""
@@ -159,9 +197,19 @@ def class_images_per_step(config: TrainingConfig) -> int:
     return max(1, round(photos * config.prior.ratio))
 
 
+def taught_per_step(config: TrainingConfig) -> int:
+    """The number of photos of an optimizer step that the teacher is asked about."""
+    if config.prior.teacher_weight == 0:
+        return 0
+    photos = config.batch_size * config.gradient_accumulation
+    return max(1, round(photos * config.prior.teacher_ratio))
+
+
 def images_per_step(config: TrainingConfig) -> int:
-    """The number of photos and class images of an optimizer step."""
-    return config.batch_size * config.gradient_accumulation + class_images_per_step(config)
+    """The number of photos and class images of an optimizer step. Photos that the teacher is asked
+    about count twice."""
+    photos = config.batch_size * config.gradient_accumulation
+    return photos + class_images_per_step(config) + taught_per_step(config)
 
 
 def check_share(config: TrainingConfig, processes: Processes) -> None:
@@ -260,6 +308,7 @@ def _join(batches: list[Batch]) -> Batch:
         [caption for batch in batches for caption in batch.captions],
         [framing for batch in batches for framing in batch.framings],
         _join_place_weights(batches),
+        sum(batch.num_taught for batch in batches),
     )
 
 

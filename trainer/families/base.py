@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .. import weights
 from ..noise import NoiseProcess
 from ..settings.config import PredictionType
 from ..weights import FileTensor
-from .compilation import compile_blocks
+from .compilation import compile_blocks, enable_checkpointing
 from .embedding import Embedding, TokenTable
 from .files import CheckpointFile
 from .lora_layers import LoraLayer
@@ -174,6 +174,11 @@ class ModelFamily(ABC):
         them. In the number format of memory: `trainer/weights.py` tells their values."""
 
     @abstractmethod
+    def initial_values(self, part: str) -> list[Tensor]:
+        """The values of the parameters of one of `parts` in the file, in their order, on the CPU
+        and in the file's number formats. Do not change them in place."""
+
+    @abstractmethod
     def lora_layers(self) -> list[LoraLayer]:
         """The layers that a LoRA can change, those of the U-Net first."""
 
@@ -285,16 +290,3 @@ def text_parts(text_encoders: Iterable[Part]) -> dict[str, Part]:
         "text_encoder" if number == 1 else f"text_encoder_{number}": text_encoder
         for number, text_encoder in enumerate(text_encoders, start=1)
     }
-
-
-def enable_checkpointing(network: Any) -> None:
-    """Recompute the activations of a U-Net or text encoder in the backward pass."""
-    # transformers only checkpoints in training mode. That changes nothing else, because these
-    # networks have no dropout.
-    network.train()
-    if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
-        network.enable_gradient_checkpointing()
-    elif hasattr(network, "activation_checkpointing_enable"):  # transformers 5's name
-        network.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        network.gradient_checkpointing_enable({"use_reentrant": False})

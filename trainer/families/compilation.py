@@ -1,4 +1,5 @@
-"""torch.compile, with an error that says what to do where it cannot compile."""
+"""How networks run: torch.compile, with an error that says what to do where it cannot compile, and
+gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -53,3 +54,16 @@ def _reason(error: Exception) -> str:
     """The first line of the error's message, without the names of torch's own errors around it."""
     lines = str(getattr(error, "inner_exception", error)).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def enable_checkpointing(network: Any) -> None:
+    """Recompute the activations of a U-Net or text encoder in the backward pass."""
+    # transformers only checkpoints in training mode. That changes nothing else, because these
+    # networks have no dropout.
+    network.train()
+    if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
+        network.enable_gradient_checkpointing()
+    elif hasattr(network, "activation_checkpointing_enable"):  # transformers 5's name
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        network.gradient_checkpointing_enable({"use_reentrant": False})

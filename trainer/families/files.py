@@ -188,6 +188,18 @@ class CheckpointFile:
                 f"bf16 version of this {self.kind.noun}."
             )
 
+    def require_finite(self, key: str, values: Tensor) -> None:
+        """Raises ValueError if a value of a weight [fp32] is infinite or NaN."""
+        # If any value is not finite, the minimum or maximum is not. Finding them needs no memory.
+        if torch.stack(values.aminmax()).isfinite().all():
+            return
+        num_bad = values.numel() - int(values.isfinite().sum())
+        raise ValueError(
+            f"The weight '{key}' of '{self.name}' holds {num_bad} numbers of {values.numel()} "
+            "that are infinite or not a number (NaN) and would spoil every result. Download the "
+            "file again, or choose another."
+        )
+
     @property
     def name(self) -> str:
         """What messages call the file."""

@@ -91,7 +91,7 @@ class Network:
             found = place.read(source.tensor(place.key), tuple(tensor.shape))
             # Always a copy: writing to a memory-mapped tensor could change the user's file.
             copy = found.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-            refuse_not_finite(source, place.key, copy)
+            source.require_finite(place.key, copy)
             if layer := in_8_bits.get(name):
                 tensors[name] = eight_bit.hold(layer, copy, dtypes[name])
                 continue
@@ -124,17 +124,11 @@ class Network:
             tensors[key] = Joined(tuple(thirds[n] for n in range(3)))
         return tensors
 
-
-def refuse_not_finite(source: CheckpointFile, key: str, weight: Tensor) -> None:
-    # If any value is not finite, the minimum or maximum is not. Finding them needs no extra memory.
-    if torch.stack(weight.aminmax()).isfinite().all():
-        return
-    num_bad = weight.numel() - int(weight.isfinite().sum())
-    raise ValueError(
-        f"The weight '{key}' of '{source.name}' holds {num_bad} numbers of {weight.numel()} "
-        "that are infinite or not a number (NaN) and would spoil every result. Download the file "
-        "again, or choose another."
-    )
+    def initial_values(self, source: CheckpointFile) -> list[Tensor]:
+        """The values that the module's parameters have in the file, in the file's number formats.
+        Mapped from the file, if it is a .safetensors file."""
+        places = [(self.places[name], p) for name, p in self.module.named_parameters()]
+        return [place.read(source.tensor(place.key), tuple(p.shape)) for place, p in places]
 
 
 def plan_unet(source: CheckpointFile, constants: Constants) -> Network:

@@ -167,6 +167,9 @@ class StableDiffusion(ModelFamily):
     def file_tensors(self, part: str) -> dict[str, FileTensor]:
         return self._networks[part].file_tensors(self.source)
 
+    def initial_values(self, part: str) -> list[Tensor]:
+        return self._networks[part].initial_values(self.source)
+
     def lora_layers(self) -> list[LoraLayer]:
         return self.lora_layers_of(self._networks)
 

@@ -6,7 +6,8 @@ Shapes: B batch, r rank, and a weight's [out, in] or [out, in, height, width].""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class Adapter(nn.Module):
             squares = _by_input(eight_bit.values(layer).square())
             self.register_buffer("base_squares", squares, persistent=False)
             self.magnitude = nn.Parameter(squares.sqrt().view(1, -1, *ones))
+        self.is_on = True
         self._convolution: dict[str, Any] = {}
         if isinstance(layer, nn.Conv2d):
             names = ("stride", "padding", "dilation")
@@ -104,7 +106,27 @@ def attach(layer: nn.Module, adapter: Adapter) -> None:
     layer.register_forward_hook(_add_change)
 
 
+def adapters_in(network: nn.Module) -> list[Adapter]:
+    """The adapters of a network's layers."""
+    return [module for module in network.modules() if isinstance(module, Adapter)]
+
+
+@contextmanager
+def switched_off(network: nn.Module) -> Iterator[None]:
+    """Inside, the network's adapters change nothing."""
+    adapters = adapters_in(network)
+    for adapter in adapters:
+        adapter.is_on = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.is_on = True
+
+
 def _scale_inputs(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not getattr(layer, ADAPTER).is_on:
+        return inputs
     scale = getattr(layer, ADAPTER).input_scale(layer)
     first = inputs[0]
     # The inputs of a linear layer have their features last.
@@ -113,8 +135,8 @@ def _scale_inputs(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
 
 
 def _add_change(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    change: Tensor = getattr(layer, ADAPTER)(inputs[0])
-    return output + change
+    adapter: Adapter = getattr(layer, ADAPTER)
+    return output + adapter(inputs[0]) if adapter.is_on else output
 
 
 def _by_input(squares: Tensor) -> Tensor:

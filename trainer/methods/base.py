@@ -87,6 +87,12 @@ class Trainable(ABC):
             tensors.update(self.part_tensors(part))
         return tensors
 
+    def initial_values(self, part: Part) -> Sequence[Tensor | None]:
+        """The values of a part's parameters before training, in their order, in main memory and in
+        any number format; None where any value means the same. Call it before the first step, and
+        do not change them in place."""
+        return [parameter.detach().cpu().clone() for parameter in part.parameters]
+
     def after_step(self) -> None:  # noqa: B027 (most methods need nothing here)
         """Called after each optimizer step."""
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..data.examples import Example
 from ..families.base import ModelFamily
 from ..settings.config import TrainingConfig
@@ -89,6 +91,11 @@ class _FullTrainable(Trainable):
         if part.name in self._embeddings:
             return self._embeddings[part.name].tensors()
         return self._model.file_tensors(part.name)
+
+    def initial_values(self, part: Part) -> Sequence[Tensor | None]:
+        if part.name in self._embeddings:
+            return super().initial_values(part)
+        return self._model.initial_values(part.name)
 
     def after_step(self) -> None:
         for embedding in self._embeddings.values():

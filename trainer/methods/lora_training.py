@@ -140,6 +140,12 @@ class LoraTrainable(Trainable):
             return self._embeddings[part.name].tensors()
         return _trained_tensors(self._adapters.of(part.name))
 
+    def initial_values(self, part: Part) -> Sequence[Tensor | None]:
+        """A new adapter changes nothing, whatever its `down` is."""
+        free = {a.down for a in self._adapters.of(part.name).values() if not a.up.any()}
+        values = zip(part.parameters, super().initial_values(part), strict=True)
+        return [None if parameter in free else value for parameter, value in values]
+
     def after_step(self) -> None:
         for embedding in self._embeddings.values():
             embedding.clamp_lengths()

@@ -129,6 +129,12 @@ class TextualInversion:
 
     def check(self, config: TrainingConfig) -> None:
         refuse_sharded(config, "an embedding")
+        if config.prior.teacher_weight > 0:
+            raise ValueError(
+                f"prior.teacher_weight is {config.prior.teacher_weight:g}, but textual inversion "
+                "does not change the model, so there is nothing to preserve. Set "
+                "prior.teacher_weight to 0."
+            )
         if config.prior.weight > 0:
             raise ValueError(
                 f"prior.weight is {config.prior.weight:g}, but textual inversion does not change "

@@ -27,8 +27,9 @@ def multiplier(config: OptimizerConfig, step: int, total_steps: int) -> float:
 
 
 def ignores_total_steps(config: OptimizerConfig) -> bool:
-    """Whether the learning rate of a step does not depend on the total number of steps."""
-    return config.lr_schedule == "constant"
+    """Whether a step does not depend on the total number of steps: neither its learning rate nor
+    how far weights are pulled back."""
+    return config.lr_schedule == "constant" and config.anchor == 0
 
 
 def check(config: OptimizerConfig, total_steps: int) -> None:

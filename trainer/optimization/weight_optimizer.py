@@ -3,6 +3,7 @@ it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,8 +45,14 @@ class WeightOptimizer:
         return group
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, generator: torch.Generator) -> None:
-        """Update the weight. `generator` rounds it to its format."""
+    def step(
+        self,
+        gradient: Tensor,
+        generator: torch.Generator,
+        change: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        """Update the weight. `generator` rounds it to its format; before that, `change` can change
+        the new values [fp32] in place."""
         values = weights.value(self._weight)
         self._shadow.data = self._seen(values)
         self._shadow.grad = self._seen(gradient.to(torch.float32))
@@ -53,6 +60,8 @@ class WeightOptimizer:
         self._optimizer.step()
         self._move_state(CPU)
         self._shadow.grad = None
+        if change:
+            change(self._shadow.data.view(self._weight.shape))
         if not self._shares_memory():
             weights.write(self._weight, self._shadow.data.view(self._weight.shape), generator)
         self._shadow.data = self._shadow.new_empty(0)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import eight_bit, precision
-from ..families.base import enable_checkpointing
+from ..families.compilation import enable_checkpointing
 from ..families.shapes import NetworkShape
 from .adapters import AdapterShapes, attach_all
 

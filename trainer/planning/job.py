@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.batches import class_images_per_step
+from ..data.batches import class_images_per_step, taught_per_step
 from ..families.base import parts_by_name
 from ..families.shapes import ModelShape, NetworkShape
 from ..methods.base import Method
@@ -70,6 +70,12 @@ class Job:
         return [shape for name, shape in self.networks.items() if name in names]
 
     @property
+    def frozen_copies(self) -> list[NetworkShape]:
+        """The networks that the teacher keeps as they were before training."""
+        has_teacher = self.config.prior.teacher_weight > 0
+        return [self.model.unet] if has_teacher and self.model.unet in self.trained else []
+
+    @property
     def adapters(self) -> Mapping[str, AdapterShapes]:
         """By part: the adapters that are trained."""
         return adapters_of(self.method, self.model)
@@ -87,10 +93,12 @@ class Job:
 
     @property
     def images_per_pass(self) -> int:
-        """The largest number of photos and class images that go through a U-Net at once."""
+        """The largest number of photos and class images that go through a U-Net at once, with
+        photos that the teacher is asked about counted twice."""
         config = self.config
-        class_images = -(-class_images_per_step(config) // config.gradient_accumulation)
-        return -(-(config.batch_size + class_images) // self.num_processes)
+        others = [each(config) for each in (class_images_per_step, taught_per_step)]
+        others = [-(-number // config.gradient_accumulation) for number in others]
+        return -(-(config.batch_size + sum(others)) // self.num_processes)
 
     @property
     def num_shards(self) -> int:

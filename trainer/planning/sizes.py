@@ -20,6 +20,9 @@ UPDATE_BYTES: Mapping[str, tuple[float, float]] = {
 """Bytes per number that exist for a while when a weight is updated, with its gradient: of an fp32
 weight, and of one in another format. By optimizer."""
 OTHER_UPDATE_BYTES = (17, 23)
+PULL_BYTES = (10, 12)
+"""The same when it is pulled back: its gradient, its new values and those before training, in a
+16-bit file's format and in fp32."""
 
 
 def weight_bytes(config: TrainingConfig, weight: Tensor) -> int:
@@ -63,4 +66,6 @@ def gradient_bytes(config: TrainingConfig, shape: NetworkShape) -> int:
 def update_bytes(config: TrainingConfig, size: int) -> int:
     """Bytes that updating one weight of `size` numbers needs for a while, with its gradient."""
     in_fp32, stored = UPDATE_BYTES.get(config.optimizer.name, OTHER_UPDATE_BYTES)
+    if config.optimizer.anchor:
+        in_fp32, stored = max(in_fp32, PULL_BYTES[0]), max(stored, PULL_BYTES[1])
     return int((in_fp32 if config.weights == "fp32" else stored) * size)

@@ -28,6 +28,7 @@ def between_steps(job: Job) -> dict[str, float]:
         "weights": trained / job.num_shards + frozen + adapted,
         "optimizer state": _optimizer_bytes(job),
         "moving average": average / job.num_shards if config.ema else 0,
+        "teacher": sum(sizes.frozen_bytes(each, config.precision) for each in job.frozen_copies),
     }
 
 

@@ -124,6 +124,10 @@ def _unused(config: TrainingConfig) -> set[str]:
     unused: set[str] = set()
     if config.prior.weight == 0:
         unused |= deciding(PriorConfig, "prior.")
+    if config.prior.teacher_weight > 0:
+        unused -= {"prior.prompt", "prior.teacher_weight", "prior.teacher_ratio"}
+    else:
+        unused.add("prior.teacher_ratio")
     if config.prior.images:
         unused |= {"prior.num_images"} | deciding(SamplingConfig, "prior.sampling.")
     if not config.ema:

@@ -80,9 +80,12 @@ class RelatedRuns:
             return
         reason = "it kept no state to continue from (output.keep_state)"
         if max(shorter) < self._config.steps and not self._ignores_total_steps():
+            what = f"the {self._config.optimizer.lr_schedule} schedule", "optimizer.lr_schedule"
+            if self._config.optimizer.anchor:
+                what = "the pull back to the base model", "optimizer.anchor"
             reason = (
-                f"it cannot be continued, because the {self._config.optimizer.lr_schedule} "
-                "schedule depends on the number of steps (optimizer.lr_schedule)"
+                f"it cannot be continued, because {what[0]} depends on the number of steps "
+                f"({what[1]})"
             )
         logger.warning("A run of %d steps with the same settings exists, but %s. Training starts "
                        "at step 1.", max(shorter), reason)  # fmt: skip

@@ -125,6 +125,11 @@ class OptimizerConfig:
     num_restarts: Decides[int] = 1
     """Number of cosine cycles, 1 to 4, of the schedule "cosine with restarts". Other schedules
     ignore it."""
+    anchor: Decides[float] = 0.0
+    """How strongly every weight is pulled back to its value before training, so that the model
+    keeps what it knows without class images: 2 beside a teacher or class images, 4 alone, while 10
+    lets hardly anything be learned; 0 turns it off. It means the same for any learning rate and
+    number of steps."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
@@ -134,6 +139,7 @@ class OptimizerConfig:
         at_least("optimizer.max_grad_norm", self.max_grad_norm, 0)
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         at_least("optimizer.num_restarts", self.num_restarts, 1)
+        at_least("optimizer.anchor", self.anchor, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

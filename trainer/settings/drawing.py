@@ -48,7 +48,8 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriorConfig:
-    """Prior preservation: training on images of the class too, so that the model keeps it."""
+    """Prior preservation: training on images of the class too, or on what the model before training
+    answers to the class prompt, so that it keeps the class."""
 
     weight: Decides[float] = 0.0
     """Weight of the loss on class images relative to the loss on photos: 1 is usual, 0 turns prior
@@ -66,15 +67,31 @@ class PriorConfig:
     """Class images per photo in each batch."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the class images are drawn."""
+    teacher_weight: Decides[float] = 0.0
+    """Weight of a loss that needs no class images: on the noisy photos, the model should answer the
+    class prompt as it did before training. 1 is usual, 0 turns it off. Takes longer than class
+    images, and, unless a LoRA is trained, memory for a second U-Net."""
+    teacher_ratio: Decides[float] = 1.0
+    """Share of the photos of each step that the class prompt is answered for, above 0 to 1. Less is
+    faster."""
 
     def __post_init__(self) -> None:
-        at_least("prior.weight", self.weight, 0)
-        require(self.weight == 0 or self.prompt.strip() != "", "prior.weight is "
-                f"{self.weight:g} but prior.prompt is empty. Name the class, such as 'a photo of "
-                "a dog', or set prior.weight to 0.")  # fmt: skip
+        for name in ("weight", "teacher_weight"):
+            weight = getattr(self, name)
+            at_least(f"prior.{name}", weight, 0)
+            require(weight == 0 or self.prompt.strip() != "", f"prior.{name} is {weight:g} but "
+                    "prior.prompt is empty. Name the class, such as 'a photo of a dog', or set "
+                    f"prior.{name} to 0.")  # fmt: skip
         is_text("prior.prompt", self.prompt)
         at_least("prior.num_images", self.num_images, 1)
         require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
+        require(0 < self.teacher_ratio <= 1, "prior.teacher_ratio must be above 0 and at most 1, "
+                f"got {self.teacher_ratio}.")  # fmt: skip
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the class is trained on, by images or by the teacher."""
+        return self.weight > 0 or self.teacher_weight > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

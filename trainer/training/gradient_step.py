@@ -15,6 +15,7 @@ from ..families.base import ModelFamily
 from ..methods.base import Part
 from ..optimization import lr_schedules, optimizers
 from ..settings.config import TrainingConfig
+from .anchor import Anchor
 from .health import Health
 
 ParamGroup = dict[str, Any]
@@ -26,8 +27,10 @@ class GradientStep(ABC):
     is_released = False
     """Whether weights change during the last backward pass of a step already."""
 
-    def __init__(self, config: TrainingConfig, parts: Sequence[Part]) -> None:
-        self._config, self._parts = config, parts
+    def __init__(
+        self, config: TrainingConfig, parts: Sequence[Part], anchor: Anchor | None
+    ) -> None:
+        self._config, self._parts, self._anchor = config, parts, anchor
 
     @abstractmethod
     def groups(self, part: Part) -> list[ParamGroup]:
@@ -57,8 +60,8 @@ class GradientStep(ABC):
 
     @abstractmethod
     def update_weights(self, step: int) -> bool:
-        """Run the optimizer and clear the gradients. Returns False if fp16 left the weights
-        unchanged because the gradients overflowed."""
+        """Run the optimizer, clear the gradients and pull the weights back. Returns False if fp16
+        left the weights unchanged because the gradients overflowed."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -74,9 +77,14 @@ class GatheredStep(GradientStep):
     scaler that fp16 needs."""
 
     def __init__(
-        self, config: TrainingConfig, model: ModelFamily, parts: Sequence[Part], health: Health
+        self,
+        config: TrainingConfig,
+        model: ModelFamily,
+        parts: Sequence[Part],
+        health: Health,
+        anchor: Anchor | None = None,
     ) -> None:
-        super().__init__(config, parts)
+        super().__init__(config, parts, anchor)
         self._health = health
         self._parameters = [p for part in parts for p in part.parameters]
         self.optimizer = optimizers.build(
@@ -107,6 +115,9 @@ class GatheredStep(GradientStep):
         self.optimizer.zero_grad(set_to_none=True)
         was_skipped = self.scaler.get_scale() < scale  # only an overflow lowers the scale
         self._health.check_scale(self.scaler.get_scale(), step, was_skipped=was_skipped)
+        if self._anchor and not was_skipped:
+            for parameter in self._parameters:
+                self._anchor.pull(parameter, parameter.data, step)
         return not was_skipped
 
     def state(self) -> dict[str, Any]:

@@ -85,11 +85,17 @@ def _warn_of_shared_prompt(
 ) -> None:
     """Log a warning if a photo and a class image have the same caption. Not an error: a run that
     began so must remain possible to resume, and some do it on purpose."""
-    if config.prior.weight == 0:
+    if not config.prior.is_on:
         return
     theirs = {_plain(caption) for caption in class_captions}
     shared = [text for photo in photos for text in photo.captions if _plain(text) in theirs]
-    if shared:
+    if shared and config.prior.weight == 0:
+        logger.warning(
+            "The photos have the class prompt, '%s', so the teacher holds back what they teach. "
+            "Put a rare word into dataset.prompt, such as 'a photo of sks dog', and leave it out "
+            "of prior.prompt.", shared[0],
+        )  # fmt: skip
+    elif shared:
         logger.warning(
             "Photos and class images have the same prompt, '%s', so the class images teach the "
             "opposite of the photos. Put a rare word into dataset.prompt, such as 'a photo of "
@@ -104,7 +110,7 @@ def _plain(prompt: str) -> str:
 def _require_class_prompt(config: TrainingConfig, model: ModelFamily) -> None:
     """Raises ValueError if the class prompt contains the placeholder of an embedding."""
     prompt = config.prior.prompt
-    for placeholder in model.learned_vectors if config.prior.weight > 0 else ():
+    for placeholder in model.learned_vectors if config.prior.is_on else ():
         if has_placeholder(prompt, placeholder):
             raise ValueError(
                 f"prior.prompt is {prompt!r}, but its placeholder {placeholder!r} stands for the "

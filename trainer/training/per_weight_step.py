@@ -18,6 +18,7 @@ from ..optimization import optimizers
 from ..optimization.weight_optimizer import WeightOptimizer
 from ..processes import ALONE, Processes
 from ..settings.config import TrainingConfig
+from .anchor import Anchor
 from .gradient_step import GradientStep, ParamGroup, group_of
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ class PerWeightStep(GradientStep):
         model: ModelFamily,
         parts: Sequence[Part],
         processes: Processes = ALONE,
+        anchor: Anchor | None = None,
     ) -> None:
-        super().__init__(config, parts)
+        super().__init__(config, parts, anchor)
         self._processes = processes
         self.is_released = config.gradient_release
         exact = model.embeddings()
@@ -103,6 +105,10 @@ class PerWeightStep(GradientStep):
         if self._small:
             self._small.step()
             self._small.zero_grad(set_to_none=True)
+        if self._anchor:
+            for parameter in self._parameters():
+                if parameter not in self._large:
+                    self._anchor.pull(parameter, parameter.data, step)
         return True
 
     def state(self) -> dict[str, Any]:
@@ -144,7 +150,9 @@ class PerWeightStep(GradientStep):
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
         weights.reseed(self._generator, self._config.seed, self._step, index)
-        self._large[parameter].step(gradient, self._generator)  # type: ignore[index]
+        anchor = self._anchor
+        pull = partial(anchor.pull, parameter, step=self._step) if anchor else None
+        self._large[parameter].step(gradient, self._generator, pull)  # type: ignore[index]
 
 
 _norm: Callable[[Tensor], Tensor] = partial(torch.linalg.vector_norm, dtype=torch.float32)

@@ -26,12 +26,14 @@ from ..optimization import optimizers
 from ..processes import ALONE, Processes
 from ..sampling.sampler import Encoded, encode_prompts, sample
 from ..settings.config import TrainingConfig
+from .anchor import Anchor
 from .captions import CaptionEncoder
 from .ema import EMA
 from .gradient_step import GatheredStep, GradientStep
 from .health import Health
 from .per_weight_step import PerWeightStep
 from .sharding import share_gradients
+from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Session:
         self.config, self.model = config, model
         self._processes = processes
         self.trainable, self.batches = trainable, batches
+        self._teacher = Teacher(config, model) if config.prior.teacher_weight else None
         model.prepare_for_training(
             gradient_checkpointing=config.gradient_checkpointing,
             channels_last=config.channels_last,
@@ -115,7 +118,7 @@ class Session:
         return self._report(instance_loss, prior_loss, grad_norm, learning_rates)
 
     def _accumulate_gradients(self, step: int) -> Tensor:
-        """Sum up the gradients of a step. Returns the losses of photos and of class images [2]."""
+        """Sum up the gradients of a step. Returns the losses of photos and of the class [2]."""
         micro_steps = [next(self.batches) for _ in range(self.config.gradient_accumulation)]
         batches = [batch for micro_step in micro_steps for batch in micro_step]
         batches = self._data_parallel.padded(batches)
@@ -203,11 +206,14 @@ class Session:
 
     def _losses(self, batch: Batch) -> Tensor:
         """Each example's share of the loss [B]. Over a step the shares sum to the mean over the
-        photos plus the prior weight times the mean over the class images."""
+        photos plus the prior weight times the mean over the class images, and the teacher's weight
+        times the mean over those that it answers."""
         process, config = self.model.noise, self.config
         noisy_latents = process.add_noise(batch.latents, batch.noise, batch.times)
         target = process.target(batch.latents, batch.noise, batch.times)
         with precision.autocast(config.precision, self.model.device, keeps_casts=False):
+            if self._teacher:
+                target = self._teacher.with_answers(target, batch, noisy_latents)
             conditioning = self.captions.encode(batch.captions, batch.framings)
             prediction = self.model.predict(noisy_latents, batch.times, conditioning)
         losses = batch.weights * squared_errors(prediction, target, batch.place_weights)
@@ -219,6 +225,8 @@ class Session:
         """Move what steps need to the device, after a frozen text encoder has encoded all that it
         has to, so that it need not come back."""
         config, model = self.config, self.model
+        if self._teacher:
+            self._teacher.move_to_device()
         rests = MAIN_MEMORY if config.offload else model.device
         if self.trainable.trains_text_encoder:
             weights.move(model.text_encoders, model.device, rests)
@@ -234,9 +242,10 @@ class Session:
 
     def _new_gradient_step(self) -> GradientStep:
         config, model, parts = self.config, self.model, self.trainable.parts
+        anchor = Anchor(config, self.trainable) if config.optimizer.anchor else None
         if optimizers.updates_per_weight(config):
-            return PerWeightStep(config, model, parts, self._processes)
-        return GatheredStep(config, model, parts, self._health)
+            return PerWeightStep(config, model, parts, self._processes, anchor)
+        return GatheredStep(config, model, parts, self._health, anchor)
 
     def _new_average(self) -> EMA | None:
         """Only the leader draws and writes files, but each process averages its part of split
@@ -270,7 +279,8 @@ class Session:
     def _report(
         self, instance_loss: float, prior_loss: float, grad_norm: float, rates: dict[str, float]
     ) -> StepReport:
-        step, prior_weight = len(self.reports) + 1, self.config.prior.weight
+        step, prior = len(self.reports) + 1, self.config.prior
+        prior_weight = prior.weight + prior.teacher_weight
         speed = (step - self._num_resumed_steps) / (time.monotonic() - self._started)
         self._peak_megabytes = max(self._peak_megabytes, memory.used_megabytes(self.model.device))
         report = StepReport(

@@ -251,7 +251,7 @@ UNKNOWN = [
     (
         "train", "[optimizer]\nlr = 1.0", "optimizer.lr",
         "Known keys under [optimizer]: name, learning_rate, weight_decay, max_grad_norm, "
-        "lr_schedule, warmup_steps, num_restarts",
+        "lr_schedule, warmup_steps, num_restarts, anchor",
     ),
     (
         "textual-inversion", "[method]\ntrain_text_encoder = true", "method.train_text_encoder",

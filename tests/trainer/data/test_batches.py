@@ -39,12 +39,18 @@ def cached(
 
 def config(
     *, batch_size: int = 1, accumulation: int = 1, weight: float = 0.0, ratio: float = 1.0,
-    seed: int = 0, noise_offset: float = 0.0,
+    seed: int = 0, noise_offset: float = 0.0, teacher: float = 0.0, teacher_ratio: float = 1.0,
 ) -> TrainingConfig:  # fmt: skip
     return TrainingConfig(
         base=Path("toy"),
         dataset=DatasetConfig(photos=(Path("photos"),), prompt="a sks cup"),
-        prior=PriorConfig(weight=weight, prompt="a cup", ratio=ratio),
+        prior=PriorConfig(
+            weight=weight,
+            prompt="a cup",
+            ratio=ratio,
+            teacher_weight=teacher,
+            teacher_ratio=teacher_ratio,
+        ),
         batch_size=batch_size,
         gradient_accumulation=accumulation,
         seed=seed,
@@ -137,6 +143,8 @@ class OneOf(Processes):
         config(batch_size=3, weight=1.0, ratio=0.7),
         config(batch_size=1, accumulation=4),
         config(batch_size=2, accumulation=3, weight=1.0, ratio=0.5),
+        config(batch_size=2, accumulation=3, teacher=1.0, teacher_ratio=0.5),
+        config(batch_size=2, accumulation=2, weight=1.0, ratio=0.75, teacher=1.0),
     ],
 )
 def test_processes_share_each_step_among_them(size: int, chosen: TrainingConfig) -> None:
@@ -248,6 +256,38 @@ def test_four_micro_steps_of_one_photo_draw_the_same_as_one_of_four(ratio: float
         parts, whole = take(one_by_one, 4), take(at_once, 1)
         assert sorted(rows(parts), key=repr) == sorted(rows(whole), key=repr)
         assert len(photos_of(whole)) == 4
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.1, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+def test_the_teacher_is_asked_about_some_of_the_photos(ratio: float, expected: int) -> None:
+    """With their own latents, noise and times, and the class prompt. Which ones does not depend on
+    the batch size."""
+    instance = cached(3, [SQUARE, WIDE], std=0.5)
+    prior = cached(5, [SQUARE, TALL], is_prior=True, std=0.5)
+    asking = {"weight": 0.7, "teacher": 0.6, "teacher_ratio": ratio}
+    one_by_one, at_once, plain = (
+        BatchStream(instance, prior, chosen)
+        for chosen in (
+            config(batch_size=1, accumulation=4, **asking),
+            config(batch_size=4, **asking),
+            config(batch_size=4, weight=0.7),
+        )
+    )
+    assert at_once.images_per_step == 8 + expected
+    assert ("a cup", at_once.captions[0][1]) in at_once.captions
+    assert all(caption != "a cup" for caption, _ in plain.captions)
+    for _ in range(5):
+        parts, whole, without = take(one_by_one, 4), take(at_once, 1), take(plain, 1)
+        assert sorted(rows(parts), key=repr) == sorted(rows(whole), key=repr)
+        taught = [row for row in rows(whole) if row[0] == "a cup"]
+        assert sum(batch.num_taught for batch in whole) == len(taught) == expected
+        assert [row for row in rows(whole) if row[0] != "a cup"] == rows(without)
+        photos = {row[1:2] + row[4:] for row in photos_of(whole)}
+        assert {row[1:2] + row[4:] for row in taught} <= photos
+        assert [row[2:4] for row in taught] == [(True, pytest.approx(0.6 / expected))] * expected
+        for batch in whole:
+            last = batch.captions[len(batch.captions) - batch.num_taught :]
+            assert last == ["a cup"] * batch.num_taught
 
 
 def test_class_images_spread_evenly_over_the_micro_steps() -> None:
@@ -397,10 +437,11 @@ def test_no_photos_are_refused() -> None:
 
 
 def test_a_batch_moves_to_a_device_as_a_whole() -> None:
-    (batch,) = next(BatchStream(cached(5, [SQUARE]), {}, config(batch_size=2)))
+    (batch,) = next(BatchStream(cached(5, [SQUARE]), {}, config(batch_size=2, teacher=1.0)))
 
     moved = batch.to(torch.device("meta"))
 
     tensors = (moved.latents, moved.noise, moved.times, moved.weights, moved.is_prior)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (moved.captions, moved.framings) == (batch.captions, batch.framings)
+    assert moved.num_taught == 2

@@ -295,6 +295,16 @@ def test_refuses_class_images(config):
     )
 
 
+def test_refuses_a_teacher(config):
+    prior = PriorConfig(teacher_weight=1.0, prompt="a dog")
+    with pytest.raises(ValueError) as caught:
+        method().check(replace(config, prior=prior))
+    assert str(caught.value) == (
+        "prior.teacher_weight is 1, but textual inversion does not change the model, so there is "
+        "nothing to preserve. Set prior.teacher_weight to 0."
+    )
+
+
 def test_an_embedding_file_names_its_placeholder_whichever_method_trains_it(tiny_model, config):
     attach(tiny_model, config)
     embedding = TrainableEmbedding(tiny_model, "<tok>", config, name_suffix="-embedding")

@@ -45,6 +45,7 @@ def test_each_restart_begins_at_the_full_rate():
 def test_ignores_total_steps_is_true_where_the_curve_does(name):
     same = curve(name, 10, warmup_steps=2) == curve(name, 20, warmup_steps=2)[:10]
     assert ignores_total_steps(OptimizerConfig(lr_schedule=name)) == same
+    assert not ignores_total_steps(OptimizerConfig(lr_schedule=name, anchor=1.0))
 
 
 def test_refuses_an_unknown_schedule():

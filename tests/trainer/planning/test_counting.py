@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.random_networks import TINY
 from trainer import precision
-from trainer.families.base import enable_checkpointing
+from trainer.families.compilation import enable_checkpointing
 from trainer.families.shapes import SD15, NetworkShape
 from trainer.planning import counting
 from trainer.planning.counting import Pass, StorageCounter, count

@@ -40,6 +40,8 @@ WORD = "<sks>"
 """In captions, for methods that learn it."""
 LEAN = {"weights": "24 bit", "gradient_release": True, "optimizer": {"name": "AdamW8bit"}}
 IN_8_BITS = {"frozen_weights": "8 bit"}
+TAUGHT = {"prior": {"teacher_weight": 1.0, "prompt": "a dog", "teacher_ratio": 0.5}}
+ANCHORED = {"optimizer": {"anchor": 3.0}}
 NO_MOMENTUM = "Adafactor without momentum"
 CONFIG = TrainingConfig(
     base=Path("unused"),
@@ -90,6 +92,8 @@ def held(session: Session) -> list[Tensor]:
     networks = [session.model.unet]
     if session.trainable.trains_text_encoder:
         networks.append(session.model.text_encoders)
+    teacher = session._teacher and session._teacher._unet
+    networks += [teacher] if teacher else []
     average = session.ema.averages if session.ema else []
     optimizer = session.gradient_step.state()
     tensors = [p for network in networks for p in (*network.parameters(), *network.buffers())]
@@ -114,6 +118,10 @@ def held(session: Session) -> list[Tensor]:
         ({"precision": "bf16", **LEAN, "gradient_accumulation": 2, "ema": True}, {}),
         ({"precision": "bf16", **LEAN, "weights": "bf16"}, {"train_text_encoder": True}),
         ({"precision": "bf16", **LEAN, "optimizer": {"name": NO_MOMENTUM}}, {}),
+        (TAUGHT, {"train_text_encoder": True}),
+        ({"precision": "bf16", **LEAN, **TAUGHT}, {}),
+        ({"precision": "bf16", **ANCHORED, "gradient_release": True}, {}),
+        ({"precision": "bf16", **LEAN, "optimizer": {"name": "AdamW8bit", "anchor": 3.0}}, {}),
     ],
     ids=[
         "fp32",
@@ -129,6 +137,10 @@ def held(session: Session) -> list[Tensor]:
         "24 bit accumulated",
         "bf16 weights",
         "no momentum",
+        "taught",
+        "24 bit taught",
+        "anchored",
+        "24 bit anchored",
     ],
 )
 def test_the_estimate_is_right_within_a_tenth(checkpoint, shape, changes, method):
@@ -163,6 +175,7 @@ CHECKPOINTED = {"gradient_checkpointing": True}
         ({**BF16, **IN_8_BITS}, {"rank": 32, "conv_rank": 16}),
         ({**BF16, **IN_8_BITS, **CHECKPOINTED}, {"train_text_encoder": True}),
         ({**BF16, **IN_8_BITS}, {"dora": True, "conv_rank": 4}),
+        ({**BF16, **TAUGHT}, {"train_text_encoder": True}),
         (IN_8_BITS, {}),
     ],
     ids=lambda value: " ".join(f"{n} {v}" for n, v in value.items()) or "defaults",

@@ -8,6 +8,7 @@ import pytest
 
 from trainer.families.shapes import SD15, SDXL
 from trainer.methods.full import FullFineTune
+from trainer.methods.lora import LoRA
 from trainer.methods.textual_inversion import TextualInversion
 from trainer.planning.job import Job
 from trainer.settings.config import DatasetConfig, TrainingConfig
@@ -29,10 +30,23 @@ def job(**changes: object) -> Job:
         ({"prior": {"weight": 1.0, "prompt": "a", "ratio": 0.1}}, 4),
         ({"prior": {"weight": 1.0, "prompt": "a"}, "gradient_accumulation": 2}, 6),
         ({"prior": {"weight": 1.0, "prompt": "a", "ratio": 0.5}, "gradient_accumulation": 2}, 5),
+        ({"prior": {"teacher_weight": 1.0, "prompt": "a"}}, 6),
+        ({"prior": {"teacher_weight": 1.0, "prompt": "a", "teacher_ratio": 0.3}}, 4),
+        ({"prior": {"weight": 1.0, "teacher_weight": 1.0, "prompt": "a"}}, 9),
     ],
 )
 def test_class_images_share_the_pass(changes, expected):
     assert job(**changes).images_per_pass == expected
+
+
+def test_the_teacher_keeps_a_copy_of_a_trained_unet():
+    taught = CONFIG.replace({"prior": {"teacher_weight": 1.0, "prompt": "a"}})
+    kept = [
+        Job(config, method, SD15).frozen_copies
+        for config in (CONFIG, taught)
+        for method in (FullFineTune(), LoRA())
+    ]
+    assert kept == [[], [], [SD15.unet], []]
 
 
 def test_a_step_has_several_passes_with_accumulation_or_several_shapes():

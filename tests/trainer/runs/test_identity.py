@@ -56,6 +56,7 @@ def name(config: TrainingConfig, photos: list[Example], *, base: str = "00", **m
         {"preview": {"prompts": ("a dog",), "every": 3}},
         {"prior": {"weight": 1.0, "sampling": {"guidance_scale": 7.5, "batch_size": 1}}},
         {"ema_decay": 0.5},
+        {"prior": {"teacher_ratio": 0.5}},
     ],
 )
 def test_settings_without_effect_on_the_result_make_the_same_run(config, photos, changes):
@@ -72,6 +73,7 @@ def test_settings_without_effect_on_the_result_make_the_same_run(config, photos,
         {"prior": {"num_images": 100}},
         {"prior": {"sampling": {"seed": 1}}},
         {"optimizer": {"learning_rate": 3e-6}},
+        {"optimizer": {"anchor": 1.0}},
         {"output": {"dtype": "fp16"}},
         {"seed": 1},
         {"precision": "bf16"},
@@ -195,6 +197,21 @@ def test_settings_of_masks_count_only_with_masks(config, photos, tmp_path, chang
     alpha = {**change, "masks": "alpha"}
     assert name(config.replace({"dataset": alpha}), photos) != name(config, photos)
     assert name(config.replace({"dataset": {"masks": "off"}}), photos) == name(config, photos)
+
+
+def test_the_teacher_counts_with_or_without_class_images(config, photos):
+    for weight in (0.0, 1.0):
+        names = {
+            name(config.replace({"prior": {"weight": weight, **changes}}), photos)
+            for changes in (
+                {}, {"teacher_weight": 1.0}, {"teacher_weight": 2.0},
+                {"teacher_weight": 1.0, "prompt": "a dog"},
+                {"teacher_weight": 1.0, "teacher_ratio": 0.5},
+            )
+        }  # fmt: skip
+        assert len(names) == 5
+    one = config.replace({"prior": {"weight": 0.0, "teacher_weight": 1.0}})
+    assert name(one.replace({"prior": {"num_images": 7}}), photos) == name(one, photos)
 
 
 def test_a_definition_knows_which_settings_are_at_their_defaults(config, photos):

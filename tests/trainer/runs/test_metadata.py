@@ -90,6 +90,18 @@ def test_metadata_says_which_losses_min_snr_weights(tiny_model, tmp_path):
     assert "dreambooth.min_snr" not in plain
 
 
+def test_metadata_says_how_strongly_weights_were_pulled_back(tiny_model, tmp_path):
+    config = TrainingConfig(
+        base=tiny_model.path, dataset=DatasetConfig(photos=(tmp_path,), prompt="a dog")
+    )
+    trainable = FullFineTune().attach(tiny_model, config, [])
+    described = [
+        describe_run(each, FullFineTune(), tiny_model, trainable, [])
+        for each in (config, config.replace({"optimizer": {"anchor": 2.5}}))
+    ]
+    assert [each.get("dreambooth.anchor") for each in described] == [None, "2.5"]
+
+
 def test_progress_contains_the_losses_and_times():
     report = StepReport(
         step=1, total_steps=1, loss=0.125, instance_loss=0.125, prior_loss=None,

@@ -11,9 +11,9 @@ from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConf
 from trainer.storage import json_files
 
 
-def config(steps: int, lr_schedule: str = "constant") -> TrainingConfig:
+def config(steps: int, lr_schedule: str = "constant", anchor: float = 0.0) -> TrainingConfig:
     dataset = DatasetConfig(photos=(Path("photos"),), prompt="a photo of sks dog")
-    optimizer = OptimizerConfig(lr_schedule=lr_schedule)
+    optimizer = OptimizerConfig(lr_schedule=lr_schedule, anchor=anchor)
     return TrainingConfig(base=Path("base"), dataset=dataset, optimizer=optimizer, steps=steps)
 
 
@@ -67,6 +67,18 @@ def test_states_are_not_continued_if_learning_rates_depend_on_the_number_of_step
         "A run of 100 steps with the same settings exists, but it cannot be continued, because the "
         "cosine schedule depends on the number of steps (optimizer.lr_schedule). Training starts "
         "at step 1."
+    ]
+
+
+def test_states_are_not_continued_if_the_pull_depends_on_the_number_of_steps(runs, caplog):
+    definition = Definition({"steps": 400, "seed": 1}, frozenset())
+    found = RelatedRuns(runs, definition, config(400, anchor=2.0))
+    assert found.states() == []
+    found.warn_of_shorter()
+    assert caplog.messages == [
+        "A run of 100 steps with the same settings exists, but it cannot be continued, because the "
+        "pull back to the base model depends on the number of steps (optimizer.anchor). Training "
+        "starts at step 1."
     ]
 
 

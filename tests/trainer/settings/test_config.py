@@ -60,6 +60,10 @@ REFUSALS = [
         "optimizer.learning_rate must be above 0, got 0.",
     ),
     (
+        lambda: OptimizerConfig(anchor=-1),
+        "optimizer.anchor must be 0 or more, got -1.",
+    ),
+    (
         lambda: config(steps=0),
         "steps must be 1 or more, got 0.",
     ),

@@ -23,6 +23,15 @@ REFUSALS = [
         "or set prior.weight to 0.",
     ),
     (
+        lambda: PriorConfig(teacher_weight=0.5),
+        "prior.teacher_weight is 0.5 but prior.prompt is empty. Name the class, such as 'a photo "
+        "of a dog', or set prior.teacher_weight to 0.",
+    ),
+    (
+        lambda: PriorConfig(teacher_ratio=1.5),
+        "prior.teacher_ratio must be above 0 and at most 1, got 1.5.",
+    ),
+    (
         lambda: PriorConfig(ratio=0),
         "prior.ratio must be above 0, got 0.",
     ),

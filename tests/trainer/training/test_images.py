@@ -152,6 +152,16 @@ def test_templates_are_not_counted_as_captions_of_photos(config, tiny_model, tmp
     assert "Training on 2 photos, 1 with captions of their own." in caplog.messages
 
 
+def test_a_teachers_prompt_like_the_instance_prompt_is_warned_about(config, tiny_model, caplog):
+    prior = PriorConfig(teacher_weight=1.0, prompt="a sks dog")
+    encode(replace(config, prior=prior), tiny_model)
+    assert caplog.messages[0] == (
+        "The photos have the class prompt, 'a sks dog', so the teacher holds back what they teach. "
+        "Put a rare word into dataset.prompt, such as 'a photo of sks dog', and leave it out of "
+        "prior.prompt."
+    )
+
+
 @pytest.mark.parametrize("prompt", ["a sks dog", " A  SKS dog. "])
 def test_a_class_prompt_like_the_instance_prompt_is_warned_about(
     config, tiny_model, caplog, prompt
