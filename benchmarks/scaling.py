@@ -68,6 +68,7 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
         {"optimizer": {"learning_rate": 5e-3}, **ALONE_ON_PHOTOS},
     ),
     "sharded": (FULL, SHARDED),
+    "sharded, pulled back": (FULL, {"optimizer": {"anchor": 3.0}, **SHARDED}),
     "sharded, photos alone": (FULL, {**ALONE_ON_PHOTOS, **SHARDED}),
     "sharded, text encoder stops after step 2": (
         FullFineTune(train_text_encoder=True, text_encoder_stop_step=2), SHARDED,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,25 @@ def is_stored(weight: Tensor) -> bool:
 def is_split(weight: Tensor) -> bool:
     """Whether this process has only a part of a weight."""
     return hasattr(weight, "full_tensor")  # a DTensor, which not every build of torch has
+
+
+def own_part(weight: Tensor) -> Tensor:
+    """What this process has of a weight, sharing memory; all of it unless it is split."""
+    return weight.to_local() if is_split(weight) else weight  # type: ignore
+
+
+def part_like(weight: Tensor, whole: Tensor) -> Tensor:
+    """The part of `whole` that this process has of a weight of the same shape."""
+    if not is_split(weight):
+        return whole
+    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
+    return part_of(whole, mesh.get_local_rank(), mesh.size())
+
+
+def part_of(whole: Tensor, rank: int, size: int) -> Tensor:
+    """The part of process `rank` of `size` processes: rows, which may be none."""
+    parts = whole.chunk(size)
+    return parts[rank] if rank < len(parts) else whole[:0]
 
 
 def rest_of(weight: Tensor) -> Tensor | None:

@@ -12,60 +12,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .. import hardware
 from ..families.base import Framing
 from ..noise import STABLE_DIFFUSION, NoiseProcess, draw_noise
 from ..processes import ALONE, Processes
 from ..settings.config import TrainingConfig
+from .batch import Batch, join
 from .examples import Example
 from .latents import CachedLatents
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Examples whose latents have the same shape, with the random draws for each."""
-
-    latents: Tensor
-    """[B, C, h, w]."""
-    noise: Tensor
-    """[B, C, h, w]."""
-    times: Tensor
-    """[B]: how noisy; see `trainer/noise.py`."""
-    weights: Tensor
-    """[B]: the factor of each example's squared error in the step's loss."""
-    is_prior: Tensor
-    """[B] bool: whether an example is a class image rather than a photo."""
-    captions: list[str]
-    framings: list[Framing]
-    place_weights: Tensor | None = None
-    """[B, 1, h, w]: how much each place counts in an example's squared error, 1 on average. None:
-    no example has a mask."""
-
-    def without_loss(self) -> Batch:
-        """The same batch, whose errors count nothing."""
-        return replace(self, weights=torch.zeros_like(self.weights))
-
-    num_taught: int = 0
-    """How many examples, the last ones, are trained on the teacher's answers."""
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            hardware.move(self.latents, device),
-            hardware.move(self.noise, device),
-            hardware.move(self.times, device),
-            hardware.move(self.weights, device),
-            hardware.move(self.is_prior, device),
-            self.captions,
-            self.framings,
-            None if self.place_weights is None else hardware.move(self.place_weights, device),
-            self.num_taught,
-        )
 
 
 class BatchStream(Iterator[list[Batch]]):
@@ -124,7 +82,7 @@ class BatchStream(Iterator[list[Batch]]):
         for draw in self._processes.share_of(draws, before=before):
             groups.setdefault(draw.latents.shape, []).append(draw)
         self._micro_step = (self._micro_step + 1) % self._config.gradient_accumulation
-        return [_join(group) for group in groups.values()]
+        return [join(group) for group in groups.values()]
 
     @property
     def images_per_step(self) -> int:
@@ -296,28 +254,3 @@ class _Pool:
             self._position = 0
         self._position += 1
         return self._examples[self._order[self._position - 1]]
-
-
-def _join(batches: list[Batch]) -> Batch:
-    return Batch(
-        torch.cat([batch.latents for batch in batches]),
-        torch.cat([batch.noise for batch in batches]),
-        torch.cat([batch.times for batch in batches]),
-        torch.cat([batch.weights for batch in batches]),
-        torch.cat([batch.is_prior for batch in batches]),
-        [caption for batch in batches for caption in batch.captions],
-        [framing for batch in batches for framing in batch.framings],
-        _join_place_weights(batches),
-        sum(batch.num_taught for batch in batches),
-    )
-
-
-def _join_place_weights(batches: list[Batch]) -> Tensor | None:
-    if all(batch.place_weights is None for batch in batches):
-        return None
-    return torch.cat([
-        torch.ones_like(batch.latents[:, :1])
-        if batch.place_weights is None
-        else batch.place_weights
-        for batch in batches
-    ])  # fmt: skip

@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .. import weights
 from ..methods.base import Part, Trainable
 from ..optimization import lr_schedules
 from ..settings.config import TrainingConfig
@@ -57,8 +58,8 @@ class Anchor:
         origin = self._origins.get(parameter)
         if origin and (share := _share(origin, self._strength, step)):
             # First to the device, which converts faster.
-            value = origin.value.to(values.device, non_blocking=True)
-            values.lerp_(value.to(values.dtype), share)
+            value = weights.part_like(values, origin.value).to(values.device, non_blocking=True)
+            weights.own_part(values).lerp_(value.to(values.dtype), share)
 
 
 def _progress(config: TrainingConfig, part: Part) -> list[float]:

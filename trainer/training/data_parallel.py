@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.batches import Batch
+from ..data.batch import Batch
 from ..processes import Processes
 
 Losses = Callable[[Batch], Tensor]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import memory, precision, weights
-from ..data.batches import Batch, BatchStream
+from ..data.batch import Batch
+from ..data.batches import BatchStream
 from ..families.base import MAIN_MEMORY, ModelFamily
 from ..methods.base import Trainable
 from ..noise import min_snr_weights, squared_errors
@@ -127,7 +128,7 @@ class Session:
             batch, is_last = batch.to(self.model.device), number == len(batches)
             with self._data_parallel.passing(is_last=is_last):
                 losses = self._data_parallel.losses(batch)
-                sums += _sums(losses.detach(), batch.is_prior)
+                sums += batch.sums(losses.detach())
                 if is_last:
                     self._processes.sum_(sums)
                     self._begin_release(sums, step)
@@ -248,10 +249,8 @@ class Session:
         return GatheredStep(config, model, parts, self._health, anchor)
 
     def _new_average(self) -> EMA | None:
-        """Only the leader draws and writes files, but each process averages its part of split
-        weights."""
-        is_needed = self._processes.is_leader or self._data_parallel.is_sharded
-        if not (self.config.ema and is_needed):
+        """The leader's, which draws and writes files, or each process's of its part of weights."""
+        if not self.config.ema or not (self._processes.is_leader or self._data_parallel.is_sharded):
             return None
         return EMA(self.parameters, self.config.ema_decay, self.config.seed)
 
@@ -299,10 +298,3 @@ class Session:
         self.reports.append(report)
         self._health.check_losses([report.instance_loss for report in self.reports])
         return report
-
-
-def _sums(losses: Tensor, is_prior: Tensor) -> Tensor:
-    """The sums of the losses [B] of photos and of class images [2]."""
-    return torch.stack(
-        [losses.masked_fill(is_prior, 0).sum(), losses.masked_fill(~is_prior, 0).sum()]
-    )

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..data.batches import Batch
+from .. import weights
+from ..data.batch import Batch
 from ..families.base import ModelFamily
 from ..methods.base import Part
 from ..processes import ALONE, Processes, replaced
@@ -155,9 +156,7 @@ class Sharded(DataParallel):
 
         if whole.ndim == 0:
             return whole
-        parts = whole.chunk(self._processes.size)
-        rank = self._processes.rank
-        part = parts[rank] if rank < len(parts) else whole[:0]
+        part = weights.part_of(whole, self._processes.rank, self._processes.size)
         return DTensor.from_local(
             part.to(self._device), self._mesh, [Shard(0)],
             run_check=False, shape=whole.shape, stride=whole.stride(),

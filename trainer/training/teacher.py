@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import precision
-from ..data.batches import Batch
+from ..data.batch import Batch
 from ..families.base import ModelFamily
 from ..methods.adapters import adapters_in, switched_off
 from ..settings.config import TrainingConfig

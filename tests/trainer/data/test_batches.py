@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import Batch, BatchStream, check_share
+from trainer.data.batch import Batch
+from trainer.data.batches import BatchStream, check_share
 from trainer.data.examples import Example
 from trainer.data.latents import CachedLatents
 from trainer.families.base import Framing
@@ -434,14 +435,3 @@ def test_no_photos_are_refused() -> None:
         BatchStream({}, cached(5, [SQUARE], is_prior=True), config())
 
     assert str(error.value) == "There are no photos to train on. Name some in dataset.photos."
-
-
-def test_a_batch_moves_to_a_device_as_a_whole() -> None:
-    (batch,) = next(BatchStream(cached(5, [SQUARE]), {}, config(batch_size=2, teacher=1.0)))
-
-    moved = batch.to(torch.device("meta"))
-
-    tensors = (moved.latents, moved.noise, moved.times, moved.weights, moved.is_prior)
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert (moved.captions, moved.framings) == (batch.captions, batch.framings)
-    assert moved.num_taught == 2

@@ -23,39 +23,6 @@ def config(**changes: object) -> TrainingConfig:
 
 REFUSALS = [
     (
-        lambda: DatasetConfig(photos=(), prompt="a"),
-        "dataset.photos is empty. Name a folder of photos.",
-    ),
-    (
-        lambda: DatasetConfig(photos=(Path("a"),), prompt=" "),
-        "dataset.prompt is empty. Describe the photos, such as 'a photo of sks dog'.",
-    ),
-    (
-        lambda: DatasetConfig(photos=(Path("a"),), prompt="a", resolution=500),
-        "dataset.resolution must be a multiple of 8, got 500.",
-    ),
-    (
-        lambda: DatasetConfig(photos=(Path("a"),), prompt="a", crop="left"),
-        "dataset.crop must be one of center, random, got 'left'.",
-    ),
-    (
-        lambda: DatasetConfig(photos=(Path("a"),), prompt="a", masks="on"),
-        "dataset.masks must be one of auto, alpha, off, got 'on'.",
-    ),
-    (
-        lambda: DatasetConfig(photos=(Path("a"),), prompt="a", unmasked_weight=1.5),
-        "dataset.unmasked_weight must be between 0 and 1, got 1.5.",
-    ),
-    (
-        lambda: DatasetConfig(photos=(Path("a"),), prompt="a", random_backgrounds=-1),
-        "dataset.random_backgrounds must be 0 or more, got -1.",
-    ),
-    (
-        lambda: DatasetConfig(photos=(Path("a"),), prompt="a", masks="off", random_backgrounds=8),
-        "dataset.random_backgrounds is 8, but dataset.masks is off. Set it to auto or alpha, or "
-        "use no random backgrounds.",
-    ),
-    (
         lambda: OptimizerConfig(learning_rate=0),
         "optimizer.learning_rate must be above 0, got 0.",
     ),

@@ -6,7 +6,7 @@ from tests.trainer.torchrun import torchrun
 
 def test_two_processes_train_as_one():
     settings = [
-        "text encoder stops after step 2", "taught", "pulled back",
+        "text encoder stops after step 2", "taught", "sharded, pulled back",
         "sharded, moving average, photos of three shapes",
     ]  # fmt: skip
     done = torchrun(2, "-m", "benchmarks.scaling", "--steps", "3", "--only", *settings)
