@@ -23,6 +23,7 @@ WEIGHTS = sum(p.numel() for p in SDXL.unet.parameters())
 def test_adamw_holds_four_numbers_per_weight_with_a_moving_average():
     assert state.between_steps(ALONE) == {
         "weights": 4 * WEIGHTS, "optimizer state": 8 * WEIGHTS, "moving average": 4 * WEIGHTS,
+        "teacher": 0,
     }  # fmt: skip
     assert state.gradient_bytes(ALONE) == 4 * WEIGHTS
     assert state.whole_in_steps(ALONE) == state.whole_in_previews(ALONE) == {}

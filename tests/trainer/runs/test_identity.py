@@ -95,7 +95,7 @@ def test_the_settings_that_do_not_count_by_their_value():
     assert of(Effect.CONTENT) == files
     assert of(Effect.PHOTOS_PER_STEP) == {"batch_size", "gradient_accumulation"}
     assert of(Effect.ROUNDING) == {
-        "gradient_checkpointing", "channels_last", "compile", "offload",
+        "gradient_checkpointing", "channels_last", "compile", "offload", "sharded",
         "prior.sampling.batch_size",
     }  # fmt: skip
 
