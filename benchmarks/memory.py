@@ -33,7 +33,7 @@ from trainer.methods.full import FullFineTune
 from trainer.methods.lora import LoRA
 from trainer.planning.estimate import phases
 from trainer.planning.job import Job
-from trainer.settings.config import DatasetConfig, OptimizerConfig, TrainingConfig
+from trainer.settings.config import DatasetConfig, OptimizerConfig, PriorConfig, TrainingConfig
 from trainer.training.session import Session
 
 CPU = torch.device("cpu")
@@ -41,12 +41,19 @@ RESOLUTION = 64
 INTERVAL = 0.002
 """Seconds between two looks at the memory."""
 LEAN = {"precision": "bf16", "gradient_release": True}
+TEACHER = PriorConfig(teacher_weight=1.0, prompt="a photo of a dog")
 FULL, LORA = FullFineTune(), LoRA()
 SETTINGS: dict[str, tuple[Method, Mapping[str, Any], float]] = {
     "fp32, AdamW, gathered": (FULL, {}, 16),
     "fp32, 8-bit AdamW, gathered": (FULL, {"optimizer": "AdamW8bit"}, 10.03),
     "24 bit, 8-bit AdamW, released": (
         FULL, {"weights": "24 bit", "optimizer": "AdamW8bit", **LEAN}, 5.03
+    ),
+    "the same with an anchor": (
+        FULL, {"weights": "24 bit", "optimizer": "AdamW8bit", "anchor": 4.0, **LEAN}, 5.03
+    ),
+    "the same with a teacher": (
+        FULL, {"weights": "24 bit", "optimizer": "AdamW8bit", "prior": TEACHER, **LEAN}, 7.03
     ),
     "bf16, Adafactor without momentum, released": (
         FULL, {"weights": "bf16", "optimizer": "Adafactor without momentum", **LEAN}, 2.01
@@ -64,12 +71,18 @@ HEADER = """\
 |---|---|---|---|---|---|"""
 
 
-def config(checkpoint: Path, *, optimizer: str = "AdamW", **changes: Any) -> TrainingConfig:
+def config(
+    checkpoint: Path, *, optimizer: str = "AdamW", anchor: float = 0.0, **changes: Any
+) -> TrainingConfig:
     dataset = DatasetConfig(photos=(checkpoint,), prompt=PROMPT, resolution=RESOLUTION)
     return TrainingConfig(
-        base=checkpoint, dataset=dataset, optimizer=OptimizerConfig(name=optimizer), batch_size=1,
-        gradient_checkpointing=True, **changes,
-    )  # fmt: skip
+        base=checkpoint,
+        dataset=dataset,
+        optimizer=OptimizerConfig(name=optimizer, anchor=anchor),
+        batch_size=1,
+        gradient_checkpointing=True,
+        **changes,
+    )
 
 
 def estimate(checkpoint: Path, method: Method, changes: Mapping[str, Any]) -> int:

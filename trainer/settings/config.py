@@ -61,9 +61,9 @@ class OptimizerConfig:
     ignore it."""
     anchor: Decides[float] = 0.0
     """How strongly every weight is pulled back to its value before training, so that the model
-    keeps what it knows without class images: 2 beside a teacher or class images, 4 alone, while 10
-    lets hardly anything be learned; 0 turns it off. It means the same for any learning rate and
-    number of steps."""
+    keeps what it knows without class images: 2 with a teacher_weight of 1, 4 alone, while 10 lets
+    hardly anything be learned; 0 turns it off. It means the same for any learning rate and number
+    of steps."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate must be above 0, "
