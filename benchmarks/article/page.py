@@ -73,8 +73,9 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
     found = [measures for key, measures in scores.items() if key in wanted]
     unfinished = "" if len(found) == len(wanted) else _UNFINISHED.format(len(found), len(wanted))
     has_kept = len(measured) < len(EXPERIMENTS)
-    took = [*(before.took if has_kept else ()), _took(found, measured if has_kept else ())]
-    took = list(dict.fromkeys(took))
+    newest = _took(found, measured if has_kept else ())
+    same = newest.partition(" took ")[0] + " took "
+    took = [*(line for line in before.took if has_kept and not line.startswith(same)), newest]
     text = "\n".join([_INTRODUCTION, *rows, unfinished, _method(), *took, *sections])
     (docs / PAGE).write_text(text, "utf-8")
 
