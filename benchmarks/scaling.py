@@ -69,6 +69,7 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     ),
     "sharded": (FULL, SHARDED),
     "sharded, pulled back": (FULL, {"optimizer": {"anchor": 3.0}, **SHARDED}),
+    "sharded, taught": (FULL, {"prior": {"teacher_weight": 1.0, "teacher_ratio": 0.5}, **SHARDED}),
     "sharded, photos alone": (FULL, {**ALONE_ON_PHOTOS, **SHARDED}),
     "sharded, text encoder stops after step 2": (
         FullFineTune(train_text_encoder=True, text_encoder_stop_step=2), SHARDED,
