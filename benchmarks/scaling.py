@@ -50,6 +50,10 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     "text encoder stops after step 2": (
         FullFineTune(train_text_encoder=True, text_encoder_stop_step=2), {},
     ),
+    "text encoder stops after step 2, taught": (
+        FullFineTune(train_text_encoder=True, text_encoder_stop_step=2),
+        {"prior": {"teacher_weight": 1.0, "teacher_ratio": 0.5}},
+    ),
     "2 x 2 photos accumulated": (FULL, {"batch_size": 2, "gradient_accumulation": 2}),
     "1 x 4 photos accumulated": (
         FULL, {"batch_size": 1, "gradient_accumulation": 4, **ALONE_ON_PHOTOS},
@@ -79,7 +83,9 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     ),
     "sharded, moving average": (FULL, {"ema": True, **SHARDED}),
     f"sharded, {SHAPES}": (FULL, {**THREE_SHAPES, **SHARDED}),
-    f"sharded, moving average, {SHAPES}": (FULL, {"ema": True, **THREE_SHAPES, **SHARDED}),
+    f"sharded, moving average, pulled back, {SHAPES}": (
+        FULL, {"ema": True, "optimizer": {"anchor": 3.0}, **THREE_SHAPES, **SHARDED},
+    ),
     "sharded, gradient checkpointing": (FULL, {"gradient_checkpointing": True, **SHARDED}),
     "Lion": (FULL, {"optimizer": {"name": "Lion"}}),
     "sharded, Lion": (FULL, {"optimizer": {"name": "Lion"}, **SHARDED}),

@@ -6,9 +6,9 @@ from tests.trainer.torchrun import torchrun
 
 def test_two_processes_train_as_one():
     settings = [
-        "text encoder stops after step 2", "taught", "sharded, pulled back",
-        "sharded, moving average, photos of three shapes",
-    ]  # fmt: skip
+        "text encoder stops after step 2, taught",
+        "sharded, moving average, pulled back, photos of three shapes",
+    ]
     done = torchrun(2, "-m", "benchmarks.scaling", "--steps", "3", "--only", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
