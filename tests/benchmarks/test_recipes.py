@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.article.experiments import PREPARED
 from benchmarks.article.recipes import PLACEHOLDER, Recipe, Workshop
+from trainer.data.examples import find_photos
 
 PLAIN = Recipe(steps=20, class_images=0, text_encoder=False)
 
@@ -40,3 +42,20 @@ def test_models_of_one_run_have_the_same_run():
     words = [replace(PLAIN, words=PLACEHOLDER, inversion_steps=n, steps=s)
              for n, s in ((60, 0), (240, 300))]  # fmt: skip
     assert words[0].run == words[1].run
+
+
+def test_masks_are_used_as_the_recipe_says(tmp_path: Path):
+    workshop = Workshop(folder=tmp_path)
+    found = {}
+    for name, point in PREPARED["m"].points.items():
+        dataset = workshop._config(point.recipe, 0, 300).dataset
+        photos = find_photos(dataset)
+        masks = sum(photo.mask is not None for photo in photos)
+        found[name] = (masks, dataset.unmasked_weight, dataset.random_backgrounds)
+    assert found == {
+        "five surroundings": (0, 1, 0),
+        "one room": (0, 1, 0),
+        "masks, weight 0.1": (6, 0.1, 0),
+        "masks, weight 0": (6, 0, 0),
+        "masks, weight 0.1, 8 colours": (6, 0.1, 8),
+    }

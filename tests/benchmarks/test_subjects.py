@@ -66,10 +66,8 @@ def test_photos_are_always_the_same_six_of_that_cup(subject: str, judge: Judge, 
     assert len(set(paths)) == 6
     assert all(shows_subject(judge, subject, images))
     places = {verdict.background for verdict in judge.verdicts(images)}
-    if subject == CUP_IN_ONE_ROOM:
-        assert places == {"room"}
-    else:
-        assert len(places) == 5
+    assert len(places) == (1 if subject == CUP_IN_ONE_ROOM else 5)
+    assert "room" in places
     again = [path.read_bytes() for path in photos(subject, tmp_path / "elsewhere")]
     assert again == [path.read_bytes() for path in paths]
 

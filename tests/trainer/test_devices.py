@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -289,6 +290,13 @@ def test_class_images(config, run, draw_photos, is_own, tmp_path):
     sampling = SamplingConfig(steps=2)
     prior = PriorConfig(weight=1.0, prompt="a dog", images=images, num_images=3, sampling=sampling)
     run(replace(config, prior=prior), FullFineTune())
+
+
+def test_masks(config, run_in_two, tmp_path):
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (2, 3, 9, 12))
+    mask.save(tmp_path / "photos" / "0-mask.png")
+    run_in_two(config.replace({"dataset": {"random_backgrounds": 2}}), FullFineTune())
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
