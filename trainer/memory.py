@@ -75,7 +75,7 @@ def training_advice(
 def _advice_for_this_run(config: TrainingConfig) -> list[str]:
     """Settings that change the result by rounding alone."""
     advice = []
-    photos = config.batch_size * config.gradient_accumulation
+    photos = config.photos_per_step
     if not config.gradient_checkpointing:
         advice.append("switch on gradient_checkpointing")
     if config.gradient_release and config.gradient_accumulation > 1:

@@ -33,6 +33,8 @@ class Batch:
     place_weights: Tensor | None = None
     """[B, 1, h, w]: how much each place counts in an example's squared error, 1 on average. None:
     no example has a mask."""
+    num_taught: int = 0
+    """How many examples, the last ones, are trained on the teacher's answers."""
 
     def sums(self, losses: Tensor) -> Tensor:
         """The sums of the examples' losses [B]: of photos, and of class images [2]."""
@@ -42,9 +44,6 @@ class Batch:
     def without_loss(self) -> Batch:
         """The same batch, whose errors count nothing."""
         return replace(self, weights=torch.zeros_like(self.weights))
-
-    num_taught: int = 0
-    """How many examples, the last ones, are trained on the teacher's answers."""
 
     def to(self, device: torch.device) -> Batch:
         return Batch(

@@ -33,10 +33,9 @@ class BatchStream(Iterator[list[Batch]]):
     A micro step holds `batch_size` photos. The class images of an optimizer step, `prior.ratio` per
     photo and at least one, are spread over its micro steps as evenly as possible. Some of the
     photos, `prior.teacher_ratio` of them, come a second time with the class prompt, for the
-    teacher. Photos and class
-    images use separate generators, so class images do not change what is drawn for the photos.
-    Examples are drawn one at a time, so four micro steps of one photo draw the same as one micro
-    step of four.
+    teacher. Photos and class images use separate generators, so class images do not change what is
+    drawn for the photos. Examples are drawn one at a time, so four micro steps of one photo draw
+    the same as one micro step of four.
 
     If several processes train together, each of them draws all examples and trains on its share of
     each optimizer step, so the examples and draws do not depend on the number of processes.
@@ -58,7 +57,7 @@ class BatchStream(Iterator[list[Batch]]):
                 f"prior.weight is {config.prior.weight:g} but there are no class images. Name a "
                 "folder of them in prior.images, or set prior.weight to 0."
             )
-        photos = config.batch_size * config.gradient_accumulation
+        photos = config.photos_per_step
         class_images = class_images_per_step(config)
         self._config = config
         self._instance = _Pool(instance, "photos", config, noise)
@@ -134,7 +133,7 @@ class BatchStream(Iterator[list[Batch]]):
 
     def _taught_before(self, photo: int) -> int:
         """How many of the step's photos before this one the teacher is asked about."""
-        photos = self._config.batch_size * self._config.gradient_accumulation
+        photos = self._config.photos_per_step
         return self._taught_per_step * photo // photos
 
     def _class_images_now(self) -> int:
@@ -151,7 +150,7 @@ def class_images_per_step(config: TrainingConfig) -> int:
     """The number of class images of an optimizer step."""
     if config.prior.weight == 0:
         return 0
-    photos = config.batch_size * config.gradient_accumulation
+    photos = config.photos_per_step
     return max(1, round(photos * config.prior.ratio))
 
 
@@ -159,14 +158,14 @@ def taught_per_step(config: TrainingConfig) -> int:
     """The number of photos of an optimizer step that the teacher is asked about."""
     if config.prior.teacher_weight == 0:
         return 0
-    photos = config.batch_size * config.gradient_accumulation
+    photos = config.photos_per_step
     return max(1, round(photos * config.prior.teacher_ratio))
 
 
 def images_per_step(config: TrainingConfig) -> int:
     """The number of photos and class images of an optimizer step. Photos that the teacher is asked
     about count twice."""
-    photos = config.batch_size * config.gradient_accumulation
+    photos = config.photos_per_step
     return photos + class_images_per_step(config) + taught_per_step(config)
 
 

@@ -199,7 +199,7 @@ def candidates(job: Job, rules: Rules) -> Iterator[Changes]:
 def _all(job: Job, rules: Rules) -> Iterator[Changes]:
     name = "bf16" if precision.computes_in_bf16(rules.device) else "fp16"
     is_fp16 = "fp16" in (name, job.config.precision)
-    photos = job.config.batch_size * job.config.gradient_accumulation
+    photos = job.config.photos_per_step
     rungs = RUNGS_IN_FP16 if is_fp16 else RUNGS
     if rules.num_processes > 1 and not is_fp16:
         rungs = (rungs[0], SHARDED, *rungs[1:])

@@ -74,7 +74,7 @@ def _ranks(job: Job, method: LoRA) -> Iterator[tuple[str, Job]]:
 
 def _settings(job: Job) -> Iterator[tuple[str, Changes]]:
     config = job.config
-    photos = config.batch_size * config.gradient_accumulation
+    photos = config.photos_per_step
     if config.precision == "fp32":
         yield "set precision to bf16", {"precision": "bf16"}
     if config.optimizer.name in ("AdamW", "Adafactor", "Lion", "Prodigy"):

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..families.shapes import NetworkShape
 from ..optimization import optimizers
+from ..training.sharding import LARGEST_SHARE
 from . import adapters, sizes
 from .job import Job
 
-WHOLE_SHARE = 1 / 6
-"""The largest share of split weights that are whole during a step: those of two modules, with their
-gradients. See `training/sharding.py`."""
+WHOLE_SHARE = 2 * LARGEST_SHARE
+"""The largest share of split weights that are whole during a step: those of two modules."""
 
 
 def between_steps(job: Job) -> dict[str, float]:

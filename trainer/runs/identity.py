@@ -93,7 +93,7 @@ def _definition(config: TrainingConfig, method: Method, files: Mapping[str, Any]
     unused = _unused(config) | (set() if MASKS in files else SETTINGS_OF_MASKS)
     facts = {
         **{name: settings[name] for name in settings if name in names - unused},
-        "photos per step": config.batch_size * config.gradient_accumulation,
+        "photos per step": config.photos_per_step,
         **files,
     }
     at_default = frozenset([*_at_default(config), *_at_default(method, method_name)])

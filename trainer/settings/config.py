@@ -219,6 +219,11 @@ class TrainingConfig:
                 f"{self.ema_decay}.")  # fmt: skip
 
     @property
+    def photos_per_step(self) -> int:
+        """The number of photos of an optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
+    @property
     def model_options(self) -> ModelOptions:
         names = [field.name for field in dataclasses.fields(ModelOptions)]
         return ModelOptions(**{name: getattr(self, name) for name in names})

@@ -29,8 +29,8 @@ class Teacher:
         """Call it before the first step."""
         self._config, self._model = config, model
         self._captions = CaptionEncoder(model, frozen=True)
-        is_adapted = bool(adapters_in(model.unet))
-        self._unet = None if is_adapted else _frozen_copy(model.unet, config.precision)
+        self._adapters = adapters_in(model.unet)
+        self._unet = None if self._adapters else _frozen_copy(model.unet, config.precision)
         if self._unet and config.channels_last:
             self._unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -40,7 +40,7 @@ class Teacher:
         with (
             precision.autocast(self._config.precision, model.device),
             model.on_device(model.text_encoders),
-            switched_off(model.text_encoders),
+            switched_off(adapters_in(model.text_encoders)),
         ):
             self._captions.fill_cache([self._config.prior.prompt])
         if self._unet:
@@ -63,7 +63,7 @@ class Teacher:
         trained = self._model.unet
         self._model.unet = self._unet or trained
         try:
-            with switched_off(trained):
+            with switched_off(self._adapters):
                 yield
         finally:
             self._model.unet = trained

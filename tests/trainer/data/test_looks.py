@@ -15,7 +15,7 @@ from trainer.data.examples import find_examples
 from trainer.data.images import read_image
 from trainer.data.looks import advice, is_cut, is_inverted, look_at, mask_advice
 
-PHOTOS = Path("/work/shared/photos")
+PHOTOS = Path(__file__).parents[4] / "shared" / "photos"
 """Photos of DreamBooth's data set, where they are at hand."""
 
 
