@@ -11,9 +11,9 @@ from pathlib import Path
 from ..settings.config import DatasetConfig
 from ..storage.names import printable, shortened
 from .captions import CaptionFiles, missing_subject, read_caption
-from .folders import image_format, images_in, several
+from .folders import image_format, images_in
 from .formats import IMAGE_ENDINGS, require_readable
-from .masks import mask_files, split, unused_masks
+from .masks import mask_files, several_masks, split, unused_masks
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def find_examples(
     files, masks = caption_files(paths), mask_files(paths)
     captions = {image: read_caption(found[0]) for image, found in files.items()}
     if not quiet:
-        doubts = several(masks, "masks") if uses_masks else unused_masks(masks, is_prior=is_prior)
+        doubts = several_masks(masks) if uses_masks else unused_masks(masks, is_prior=is_prior)
         for message in [*caption_doubts(files, captions, "" if is_prior else prompt), *doubts]:
             logger.warning(message)
     captions = {image: caption for image, caption in captions.items() if caption}
@@ -138,7 +138,13 @@ def caption_doubts(
 ) -> Iterator[str]:
     """Warnings about the caption files of images and what the first file of each says. An empty
     file is no caption. `prompt` is the instance prompt, "" for class images."""
-    yield from several(files, "captions")
+    for image, found in files.items():
+        if len(found) > 1:
+            unused = shortened([file.name for file in found[1:]])
+            yield (
+                f"'{printable(image.name)}' has several captions. Only "
+                f"'{printable(found[0].name)}' is used, and not {unused}. Keep one of them."
+            )
     if long := [files[image][0].name for image, text in captions.items() if "\n" in text]:
         yield (
             "All lines of a caption are joined into one prompt. Captions with several lines: "

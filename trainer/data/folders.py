@@ -80,18 +80,6 @@ def look_into(folder: Path) -> Contents:
     return contents
 
 
-def several(files: Mapping[Path, Sequence[Path]], what: str) -> Iterator[str]:
-    """A warning for each image with more than one file beside it. `what` they are, such as
-    "masks"."""
-    for image, found in files.items():
-        if len(found) > 1:
-            others = shortened([file.name for file in found[1:]])
-            yield (
-                f"'{printable(image.name)}' has several {what}. Only '{printable(found[0].name)}' "
-                f"is used, and not {others}. Keep one of them."
-            )
-
-
 def image_format(path: Path) -> str:
     """The format of an image file, also if it cannot be read here. "" if it is not an image."""
     return "" if path.suffix.lower() in CAPTION_ENDINGS else format_of(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..storage.names import shortened
+from ..storage.names import printable, shortened
 from .buckets import Size
 from .captions import key
 from .cropping import Placement
@@ -74,6 +74,17 @@ def _candidates(folder: Path) -> Iterator[Path]:
         is_named_so = not path.name.startswith(".") and _MASK.fullmatch(path.stem)
         if is_named_so and path.is_file() and is_readable(format_of(path)):
             yield path
+
+
+def several_masks(files: Mapping[Path, Sequence[Path]]) -> Iterator[str]:
+    """A warning for each photo with more than one mask."""
+    for photo, masks in files.items():
+        if len(masks) > 1:
+            unused = shortened([mask.name for mask in masks[1:]])
+            yield (
+                f"'{printable(photo.name)}' has several masks. Only '{printable(masks[0].name)}' "
+                f"is used, and not {unused}. Keep one of them."
+            )
 
 
 def unused_masks(files: Mapping[Path, Sequence[Path]], *, is_prior: bool) -> Iterator[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from .captions import read_caption
 from .examples import caption_doubts, caption_files
-from .folders import Contents, look_into, several, unused, why_empty
+from .folders import Contents, look_into, unused, why_empty
 from .formats import require_readable
-from .masks import mask_files
+from .masks import mask_files, several_masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def survey(folder: Path, prompt: str) -> Survey:
         notes=[
             *_unused(contents),
             *caption_doubts(files, captions, prompt),
-            *several(masks, "masks"),
+            *several_masks(masks),
         ],
     )
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from tests.trainer.data.test_folders import draw
 from trainer.data.cropping import place
-from trainer.data.folders import several
 from trainer.data.masks import (
     loss_weights,
     mask_files,
     read_mask,
     require_subject,
+    several_masks,
     shares,
     split,
     unused_masks,
@@ -84,11 +84,11 @@ def test_masks_are_found_beside_listed_photos(tmp_path):
 
 def test_several_masks_and_unused_ones_are_named():
     files = {PHOTO: [Path("dog-mask.png"), Path("dog_mask.png"), Path("dog.mask.png")]}
-    assert list(several(files, "masks")) == [
+    assert list(several_masks(files)) == [
         "'dog.jpg' has several masks. Only 'dog-mask.png' is used, and not dog_mask.png, "
         "dog.mask.png. Keep one of them."
     ]
-    assert list(several({PHOTO: [Path("dog-mask.png")]}, "masks")) == []
+    assert list(several_masks({PHOTO: [Path("dog-mask.png")]})) == []
     (off,) = unused_masks(files, is_prior=False)
     assert off == (
         "Masks are not used, because dataset.masks is off (3): dog-mask.png, dog_mask.png, "
