@@ -186,6 +186,17 @@ def test_weights_of_places_stay_with_their_example() -> None:
     assert {batch.place_weights is None for batch in batches} == {True, False}
 
 
+def test_the_teacher_is_asked_about_all_of_a_photo_with_a_mask() -> None:
+    masked = {
+        example: replace(each, weights=torch.full(each.mean.shape[1:], 2.0))
+        for example, each in cached(3, [SQUARE]).items()
+    }
+    (batch,) = next(BatchStream(masked, {}, config(batch_size=3, teacher=1.0)))
+    assert batch.num_taught == 3
+    assert batch.place_weights is not None
+    assert batch.place_weights.amax((1, 2, 3)).tolist() == [2.0] * 3 + [1.0] * 3
+
+
 def test_more_processes_than_images_are_refused() -> None:
     check_share(config(batch_size=1, accumulation=2, weight=1.0), OneOf(0, 4))
     with pytest.raises(ValueError) as error:

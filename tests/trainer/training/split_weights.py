@@ -48,6 +48,9 @@ def main():
     network, expected = Network(), Network()
     part = Part("unet", list(network.parameters()), 0.1)
     sharded = Sharded(lambda batch: network(batch).sum(1), [part], {"unet": network}, cpu, group)
+    whole = {"parameters": [p.detach() for p in expected.parameters()]}
+    for own, p in zip(sharded.own(whole)["parameters"], part.parameters, strict=True):
+        assert torch.equal(own.to_local(), p.to_local())  # in each process
     images = torch.arange(12.0).view(3, 4) / 12
     sharded.losses(images[group.rank :: 2]).sum().backward()
     expected(images).sum(1).sum().backward()
