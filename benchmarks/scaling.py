@@ -83,8 +83,9 @@ SETTINGS: dict[str, tuple[Method, Mapping[str, Any]]] = {
     ),
     "sharded, moving average": (FULL, {"ema": True, **SHARDED}),
     f"sharded, {SHAPES}": (FULL, {**THREE_SHAPES, **SHARDED}),
-    f"sharded, moving average, pulled back, {SHAPES}": (
-        FULL, {"ema": True, "optimizer": {"anchor": 3.0}, **THREE_SHAPES, **SHARDED},
+    f"sharded, moving average, pulled back, text encoder stops, {SHAPES}": (
+        FullFineTune(train_text_encoder=True, text_encoder_stop_step=2),
+        {"ema": True, "optimizer": {"anchor": 3.0}, **THREE_SHAPES, **SHARDED},
     ),
     "sharded, gradient checkpointing": (FULL, {"gradient_checkpointing": True, **SHARDED}),
     "Lion": (FULL, {"optimizer": {"name": "Lion"}}),

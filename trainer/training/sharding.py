@@ -123,12 +123,13 @@ class Sharded(DataParallel):
             yield
         finally:
             self._keep_whole(False)
-            for module in self._all:
-                module.reshard()
+            self._reshard()
 
     @contextmanager
     def _in_main_memory(self) -> Iterator[None]:
         """The leader's networks have whole parameters, which take no memory of the device."""
+        # A network that is frozen by now is whole since its last forward pass.
+        self._reshard()
         replaced_ones = []
         for network in self._networks:
             for owner in network.modules():
@@ -142,6 +143,10 @@ class Sharded(DataParallel):
         finally:
             for owner, name, part in replaced_ones:
                 setattr(owner, name, part)
+
+    def _reshard(self) -> None:
+        for module in self._all:
+            module.reshard()
 
     def _num_bytes(self) -> int:
         return sum(p.nbytes for network in self._networks for p in network.parameters())

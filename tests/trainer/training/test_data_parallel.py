@@ -7,7 +7,7 @@ from tests.trainer.torchrun import torchrun
 def test_two_processes_train_as_one():
     settings = [
         "text encoder stops after step 2, taught",
-        "sharded, moving average, pulled back, photos of three shapes",
+        "sharded, moving average, pulled back, text encoder stops, photos of three shapes",
     ]
     done = torchrun(2, "-m", "benchmarks.scaling", "--steps", "3", "--only", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
