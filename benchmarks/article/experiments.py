@@ -742,9 +742,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "i": _formats(),
     "j": _lean_weights(),
     "k": _without_class_images(),
+    "m": _masks(),
 }
 """By the letter that selects them on the command line."""
-PREPARED: dict[str, Experiment] = {"m": _masks()}
-"""Decided, but not run yet, so the page does not have them."""
 
 assert len(PREFIXES) == 4, "experiment e counts 18 prompts of 24 with other prefixes"

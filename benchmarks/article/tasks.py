@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .experiments import EXPERIMENTS, PREPARED
+from .experiments import EXPERIMENTS
 from .recipes import Recipe, Workshop
 from .scores import Point, ScoreBook, measure_point
 
@@ -34,7 +34,7 @@ def tasks(
     for letter in letters:
         groups: dict[tuple[int, Recipe], list[Point]] = {}
         for seed in seeds:
-            for point in {**EXPERIMENTS, **PREPARED}[letter].points.values():
+            for point in EXPERIMENTS[letter].points.values():
                 key = point.key(seed, is_quick=is_quick)
                 if key not in taken:
                     taken.add(key)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.article.experiments import PREPARED
+from benchmarks.article.experiments import EXPERIMENTS
 from benchmarks.article.recipes import PLACEHOLDER, Recipe, Workshop
 from trainer.data.examples import find_photos
 
@@ -47,7 +47,7 @@ def test_models_of_one_run_have_the_same_run():
 def test_masks_are_used_as_the_recipe_says(tmp_path: Path):
     workshop = Workshop(folder=tmp_path)
     found = {}
-    for name, point in PREPARED["m"].points.items():
+    for name, point in EXPERIMENTS["m"].points.items():
         dataset = workshop._config(point.recipe, 0, 300).dataset
         photos = find_photos(dataset)
         masks = sum(photo.mask is not None for photo in photos)

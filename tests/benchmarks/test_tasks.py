@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.article.experiments import EXPERIMENTS, MEASURES, PREPARED
+from benchmarks.article.experiments import EXPERIMENTS, MEASURES
 from benchmarks.article.tasks import tasks
 
 SEEDS = (0, 1, 2)
@@ -37,9 +37,9 @@ def test_one_run_gives_all_its_checkpoints_and_experiments_share_runs():
     assert len(runs) < len(models) * len(SEEDS) / 1.5
 
 
-@pytest.mark.parametrize("letter", [*EXPERIMENTS, *PREPARED])
+@pytest.mark.parametrize("letter", EXPERIMENTS)
 def test_comparisons_are_between_measured_points(letter: str):
-    experiment = {**EXPERIMENTS, **PREPARED}[letter]
+    experiment = EXPERIMENTS[letter]
     for comparison in experiment.comparisons:
         assert comparison.measure in experiment.measures
         for point in [*comparison.more, *comparison.less]:
