@@ -50,6 +50,7 @@ from trainer.settings.config import (
 from trainer.toy import JUDGE
 from trainer.toy.demo import demo_config
 
+from .pages import write_between
 from .soak_checks import difference, files, require_whole
 from .soak_phases import PHASES, REPEATED, Counts, Moment, Watch
 
@@ -57,8 +58,6 @@ FORK = multiprocessing.get_context("fork")
 """A forked process has already loaded torch, so that a run takes only seconds."""
 MAX_KILLS = 3
 """The most kills of one run. The number is drawn at random for each run."""
-PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
-START, END = "<!-- kills -->", "<!-- end of kills -->"
 CPU = torch.device("cpu")
 LEAN: dict[str, Any] = {
     "weights": "24 bit", "precision": "bf16", "gradient_release": True, "offload": True,
@@ -225,12 +224,6 @@ def table(soaks: list[Soak]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write_page(text: str) -> None:
-    page = PAGE.read_text("utf-8")
-    before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", "utf-8")
-
-
 def preload() -> None:
     """Load once what would otherwise be loaded in every forked process."""
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
@@ -269,7 +262,7 @@ def main() -> int:
                 soak.run(Path(name, "run"), arguments.kills or rng.randint(1, MAX_KILLS))
     print(table(soaks))  # noqa: T201
     if arguments.docs:
-        write_page(table(soaks))
+        write_between("kills", table(soaks))
     num_same, num_runs = sum(s.num_same for s in soaks), sum(s.num_runs for s in soaks)
     print(f"{num_same} of {num_runs} identical")  # noqa: T201
     return 0 if num_same == num_runs else 1
