@@ -8,7 +8,11 @@ first five and after all of them, what the server holds is counted, always after
 workflow. Needs COMFYUI_PATH and COMFYUI_PYTHON as the nodes' tests do, and Linux.
 
 The last line says whether all workflows ended as they should. `--docs` writes the tables into
-docs/faults.md."""
+docs/faults.md.
+
+    python -m benchmarks.endurance --together --runs 5
+
+has two servers and the command line work in the same folders at once, so many times."""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ import psutil
 from tests.nodes.conftest import ComfyUI, make_base
 from trainer.storage.locks import is_locked
 
+from .endurance_together import DONE, REFUSED, Together
 from .endurance_workflows import KINDS, Workflows
 from .pages import write_between
 
@@ -124,27 +129,48 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/faults.md")
+    parser.add_argument("--together", action="store_true", help="two servers and a command line")
     arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
+    if arguments.together:
+        return work_together(arguments.runs, random.Random(arguments.seed))
+    return work_alone(arguments.runs, random.Random(arguments.seed), is_kept=arguments.docs)
+
+
+def work_alone(num_runs: int, rng: random.Random, *, is_kept: bool) -> int:
+    """Return the exit code. `is_kept`: write the tables into the documentation."""
     counts: dict[int, Any] = {}
     with tempfile.TemporaryDirectory(prefix="endurance-") as name:
         endurance = Endurance(Path(name), rng)
         try:
             endurance.start()
-            for number, kind in enumerate(_schedule(arguments.runs, rng), start=1):
+            for number, kind in enumerate(_schedule(num_runs, rng), start=1):
                 endurance.run(kind)
                 print(number, kind, flush=True)  # noqa: T201
-                if number in (FIRST, arguments.runs // 2, arguments.runs):
+                if number in (FIRST, num_runs // 2, num_runs):
                     counts[number] = endurance.numbers()
                     print(growth(counts), flush=True)  # noqa: T201
         finally:
             endurance.server.stop()
     text = f"{ends(endurance.ended)}\n\n{growth(counts)}"
     print(text, *endurance.faults, sep="\n")  # noqa: T201
-    if arguments.docs:
+    if is_kept:
         write_between(PLACE, text)
     print(f"{len(endurance.faults)} workflows ended in another way than they should")  # noqa: T201
     return 1 if endurance.faults else 0
+
+
+def work_together(num_rounds: int, rng: random.Random) -> int:
+    """Return the exit code."""
+    with tempfile.TemporaryDirectory(prefix="endurance-") as name:
+        together = Together(Path(name), rng)
+        try:
+            together.start()
+            for number in range(1, num_rounds + 1):
+                together.round()
+                print(number, dict(together.ended), flush=True)  # noqa: T201
+        finally:
+            together.stop()
+    return 0 if {end for _, end in together.ended} <= {DONE, REFUSED} else 1
 
 
 if __name__ == "__main__":

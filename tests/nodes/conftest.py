@@ -126,9 +126,11 @@ class Outcome:
 class ComfyUI:
     """A ComfyUI server, and a client that listens as an open browser page would."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, name: str = "") -> None:
+        """`name`: another one for each server on the same base folder."""
         self.base = base
-        self.log = base / "log.txt"
+        self.log = base / f"log{name}.txt"
+        self._database = base / f"comfyui{name}.db"
         self._process: subprocess.Popen[bytes] | None = None
         self._events: Websocket | None = None
         self._client = secrets.token_hex(8)
@@ -152,7 +154,7 @@ class ComfyUI:
         command = [
             python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
             "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
-            "--database-url", f"sqlite:///{self.base / 'comfyui.db'}",
+            "--database-url", f"sqlite:///{self._database}",
         ]  # fmt: skip
         if frontend := os.environ.get("COMFYUI_FRONTEND"):
             command += ["--front-end-root", frontend]
