@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from tests.nodes.conftest import ComfyUI, make_base
+from tests.nodes.conftest import ComfyUI, Prompt, make_base
 from trainer.storage.locks import is_locked
 
 from .endurance_together import DONE, REFUSED, Together
@@ -39,6 +40,7 @@ FIRST = 5
 """Workflows before the first count, which load everything that is loaded once."""
 PROBE = Path(__file__).with_name("endurance_probe.py")
 PLACE = "growth"
+NOTHING: Prompt = {"1": {"class_type": "Log", "inputs": {"text": "nothing"}}}
 
 Numbers = Mapping[str, int]
 
@@ -70,15 +72,16 @@ class Endurance:
             self.faults.append(f"{kind}: {outcome.end}, {last.get('exception_message', last)}")
 
     def numbers(self) -> Numbers:
-        """What the server holds after a small workflow, without its history."""
-        self.run("Score Images")
+        """What the server holds without its history, after a small workflow whose results are all
+        that ComfyUI's cache keeps."""
+        self.server.run(NOTHING)
         self.server.post("/history", {"clear": True})
         probed: dict[str, int] = self.server.get("/probe")
         assert self.server._process
         process = psutil.Process(self.server._process.pid)
         base = self.server.base
         return {
-            "memory, MB": process.memory_info().rss >> 20,
+            "memory, MB": _own_memory(process.pid),
             "threads": process.num_threads(),
             "open files and sockets": process.num_fds(),
             "network connections": len(process.net_connections("inet")),
@@ -89,6 +92,13 @@ class Endurance:
             "run folders that are locked": sum(map(is_locked, _runs(base))),
             **probed,
         }
+
+
+def _own_memory(pid: int) -> int:
+    """Memory of a process in MB, also what is swapped out, without files that are mapped: those
+    come and go with the need of others."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(kB) for kB in re.findall(r"(?:RssAnon|VmSwap):\s+(\d+) kB", status)) >> 10
 
 
 def _count(folder: Path) -> int:
