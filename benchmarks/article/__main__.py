@@ -17,7 +17,7 @@ from .scores import ScoreBook
 from .subjects import SUBJECTS, photos
 from .tasks import run_all, tasks
 
-ORDER = "achedbfgijkm"
+ORDER = "achedbfgijklm"
 """The order of the experiments, the most important first."""
 SEEDS = (0, 1, 2)
 DOCS = Path("docs")
