@@ -61,7 +61,7 @@ def main() -> None:
         except KeyboardInterrupt:
             raise SystemExit("Stopped. Run the same command again to continue.") from None
     docs = arguments.folder / "docs" if arguments.quick else DOCS
-    write_page(docs, book, arguments.seeds, is_quick=workshop.is_quick)
+    write_page(docs, book, arguments.seeds, arguments.only, is_quick=workshop.is_quick)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ DIRECTIONAL_RATE = 1e-3
 """The learning rate of directional textual inversion, chosen with seed 10, of 1e-3 and 3e-3."""
 NEWER = (
     "is_lora", "anchor", "teacher_weight", "unmasked_weight", "random_backgrounds", "directional",
-    "num_vectors",
+    "num_vectors", "teacher_ratio",
 )  # fmt: skip
 """Fields that were added to `Recipe` after the first scores were stored."""
 
@@ -77,6 +77,8 @@ class Recipe:
     """How strongly weights are pulled back to those before training."""
     teacher_weight: float = 0.0
     """Weight of the loss against the base model's answers to the class prompt."""
+    teacher_ratio: float = 1.0
+    """Share of the photos that this is done for."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -156,7 +158,8 @@ class Workshop:
         return self._saved(config, result.embedding, recipe.inversion_steps)
 
     def _config(self, recipe: Recipe, seed: int, steps: int) -> TrainingConfig:
-        prior: dict[str, Any] = {"weight": 0.0, "teacher_weight": recipe.teacher_weight}
+        prior: dict[str, Any] = {"weight": 0.0, "teacher_weight": recipe.teacher_weight,
+                                 "teacher_ratio": recipe.teacher_ratio}  # fmt: skip
         if recipe.class_images:
             images = self.class_images(recipe.class_images)
             prior |= {"weight": recipe.prior_weight, "images": images}
