@@ -635,6 +635,13 @@ def _masks() -> Experiment:
                 measure="noise", more=[nothing], less=[little],
             ),
         ],
+        remark="What the results show: with photos in one room, surroundings are right in 63 "
+        "percent of the images; with masks in 90 to 95, nearly as with photos in five places. All "
+        "seeds with masks do better than all without, but those without differ so much that the "
+        "bar is hardly reached. With plain colours, the classifier finds surroundings no better, "
+        "and people see plain walls in most of them; the subject is shown less often, but far more "
+        "of the class is kept, although there are no class images. Nothing holds the rest of a "
+        "photo with a weight of 0, and yet its images are no noisier.",
     )  # fmt: skip
 
 
@@ -672,6 +679,11 @@ def _directions() -> Experiment:
             *_other_words_kept("with 1 vector", directional[0], usual[0]),
             *_other_words_kept("with 8 vectors", directional[1], usual[1]),
         ],
+        remark="What the results show: no difference that three seeds could show. There is little "
+        "to win here, because lengths are limited in usual textual inversion too, and the included "
+        "model's prompts are so short that surroundings are right in all images. With 8 vectors, "
+        "the loss on unseen drawings is higher with directional. It is therefore off unless it is "
+        "chosen. With Stable Diffusion, whose prompts are longer, it may do more.",
     )  # fmt: skip
 
 

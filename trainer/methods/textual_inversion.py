@@ -90,9 +90,9 @@ class TextualInversion:
     photo's own caption comes first. Prompt and captions must contain the placeholder. Use
     "captions" for the toy model, which knows few words of the sentences."""
     directional: Decides[bool] = False
-    """Give the vectors the mean length of CLIP's own, and learn only their directions (directional
-    textual inversion): prompts keep more of their other words, and the likeness may be lower. The
-    learning rate is the same."""
+    """Keep the vectors at the mean length of CLIP's own, and learn only their directions
+    (directional textual inversion). Meant to keep more of the other words in prompts, and may cost
+    likeness. The learning rates are the same."""
 
     def __post_init__(self) -> None:
         self.word.check()
