@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import sys
+import threading
 from typing import Any
 
 import comfy.model_management
@@ -29,6 +30,9 @@ def _numbers() -> dict[str, int]:
     tensors = [each for each in objects if issubclass(type(each), torch.Tensor)]
     pack = _pack("nodes").__name__.rpartition(".nodes")[0]
     return {
+        "threads of asyncio's pool": sum(
+            thread.name.startswith("asyncio_") for thread in threading.enumerate()
+        ),
         "routes": len(PromptServer.instance.app.router.routes()),
         "models that ComfyUI keeps": len(comfy.model_management.current_loaded_models),
         "log handlers of the pack": len(logging.getLogger(pack).handlers),
