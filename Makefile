@@ -39,7 +39,7 @@ types: .venv/installed  ## check types with mypy
 pages: .venv/installed  ## write the tables of the nodes' help pages, from tooltips and locales
 	$(BIN)/python -m tests.help_pages
 
-soak: .venv/installed  ## kill RUNS runs (100) at random moments, resume them, compare the weights; LEAN=1: with the leanest settings; METHOD=lora
+soak: .venv/installed  ## kill RUNS runs (100) in each of their phases, resume them, compare the weights; LEAN=1: with the leanest settings; METHOD=lora, textual-inversion
 	$(BIN)/python -m benchmarks.soak --runs $(or $(RUNS),100) $(if $(LEAN),--lean) $(if $(METHOD),--method $(METHOD))
 
 gpu: .venv/installed  ## test and measure training on an NVIDIA GPU, into docs/gpu.md

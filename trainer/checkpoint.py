@@ -6,10 +6,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -17,15 +16,19 @@ import torch
 from torch import Tensor
 
 from . import weights
+from .families.files import CheckpointFile
 from .precision import DTYPES, is_coarse
 from .settings.config import OutputConfig
 from .storage.flush import flush_folder
-from .storage.locks import LOCK, locked
+from .storage.locks import delete_abandoned_folder, own_folder
 from .storage.tensor_file import TensorToWrite, write
 from .weights import FileTensor
 
 Trained = Mapping[str, FileTensor]
 """Trained tensors by their names in the file."""
+OF_ONE_WRITE = ("ss_training_started_at", "ss_steps", "dreambooth.losses")
+"""The metadata by which a run recognises its own file of a step: when the run was started, and the
+losses up to the step."""
 
 
 class Original(Protocol):
@@ -59,11 +62,18 @@ class CheckpointWriter:
     deletes an old intermediate file only after the new one is on the disk."""
 
     def __init__(
-        self, original: Original, output: OutputConfig, intermediate: Sequence[Path] = ()
+        self,
+        original: Original,
+        output: OutputConfig,
+        intermediate: Sequence[Path] = (),
+        *,
+        is_resumed: bool = False,
     ) -> None:
-        """`intermediate`: files written before the run was resumed, oldest first."""
+        """`intermediate`: files written before the run was resumed, oldest first. `is_resumed`: a
+        session that was killed may have written more, and those are not written again."""
         self.original = original
         self.output = output
+        self._is_resumed = is_resumed
         existing = [path for path in intermediate if path.exists()]
         self._intermediate, self._best = (
             [path for path in existing if path.name.startswith(stem)]
@@ -73,7 +83,7 @@ class CheckpointWriter:
     def save_step(self, step: int, trained: Trained, metadata: dict[str, str]) -> Path:
         """Write an intermediate file and delete all but the newest `output.keep`."""
         path = self._write(f"{self.output.name}-step{step:06d}", trained, metadata)
-        self._intermediate.append(path)
+        self._intermediate = [other for other in self._intermediate if other != path] + [path]
         while len(self._intermediate) > self.output.keep:
             self._intermediate.pop(0).unlink(missing_ok=True)
         return path
@@ -81,18 +91,22 @@ class CheckpointWriter:
     def save_best(self, step: int, trained: Trained, metadata: dict[str, str]) -> Path:
         """Write the file of the best step so far, then delete the previous one."""
         stem = f"{self.output.name}-best-step{step:06d}"
-        self._best.append(self._write(stem, trained, metadata))
+        path = self._write(stem, trained, metadata)
+        self._best = [other for other in self._best if other != path] + [path]
         while len(self._best) > 1:
             self._best.pop(0).unlink(missing_ok=True)
         return self._best[0]
 
-    def publish_best(self, step: int | None) -> Path | None:
-        """Rename the best step's file to its final name and return the path. Deletes any file of
-        another step. Returns None if there is no file of this step."""
-        kept = None
+    def publish_best(self, step: int | None, metadata: Mapping[str, str]) -> Path | None:
+        """Rename the best step's file, which has the metadata of that step, to its final name and
+        return the path. Deletes files of other steps. Returns None if there is none of this
+        step."""
+        stem = f"{self.output.name}-best"
+        kept = self._written_before(stem, metadata) if step is not None else None
         for path in self._best:
-            if step is not None and f"-step{step:06d}" in path.name and path.exists():
-                kept = _publish(path, self.output.folder, f"{self.output.name}-best")
+            is_best = step is not None and f"-step{step:06d}" in path.name
+            if is_best and not kept and path.exists():
+                kept = _publish(path, self.output.folder, stem)
             path.unlink(missing_ok=True)
         self._best = []
         return kept
@@ -113,12 +127,25 @@ class CheckpointWriter:
         return weights.value(tensor).to("cpu", self._file_dtype(name))
 
     def _write(self, stem: str, trained: Trained, metadata: dict[str, str]) -> Path:
+        if path := self._written_before(stem, metadata):
+            return path
         unknown = sorted(set(trained) - set(self.original.dtypes))
         assert not unknown, f"not in the original: {unknown[:3]}"
         tensors = {name: self._to_write(name, trained) for name in self.original.dtypes}
         folder = self.output.folder
         folder.mkdir(parents=True, exist_ok=True)
         return write_new(folder, stem, tensors, metadata)
+
+    def _written_before(self, stem: str, metadata: Mapping[str, str]) -> Path | None:
+        """The file of this name and of the same step that an earlier session of the run wrote
+        before it was killed."""
+        paths = _paths(self.output.folder, stem) if self._is_resumed else iter(())
+        for path in takewhile(Path.exists, paths):
+            with suppress(OSError, ValueError, KeyError):  # another program's
+                found = CheckpointFile(path).metadata
+                if all(found[key] == metadata[key] for key in OF_ONE_WRITE):
+                    return path
+        return None
 
     def _to_write(self, name: str, trained: Trained) -> TensorToWrite:
         shape = self.original.shapes[name]
@@ -183,26 +210,13 @@ def _save(tensors: Mapping[str, TensorToWrite], path: Path, metadata: Mapping[st
 
 @contextmanager
 def _work_folder(folder: Path, stem: str) -> Iterator[Path]:
-    """Create a hidden, locked subfolder for unfinished files, and delete it at the end."""
-    _delete_abandoned(folder)
+    """Create a hidden, locked subfolder for unfinished files, and delete it at the end. Those of
+    killed processes are deleted before."""
+    for abandoned in folder.glob(".*.part"):
+        delete_abandoned_folder(abandoned)
     work = folder / f".{stem}.{os.getpid()}.part"
-    work.mkdir()
-    try:
-        with locked(work):
-            yield work
-    finally:
-        shutil.rmtree(work)
-
-
-def _delete_abandoned(folder: Path) -> None:
-    """Delete the work folders of processes that were killed."""
-    for work in folder.glob(".*.part"):
-        if not (work / LOCK).is_file():
-            continue  # another program's
-        with suppress(RuntimeError):  # still in use
-            with locked(work):
-                pass
-            shutil.rmtree(work)
+    with own_folder(work):
+        yield work
 
 
 def _flush(path: Path) -> None:
@@ -213,10 +227,7 @@ def _flush(path: Path) -> None:
 def _publish(part: Path, folder: Path, stem: str) -> Path:
     """Move a complete file to the first free name and return the path. Uses a hard link, which
     fails if another process has just taken the name; on POSIX a rename would overwrite its file."""
-    counter = 0
-    while True:
-        path = folder / (f"{stem}_{counter:05d}.safetensors" if counter else f"{stem}.safetensors")
-        counter += 1
+    for path in _paths(folder, stem):
         if path.exists():
             continue
         try:
@@ -227,6 +238,14 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
             os.rename(part, path)
         flush_folder(folder)
         return path
+    raise AssertionError("there is always another name")
+
+
+def _paths(folder: Path, stem: str) -> Iterator[Path]:
+    """The names that a file can get, in order, without end."""
+    yield folder / f"{stem}.safetensors"
+    for number in count(1):
+        yield folder / f"{stem}_{number:05d}.safetensors"
 
 
 def file_dtype(original: torch.dtype, choice: str) -> torch.dtype:
@@ -235,43 +254,3 @@ def file_dtype(original: torch.dtype, choice: str) -> torch.dtype:
     if choice != "as input":
         return DTYPES[choice]
     return torch.float16 if is_coarse(original) else original
-
-
-@dataclass(frozen=True, slots=True)
-class WeightChange:
-    """How much training changed some weights. Lengths are norms, divided by the norm of the old
-    weights."""
-
-    length: float
-    """Of the change in the file."""
-    share: float
-    """The share of weights that changed in the file."""
-    length_in_training: float
-    """Of the change before rounding to the file's dtype."""
-    similarity: float
-    """The cosine between both changes: 1 if the file holds exactly what was trained, less if its
-    dtype is too coarse; 0 if one of them is 0."""
-
-
-@torch.no_grad()
-def weight_change(writer: CheckpointWriter, trained: Trained) -> WeightChange:
-    """Compare trained weights with the original ones, as they are and in the dtype of the file."""
-    in_file = in_training = product = length = 0.0
-    num_changed = num_weights = 0
-    for name, tensor in trained.items():
-        old = writer.original.tensor(name).double()
-        stored = writer.to_file_dtype(name, tensor).double() - old
-        exact = weights.value(tensor).to("cpu", torch.float64) - old
-        in_file += stored.square().sum().item()
-        in_training += exact.square().sum().item()
-        product += (stored * exact).sum().item()
-        length += old.square().sum().item()
-        num_changed += int(stored.count_nonzero().item())
-        num_weights += stored.numel()
-    length = max(length, 1e-30)
-    return WeightChange(
-        length=(in_file / length) ** 0.5,
-        share=num_changed / max(num_weights, 1),
-        length_in_training=(in_training / length) ** 0.5,
-        similarity=product / max((in_file * in_training) ** 0.5, 1e-300),
-    )

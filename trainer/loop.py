@@ -147,7 +147,9 @@ def _train(
     batches = BatchStream(instance, prior, config, noise=model.noise, processes=processes)
     session = Session(config, model, trainable, batches, processes)
     description = describe_run(config, method, model, trainable, [*instance, *prior])
-    outputs = Outputs(session, description, run.started, run.intermediate)
+    outputs = Outputs(
+        session, description, run.started, run.intermediate, is_resumed=run.is_resumed
+    )
     previewer: Previewer = UnscoredPreviews(session, observer)
     if load_encoder:
         previewer = PreviewScorer.from_base_model(session, load_encoder(), photos, observer)

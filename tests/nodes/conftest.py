@@ -126,9 +126,11 @@ class Outcome:
 class ComfyUI:
     """A ComfyUI server, and a client that listens as an open browser page would."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, name: str = "") -> None:
+        """`name`: another one for each server on the same base folder."""
         self.base = base
-        self.log = base / "log.txt"
+        self.log = base / f"log{name}.txt"
+        self._database = base / f"comfyui{name}.db"
         self._process: subprocess.Popen[bytes] | None = None
         self._events: Websocket | None = None
         self._client = secrets.token_hex(8)
@@ -152,7 +154,7 @@ class ComfyUI:
         command = [
             python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
             "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
-            "--database-url", f"sqlite:///{self.base / 'comfyui.db'}",
+            "--database-url", f"sqlite:///{self._database}",
         ]  # fmt: skip
         if frontend := os.environ.get("COMFYUI_FRONTEND"):
             command += ["--front-end-root", frontend]
@@ -373,7 +375,7 @@ def full_comfyui(needs_comfyui: None, tmp_path: Path) -> Iterator[ComfyUI]:
 def toy_graph() -> Callable[..., Prompt]:
     """Builds a workflow in API form that trains the toy model and samples from it. Keyword
     arguments are inputs of DreamBooth Train."""
-    return _toy_graph
+    return toy_workflow
 
 
 _seeds = itertools.count(1000)
@@ -431,12 +433,12 @@ def priors_node() -> Callable[..., dict[str, Any]]:
             "images": "made by the model",
             **{f"images.{name}": value for name, value in sampling.items()},
         }
-        return _node("GenerateClassPriors", inputs)
+        return node("GenerateClassPriors", inputs)
 
     return build
 
 
-def _toy_graph(folder: str = "toy cup photos (embedded)", **settings: Any) -> Prompt:
+def toy_workflow(folder: str = "toy cup photos (embedded)", **settings: Any) -> Prompt:
     train = {
         "model_source": ["1", 0],
         "dataset": ["2", 0],
@@ -478,10 +480,10 @@ def _toy_graph(folder: str = "toy cup photos (embedded)", **settings: Any) -> Pr
         "precision": "fp32",
     }
     return {
-        "1": _node("LoadBaseModel", {"checkpoint": "toy (embedded)"}),
-        "2": _node("LoadInstanceImages", photos),
-        "3": _node("Train", train),
-        "4": _node("SampleWithScheduler", sampling),
+        "1": node("LoadBaseModel", {"checkpoint": "toy (embedded)"}),
+        "2": node("LoadInstanceImages", photos),
+        "3": node("Train", train),
+        "4": node("SampleWithScheduler", sampling),
         "5": {
             "class_type": "SaveImage",
             "inputs": {"images": ["4", 1], "filename_prefix": "toy"},
@@ -489,5 +491,5 @@ def _toy_graph(folder: str = "toy cup photos (embedded)", **settings: Any) -> Pr
     }
 
 
-def _node(name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def node(name: str, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"class_type": f"DreamBooth{name}", "inputs": inputs}

@@ -1,5 +1,6 @@
 """Written checkpoints: their content, atomic writes, and which files stay in the folder."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from trainer.checkpoint import (
+    OF_ONE_WRITE,
     CheckpointWriter,
-    WeightChange,
     file_dtype,
     prepare_folder,
-    weight_change,
     write_new,
 )
 from trainer.families.files import CheckpointFile
@@ -64,7 +64,7 @@ def test_only_the_best_file_is_kept_and_is_renamed_at_the_end(tiny_checkpoint, t
     assert names(tmp_path) == ["dog-best-step000004.safetensors"]
     # After a resume, the files written before are known.
     later = CheckpointWriter(kept.original, kept.output, list(tmp_path.iterdir()))
-    path = later.publish_best(4)
+    path = later.publish_best(4, {})
     assert names(tmp_path) == [path.name] == ["dog-best.safetensors"]
     dtype = load_file(tiny_checkpoint)[NAME].dtype
     assert torch.equal(load_file(path)[NAME], (changed[NAME] * 4).to(dtype))
@@ -77,10 +77,71 @@ def test_a_file_that_is_not_the_best_at_the_end_is_deleted(
     (tmp_path / "dog-best.safetensors").touch()  # another run's
     kept = writer(tiny_checkpoint, tmp_path, name="dog")
     kept.save_best(2, changed, {})
-    assert kept.publish_best(step) is None
+    assert kept.publish_best(step, {}) is None
     assert names(tmp_path) == ["dog-best.safetensors"]
     kept.save_best(2, changed, {})
-    assert kept.publish_best(2).name == "dog-best_00001.safetensors"
+    assert kept.publish_best(2, {}).name == "dog-best_00001.safetensors"
+
+
+def resumed(checkpoint: Path, folder: Path) -> CheckpointWriter:
+    """The writer of a session that resumes a run, but knows of no file."""
+    options = OutputConfig(folder=folder, name="dog", keep=1)
+    return CheckpointWriter(CheckpointFile(checkpoint), options, is_resumed=True)
+
+
+def of_step(step: int, loss: str = "a", started: str = "0") -> dict[str, str]:
+    return dict(zip(OF_ONE_WRITE, (started, str(step), loss), strict=True))
+
+
+SAVED = {"step": lambda w: w.save_step, "best": lambda w: w.save_best}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_what_a_killed_session_has_written_is_not_written_again(
+    tiny_checkpoint, tmp_path, changed, kind
+):
+    def save(writer, step, loss):
+        return SAVED[kind](writer)(step, changed, of_step(step, loss))
+
+    other, own = (save(writer(tiny_checkpoint, tmp_path, name="dog"), 2, loss) for loss in "ab")
+    assert other != own
+    killed = resumed(tiny_checkpoint, tmp_path)
+    assert save(killed, 2, "b") == own
+    assert names(tmp_path) == [other.name, own.name]
+    later = save(killed, 3, "c")  # it also knows the file again, and deletes it
+    assert names(tmp_path) == sorted([other.name, later.name])
+
+
+def test_a_result_that_a_killed_session_has_written_is_not_written_again(
+    tiny_checkpoint, tmp_path, changed
+):
+    (tmp_path / "dog.safetensors").write_text("another program's")
+    own = writer(tiny_checkpoint, tmp_path, name="dog").save_final(changed, of_step(2))
+    killed = resumed(tiny_checkpoint, tmp_path)
+    assert killed.save_final(changed, of_step(2)) == own == tmp_path / "dog_00001.safetensors"
+    others = (of_step(3), of_step(2, "b"), of_step(2, started="1"), {})
+    assert [killed.save_final(changed, other).name for other in others] == [
+        f"dog_0000{number}.safetensors" for number in (2, 3, 4, 5)
+    ]
+
+
+def test_a_new_run_always_writes_its_own_result(tiny_checkpoint, tmp_path, changed):
+    paths = [writer(tiny_checkpoint, tmp_path).save_final(changed, of_step(2)) for _ in range(2)]
+    assert paths[0] != paths[1]
+
+
+@pytest.mark.parametrize("is_unlinked", [False, True])
+def test_the_best_file_that_a_killed_session_has_renamed_is_found(
+    tiny_checkpoint, tmp_path, changed, is_unlinked
+):
+    first = writer(tiny_checkpoint, tmp_path, name="dog")
+    best = first.save_best(2, changed, of_step(2))
+    os.link(best, tmp_path / "dog-best.safetensors")
+    if is_unlinked:
+        best.unlink()
+    killed = CheckpointWriter(first.original, first.output, [best], is_resumed=True)
+    assert killed.publish_best(2, of_step(2)) == tmp_path / "dog-best.safetensors"
+    assert names(tmp_path) == ["dog-best.safetensors"]
 
 
 def test_an_existing_file_is_never_overwritten(tmp_path):
@@ -206,34 +267,6 @@ def test_only_the_newest_intermediate_checkpoints_are_kept(tiny_checkpoint, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "dog-step000020.safetensors", "dog-step000030.safetensors",
     ]  # fmt: skip
-
-
-def test_weight_change_equals_the_formula(tiny_checkpoint, tmp_path, changed):
-    old = load_file(tiny_checkpoint)[NAME].double()
-    new = changed[NAME].to(load_file(tiny_checkpoint)[NAME].dtype).double()
-    change = weight_change(writer(tiny_checkpoint, tmp_path), changed)
-    length = pytest.approx(((new - old).norm() / old.norm()).item())
-    assert change == WeightChange(length, 1, length, pytest.approx(1))
-
-
-def test_weight_change_ignores_what_the_dtype_rounds_away(tmp_path):
-    base, old = tmp_path / "half.safetensors", torch.arange(1.0, 9.0)
-    save_file({NAME: old.half()}, base)
-    moved = [weight_change(writer(base, tmp_path), {NAME: old * (1 + x)}) for x in (1e-6, 0.25)]
-    assert moved == [
-        WeightChange(0, 0, pytest.approx(1e-6, rel=0.1), 0),
-        WeightChange(pytest.approx(0.25), 1, pytest.approx(0.25), pytest.approx(1)),
-    ]
-
-
-def test_the_similarity_is_the_cosine_between_both_changes(tmp_path):
-    """In fp16 the neighbours of 1 are 2^-10 and 2^-11 away."""
-    base, old = tmp_path / "half.safetensors", torch.ones(4)
-    save_file({NAME: old.half()}, base)
-    new = old + 2**-10 * torch.tensor([1.0, 0.4, 0.4, 0.0])
-    change = weight_change(writer(base, tmp_path), {NAME: new})
-    assert change.similarity == pytest.approx(1 / (1 + 2 * 0.4**2) ** 0.5, abs=1e-4)
-    assert change.share == 0.25
 
 
 @pytest.mark.parametrize(

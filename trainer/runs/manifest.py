@@ -31,11 +31,14 @@ class Manifest:
         self.folder = folder
         self._config, self._definition = config, definition
         self._content: Content = {}
+        self.is_new = True
+        """Whether the run is only started now."""
 
     def open(self) -> None:
         """Read the file, or write a new one if there is none or it is damaged."""
         self._content = json_files.read(self.folder / MANIFEST)
-        if not self._content:
+        self.is_new = not self._content
+        if self.is_new:
             self._update({
                 "identity": self.folder.name,
                 "status": UNFINISHED,
@@ -74,8 +77,14 @@ class Manifest:
         """Remember these intermediate checkpoints, except those that no longer exist."""
         self._update({"intermediate": [str(path) for path in paths if path.exists()]})
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        self._update({"status": FINISHED, "result": result})
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a finished run has a state to continue from. Also True if an older version wrote
+        the manifest, which does not say."""
+        return bool(self._content.get("keeps_state", True))
+
+    def finish(self, result: Mapping[str, Any], *, keeps_state: bool) -> None:
+        self._update({"status": FINISHED, "result": result, "keeps_state": keeps_state})
 
     def reopen(self) -> None:
         """Mark a finished run as unfinished, to be resumed."""
@@ -83,6 +92,7 @@ class Manifest:
 
     def restart(self) -> None:
         """Mark a finished run as unfinished, to be trained from the start."""
+        self.is_new = True
         self._update({"status": UNFINISHED, "started": _now(), "result": None})
 
     def _update(self, content: Mapping[str, Any]) -> None:

@@ -7,11 +7,12 @@ import logging
 import math
 from collections.abc import Iterator
 
-from ..checkpoint import WeightChange, file_dtype
+from ..checkpoint import file_dtype
 from ..methods.base import Part, Trainable
 from ..precision import dtype_name, is_coarse
 from ..training.session import Session
 from .outputs import Outputs
+from .weight_change import WeightChange
 
 logger = logging.getLogger(__name__)
 

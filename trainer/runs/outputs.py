@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ..checkpoint import CheckpointWriter, WeightChange, weight_change
+from ..checkpoint import CheckpointWriter
 from ..evaluation import best_step
 from ..families.constants import without_prediction
 from ..methods.base import OutputFile
@@ -16,6 +16,7 @@ from ..training.session import Session
 from ..weights import FileTensor
 from . import disk_space
 from .metadata import describe_progress, without_private
+from .weight_change import WeightChange, weight_change
 
 
 class Outputs:
@@ -27,12 +28,17 @@ class Outputs:
         description: Mapping[str, str],
         started: datetime,
         intermediate: Sequence[Path],
+        *,
+        is_resumed: bool = False,
     ) -> None:
         """`intermediate` are the intermediate files that earlier sessions of the run wrote, oldest
-        first."""
+        first. `is_resumed`: there were earlier sessions."""
         self._session, self._description, self._started = session, description, started
         self._writers = [
-            (file, CheckpointWriter(file.original, file.output, intermediate))
+            (
+                file,
+                CheckpointWriter(file.original, file.output, intermediate, is_resumed=is_resumed),
+            )
             for file in session.trainable.files
         ]
 
@@ -70,7 +76,10 @@ class Outputs:
         top, last = best_step.best(self._session.scores), len(self._session.reports)
         step = top.step if top and top.step < last else None
         with json_files.warn_on_failure("the best step's file"):
-            found = {file.kind: writer.publish_best(step) for file, writer in self._writers}
+            found = {
+                file.kind: writer.publish_best(step, self._metadata(file, step))
+                for file, writer in self._writers
+            }
             return {kind: path for kind, path in found.items() if path}
         return {}
 
@@ -101,10 +110,10 @@ class Outputs:
     def _trained(self, file: OutputFile) -> dict[str, FileTensor]:
         return self._session.trainable.file_tensors(file)
 
-    def _metadata(self, file: OutputFile) -> dict[str, str]:
+    def _metadata(self, file: OutputFile, step: int | None = None) -> dict[str, str]:
         """The original file's metadata, overridden by ours, which says what the model predicts.
-        Private keys are removed if configured."""
-        progress = describe_progress(self._session.reports, self._started)
+        Private keys are removed if configured. `step`: that of the weights; None: the last one."""
+        progress = describe_progress(self._session.reports[:step], self._started)
         kept = without_private(file.original.metadata, file.output)
         if file.kind == "checkpoint":
             kept = without_prediction(kept)

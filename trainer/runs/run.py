@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -92,6 +92,11 @@ class Run:
         return states.newest_step(self._usable_states(), up_to=self._config.steps)
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether earlier sessions worked on the run."""
+        return not self._manifest.is_new
+
+    @property
     def started(self) -> datetime:
         return self._manifest.started
 
@@ -115,6 +120,9 @@ class Run:
                            "Training it again.", changed)  # fmt: skip
             self._manifest.restart()
             return None
+        if not self._manifest.keeps_state:
+            with suppress(OSError):  # what a killed session has left; if not now, next time
+                states.remove(self.states, keep=0)
         if self._config.output.keep_state and not self._has_own_state():
             logger.warning("This run was finished without output.keep_state, so it has no state to "
                            "continue from.")  # fmt: skip
@@ -190,7 +198,7 @@ class Run:
         keep = self._config.output.keep_state
         with json_files.warn_on_failure("the record that this run is finished"):
             self._recorder.rewrite(self._session.reports, self._session.scores)
-            self._manifest.finish(results.record(result, self._hashes))
+            self._manifest.finish(results.record(result, self._hashes), keeps_state=keep)
             if keep and self._saved_step < result.steps:
                 self.save_state(is_last=True)
             states.remove(self.states, keep=int(keep))

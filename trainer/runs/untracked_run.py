@@ -25,6 +25,7 @@ class UntrackedRun:
     """Takes the place of a `run.Run` if there is no folder for runs: nothing is reused, resumed or
     recorded."""
 
+    is_resumed = False
     states = None
     steps_made = 0
     intermediate: Sequence[Path] = ()

@@ -7,10 +7,12 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .flush import flush_folder
+from .locks import delete_abandoned, held
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +45,19 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; on leaving, sync it to disk and rename it to `path`. On an
-    error, any existing file at `path` stays."""
+    error, any existing file at `path` stays. Temporary files that killed processes left for `path`
+    are deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for other in path.parent.glob(f".{escape(path.name)}.*.part"):
+        delete_abandoned(other)
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with held(part):
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a "disk full" error names no file
         raise

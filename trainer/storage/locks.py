@@ -1,4 +1,5 @@
-"""Folder locks: one process at a time.
+"""Locks of folders, so that one process at a time works in them, and of unfinished files, so that
+those of killed processes can be told from those that are being written.
 
 filelock is not used, since the error below could not name the process: releases up to 3.29 empty
 the lock file at every attempt, even a refused one, and all of them keep others from reading it on
@@ -8,9 +9,10 @@ Windows while it is locked.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -51,8 +53,60 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Create a folder, or take an abandoned one, and lock it. It is deleted at the end."""
+    with ExitStack() as stack:
+        while True:
+            folder.mkdir(exist_ok=True)
+            # Another process may be about to delete it, as long as it is not locked.
+            with suppress(RuntimeError, FileNotFoundError):
+                stack.enter_context(locked(folder))
+                if (folder / LOCK).exists():
+                    break
+        try:
+            yield
+        finally:
+            _empty(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # Windows does not delete a file that is open
+
+
+def delete_abandoned_folder(folder: Path) -> None:
+    """Delete an `own_folder` of a killed process. Other processes' folders stay, and those of other
+    programs."""
+    with suppress(RuntimeError, OSError):
+        if not (folder / LOCK).is_file():
+            return
+        with locked(folder):
+            _empty(folder)
+        _delete_rest(folder)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what a locked folder contains, the lock last: a folder without one looks like another
+    program's. Then delete the folder, if the system deletes a lock that is open."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 if sys.platform == "win32":
     import msvcrt
+
+    @contextmanager
+    def held(path: Path) -> Iterator[None]:
+        """Inside, `delete_abandoned` leaves this file alone, which is created if necessary."""
+        yield  # Windows does not delete files that are open
+
+    def delete_abandoned(path: Path) -> None:
+        """Delete a file, unless a process holds it."""
+        with suppress(FileNotFoundError, PermissionError):
+            path.unlink()
+
+    def _delete_rest(folder: Path) -> None:
+        (folder / LOCK).unlink()  # It was open. If another process has it now, this fails.
+        folder.rmdir()
 
     def _lock(file: IO[str]) -> None:
         # Lock a byte far past the end: Windows blocks reading of a locked range.
@@ -61,6 +115,25 @@ if sys.platform == "win32":
 
 else:
     import fcntl
+
+    @contextmanager
+    def held(path: Path) -> Iterator[None]:
+        """Inside, `delete_abandoned` leaves this file alone, which is created if necessary."""
+        while True:
+            with path.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if path.exists():  # not deleted just before it was locked
+                    yield
+                    return
+
+    def delete_abandoned(path: Path) -> None:
+        """Delete a file, unless a process holds it."""
+        with suppress(FileNotFoundError, PermissionError, BlockingIOError), path.open() as file:
+            _lock(file)
+            path.unlink()
+
+    def _delete_rest(folder: Path) -> None:
+        """What could not be deleted while it was locked: nothing."""
 
     def _lock(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

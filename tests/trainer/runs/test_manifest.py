@@ -61,7 +61,7 @@ def test_a_result_is_kept_until_the_run_is_reopened_or_restarted(folder):
     manifest = opened(folder)
     assert manifest.result is None
     for reset in (Manifest.reopen, Manifest.restart):
-        manifest.finish(RESULT)
+        manifest.finish(RESULT, keeps_state=False)
         assert opened(folder).result == RESULT
         reset(manifest)
         assert opened(folder).result is None
@@ -72,7 +72,7 @@ def test_only_a_restart_changes_when_the_run_was_started(folder):
     path = folder / "manifest.json"
     path.write_text(json.dumps({**content(folder), "started": "2020-01-02T03:04:05+00:00"}))
     manifest, started = opened(folder), datetime.fromisoformat("2020-01-02T03:04:05+00:00")
-    manifest.finish(RESULT)
+    manifest.finish(RESULT, keeps_state=False)
     manifest.reopen()
     assert manifest.started == started
     manifest.restart()

@@ -172,6 +172,49 @@ def test_a_killed_run_resumes_from_its_newest_undamaged_state(everything, runs, 
     assert list(damaged.glob("*/states/*")) == [state.with_suffix(".damaged")]
 
 
+def kept_before_the_end(config: TrainingConfig, runs: Path, copy: Path) -> TrainingResult:
+    """Run to the end, and copy the run's folder as a kill before the record of the result would
+    leave it, with a state."""
+
+    class Copying(Watching):
+        def on_step(self, report):
+            super().on_step(report)
+            if report.step == report.total_steps:
+                shutil.copytree(runs, copy)
+
+    return run(config.replace({"output": {"state_every": 1}}), runs, Copying())
+
+
+def test_a_run_killed_after_it_wrote_its_result_does_not_write_it_again(config, runs, tmp_path):
+    whole = kept_before_the_end(config, runs, tmp_path / "killed")
+    watching = Watching()
+    resumed = run(config, tmp_path / "killed", watching)
+    assert (watching.steps, resumed.files) == ([2], whole.files)
+    assert [path.name for path in config.output.folder.iterdir()] == ["dog.safetensors"]
+    assert run(config, tmp_path / "killed").files == whole.files
+
+
+@pytest.mark.parametrize(
+    ("keep_state", "is_old", "is_kept"),
+    [(False, False, False), (True, False, True), (False, True, True)],
+)
+def test_states_that_a_killed_session_left_in_a_finished_run_are_deleted(
+    config, runs, tmp_path, keep_state, is_old, is_kept
+):
+    """But not if they were to be kept, or if an older version does not say whether."""
+    config = config.replace({"output": {"keep_state": keep_state}})
+    kept_before_the_end(config, runs, tmp_path / "killed")
+    folder = only_run(runs)
+    shutil.copytree(tmp_path / "killed" / folder.name / "states", folder / "states",
+                    dirs_exist_ok=True)  # fmt: skip
+    if is_old:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["keeps_state"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert run(config, runs).reused
+    assert bool(list((folder / "states").iterdir())) == is_kept
+
+
 def test_a_finished_run_is_reused_with_its_previews(config, runs):
     sampling = SamplingConfig(steps=2)
     preview = PreviewConfig(prompts=("a dog", "a cat"), every=1, sampling=sampling)

@@ -1,6 +1,7 @@
 """JSON files: atomic writes, and reading files that are missing or damaged."""
 
 import logging
+import os
 
 import pytest
 
@@ -33,6 +34,19 @@ def test_a_write_on_a_full_disk_leaves_the_old_file(tmp_path, file_size_limit):
         json_files.write_text(path, "x" * 2000)
     assert json_files.read(path) == {"steps": 3}
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_temporary_files_of_killed_processes_are_deleted(tmp_path, monkeypatch):
+    path = tmp_path / "a[1].json"
+    left, others = tmp_path / ".a[1].json.4194304.part", tmp_path / ".b.json.4194304.part"
+    for part in (left, others):
+        part.write_text("half")
+    with json_files.atomic_write(path) as file:
+        file.write(b"{}")
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # another process, at the same time
+        json_files.write_text(path, "[]")
+    assert sorted(each.name for each in tmp_path.iterdir()) == [others.name, path.name]
+    assert path.read_text() == "{}"
 
 
 def test_warn_on_failure_logs_a_warning_instead_of_raising(caplog):
