@@ -4,9 +4,9 @@ its name only when it is complete. `families/files.py` reads checkpoints."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from .storage.flush import flush_folder
 from .storage.locks import LOCK, locked
 from .storage.tensor_file import TensorToWrite, write
 from .weights import FileTensor
+
+logger = logging.getLogger(__name__)
 
 Trained = Mapping[str, FileTensor]
 """Trained tensors by their names in the file."""
@@ -191,7 +193,21 @@ def _work_folder(folder: Path, stem: str) -> Iterator[Path]:
         with locked(work):
             yield work
     finally:
-        shutil.rmtree(work)
+        _delete_work(work)
+
+
+def _delete_work(work: Path) -> None:
+    """Delete a work folder, its lock last: without one it would look like another program's and be
+    left forever."""
+    try:
+        for path in work.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+        (work / LOCK).unlink(missing_ok=True)
+        work.rmdir()
+    except OSError as error:
+        logger.warning("The unfinished files in '%s' could not be deleted (%s). The next run into "
+                       "its folder deletes them.", work, error.strerror)  # fmt: skip
 
 
 def _delete_abandoned(folder: Path) -> None:
@@ -199,10 +215,10 @@ def _delete_abandoned(folder: Path) -> None:
     for work in folder.glob(".*.part"):
         if not (work / LOCK).is_file():
             continue  # another program's
-        with suppress(RuntimeError):  # still in use
+        with suppress(RuntimeError, FileNotFoundError):  # still in use, or deleted meanwhile
             with locked(work):
                 pass
-            shutil.rmtree(work)
+            _delete_work(work)
 
 
 def _flush(path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .disk_errors import naming
 from .flush import flush_folder
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,9 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return dict(found)
+        with naming(path):
+            text = path.read_text("utf-8")
+        return dict(json.loads(text))
     except (ValueError, TypeError) as error:
         logger.warning("'%s' cannot be read (%s). It is treated as missing.", path, error)
         return {}
@@ -46,17 +48,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     error, any existing file at `path` stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a "disk full" error names no file
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(path):
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     flush_folder(path.parent)
 
 

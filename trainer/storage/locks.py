@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from .disk_errors import naming
 
 LOCK = "lock"
 
@@ -24,25 +26,34 @@ def locked(folder: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, even if it is killed, so no stale
     lock is left behind. The lock file contains the process ID for people to read.
     """
-    with (folder / LOCK).open("a+") as file:
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise RuntimeError(
-                f"Process {file.read().strip()} is already working on this run in {folder}. "
-                "Wait until it finishes, or stop it."
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    file = (folder / LOCK).open("a+b", buffering=0)
+    try:
+        _lock_or_refuse(file, folder)
+        with suppress(OSError):  # people can do without, and a full disk does not matter to a lock
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
         yield
+    finally:
+        with suppress(OSError):
+            file.close()
+
+
+def _lock_or_refuse(file: IO[bytes], folder: Path) -> None:
+    try:
+        with naming(folder / LOCK):  # such as a network disk without locks
+            _lock(file)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise RuntimeError(
+            f"Process {file.read().decode().strip()} is already working on this run in {folder}. "
+            "Wait until it finishes, or stop it."
+        ) from None
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of this folder. Creates no lock file."""
     try:
-        with (folder / LOCK).open() as file:
+        with (folder / LOCK).open("rb") as file:
             _lock(file)
     except FileNotFoundError:
         return False
@@ -54,7 +65,7 @@ def is_locked(folder: Path) -> bool:
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(file: IO[str]) -> None:
+    def _lock(file: IO[bytes]) -> None:
         # Lock a byte far past the end: Windows blocks reading of a locked range.
         file.seek(1 << 30)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -62,5 +73,5 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _lock(file: IO[str]) -> None:
+    def _lock(file: IO[bytes]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

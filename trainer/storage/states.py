@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import torch
 
+from .disk_errors import naming
 from .flush import flush_folder
 from .hashing import sha256_of
 
@@ -32,15 +33,17 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     state is deleted only after that. If OSError is raised, nothing has changed."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / ".state.part"
-    try:
-        with part.open("wb") as file:
-            hashed = _HashedFile(file)
-            _write(state, hashed)
-            file.flush()
-            os.fsync(file.fileno())
-        path = part.replace(folder / f"step{step:06d}-{hashed.checksum()}.pt")
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(folder):
+        try:
+            with part.open("wb") as file:
+                hashed = _HashedFile(file)
+                _write(state, hashed)
+                file.flush()
+                os.fsync(file.fileno())
+            path = part.replace(folder / f"step{step:06d}-{hashed.checksum()}.pt")
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     flush_folder(folder)
     for old in _newest_first(folder)[NUM_KEPT:]:
         old.unlink()
