@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import checks, preload, session
 from .checks import Expected
+from .in_turn import in_turn, spread
 from .preload import Effect, Fault, Operation
 from .scenarios import Place, Scenario
 
@@ -109,21 +109,21 @@ class Bench:
 
     def __init__(self, folder: Path, scenario: Scenario) -> None:
         self.place = Place(folder, scenario)
-        self._log = folder / "log"
+        self.log = folder / "log"
         self.place.create()
         self.place.reset()
         if scenario.is_resumed:
             self._kill_at_result()
-        ended = session.run(self.place, self._log)
+        ended = session.run(self.place, self.log)
         self.expected: Expected = checks.expected(self.place, ended)
-        self.operations = preload.operations(self._log)
+        self.operations = preload.operations(self.log)
 
     def _kill_at_result(self) -> None:
         """Run until the result is written, and keep what the killed process leaves."""
-        session.run(self.place, self._log)
-        last = [o.number for o in preload.operations(self._log) if o.call == "link"][-1]
+        session.run(self.place, self.log)
+        last = [o.number for o in preload.operations(self.log) if o.call == "link"][-1]
         self.place.reset()
-        session.run(self.place, self._log, Fault(last, Effect.KILL))
+        session.run(self.place, self.log, Fault(last, Effect.KILL))
         self.place.keep()
 
     def trials(self) -> list[Trial]:
@@ -141,7 +141,7 @@ class Bench:
     def attempt(self, trial: Trial) -> Verdict:
         """Run with the fault, then again without."""
         self.place.reset()
-        ended = session.run(self.place, self._log, trial.fault)
+        ended = session.run(self.place, self.log, trial.fault)
         findings = checks.damage(self.place, self.expected)
         outcome = REFUSED
         if ended.code:
@@ -157,7 +157,7 @@ class Bench:
 
     def _outcome(self, ended: session.Ended, trial: Trial) -> tuple[str, list[str]]:
         """Of a run that succeeded, and what is wrong with it."""
-        if problem := self._difference():
+        if problem := self.difference():
             if trial.fault.effect is Effect.FLIP and trial.role in UNNOTICED:
                 return UNKNOWN, []
             if trial.fault.effect is Effect.CUT and trial.role == "captions":
@@ -169,7 +169,7 @@ class Bench:
         missing = self.expected.names - checks.names(self.place.out)
         return SAME, [f"missing without a word: {', '.join(sorted(missing))}"] if missing else []
 
-    def _difference(self) -> str:
+    def difference(self) -> str:
         try:
             return (
                 ""
@@ -180,10 +180,10 @@ class Bench:
             return f"no result: {error}"
 
     def _run_again(self, trial: Trial) -> list[str]:
-        again = session.run(self.place, self._log)
+        again = session.run(self.place, self.log)
         if again.code:
             return [f"the next run failed: {again.error or again.traceback or again.code}"]
-        problem = self._difference()
+        problem = self.difference()
         findings = [f"after the next run: {problem}"] if problem else []
         left = [path.name for path in self.place.out.rglob("*.part") if not _is_empty_folder(path)]
         findings += [f"left behind: {', '.join(left)}"] if left else []
@@ -192,19 +192,3 @@ class Bench:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def spread(trials: Sequence[Trial]) -> list[Trial]:
-    """The first, the last, the middle one, and so on: any number of the first ones is spread evenly."""
-    order, seen = [0, len(trials) - 1], set[int]()
-    step = len(trials)
-    while step > 1:
-        step = (step + 1) // 2
-        order += range(step, len(trials), step)
-    return [trials[i] for i in order if not (i in seen or seen.add(i))]  # type: ignore[func-returns-value]
-
-
-def in_turn(groups: Sequence[Sequence[Trial]]) -> Iterator[Trial]:
-    """The first of each group, then the second of each, and so on."""
-    for number in range(max(map(len, groups), default=0)):
-        yield from (group[number] for group in groups if number < len(group))

@@ -6,9 +6,11 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from .scenarios import Place
 
 FORK = multiprocessing.get_context("fork")
 """A forked process has already loaded torch, so that a run takes about a second."""
+FINISHED = -1
+"""In place of a step."""
 TIME_LIMIT = 120.0
 """Seconds after which a run counts as hanging."""
 
@@ -39,6 +43,8 @@ class Ended:
     """The message with which it failed."""
     traceback: str = ""
     """Of an exception that the command line did not catch."""
+    resumed: int = 0
+    """The step after which it resumed; 0: it started at step 1. -1: it was finished already."""
     unraisable: list[str] = field(default_factory=list)
     """Exceptions in destructors and threads, which Python only prints."""
 
@@ -61,9 +67,17 @@ def run(place: Place, log: Path, fault: Fault | None = None, data: Path | None =
     errors = texts.get("ERROR", [])
     ended.warnings = [*texts.get("WARNING", []), *errors[:-1]]
     ended.error = errors[-1] if errors else ""
+    ended.resumed = _resumed(texts.get("INFO", []))
     ended.traceback = "\n".join(texts.get("traceback", []))
     ended.unraisable = texts.get("unraisable", [])
     return ended
+
+
+def _resumed(infos: Sequence[str]) -> int:
+    if any(text.startswith("Reusing the finished run") for text in infos):
+        return FINISHED
+    steps = [re.findall(r"^Resuming after step (\d+)", text) for text in infos]
+    return int(next((found[0] for found in steps if found), 0))
 
 
 def _work(place: Place, log: Path, fault: Fault | None, data: Path | None, said: Path) -> None:
@@ -96,5 +110,6 @@ def _record(say: Any) -> None:
             say(record.levelname, record.getMessage())
 
     root = logging.getLogger()
-    root.handlers[:] = [Handler(logging.WARNING)]
+    root.handlers[:] = [Handler()]
+    root.setLevel(logging.INFO)
     sys.unraisablehook = lambda args: say("unraisable", f"{args.exc_value!r} in {args.object!r}")

@@ -21,7 +21,8 @@ from ..families.clip_skip import LAST_LAYER
 from ..observer import Observer
 from ..processes import ALONE, Processes
 from ..settings.config import PriorConfig
-from ..storage import json_files
+from ..storage.flush import flush_folder
+from ..storage.png_files import save_png
 from ..storage.versions import versions
 from .sampler import sample_each
 
@@ -188,8 +189,7 @@ class _Album:
     def add(self, seed: int, image: np.ndarray) -> Path:
         """Save an image and return its file. The manifest lists it once it is complete on disk."""
         path = self.folder / f"{seed:06d}.png"
-        with json_files.atomic_write(path) as file:
-            Image.fromarray(image).save(file, format="PNG")
+        save_png(path, Image.fromarray(image))
         self._append({"file": path.name, "seed": seed, **self.definition, "versions": versions()})
         return path
 
@@ -202,6 +202,7 @@ class _Album:
             file.write(b"\n" * is_cut + line.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
+        flush_folder(self.folder)  # the manifest may be new
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         """File name and seed of each image that the manifest lists for this definition."""

@@ -1,4 +1,4 @@
-"""Sync the entries of a folder, so that new names survive a power cut."""
+"""Sync the entries of folders, so that new names survive a power cut."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import os
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it that are missing, so that they survive a power cut."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .disk_errors import naming
-from .flush import flush_folder
+from .flush import flush_folder, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; on leaving, sync it to disk and rename it to `path`. On an
     error, any existing file at `path` stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with naming(path):
         try:

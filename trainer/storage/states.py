@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 
 from .disk_errors import naming
-from .flush import flush_folder
+from .flush import flush_folder, make_folder
 from .hashing import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _NAME = re.compile(r"step(\d+)-[0-9a-f]{16}\.pt")
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write a state to a file whose name contains its checksum, and return the path. The oldest
     state is deleted only after that. If OSError is raised, nothing has changed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     part = folder / ".state.part"
     with naming(folder):
         try:
