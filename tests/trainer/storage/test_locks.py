@@ -55,3 +55,10 @@ def test_is_locked_changes_nothing(tmp_path):
     assert not is_locked(tmp_path)
     with locked(tmp_path):  # is_locked itself holds no lock
         pass
+
+
+@pytest.mark.posix
+def test_a_full_disk_does_not_matter_to_a_lock(tmp_path):
+    (tmp_path / "lock").symlink_to("/dev/full")
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
