@@ -136,7 +136,7 @@ class Bench:
                 fault = Fault(operation.number, effect, error)
                 trial = Trial(self.place.scenario.name, operation, what, fault)
                 groups[(operation.call, what, effect, error)].append(trial)
-        return list(in_turn([spread(group) for group in groups.values()]))
+        return list(in_turn([spread(group) for group in spread([*groups.values()])]))
 
     def attempt(self, trial: Trial) -> Verdict:
         """Run with the fault, then again without."""
