@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import page
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,7 +29,10 @@ def test_faults_of_the_disk_are_explained_and_the_next_run_ends_with_the_same_we
     ]  # fmt: skip
 
 
+@pytest.mark.posix
 def test_the_page_has_one_place_for_the_tables():
+    from benchmarks.faults import page
+
     text = page.PAGE.read_text("utf-8")
     assert (text.count(page.START), text.count(page.END)) == (1, 1)
     assert text.index(page.START) < text.index(page.END)

@@ -10,11 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = ("faults.md", "inputs.md")
 HEADS = ("| Fault ", "| Input ")
+MEASURED = re.compile("<!-- make faults -->.*<!-- end of make faults -->", re.DOTALL)
+"""The tables that `make faults` writes."""
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_row_names_tests_that_exist(page):
-    lines = (ROOT / "docs" / page).read_text("utf-8").splitlines()
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    lines = MEASURED.sub("", text).splitlines()
     rows = [line for line in lines if line.startswith("| ") and not line.startswith(HEADS)]
     assert rows
     for row in rows:

@@ -25,6 +25,10 @@ BARE = re.compile(r"\[Errno \d+\]|[A-Za-z ]+Error\b")
 """How messages begin that are the system's or a library's, not ours."""
 
 
+PUT_ASIDE = ".damaged"
+"""What a run calls a state that it found damaged, and does not use."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a finished run leaves."""
@@ -101,6 +105,8 @@ def damage(place: Place, before: Expected) -> list[str]:
     """What a run, however it ended, must not have done."""
     found = []
     for path in files(place.out):
+        if path.suffix == PUT_ASIDE:
+            continue
         try:
             require_whole(path)
         except Exception as error:

@@ -9,7 +9,9 @@ import pytest
 from benchmarks.faults.disk import KINDS, Bytes, Kind, Names, Recording
 from benchmarks.faults.preload import Operation, without_process
 
-ROOT = Path("/root/out")
+pytestmark = pytest.mark.posix
+
+ROOT = Path("/out")
 WRITES = os.O_CREAT | os.O_TRUNC
 SAFE = [
     ("open", 3, 0, 3, "", ""),

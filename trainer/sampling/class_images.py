@@ -21,6 +21,7 @@ from ..families.clip_skip import LAST_LAYER
 from ..observer import Observer
 from ..processes import ALONE, Processes
 from ..settings.config import PriorConfig
+from ..storage.disk_errors import naming
 from ..storage.flush import flush_folder
 from ..storage.png_files import save_png
 from ..storage.versions import versions
@@ -195,7 +196,8 @@ class _Album:
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Add a line to the manifest, whose last line may be incomplete after an interruption."""
-        with (self.folder / MANIFEST).open("a+b") as file:
+        manifest = self.folder / MANIFEST
+        with naming(manifest), manifest.open("a+b") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             is_cut = file.read() not in (b"", b"\n")
             line = json.dumps(entry, ensure_ascii=False) + "\n"
@@ -230,7 +232,9 @@ def _lines(manifest: Path) -> Iterator[dict[str, Any]]:
     its image is made again."""
     if not manifest.is_file():
         return
-    for line in manifest.read_text("utf-8", errors="replace").splitlines():
+    with naming(manifest):
+        text = manifest.read_text("utf-8", errors="replace")
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
