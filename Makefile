@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test browser lint javascript types pages soak gpu experiments
+.PHONY: help demo test browser lint javascript types pages soak faults gpu experiments
 
 help:  ## list all targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ pages: .venv/installed  ## write the tables of the nodes' help pages, from toolt
 
 soak: .venv/installed  ## kill RUNS runs (100) in each of their phases, resume them, compare the weights; LEAN=1: with the leanest settings; METHOD=lora, textual-inversion
 	$(BIN)/python -m benchmarks.soak --runs $(or $(RUNS),100) $(if $(LEAN),--lean) $(if $(METHOD),--method $(METHOD))
+
+faults: .venv/installed  ## fail every file operation of small runs and cut the power anywhere, MINUTES (30) long, into docs/faults.md; needs Linux and gcc
+	$(BIN)/python -m benchmarks.faults --minutes $(or $(MINUTES),30)
 
 gpu: .venv/installed  ## test and measure training on an NVIDIA GPU, into docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu

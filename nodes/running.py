@@ -11,6 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host_version import package_complaint
+from ..trainer.storage.disk_errors import explained
 from . import host
 from .errors import naming_widgets
 from .sockets import CATEGORY
@@ -69,7 +70,7 @@ def _runs(
         @wraps(execute)
         def run(cls: type[io.ComfyNode], **inputs: list[Any]) -> Any:
             nonlocal schema
-            with host.warnings_on_node(), naming_widgets():
+            with host.warnings_on_node(), naming_widgets(), explained():
                 if complaint := package_complaint(for_every_run=True):
                     raise RuntimeError(complaint)
                 schema = schema or cls.define_schema()

@@ -68,7 +68,8 @@ def test_the_suite_runs_in_a_folder_with_any_name(tmp_path: Path):
     """A clone may have a name that is not a valid Python package, such as ComfyUI-DreamBooth."""
     clone = tmp_path / "ComfyUI-DreamBooth"
     names = ("pyproject.toml", "__init__.py", "host_version.py", "trainer/__init__.py",
-             "trainer/storage/hashing.py", "tests/trainer/storage/test_hashing.py")  # fmt: skip
+             "trainer/storage/disk_errors.py", "trainer/storage/hashing.py",
+             "tests/trainer/storage/test_hashing.py")  # fmt: skip
     for each in names:
         (clone / each).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / each, clone / each)

@@ -37,6 +37,7 @@ from .optimization.lr_schedules import LR_SCHEDULES
 from .optimization.optimizers import OPTIMIZERS
 from .sampling.schedulers import SCHEDULERS
 from .settings.presets import INVERSION_PRESETS, LORA_PRESETS, PRESETS
+from .storage.disk_errors import explained
 
 DESCRIPTION = f"""\
 DreamBooth, LoRA and textual inversion for Stable Diffusion. Each command explains its options:
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
     try:
         command = _parse(arguments)
         require_training(command)
-        with stopping_between_steps():
+        with stopping_between_steps(), explained():
             command.run()
     except KeyboardInterrupt:
         logging.error("Stopped.")

@@ -19,7 +19,7 @@ from . import weights
 from .families.files import CheckpointFile
 from .precision import DTYPES, is_coarse
 from .settings.config import OutputConfig
-from .storage.flush import flush_folder
+from .storage.flush import flush_folder, make_folder
 from .storage.locks import delete_abandoned_folder, own_folder
 from .storage.tensor_file import TensorToWrite, write
 from .weights import FileTensor
@@ -133,7 +133,7 @@ class CheckpointWriter:
         assert not unknown, f"not in the original: {unknown[:3]}"
         tensors = {name: self._to_write(name, trained) for name in self.original.dtypes}
         folder = self.output.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return write_new(folder, stem, tensors, metadata)
 
     def _written_before(self, stem: str, metadata: Mapping[str, str]) -> Path | None:
@@ -189,7 +189,7 @@ def prepare_folder(folder: Path) -> None:
     """Create the output folder if needed, and delete unfinished files of killed processes. Raises
     OSError if the folder is not writable."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with _work_folder(folder, "trial"):
             pass
     except OSError as error:

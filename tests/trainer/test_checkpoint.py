@@ -205,6 +205,25 @@ def test_prepare_folder_creates_it_and_deletes_abandoned_work_folders(tmp_path):
     assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
+def test_a_work_folder_that_cannot_be_deleted_keeps_its_lock_and_is_deleted_later(tmp_path, caplog):
+    """Without its lock it would look like another program's, and stay forever."""
+
+    def compute():
+        (next(tmp_path.glob(".*.part")) / "obstacle").mkdir()
+        return torch.zeros(3)
+
+    path = write_new(tmp_path, "dog", {"a": TensorToWrite((3,), torch.float32, compute)}, {})
+    assert path == tmp_path / "dog.safetensors"
+    (left,) = tmp_path.glob(".*.part")
+    assert (left / "lock").is_file()
+    (message,) = caplog.messages
+    assert message.startswith(f"The unfinished files in '{left}' could not be deleted (")
+    assert message.endswith("). The next run into its folder deletes them.")
+    (left / "obstacle").rmdir()
+    prepare_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors"]
+
+
 @pytest.mark.posix
 def test_a_read_only_folder_is_refused(small_disk):
     disk = small_disk(1 << 20)

@@ -37,6 +37,7 @@ from ..sampling.sampler import sample
 from ..settings.config import ModelOptions, Precision, PriorConfig, SamplingConfig, TrainingConfig
 from ..settings.values import flatten
 from ..storage import json_files
+from ..storage.png_files import save_png
 from .terminal import TerminalObserver, stopping_when_told
 
 
@@ -109,7 +110,7 @@ class _Training(Shared):
         if result.scores:
             with json_files.warn_on_failure("the chart of the scores"):
                 chart = previews / "curve.png"
-                loss_curve(result.reports, result.scores).save(chart)
+                save_png(chart, loss_curve(result.reports, result.scores))
                 logging.info("Wrote the chart of losses and scores: %s", chart)
 
     def _log_settings(self) -> None:
@@ -231,7 +232,7 @@ class Sample(Shared):
                 for index, image in enumerate(images):
                     name = f"{scheduler} {index:03d}.png".replace(" ", "_")
                     (path,) = new_names(self.folder, name)
-                    Image.fromarray(image).save(path)
+                    save_png(path, Image.fromarray(image))
                     logging.info("Wrote %s", path)
 
 

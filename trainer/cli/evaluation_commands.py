@@ -21,6 +21,7 @@ from ..evaluation.scores import ImageScorer, table
 from ..hardware import find_device
 from ..settings.config import ModelOptions, Precision, SamplingConfig
 from ..storage import json_files
+from ..storage.png_files import save_png
 from .commands import Shared, new_names
 from .terminal import TerminalObserver
 
@@ -112,11 +113,11 @@ class Compare(Shared):
     def _write(self, comparison: Comparison) -> None:
         grid, chart, scores = new_names(self.folder, "grid.png", "chart.png", "scores.json")
         self.folder.mkdir(parents=True, exist_ok=True)
-        comparison.grid().save(grid)
+        save_png(grid, comparison.grid())
         json_files.write(scores, {"prompts": self.prompts, "rows": comparison.records()})
         written = [grid, scores]
         if found := comparison.chart():
-            found.save(chart)
+            save_png(chart, found)
             written.append(chart)
             logging.info("%s", table(comparison.scored))
         for path in written:
@@ -152,7 +153,7 @@ class Score(Shared):
         if self.folder:
             chart, numbers = new_names(self.folder, "chart.png", "scores.json")
             self.folder.mkdir(parents=True, exist_ok=True)
-            plots.score_chart(rows).save(chart)
+            save_png(chart, plots.score_chart(rows))
             json_files.write(numbers, {"scores": dict(rows)})
             for path in (chart, numbers):
                 logging.info("Wrote %s", path)

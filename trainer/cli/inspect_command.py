@@ -16,6 +16,7 @@ from ..data.training_images import Layout
 from ..evaluation.contact_sheet import contact_sheet
 from ..observer import Observer
 from ..settings.config import Crop, DatasetConfig, Masks
+from ..storage.png_files import save_png
 from .commands import new_names
 from .terminal import TerminalObserver
 
@@ -68,7 +69,7 @@ class Inspect:
         if inspection.images:
             self.folder.mkdir(parents=True, exist_ok=True)
             (path,) = new_names(self.folder, "contact sheet.png")
-            contact_sheet(inspection.images).save(path)
+            save_png(path, contact_sheet(inspection.images))
             logging.info("Wrote %s", path)
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..evaluation import best_step
 from ..observer import Observer, ScoreReport, StepReport
 from ..processes import Terminated
+from ..storage.png_files import save_png
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +195,8 @@ class TerminalObserver(Observer):
         if self._previews is None:
             return
         try:
-            self._previews.mkdir(parents=True, exist_ok=True)
             for index, image in enumerate(images):
-                Image.fromarray(image).save(self._previews / f"step{step:06d}_{index}.png")
+                save_png(self._previews / f"step{step:06d}_{index}.png", Image.fromarray(image))
         except OSError as error:  # such as a full disk: the run continues
             logger.warning("Could not save the previews of this step: %s", error)
 

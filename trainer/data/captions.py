@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..storage.disk_errors import naming
 from ..storage.names import printable
 
 CAPTION_ENDINGS = (".txt", ".caption")
@@ -64,7 +65,8 @@ def read_caption(file: Path) -> str:
     """The text of a caption file, stripped. Raises ValueError if it is not UTF-8, nor UTF-16 with a
     byte order mark."""
     try:
-        text = file.read_text(_encoding(file)).strip()
+        with naming(file):
+            text = file.read_text(_encoding(file)).strip()
     except UnicodeError:
         text = "\0"
     if "\0" in text:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..storage.disk_errors import naming
 from ..storage.names import shown_name
 from ..storage.tensor_file import DTYPES
 
@@ -68,7 +69,8 @@ def open_safetensors(path: Path, noun: str) -> Contents:
 
     _refuse_damaged_header(path)
     try:
-        file: Any = safe_open(path, framework="pt", device="cpu")
+        with naming(path):
+            file: Any = safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
         raise _unreadable(path, _reason(error)) from error
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -81,7 +83,7 @@ def _refuse_damaged_header(path: Path) -> None:
     """Raises ValueError if the file is damaged. Its format is: the header's length in 8 bytes, the
     header in JSON, then the tensors' bytes."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         header_end = 8 + int.from_bytes(file.read(8), "little")
         if size < 9:
             raise _cut_short(path)
@@ -184,7 +186,7 @@ def open_pickle(path: Path, noun: str) -> Contents:
 
 def _load_pickle(path: Path, noun: str) -> Any:
     is_archive = _is_archive(path)
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         start = file.read(2)
     if not is_archive and b"PK".startswith(start):
         raise _cut_short(path)

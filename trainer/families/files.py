@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..precision import dtype_name, is_coarse
+from ..storage.disk_errors import naming
 from ..storage.hashing import sha256_of
 from ..storage.names import is_text, shown_name
 from .containers import open_pickle, open_safetensors
@@ -246,7 +247,7 @@ def _require(kind: FileKind, path: Path) -> None:
             f"The path {str(path)!r} is not valid Unicode, so the {kind.noun} cannot be read. "
             "Rename the file or its folder."
         )
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(

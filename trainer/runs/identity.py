@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..settings.effects import Effect, default_of, effects
 from ..settings.values import as_json, flatten
 from ..storage import json_files
 from ..storage.hashing import sha256_of
+
+logger = logging.getLogger(__name__)
 
 OLD_VERSION = "version of the trainer"
 """A fact of runs with numerics version 0: a hash of the source code, which is ignored now."""
@@ -186,12 +189,22 @@ class Hashes:
         checkpoint."""
         path = path.resolve()
         stamp = list(file_stamp(path)) if path.is_file() else None
-        known = json_files.read(self._file).get(str(path), {})
+        known = self._read().get(str(path), {})
         if stamp and known.get("stamp") == stamp:
             remember_sha256(path, known["sha256"])
             return str(known["sha256"])
         found = CheckpointFile(path).sha256()
         # Read again: another process may have added an entry in the meantime.
         entry = {str(path): {"stamp": stamp, "sha256": found}}
-        json_files.write(self._file, {**json_files.read(self._file), **entry})
+        with json_files.warn_on_failure("the hashes of the files that the run uses"):
+            json_files.write(self._file, {**self._read(), **entry})
         return found
+
+    def _read(self) -> dict[str, Any]:
+        """What is remembered; {} if it cannot be read, because files can be hashed again."""
+        try:
+            return json_files.read(self._file)
+        except OSError as error:
+            logger.warning("The hashes in '%s' cannot be read (%s), so the files are read again.",
+                           self._file, error.strerror)  # fmt: skip
+            return {}

@@ -15,6 +15,7 @@ from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
 from ..storage import json_files
+from ..storage.flush import make_folder
 from ..storage.locks import locked
 from ..training.images import own_class_images
 from .identity import Definition, Hashes, define, named_files
@@ -55,7 +56,7 @@ def open_run(
     run = _find(runs, config, method, photos, observer)
     if on_existing == "resume":
         run.require_started()
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder)
     with locked(run.folder):
         run.open(on_existing)
         run.observer.on_run(run.folder)

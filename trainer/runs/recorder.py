@@ -17,6 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..observer import Observer, ScoreReport, StepReport
 from ..storage import json_files
+from ..storage.flush import make_folder
+from ..storage.png_files import save_png
 
 logger = logging.getLogger(__name__)
 
@@ -165,15 +167,14 @@ class Recorder(Observer):
 
     def _save_previews(self, step: int, images: Sequence[np.ndarray]) -> None:
         folder = self._folder / PREVIEWS
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         old = set(preview_files(self._folder).get(step, []))
         for index, image in enumerate(images):
             path = folder / f"step{step:06d}_{index:03d}.png"
             text = PngInfo()
             if index < len(self._prompts):
                 text.add_itxt(PROMPT, self._prompts[index])
-            with json_files.atomic_write(path) as file:
-                Image.fromarray(image).save(file, format="PNG", pnginfo=text)
+            save_png(path, Image.fromarray(image), text)
             old.discard(path)
         for path in old:
             path.unlink()

@@ -21,7 +21,9 @@ from ..families.clip_skip import LAST_LAYER
 from ..observer import Observer
 from ..processes import ALONE, Processes
 from ..settings.config import PriorConfig
-from ..storage import json_files
+from ..storage.disk_errors import naming
+from ..storage.flush import flush_folder
+from ..storage.png_files import save_png
 from ..storage.versions import versions
 from .sampler import sample_each
 
@@ -188,20 +190,21 @@ class _Album:
     def add(self, seed: int, image: np.ndarray) -> Path:
         """Save an image and return its file. The manifest lists it once it is complete on disk."""
         path = self.folder / f"{seed:06d}.png"
-        with json_files.atomic_write(path) as file:
-            Image.fromarray(image).save(file, format="PNG")
+        save_png(path, Image.fromarray(image))
         self._append({"file": path.name, "seed": seed, **self.definition, "versions": versions()})
         return path
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Add a line to the manifest, whose last line may be incomplete after an interruption."""
-        with (self.folder / MANIFEST).open("a+b") as file:
+        manifest = self.folder / MANIFEST
+        with naming(manifest), manifest.open("a+b") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             is_cut = file.read() not in (b"", b"\n")
             line = json.dumps(entry, ensure_ascii=False) + "\n"
             file.write(b"\n" * is_cut + line.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
+        flush_folder(self.folder)  # the manifest may be new
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         """File name and seed of each image that the manifest lists for this definition."""
@@ -229,7 +232,9 @@ def _lines(manifest: Path) -> Iterator[dict[str, Any]]:
     its image is made again."""
     if not manifest.is_file():
         return
-    for line in manifest.read_text("utf-8", errors="replace").splitlines():
+    with naming(manifest):
+        text = manifest.read_text("utf-8", errors="replace")
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

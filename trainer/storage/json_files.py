@@ -11,7 +11,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .flush import flush_folder
+from .disk_errors import naming
+from .flush import flush_folder, make_folder
 from .locks import delete_abandoned, held
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return dict(found)
+        with naming(path):
+            text = path.read_text("utf-8")
+        return dict(json.loads(text))
     except (ValueError, TypeError) as error:
         logger.warning("'%s' cannot be read (%s). It is treated as missing.", path, error)
         return {}
@@ -47,22 +49,21 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; on leaving, sync it to disk and rename it to `path`. On an
     error, any existing file at `path` stays. Temporary files that killed processes left for `path`
     are deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    for other in path.parent.glob(f".{escape(path.name)}.*.part"):
-        delete_abandoned(other)
-    try:
-        with held(part):
-            with part.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a "disk full" error names no file
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(path):
+        for other in path.parent.glob(f".{escape(path.name)}.*.part"):
+            delete_abandoned(other)
+        try:
+            with held(part):
+                with part.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     flush_folder(path.parent)
 
 

@@ -8,6 +8,7 @@ Windows while it is locked.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -15,6 +16,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from .disk_errors import naming
+
+logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 
@@ -26,25 +31,34 @@ def locked(folder: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, even if it is killed, so no stale
     lock is left behind. The lock file contains the process ID for people to read.
     """
-    with (folder / LOCK).open("a+") as file:
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise RuntimeError(
-                f"Process {file.read().strip()} is already working on this run in {folder}. "
-                "Wait until it finishes, or stop it."
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    file = (folder / LOCK).open("a+b", buffering=0)
+    try:
+        _lock_or_refuse(file, folder)
+        with suppress(OSError):  # people can do without, and a full disk does not matter to a lock
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
         yield
+    finally:
+        with suppress(OSError):
+            file.close()
+
+
+def _lock_or_refuse(file: IO[bytes], folder: Path) -> None:
+    try:
+        with naming(folder / LOCK):  # such as a network disk without locks
+            _lock(file)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise RuntimeError(
+            f"Process {file.read().decode().strip()} is already working on this run in {folder}. "
+            "Wait until it finishes, or stop it."
+        ) from None
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of this folder. Creates no lock file."""
     try:
-        with (folder / LOCK).open() as file:
+        with (folder / LOCK).open("rb") as file:
             _lock(file)
     except FileNotFoundError:
         return False
@@ -67,8 +81,9 @@ def own_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _empty(folder)
-    shutil.rmtree(folder, ignore_errors=True)  # Windows does not delete a file that is open
+            is_empty = _empty_or_warn(folder)
+    if is_empty:
+        shutil.rmtree(folder, ignore_errors=True)  # Windows does not delete a file that is open
 
 
 def delete_abandoned_folder(folder: Path) -> None:
@@ -80,6 +95,17 @@ def delete_abandoned_folder(folder: Path) -> None:
         with locked(folder):
             _empty(folder)
         _delete_rest(folder)
+
+
+def _empty_or_warn(folder: Path) -> bool:
+    """Only warn, because what is left has been written elsewhere, or could not be written."""
+    try:
+        _empty(folder)
+        return True
+    except OSError as error:
+        logger.warning("The unfinished files in '%s' could not be deleted (%s). The next run into "
+                       "its folder deletes them.", folder, error.strerror)  # fmt: skip
+        return False
 
 
 def _empty(folder: Path) -> None:
@@ -108,7 +134,7 @@ if sys.platform == "win32":
         (folder / LOCK).unlink()  # It was open. If another process has it now, this fails.
         folder.rmdir()
 
-    def _lock(file: IO[str]) -> None:
+    def _lock(file: IO[bytes]) -> None:
         # Lock a byte far past the end: Windows blocks reading of a locked range.
         file.seek(1 << 30)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -128,12 +154,12 @@ else:
 
     def delete_abandoned(path: Path) -> None:
         """Delete a file, unless a process holds it."""
-        with suppress(FileNotFoundError, PermissionError, BlockingIOError), path.open() as file:
+        with suppress(FileNotFoundError, PermissionError, BlockingIOError), path.open("rb") as file:
             _lock(file)
             path.unlink()
 
     def _delete_rest(folder: Path) -> None:
         """What could not be deleted while it was locked: nothing."""
 
-    def _lock(file: IO[str]) -> None:
+    def _lock(file: IO[bytes]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 import torch
 
-from .flush import flush_folder
+from .disk_errors import naming
+from .flush import flush_folder, make_folder
 from .hashing import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -30,17 +31,19 @@ _NAME = re.compile(r"step(\d+)-[0-9a-f]{16}\.pt")
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write a state to a file whose name contains its checksum, and return the path. The oldest
     state is deleted only after that. If OSError is raised, nothing has changed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     part = folder / ".state.part"
-    try:
-        with part.open("wb") as file:
-            hashed = _HashedFile(file)
-            _write(state, hashed)
-            file.flush()
-            os.fsync(file.fileno())
-        path = part.replace(folder / f"step{step:06d}-{hashed.checksum()}.pt")
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(folder):
+        try:
+            with part.open("wb") as file:
+                hashed = _HashedFile(file)
+                _write(state, hashed)
+                file.flush()
+                os.fsync(file.fileno())
+            path = part.replace(folder / f"step{step:06d}-{hashed.checksum()}.pt")
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     flush_folder(folder)
     for old in _newest_first(folder)[NUM_KEPT:]:
         old.unlink()

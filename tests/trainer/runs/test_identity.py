@@ -259,3 +259,28 @@ def test_a_missing_file_is_named(tmp_path):
         f"There is no file {tmp_path / 'none.safetensors'}. Name an existing .safetensors or "
         ".ckpt checkpoint."
     )
+
+
+def test_hashes_that_cannot_be_written_are_a_warning(tmp_path, caplog):
+    (tmp_path / "hashes.json").mkdir()
+    found = Hashes(tmp_path / "hashes.json").sha256(toy.MODEL)
+    assert found == hashlib.sha256(toy.MODEL.read_bytes()).hexdigest()
+    (message,) = caplog.messages
+    assert message.startswith("Could not save the hashes of the files that the run uses: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["hashes.json"]
+
+
+@pytest.mark.posix
+def test_hashes_that_cannot_be_read_are_a_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "hashes.json").write_text("{}")
+
+    def fail(path: Path, *rest: object) -> str:
+        raise OSError(5, "it broke")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    found = Hashes(tmp_path / "hashes.json").sha256(toy.MODEL)
+    assert found == hashlib.sha256(toy.MODEL.read_bytes()).hexdigest()
+    assert set(caplog.messages) == {
+        f"The hashes in '{tmp_path / 'hashes.json'}' cannot be read (it broke), so the files are "
+        "read again."
+    }

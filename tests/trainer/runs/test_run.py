@@ -545,7 +545,7 @@ def test_no_step_and_no_older_state_is_lost_if_a_state_does_not_fit(
     filling.limit.__exit__(None, None, None)
     assert caplog.messages == [
         "Could not save the state of step 4; the state of step 2 is kept: [Errno 27] File too "
-        "large",
+        f"large: '{next(runs.glob('*/states'))}'",
         "Stopped after step 4. Run the same again to resume from step 2.",
     ]
     watching = Watching()

@@ -160,3 +160,10 @@ def test_the_lock_of_an_own_folder_is_deleted_last(tmp_path, monkeypatch):
         monkeypatch.setattr(shutil, "rmtree", rest)
     assert sorted(deleted[:2]) == ["a", "z"]
     assert deleted[2] == ["lock"]
+
+
+@pytest.mark.posix
+def test_a_full_disk_does_not_matter_to_a_lock(tmp_path):
+    (tmp_path / "lock").symlink_to("/dev/full")
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
