@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..trainer import packages
+from ..trainer.console import plain
+from ..trainer.storage.os_errors import explain
+
 WIDGETS = {
     "dataset.prompt": "instance_prompt of Load Instance Images",
     "dataset.resolution": "resolution of Load Instance Images",
@@ -39,11 +43,17 @@ def naming_widgets() -> Iterator[None]:
     """Make errors raised inside, or in the decorated function, name widgets instead of settings."""
     try:
         yield
+    except OSError as error:
+        if (text := explain(error)) == str(error):
+            raise
+        raise type(error)(reword(text)) from error
     except Exception as error:
+        if text := packages.explain(error):
+            raise RuntimeError(text) from error
         error.args = tuple(reword(part) if isinstance(part, str) else part for part in error.args)
         raise
 
 
 def reword(text: str) -> str:
-    """The text with the names of widgets instead of settings."""
-    return _SETTING.sub(lambda setting: WIDGETS[setting[0]], text)
+    """The text with the names of widgets instead of settings, and without control characters."""
+    return plain(_SETTING.sub(lambda setting: WIDGETS[setting[0]], text))

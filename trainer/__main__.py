@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from . import processes
+from . import packages, processes
 from .cli.commands import (
     Demo,
     InvertText,
@@ -33,10 +33,12 @@ from .cli.parsing import parse
 from .cli.planning_command import PlanTable
 from .cli.settings_file import NO_KEYS, Values, defaults, read_toml, read_values
 from .cli.terminal import stopping_between_steps
+from .console import PlainFormatter, accept_all_characters, open_closed
 from .optimization.lr_schedules import LR_SCHEDULES
 from .optimization.optimizers import OPTIMIZERS
 from .sampling.schedulers import SCHEDULERS
 from .settings.presets import INVERSION_PRESETS, LORA_PRESETS, PRESETS
+from .storage.os_errors import explain
 
 DESCRIPTION = f"""\
 DreamBooth, LoRA and textual inversion for Stable Diffusion. Each command explains its options:
@@ -75,7 +77,11 @@ PRESETS_OF = {InvertText: INVERSION_PRESETS, TrainLora: LORA_PRESETS}
 
 def main(arguments: list[str]) -> int:
     """Run a command. Return the exit code: 0 if everything requested was done."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    open_closed()
+    accept_all_characters()
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if processes.is_follower():
         logging.disable(logging.CRITICAL)  # the leader says all that there is to say
     try:
@@ -86,8 +92,11 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         logging.error("Stopped.")
         return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
-        logging.error("%s", error)
+    except (
+        ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError
+    ) as error:  # fmt: skip
+        text = explain(error) if isinstance(error, OSError) else packages.explain(error)
+        logging.error("%s", text or error)
         return 1
     return 0
 

@@ -54,6 +54,10 @@ class Original(Protocol):
         ...
 
 
+_STEP = r"\d{6,}(_\d{5})?\.safetensors"
+"""How the names of intermediate files end."""
+
+
 class CheckpointWriter:
     """Writes the checkpoints or embeddings of one run to one folder. Never overwrites a file, and
     deletes an old intermediate file only after the new one is on the disk."""
@@ -64,9 +68,10 @@ class CheckpointWriter:
         """`intermediate`: files written before the run was resumed, oldest first."""
         self.original = original
         self.output = output
-        existing = [path for path in intermediate if path.exists()]
+        # Others may have written the list of files, which are deleted as newer ones are written.
+        own = [path for path in intermediate if _is_in(path, output.folder) and path.exists()]
         self._intermediate, self._best = (
-            [path for path in existing if path.name.startswith(stem)]
+            [path for path in own if re.fullmatch(f"{re.escape(stem)}{_STEP}", path.name)]
             for stem in (f"{output.name}-step", f"{output.name}-best-step")
         )
 
@@ -227,6 +232,10 @@ def _publish(part: Path, folder: Path, stem: str) -> Path:
             os.rename(part, path)
         flush_folder(folder)
         return path
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return os.path.realpath(path.parent) == os.path.realpath(folder)
 
 
 def file_dtype(original: torch.dtype, choice: str) -> torch.dtype:

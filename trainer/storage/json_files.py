@@ -23,7 +23,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
         return dict(found)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         logger.warning("'%s' cannot be read (%s). It is treated as missing.", path, error)
         return {}
 

@@ -24,7 +24,10 @@ def locked(folder: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, even if it is killed, so no stale
     lock is left behind. The lock file contains the process ID for people to read.
     """
-    with (folder / LOCK).open("a+") as file:
+    path = folder / LOCK
+    if path.is_symlink():
+        path.unlink()  # what is written to it would be written elsewhere
+    with path.open("a+") as file:
         try:
             _lock(file)
         except (BlockingIOError, PermissionError):
