@@ -55,3 +55,14 @@ def test_is_locked_changes_nothing(tmp_path):
     assert not is_locked(tmp_path)
     with locked(tmp_path):  # is_locked itself holds no lock
         pass
+
+
+@pytest.mark.posix
+def test_a_lock_that_is_a_link_changes_no_other_file(tmp_path):
+    (tmp_path / "thesis.txt").write_text("a thesis")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "thesis.txt")
+    with locked(tmp_path / "run"):
+        assert is_locked(tmp_path / "run")
+    assert (tmp_path / "thesis.txt").read_text() == "a thesis"
+    assert not (tmp_path / "run" / "lock").is_symlink()
