@@ -55,7 +55,7 @@ def resume(session: Session, folders: Sequence[Path], *, up_to: int) -> tuple[Pa
 def _load(path: Path, state: Mapping[str, Any], session: Session) -> None:
     try:
         session.load_state(state)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"The state '{path}' does not belong to this run ({error!r}). Delete it, then run the "
             "same again."

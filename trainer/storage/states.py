@@ -116,6 +116,10 @@ def _load(path: Path, *, mmap: bool) -> dict[str, Any]:
         state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except (UnpicklingError, LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
         raise _foreign(path) from error
+    except RuntimeError as error:  # which is also that of too little memory
+        if not any(words in str(error) for words in ("magic number", "PytorchStreamReader")):
+            raise
+        raise _foreign(path) from error
     if not isinstance(state, dict):
         raise _foreign(path)
     return state
