@@ -35,9 +35,11 @@ class PlainFormatter(logging.Formatter):
 def open_closed() -> None:
     """Open stdin, stdout and stderr to nothing if they are closed. Files that are opened later
     would take their places, and receive what is written to them."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
-        pass
-    os.close(descriptor)
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             nothing = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end

@@ -32,8 +32,8 @@ NAMES = [
 outside ComfyUI's folders, and `{up}` leads to the root of the file system."""
 TEXTS = ["{up}{outside}/photos", "\ud800\0\x1b[2J\u202e<img src=x onerror=alert(1)>{outside}"]
 """Values for all other inputs."""
-SHARE = 4
-"""Each input gets every fourth of these names, and the next one the names after them. 1: all."""
+SHARE = 6
+"""Each input gets every sixth of these names, and the next one the names after them. 1: all."""
 NAMING = {
     "DreamBoothLoadBaseModel": {"checkpoint"},
     "DreamBoothApplyLoRA": {"lora"},
