@@ -84,6 +84,7 @@ def plan(
     placeholder: str,
     initializer: str,
     num_vectors: int,
+    directional: bool = DEFAULT.directional,
     optimizer_settings: TrainingSettings | None = None,
     **inputs: Any,
 ) -> tuple[TrainingConfig, TextualInversion]:
@@ -100,6 +101,7 @@ def plan(
         initializer=initializer,
         num_vectors=num_vectors or None,
         templates=preset["templates"],
+        directional=directional,
     )
     config = training.run_config(
         model_source,
@@ -163,6 +165,7 @@ def _widgets() -> list[io.Input]:
         ),
         training.keep_saves_input(),
         vram_input(),
+        widget(io.Boolean, DEFAULT, "directional", advanced=True),
     ]
 
 

@@ -17,7 +17,7 @@ from .scores import ScoreBook
 from .subjects import SUBJECTS, photos
 from .tasks import run_all, tasks
 
-ORDER = "achedbfgijkm"
+ORDER = "achedbfgijklm"
 """The order of the experiments, the most important first."""
 SEEDS = (0, 1, 2)
 DOCS = Path("docs")
@@ -61,7 +61,7 @@ def main() -> None:
         except KeyboardInterrupt:
             raise SystemExit("Stopped. Run the same command again to continue.") from None
     docs = arguments.folder / "docs" if arguments.quick else DOCS
-    write_page(docs, book, arguments.seeds, is_quick=workshop.is_quick)
+    write_page(docs, book, arguments.seeds, arguments.only, is_quick=workshop.is_quick)
 
 
 if __name__ == "__main__":

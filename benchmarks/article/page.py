@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +19,16 @@ PAGE, PICTURES = "experiments.md", "experiments"
 NOT_RUN = "Not run yet."
 
 
-def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: bool) -> None:
-    """Write the page and its images into the folder `docs`. An experiment that the book has no
-    scores of keeps what the page says of it, and its images."""
+def write_page(
+    docs: Path,
+    book: ScoreBook,
+    seeds: Sequence[int],
+    letters: Collection[str] = EXPERIMENTS,
+    *,
+    is_quick: bool,
+) -> None:
+    """Write the page and its images into the folder `docs`. An experiment that is not one of
+    `letters`, or that the book has no scores of, keeps what the page says of it, and its images."""
     scores, before = book.read(), Page.read(docs / PAGE)
     measured: list[str] = []
 
@@ -39,7 +46,8 @@ def write_page(docs: Path, book: ScoreBook, seeds: Sequence[int], *, is_quick: b
     rows, sections = [], []
     for letter, experiment in EXPERIMENTS.items():
         results = results_of(experiment.points)
-        if not any(results.values()) and letter in before.sections:
+        is_meant = letter in letters and any(results.values())
+        if not is_meant and letter in before.sections:
             rows.append(before.rows[letter])
             sections.append(before.sections[letter])
             continue

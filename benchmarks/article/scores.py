@@ -67,12 +67,15 @@ class Point:
     drawing: Drawing | None = None
     draws_colored_cups: bool = False
     """Whether cups of each colour are drawn and judged too."""
+    recolors: bool = False
+    """Whether the subject is drawn in each colour and judged too."""
 
     def key(self, seed: int, *, is_quick: bool = False) -> str:
         """16 hexadecimal digits, computed from everything that decides the numbers."""
         about = {**dataclasses.asdict(self), "recipe": self.recipe.facts}
-        if not self.draws_colored_cups:  # the scores of earlier points have no such key
-            del about["draws_colored_cups"]
+        for newer in ("draws_colored_cups", "recolors"):  # earlier scores have no such keys
+            if not about[newer]:
+                del about[newer]
         facts = [about, seed, is_quick, NUMERICS_VERSION, EDITION]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -122,7 +125,9 @@ def measure_point(workshop: Workshop, book: ScoreBook, point: Point, seed: int) 
     else:
         measures, images = measure(model, point.recipe, workshop.folder)
     if point.draws_colored_cups:
-        measures["colored cups kept"] = colored_cups_kept(model, point.recipe.subject)
+        measures["colored cups kept"] = colors_shown(model, "cup", point.recipe.subject)
+    if point.recolors:
+        measures["recolored"] = colors_shown(model, point.recipe.words, point.recipe.subject)
     measures["training_seconds"] = trained - started
     measures["scoring_seconds"] = time.process_time() - trained
     book.add_pictures(key, images)
@@ -145,11 +150,11 @@ def measure(model: ModelFamily, recipe: Recipe, folder: Path) -> tuple[Measures,
     return measures, [*images[:: len(PREFIXES)], *class_images[:4]]
 
 
-def colored_cups_kept(model: ModelFamily, subject: str) -> float:
-    """The share of images of cups of the toy world's colours that show a cup of the right colour,
-    and not the subject."""
+def colors_shown(model: ModelFamily, words: str, subject: str) -> float:
+    """The share of images of “a red …”, in each of the toy world's colours, that show a cup of that
+    colour, and not the subject as it is. `words`: what follows the colour."""
     asked = [(prefix, color) for color in COLORS for prefix in COLOR_PREFIXES]
-    images = sample(model, [f"{prefix} {color} cup" for prefix, color in asked], SAMPLING)
+    images = sample(model, [f"{prefix} {color} {words}" for prefix, color in asked], SAMPLING)
     judge = Judge()
     shown = shows_subject(judge, subject, images)
     return _share(

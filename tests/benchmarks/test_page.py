@@ -116,6 +116,19 @@ def test_an_experiment_without_scores_keeps_its_section(tmp_path: Path):
     assert written(other, tmp_path) == after
 
 
+def test_scores_of_shared_models_leave_other_experiments_alone(tmp_path: Path):
+    """Experiments m and c have a model in common."""
+    book = ScoreBook(tmp_path / "first")
+    fill(book, "c", CLASS_KEPT)
+    before = written(book, tmp_path)
+    other = ScoreBook(tmp_path / "second")
+    fill(other, "m", {})
+    write_page(tmp_path, other, SEEDS, "m", is_quick=False)
+    after = (tmp_path / "experiments.md").read_text("utf-8")
+    assert section(after, "c") == section(before, "c")
+    assert "Not run yet." not in section(after, "m")
+
+
 def test_every_link_has_a_target_and_every_image_is_complete(folder: Path, page: str):
     headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -13,7 +13,7 @@ from benchmarks.article.scores import (
     Point,
     ScoreBook,
     balance,
-    colored_cups_kept,
+    colors_shown,
     noise_level,
 )
 from trainer import families
@@ -69,12 +69,12 @@ def test_newer_settings_at_their_defaults_leave_the_key_as_it_was():
 def test_a_model_that_paints_all_cups_red_keeps_one_colour_of_eight():
     """Every prompt gets the same encoding; unchanged, the model paints all of them right."""
     model = families.load(MODEL, torch.device("cpu"))
-    assert colored_cups_kept(model, "striking cup") > 0.95
+    assert colors_shown(model, "cup", "striking cup") > 0.95
     red, none = (model.encode_captions([text]) for text in ("a photo of a red cup", ""))
     model.encode_captions = lambda captions: Conditioning.stack(
         [red if c else none for c in captions]
     )
-    assert colored_cups_kept(model, "striking cup") == pytest.approx(3 / 24)
+    assert colors_shown(model, "cup", "striking cup") == pytest.approx(3 / 24)
 
 
 def test_the_book_returns_what_was_added_and_skips_an_incomplete_line(tmp_path: Path):

@@ -154,7 +154,7 @@ def test_new_inputs_and_outputs_are_the_last_ones(nodes):
     last = {name: list(info["input"]["optional"])[-3:] for name, info in nodes.items()
             if "optional" in info["input"]}  # fmt: skip
     assert last["DreamBoothTrain"] == ["keep_saves", "vram", "trains"]
-    assert last["DreamBoothTextualInversionTrain"][-2:] == ["keep_saves", "vram"]
+    assert last["DreamBoothTextualInversionTrain"][-2:] == ["vram", "directional"]
     assert last["DreamBoothSampleWithScheduler"][-2:] == ["precision", "lora_strength"]
     assert last["DreamBoothCompareSettings"][-2:] == ["judge", "lora_strengths"]
     assert last["DreamBoothUseTrainedModel"] == ["lora_strength"]

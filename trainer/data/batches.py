@@ -33,9 +33,10 @@ class BatchStream(Iterator[list[Batch]]):
     A micro step holds `batch_size` photos. The class images of an optimizer step, `prior.ratio` per
     photo and at least one, are spread over its micro steps as evenly as possible. Some of the
     photos, `prior.teacher_ratio` of them, come a second time with the class prompt, for the
-    teacher. Photos and class images use separate generators, so class images do not change what is
-    drawn for the photos. Examples are drawn one at a time, so four micro steps of one photo draw
-    the same as one micro step of four.
+    teacher; if that is less than one photo per step, one photo does in every few steps. Photos and
+    class images use separate generators, so class images do not change what is drawn for the
+    photos. Examples are drawn one at a time, so four micro steps of one photo draw the same as one
+    micro step of four.
 
     If several processes train together, each of them draws all examples and trains on its share of
     each optimizer step, so the examples and draws do not depend on the number of processes.
@@ -66,8 +67,10 @@ class BatchStream(Iterator[list[Batch]]):
         self._class_images_per_step = class_images
         self._prior_weight = config.prior.weight / max(1, class_images)
         self._taught_per_step = taught_per_step(config)
+        self._steps_per_teaching = steps_per_teaching(config)
         self._processes = processes
         self._micro_step = 0
+        self._steps_since_teaching = 0
 
     def __next__(self) -> list[Batch]:
         size = self._config.batch_size
@@ -81,6 +84,9 @@ class BatchStream(Iterator[list[Batch]]):
         for draw in self._processes.share_of(draws, before=before):
             groups.setdefault(draw.latents.shape, []).append(draw)
         self._micro_step = (self._micro_step + 1) % self._config.gradient_accumulation
+        if self._micro_step == 0:
+            steps = self._steps_since_teaching + 1
+            self._steps_since_teaching = steps % self._steps_per_teaching
         return [join(group) for group in groups.values()]
 
     @property
@@ -102,6 +108,7 @@ class BatchStream(Iterator[list[Batch]]):
         """The position of the stream, in tensors and plain values."""
         return {
             "micro_step": self._micro_step,
+            "steps_since_teaching": self._steps_since_teaching,
             "photos": self._instance.state(),
             "class_images": self._prior.state(),
         }
@@ -112,6 +119,8 @@ class BatchStream(Iterator[list[Batch]]):
         self._instance.load_state(state["photos"])
         self._prior.load_state(state["class_images"])
         self._micro_step = state["micro_step"]
+        # Older states lack this.
+        self._steps_since_teaching = state.get("steps_since_teaching", 0)
 
     def _taught(self, photos: list[Batch]) -> list[Batch]:
         """Those of a micro step's photos that the teacher is asked about, with the class prompt.
@@ -133,6 +142,8 @@ class BatchStream(Iterator[list[Batch]]):
 
     def _taught_before(self, photo: int) -> int:
         """How many of the step's photos before this one the teacher is asked about."""
+        if self._steps_since_teaching:
+            return 0
         photos = self._config.photos_per_step
         return self._taught_per_step * photo // photos
 
@@ -155,18 +166,23 @@ def class_images_per_step(config: TrainingConfig) -> int:
 
 
 def taught_per_step(config: TrainingConfig) -> int:
-    """The number of photos of an optimizer step that the teacher is asked about."""
+    """The most photos of an optimizer step that the teacher is asked about."""
     if config.prior.teacher_weight == 0:
         return 0
-    photos = config.photos_per_step
-    return max(1, round(photos * config.prior.teacher_ratio))
+    return max(1, round(config.photos_per_step * config.prior.teacher_ratio))
+
+
+def steps_per_teaching(config: TrainingConfig) -> int:
+    """The teacher is asked in the first of this many optimizer steps. Above 1 if
+    `prior.teacher_ratio` is less than one photo per step."""
+    return max(1, round(1 / (config.photos_per_step * config.prior.teacher_ratio)))
 
 
 def images_per_step(config: TrainingConfig) -> int:
-    """The number of photos and class images of an optimizer step. Photos that the teacher is asked
-    about count twice."""
-    photos = config.photos_per_step
-    return photos + class_images_per_step(config) + taught_per_step(config)
+    """The least number of photos and class images of an optimizer step. Photos that the teacher is
+    asked about count twice."""
+    taught = taught_per_step(config) if steps_per_teaching(config) == 1 else 0
+    return config.photos_per_step + class_images_per_step(config) + taught
 
 
 def check_share(config: TrainingConfig, processes: Processes) -> None:

@@ -30,6 +30,9 @@ class Part:
     """The step after which this part is frozen; None trains it to the end."""
     decays: bool = True
     """Whether the optimizer applies weight decay."""
+    directional: bool = False
+    """Whether the vectors keep their lengths, so that only their directions are trained. If one
+    part of a run is, all are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,16 +134,23 @@ class TrainableEmbedding:
         *,
         name_suffix: str = "",
         learning_rate: float | None = None,
+        directional: bool = False,
     ) -> None:
-        """`learning_rate`: None: the run's."""
+        """`learning_rate`: None: the run's. `directional`: the vectors get the mean length of the
+        vocabulary's and keep it."""
         self._vectors = model.learned_vectors[placeholder]
         for vectors in self._vectors.values():
             vectors.requires_grad_(True)
+        range_of = _mean_length if directional else _length_range
         self._length_ranges = {
-            name: _length_range(table.weight) for name, table in model.token_tables().items()
+            name: range_of(table.weight) for name, table in model.token_tables().items()
         }
+        if directional:
+            self.clamp_lengths()
         rate, output = learning_rate or config.optimizer.learning_rate, config.output
-        self.part = Part("embedding", list(self._vectors.values()), rate, decays=False)
+        self.part = Part(
+            "embedding", list(self._vectors.values()), rate, decays=False, directional=directional
+        )
         self.file = OutputFile(
             kind="embedding",
             original=InitialTensors(self.tensors()),
@@ -175,7 +182,16 @@ class TrainableEmbedding:
 
 def _length_range(table: Tensor) -> tuple[float, float]:
     """The shortest and longest length allowed, from a table of token embeddings."""
-    # On the CPU, because quantile needs both tensors on one device.
-    lengths = weights.value(table).norm(dim=1).cpu()
-    shortest, longest = lengths.quantile(torch.tensor(LENGTH_QUANTILES)).tolist()
+    shortest, longest = _lengths(table).quantile(torch.tensor(LENGTH_QUANTILES)).tolist()
     return shortest, longest
+
+
+def _mean_length(table: Tensor) -> tuple[float, float]:
+    """The mean length of the vectors in a table, as the only one allowed."""
+    mean = _lengths(table).mean().item()
+    return mean, mean
+
+
+def _lengths(table: Tensor) -> Tensor:
+    # On the CPU, because quantile needs both tensors on one device.
+    return weights.value(table).norm(dim=1).cpu()

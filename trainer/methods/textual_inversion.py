@@ -89,6 +89,10 @@ class TextualInversion:
     for the instance prompt alone, with which the token also learns what else is in the photos. A
     photo's own caption comes first. Prompt and captions must contain the placeholder. Use
     "captions" for the toy model, which knows few words of the sentences."""
+    directional: Decides[bool] = False
+    """Keep the vectors at the mean length of CLIP's own, and learn only their directions
+    (directional textual inversion). Meant to keep more of the other words in prompts, and may cost
+    likeness. The learning rates are the same."""
 
     def __post_init__(self) -> None:
         self.word.check()
@@ -129,6 +133,11 @@ class TextualInversion:
 
     def check(self, config: TrainingConfig) -> None:
         refuse_sharded(config, "an embedding")
+        if self.directional and config.optimizer.name != "AdamW":
+            raise ValueError(
+                f"directional is on, which takes steps of its own, but optimizer.name is "
+                f"{config.optimizer.name}. Set optimizer.name to AdamW, or switch directional off."
+            )
         if config.prior.teacher_weight > 0:
             raise ValueError(
                 f"prior.teacher_weight is {config.prior.teacher_weight:g}, but textual inversion "
@@ -145,7 +154,9 @@ class TextualInversion:
         self, model: ModelFamily, config: TrainingConfig, photos: Sequence[Example]
     ) -> Trainable:
         self.word.add_to(model, photos, config.seed)
-        return _InversionTrainable(TrainableEmbedding(model, self.placeholder, config))
+        return _InversionTrainable(
+            TrainableEmbedding(model, self.placeholder, config, directional=self.directional)
+        )
 
     def _require_placeholder(self, photo: Example, caption: str) -> None:
         if not has_placeholder(caption, self.placeholder):

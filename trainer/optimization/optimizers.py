@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from .. import packages
 from ..settings.config import OptimizerConfig, TrainingConfig
+from .riemannian import RiemannianSGD
 
 ParamGroups = list[dict[str, Any]]
 Exact = Sequence[Tensor]
@@ -168,8 +169,11 @@ OPTIMIZERS: dict[str, Choice] = {
 
 
 def build(groups: ParamGroups, config: OptimizerConfig, exact: Exact = ()) -> Optimizer:
-    """Create the chosen optimizer. Each group has its `params` and their `lr`. The state of `exact`
-    parameters is kept in fp32, even by an 8-bit optimizer."""
+    """Create the chosen optimizer, or the one of groups that are `directional`. Each group has its
+    `params` and their `lr`. The state of `exact` parameters is kept in fp32, even by an 8-bit
+    optimizer."""
+    if all(group.get("directional") for group in groups):
+        return RiemannianSGD(groups)
     return OPTIMIZERS[config.name].build(groups, config, exact)
 
 

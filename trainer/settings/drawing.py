@@ -72,8 +72,8 @@ class PriorConfig:
     class prompt as it did before training. 1 is usual, 0 turns it off. Takes longer than class
     images, and, unless a LoRA is trained, memory for a second U-Net."""
     teacher_ratio: Decides[float] = 1.0
-    """Share of the photos of each step that the class prompt is answered for, above 0 to 1. Less is
-    faster."""
+    """Share of the photos that the class prompt is answered for, above 0 to 1. Less is faster. If
+    it is less than one photo per step, one photo is used in every few steps."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "teacher_weight"):

@@ -132,8 +132,10 @@ class GatheredStep(GradientStep):
 
 def group_of(part: Part, parameters: Sequence[Tensor]) -> ParamGroup:
     """An optimizer's parameter group for these parameters of a part."""
-    decay = {} if part.decays else {"weight_decay": 0.0}
-    return {"params": parameters, "lr": part.learning_rate, **decay}
+    options: dict[str, Any] = {} if part.decays else {"weight_decay": 0.0}
+    if part.directional:
+        options["directional"] = True
+    return {"params": parameters, "lr": part.learning_rate, **options}
 
 
 def _lay_out_like(parameter: Tensor, states: dict[str, Any]) -> None:

@@ -255,7 +255,8 @@ UNKNOWN = [
     ),
     (
         "textual-inversion", "[method]\ntrain_text_encoder = true", "method.train_text_encoder",
-        "Known keys under [method]: placeholder, initializer, num_vectors, templates",
+        "Known keys under [method]: placeholder, initializer, num_vectors, templates, "
+        "directional",
     ),
     (
         "compare", 'scheduler = "PNDM"', "scheduler",

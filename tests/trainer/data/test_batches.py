@@ -270,7 +270,7 @@ def test_four_micro_steps_of_one_photo_draw_the_same_as_one_of_four(ratio: float
         assert len(photos_of(whole)) == 4
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [(0.1, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+@pytest.mark.parametrize(("ratio", "expected"), [(0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
 def test_the_teacher_is_asked_about_some_of_the_photos(ratio: float, expected: int) -> None:
     """With their own latents, noise and times, and the class prompt. Which ones does not depend on
     the batch size."""
@@ -300,6 +300,26 @@ def test_the_teacher_is_asked_about_some_of_the_photos(ratio: float, expected: i
         for batch in whole:
             last = batch.captions[len(batch.captions) - batch.num_taught :]
             assert last == ["a cup"] * batch.num_taught
+
+
+@pytest.mark.parametrize(("ratio", "every"), [(0.25, 1), (0.15, 2), (1 / 12, 3), (0.02, 12)])
+def test_less_than_one_photo_per_step_is_one_in_every_few_steps(ratio: float, every: int) -> None:
+    """Also after continuing from a state in between, and with micro steps."""
+    instance = cached(3, [SQUARE], std=0.5)
+    for division in ({"batch_size": 4}, {"batch_size": 2, "accumulation": 2}):
+        chosen = config(**division, teacher=0.6, teacher_ratio=ratio)
+        stream, num = BatchStream(instance, {}, chosen), chosen.gradient_accumulation
+        assert stream.images_per_step == (5 if every == 1 else 4)
+        counts = []
+        for _ in range(2 * every + 1):
+            batches = take(stream, num)
+            counts.append(sum(batch.num_taught for batch in batches))
+            taught = [batch.weights[-1].item() for batch in batches if batch.num_taught]
+            assert taught == [pytest.approx(0.6)] * counts[-1]
+            continued = BatchStream(instance, {}, chosen)
+            continued.load_state(stream.state())
+            stream = continued
+        assert counts == [1, *([0] * (every - 1))] * 2 + [1]
 
 
 def test_class_images_spread_evenly_over_the_micro_steps() -> None:

@@ -161,6 +161,45 @@ def test_vectors_stay_within_the_vocabularys_lengths(tiny_model, config):
     )
 
 
+def test_directional_vectors_have_the_mean_length_and_turn(config, tiny_checkpoint):
+    table = families.load(tiny_checkpoint, CPU).token_tables()["clip_l"].weight.detach()
+    mean = table.norm(dim=1).mean().item()
+    trained = train(config, method(num_vectors=2, directional=True), device=CPU)
+    vectors = next(iter(load_file(trained.embedding).values()))
+    assert vectors.norm(dim=1).tolist() == pytest.approx([mean, mean], rel=1e-5)
+    start, _ = attach(families.load(tiny_checkpoint, CPU), config, num_vectors=2)
+    turned = torch.acos(torch.cosine_similarity(vectors, start))
+    step = 1e-2 * table.shape[1] ** 0.5 / mean
+    assert (turned > 0.1 * step).all()
+    assert (turned < 3.001 * step).all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_release": True}, {"precision": "fp16"}])
+def test_a_directional_run_that_is_resumed_ends_with_the_same_vectors(config, tmp_path, changes):
+    def trained(folder: str, **output: object) -> dict[str, torch.Tensor]:
+        run = config.replace({**changes, "output": {"folder": tmp_path / folder, **output}})
+        options = method(num_vectors=2, directional=True)
+        if output:
+            short = replace(run, steps=2)
+            train(short, options, device=CPU, runs=tmp_path / "runs")
+            run = replace(run, steps=3)
+        embedding = train(run, options, device=CPU, runs=tmp_path / "runs").embedding
+        return load_file(embedding)
+
+    whole, resumed = trained("whole"), trained("resumed", keep_state=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_directional_refuses_an_optimizer_that_it_would_not_use(config):
+    other = config.replace({"optimizer": {"name": "Lion"}})
+    with pytest.raises(ValueError) as caught:
+        method(directional=True).check(other)
+    assert str(caught.value) == (
+        "directional is on, which takes steps of its own, but optimizer.name is Lion. Set "
+        "optimizer.name to AdamW, or switch directional off."
+    )
+
+
 def test_photos_without_a_caption_get_the_templates(tmp_path):
     own = Example(tmp_path / "a.png", ("<tok> in the snow",))
     plain = Example(tmp_path / "b.png", ("a photo of sks dog",))
