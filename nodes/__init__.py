@@ -7,6 +7,7 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from ..host_version import complaint_here, package_complaint
+from ..trainer.console import PlainRecords, accept_all_characters
 from . import photo_routes, run_routes
 from .apply_lora import ApplyLora
 from .compare_settings import CompareSettings
@@ -45,6 +46,9 @@ NODES: list[type[io.ComfyNode]] = [
 
 class DreamBoothExtension(ComfyExtension):
     async def on_load(self) -> None:
+        # A message that ComfyUI cannot log ends the thread that runs workflows.
+        accept_all_characters()
+        logging.getLogger(__name__.rpartition(".nodes")[0]).addHandler(PlainRecords())
         run_routes.add_routes()
         photo_routes.add_routes()
 

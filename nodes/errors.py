@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..trainer import packages
+from ..trainer.console import plain
+
 WIDGETS = {
     "dataset.prompt": "instance_prompt of Load Instance Images",
     "dataset.resolution": "resolution of Load Instance Images",
@@ -40,10 +43,12 @@ def naming_widgets() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if text := packages.explain(error):
+            raise RuntimeError(text) from error
         error.args = tuple(reword(part) if isinstance(part, str) else part for part in error.args)
         raise
 
 
 def reword(text: str) -> str:
-    """The text with the names of widgets instead of settings."""
-    return _SETTING.sub(lambda setting: WIDGETS[setting[0]], text)
+    """The text with the names of widgets instead of settings, and without control characters."""
+    return plain(_SETTING.sub(lambda setting: WIDGETS[setting[0]], text))

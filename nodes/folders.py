@@ -10,7 +10,7 @@ import folder_paths
 from ..trainer import toy
 from ..trainer.data.photo_set import PhotoSet
 from ..trainer.storage.names import KNOWN_AS, made_safe, shown_name
-from .paths import existing_name, inside, subfolders
+from .paths import MAX_DEPTH, existing_name, inside, subfolders
 
 TOY = "toy (embedded)"
 INPUT = "input"
@@ -127,6 +127,10 @@ def new_photo_set(wish: str) -> tuple[str, Path]:
     the wish, which may have subfolders, made safe. Raises ValueError if it leads out of ComfyUI's
     input folder, or is a file."""
     root = folder = Path(folder_paths.get_input_directory())
+    if wish.count("/") >= MAX_DEPTH:
+        raise ValueError(
+            f"A folder can be inside at most {MAX_DEPTH - 1} others. Choose another name."
+        )
     for part in wish.split("/"):
         folder /= existing_name(folder, made_safe(part))
     name = folder.relative_to(root).as_posix()

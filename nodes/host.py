@@ -4,6 +4,7 @@ folders.py import ComfyUI itself; the other modules import `comfy_api` alone."""
 from __future__ import annotations
 
 import gc
+import html
 import logging
 import os
 import threading
@@ -31,7 +32,7 @@ from server import PromptServer
 from ..trainer import toy
 from ..trainer.families.files import CheckpointFile
 from ..trainer.observer import Observer
-from ..trainer.storage.names import KNOWN_AS
+from ..trainer.storage.names import KNOWN_AS, printable
 from .errors import reword
 from .folders import GRAPH, checkpoint_name, temp_folder
 
@@ -161,7 +162,8 @@ class NodeText(logging.Handler):
         self._activity = activity
         if self.node_id:
             server = PromptServer.instance
-            text = "\n".join(filter(None, [activity, *self._lines]))
+            text = printable("\n".join(filter(None, [activity, *self._lines])))
+            text = html.escape(text, quote=False)  # the page shows HTML
             server.send_progress_text(text, self.node_id, server.client_id)
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from ..trainer.data.captions import key
 from ..trainer.storage.names import fault
 
+MAX_DEPTH = 20
+"""Folders inside each other. Python cannot look into a thousand, and ComfyUI's page would not
+open."""
+
 
 def check_name(name: str) -> None:
     """Raises ValueError for a name that is not a plain relative path on every system."""
@@ -40,10 +44,12 @@ def existing_name(folder: Path, name: str) -> str:
 
 
 def subfolders(root: Path) -> list[str]:
-    """All folders below `root` except hidden ones, sorted, with forward slashes. Links are listed
-    but not followed."""
+    """All folders below `root` except hidden ones and those deeper than `MAX_DEPTH`, sorted, with
+    forward slashes. Links are listed but not followed."""
     found = []
     for folder, names, _ in os.walk(root):
+        if len(Path(folder).relative_to(root).parts) == MAX_DEPTH:
+            names.clear()
         names[:] = [name for name in names if not name.startswith(".") and not fault(name)]
         found += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
     return sorted(found)

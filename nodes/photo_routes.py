@@ -13,6 +13,7 @@ from typing import Any
 from ..trainer.data.photo_set import PhotoSet
 from . import class_images, folders, host, photo_view
 from .class_view import CLASS_ROUTE
+from .json_requests import JSON, NOT_JSON, read_object
 from .photo_view import (
     ADD_ROUTE,
     CAPTION_ROUTE,
@@ -25,7 +26,7 @@ from .photo_view import (
 )
 from .thumbnails import thumbnail
 
-NOT_JSON = "Send JSON, with the content type application/json."
+MAX_NAMES = 10_000
 Values = Mapping[str, Any]
 
 
@@ -50,6 +51,8 @@ def _add(values: Values) -> Any:
     """Make a folder in ComfyUI's input folder, if it does not exist, and choose names for new
     photos in it. The page uploads them into `subfolder`."""
     names = values.get("names")
+    if isinstance(names, list) and len(names) > MAX_NAMES:
+        raise ValueError(f"At most {MAX_NAMES} photos can be added at once, got {len(names)}.")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("names must be a list of texts.")
     folder, path = folders.new_photo_set(_text(values, "folder"))
@@ -127,14 +130,10 @@ def _get(path: str, act: Callable[[Values], Any]) -> None:
 
 def _post(path: str, act: Callable[[Values], Any]) -> None:
     async def answer(request: Any) -> Any:
-        if request.content_type != "application/json":
-            return host.json_answer({"error": NOT_JSON}, status=415)
-        try:
-            values = await request.json()
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            return host.json_answer({"error": NOT_JSON}, status=400)
+        values = await read_object(request)
+        if values is None:
+            status = 400 if request.content_type == JSON else 415
+            return host.json_answer({"error": NOT_JSON}, status=status)
         return await _answer(act, values)
 
     host.add_route("POST", path, answer)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..host_version import FINISH_ROUTES, warn_of_older_copy
 from . import host, live
+from .json_requests import read_object
 from .run_view import LIVE_ROUTE, PREVIEW_ROUTE, SAVE_ROUTE
 from .training_observer import training
 
@@ -35,12 +36,12 @@ async def _save(request: Any) -> Any:
 
 
 async def _set(request: Any, name: str) -> Any:
-    try:
-        node = (await request.json())["node"]
-        getattr(training[str(node)], name).set()
-    except (ValueError, TypeError, KeyError):
+    values = await read_object(request) or {}
+    asked = training.get(str(values.get("node")))
+    if not asked:
         return host.json_answer({"error": NOT_TRAINING}, status=404)
-    return host.json_answer({"node": node})
+    getattr(asked, name).set()
+    return host.json_answer({"node": values["node"]})
 
 
 def add_routes() -> None:

@@ -160,6 +160,11 @@ def _with_defaults(values: Mapping[str, Any], inputs: Sequence[io.Input]) -> dic
     for each in inputs:
         if isinstance(each, io.DynamicCombo.Input):
             below = found.get(each.id) or {}
+            if not isinstance(below, Mapping):
+                raise ValueError(
+                    f"{each.id} got {below!r} from another node, but has settings below it. Choose "
+                    "it on the node itself."
+                )
             for option in each.options:
                 if option.key == below.get(each.id):
                     found[each.id] = _with_defaults(below, option.inputs)

@@ -35,6 +35,7 @@ LAYERS = [
         "observer",
         "packages",
         "processes",
+        "console",
     },
     {"settings"},
     {"families"},

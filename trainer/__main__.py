@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from . import processes
+from . import packages, processes
 from .cli.commands import (
     Demo,
     InvertText,
@@ -33,6 +33,7 @@ from .cli.parsing import parse
 from .cli.planning_command import PlanTable
 from .cli.settings_file import NO_KEYS, Values, defaults, read_toml, read_values
 from .cli.terminal import stopping_between_steps
+from .console import PlainFormatter, accept_all_characters, open_closed
 from .optimization.lr_schedules import LR_SCHEDULES
 from .optimization.optimizers import OPTIMIZERS
 from .sampling.schedulers import SCHEDULERS
@@ -76,19 +77,26 @@ PRESETS_OF = {InvertText: INVERSION_PRESETS, TrainLora: LORA_PRESETS}
 
 def main(arguments: list[str]) -> int:
     """Run a command. Return the exit code: 0 if everything requested was done."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    open_closed()
+    accept_all_characters()
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if processes.is_follower():
         logging.disable(logging.CRITICAL)  # the leader says all that there is to say
     try:
-        command = _parse(arguments)
-        require_training(command)
-        with stopping_between_steps(), explained():
-            command.run()
+        with explained():
+            command = _parse(arguments)
+            require_training(command)
+            with stopping_between_steps():
+                command.run()
     except KeyboardInterrupt:
         logging.error("Stopped.")
         return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
-        logging.error("%s", error)
+    except (
+        ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError
+    ) as error:  # fmt: skip
+        logging.error("%s", packages.explain(error) or error)
         return 1
     return 0
 

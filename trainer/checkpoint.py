@@ -57,6 +57,10 @@ class Original(Protocol):
         ...
 
 
+_STEP = r"\d{6,}(_\d{5})?\.safetensors"
+"""How the names of intermediate files end."""
+
+
 class CheckpointWriter:
     """Writes the checkpoints or embeddings of one run to one folder. Never overwrites a file, and
     deletes an old intermediate file only after the new one is on the disk."""
@@ -74,9 +78,10 @@ class CheckpointWriter:
         self.original = original
         self.output = output
         self._is_resumed = is_resumed
-        existing = [path for path in intermediate if path.exists()]
+        # Others may have written the list of files, which are deleted as newer ones are written.
+        own = [path for path in intermediate if _is_in(path, output.folder) and path.exists()]
         self._intermediate, self._best = (
-            [path for path in existing if path.name.startswith(stem)]
+            [path for path in own if re.fullmatch(f"{re.escape(stem)}{_STEP}", path.name)]
             for stem in (f"{output.name}-step", f"{output.name}-best-step")
         )
 
@@ -246,6 +251,10 @@ def _paths(folder: Path, stem: str) -> Iterator[Path]:
     yield folder / f"{stem}.safetensors"
     for number in count(1):
         yield folder / f"{stem}_{number:05d}.safetensors"
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return os.path.realpath(path.parent) == os.path.realpath(folder)
 
 
 def file_dtype(original: torch.dtype, choice: str) -> torch.dtype:

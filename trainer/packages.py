@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any
 
 
@@ -13,8 +14,35 @@ def load(package: str, *, needed_by: str, instead: str) -> Any:
     running Python, since a portable ComfyUI has its own."""
     try:
         return importlib.import_module(package.replace("-", "_"))
-    except ImportError as error:
+    except Exception as error:  # a damaged package raises all sorts
         raise ValueError(
             f"{needed_by} needs the package {package}, but it cannot be loaded ({error}). Install "
             f"it with '\"{sys.executable}\" -m pip install {package}', or choose {instead}."
         ) from error
+
+
+def explain(error: BaseException) -> str:
+    """A line about the package that could not be imported; "" if the error is about something
+    else. diffusers imports packages late, and hides their errors in others."""
+    if not isinstance(error, ImportError) and not str(error).startswith("Failed to import "):
+        return ""
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
+    name = getattr(cause, "name", None) or _imported(cause)
+    reason = " ".join(str(cause).split())
+    return (
+        f"The package {name} is missing, damaged or does not fit the others ({reason}). Install it "
+        f"again with '\"{sys.executable}\" -m pip install --force-reinstall {name}', or remove it "
+        "if you do not need it."
+    )
+
+
+def _imported(error: BaseException) -> str:
+    """The package whose import raised the error."""
+    names = [
+        str(frame.f_globals.get("__name__"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
+    return names[-1].split(".")[0] if names else "of an import"

@@ -17,6 +17,13 @@ CAST_BY_AUTOCAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers whose weights autocast casts in each forward pass."""
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """Raises ValueError for an unknown precision."""
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}.")
+    return DTYPES[precision]
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """For messages, such as "float8_e4m3fn"."""
     return str(dtype).removeprefix("torch.")
@@ -57,7 +64,7 @@ def autocast(
     is faster if they are used several times and otherwise only takes memory."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision], cache_enabled=keeps_casts)
+    return torch.autocast(device.type, dtype=dtype_of(precision), cache_enabled=keeps_casts)
 
 
 def exact(device: torch.device) -> AbstractContextManager[object]:
@@ -82,7 +89,7 @@ def frozen_dtypes(module: nn.Module, precision: str) -> dict[str, torch.dtype]:
     fp32, as autocast uses them."""
     return {
         f"{layer_name}.{name}".lstrip("."): (
-            DTYPES[precision] if isinstance(layer, CAST_BY_AUTOCAST) else torch.float32
+            dtype_of(precision) if isinstance(layer, CAST_BY_AUTOCAST) else torch.float32
         )
         for layer_name, layer in module.named_modules()
         for name, _ in layer.named_parameters(recurse=False)

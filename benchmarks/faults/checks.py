@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.soak_checks import files, require_whole
-from trainer.runs.manifest import FINISHED, MANIFEST
+from trainer.runs.manifest import MANIFEST
+from trainer.runs.manifest_check import FINISHED
 
 from .preload import Operation
 from .scenarios import EARLIER, Place

@@ -2,9 +2,11 @@
 
 import ast
 import dataclasses
-import importlib.util
+import importlib
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -27,10 +29,13 @@ KEPT_BY_WIDGETS = {
 
 @pytest.fixture(scope="module")
 def errors():
-    spec = importlib.util.spec_from_file_location("errors", ROOT / "nodes" / "errors.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    # Packages without their own __init__.py, which needs ComfyUI.
+    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
+    yield importlib.import_module("pack.nodes.errors")
+    for name in [name for name in sys.modules if name.split(".")[0] == "pack"]:
+        del sys.modules[name]
 
 
 def settings():
@@ -90,3 +95,15 @@ def test_other_errors_are_unchanged(errors):
         raise error
     assert caught.value is error
     assert str(error) == before
+
+
+def test_errors_of_packages_say_what_to_do(errors):
+    with pytest.raises(RuntimeError) as caught, errors.naming_widgets():
+        raise ModuleNotFoundError("No module named 'diffusers'", name="diffusers")
+    assert str(caught.value).startswith("The package diffusers is missing, damaged or does not fit")
+
+
+def test_control_characters_become_escapes(errors):
+    with pytest.raises(ValueError) as caught, errors.naming_widgets():
+        raise ValueError("'\x1b[2J' cannot be read")
+    assert str(caught.value) == "'\\x1b[2J' cannot be read"

@@ -301,3 +301,23 @@ def test_only_the_newest_intermediate_checkpoints_are_kept(tiny_checkpoint, tmp_
 )
 def test_trained_weights_are_never_written_in_8_bits(original, choice, expected):
     assert file_dtype(original, choice) is expected
+
+
+def test_only_intermediate_files_of_its_folder_are_deleted(tiny_checkpoint, tmp_path, changed):
+    """Whatever a manifest that others wrote lists."""
+    own = tmp_path / "out"
+    listed = [
+        tmp_path / "dreambooth-step000001.safetensors",
+        own / "thesis.txt",
+        own / "dreambooth-step.safetensors",
+        own / "dreambooth-step000001.txt",
+        own / "dreambooth-step000002.safetensors",
+    ]
+    own.mkdir()
+    for path in listed:
+        path.touch()
+    made = writer(tiny_checkpoint, own, keep=1)
+    made = CheckpointWriter(made.original, made.output, listed)
+    assert list(made.intermediate) == [2]
+    made.save_step(3, changed, {})
+    assert [path.exists() for path in listed] == [True, True, True, True, False]

@@ -110,3 +110,11 @@ def test_frozen_layers_are_cast_and_norms_and_embeddings_stay_fp32():
     cast = [dtype == torch.bfloat16 for dtype in dtypes.values()]
     assert cast == [True, True, False, False, True, True, False, False, False]
     assert frozen_dtypes(network[0], "fp16") == dict.fromkeys(["weight", "bias"], torch.float16)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError) as caught:
+        autocast("fp12", CPU)
+    assert str(caught.value) == "precision must be one of fp32, fp16, bf16, got 'fp12'."
+    with pytest.raises(ValueError):
+        frozen_dtypes(nn.Linear(1, 1), "fp12")

@@ -62,6 +62,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(_explain(path, text.split("\n"), str(error))) from error
+    except (ValueError, RecursionError) as error:  # such as a number of 5000 digits
+        raise ValueError(f"'{path}' cannot be read as settings: {error}.") from error
 
 
 def _text_of(path: Path) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..console import plain
 from ..evaluation import best_step
 from ..observer import Observer, ScoreReport, StepReport
 from ..processes import Terminated
@@ -201,10 +202,10 @@ class TerminalObserver(Observer):
             logger.warning("Could not save the previews of this step: %s", error)
 
     def on_score(self, report: ScoreReport) -> None:
-        tqdm.write(f"Scored {best_step.describe(report)}")
+        tqdm.write(plain(f"Scored {best_step.describe(report)}"))
 
     def on_checkpoint(self, step: int, path: Path) -> None:
-        tqdm.write(f"Saved {path}")
+        tqdm.write(plain(f"Saved {path}"))
 
     def _advance(self, activity: str, done: int, total: int) -> tqdm[None]:
         _ctrl_c.stop_if_requested()

@@ -8,11 +8,14 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..console import beginning
 from ..storage.disk_errors import naming
 from ..storage.names import printable
 
 CAPTION_ENDINGS = (".txt", ".caption")
 """The first has priority if an image has several captions."""
+MAX_BYTES = 100_000
+"""Of a caption file. A text encoder reads a few hundred characters."""
 _FILLERS = {
     "a", "an", "and", "at", "by", "close", "drawing", "image", "in", "is", "it", "its", "of", "on",
     "one", "painting", "photo", "photograph", "picture", "portrait", "shot", "style", "the", "this",
@@ -62,8 +65,13 @@ def new_caption_file(image: Path, others: Iterable[Path]) -> Path:
 
 
 def read_caption(file: Path) -> str:
-    """The text of a caption file, stripped. Raises ValueError if it is not UTF-8, nor UTF-16 with a
-    byte order mark."""
+    """The text of a caption file, stripped. Raises ValueError if it is too large, or not UTF-8, nor
+    UTF-16 with a byte order mark."""
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise ValueError(
+            f"The caption '{file}' has {size} bytes, but at most {MAX_BYTES} are possible. Shorten "
+            "it."
+        )
     try:
         with naming(file):
             text = file.read_text(_encoding(file)).strip()
@@ -91,7 +99,8 @@ def missing_subject(captions: Mapping[Path, str], prompt: str) -> str:
     return (
         f"{len(missing)} of {len(captions)} captions contain none of the words {', '.join(words)} "
         f"of the prompt '{prompt}', so their photos do not teach these words, such as "
-        f"'{printable(path.name)}' with '{text}'. Add the words for the subject to the captions."
+        f"'{printable(path.name)}' with '{beginning(text)}'. Add the words for the subject to the "
+        "captions."
     )
 
 

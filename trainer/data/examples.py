@@ -117,7 +117,7 @@ def warn_of_cut_captions(examples: Iterable[Example], cut_text: Callable[[str], 
 def _named_image(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"'{path}' does not exist. Name a folder of images, or images.")
-    name = image_format(path)
+    name = image_format(path) if path.is_file() else ""  # reading a pipe would wait forever
     if not name:
         raise ValueError(
             f"'{path}' is not a supported image. Use {', '.join(IMAGE_ENDINGS)}, or a folder."

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..console import beginning
+from ..storage.names import is_text
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MERGES = Path(__file__).parent / "assets" / "clip_merges.txt"
+MAX_CHARACTERS = 100_000
+"""Of a prompt. A text encoder reads a few hundred."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -76,11 +81,12 @@ class ClipTokenizer:
         return caption[first_cut:]
 
     def newly_cut_text(self, caption: str) -> str:
-        """`cut_text` at the first call for a caption; "" later, so that each is reported once."""
+        """The beginning of `cut_text` at the first call for a caption; "" later, so that each is
+        reported once."""
         if caption in self.reported or not (cut := self.cut_text(caption)):
             return ""
         self.reported.add(caption)
-        return cut
+        return beginning(cut)
 
     @property
     def max_caption_tokens(self) -> int:
@@ -89,7 +95,15 @@ class ClipTokenizer:
 
     def _tokens(self, caption: str) -> list[tuple[int, int]]:
         """Each token's id and its start in the caption. Text between placeholders is encoded
-        separately, as ComfyUI's `SDTokenizer` does around `embedding:name`."""
+        separately, as ComfyUI's `SDTokenizer` does around `embedding:name`. Raises ValueError if
+        the caption is too long or not valid Unicode."""
+        if len(caption) > MAX_CHARACTERS:
+            raise ValueError(
+                f"A prompt has {len(caption)} characters, but at most {MAX_CHARACTERS} are "
+                "possible. Shorten it."
+            )
+        if not is_text(caption):
+            raise ValueError(f"The prompt {caption!r} is not valid Unicode. Type it again.")
         tokens, start = [], 0
         for found in self._find_placeholders(caption):
             tokens += self._text_tokens(caption, start, found.start())

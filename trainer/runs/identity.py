@@ -189,9 +189,9 @@ class Hashes:
         checkpoint."""
         path = path.resolve()
         stamp = list(file_stamp(path)) if path.is_file() else None
-        known = self._read().get(str(path), {})
-        if stamp and known.get("stamp") == stamp:
-            remember_sha256(path, known["sha256"])
+        known = self._read().get(str(path))
+        if stamp and isinstance(known, dict) and known.get("stamp") == stamp and "sha256" in known:
+            remember_sha256(path, str(known["sha256"]))
             return str(known["sha256"])
         found = CheckpointFile(path).sha256()
         # Read again: another process may have added an entry in the meantime.

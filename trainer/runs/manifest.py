@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,12 +14,14 @@ from ..storage import json_files
 from ..storage.versions import versions
 from . import numerics
 from .identity import Definition
+from .manifest_check import FINISHED, UNFINISHED, fault
 from .numerics import NUMERICS_VERSION
 
 MANIFEST = "manifest.json"
 STATES = "states"
 """Names inside a run's folder."""
-UNFINISHED, FINISHED = "unfinished", "finished"
+
+logger = logging.getLogger(__name__)
 
 Content = dict[str, Any]
 
@@ -36,7 +39,7 @@ class Manifest:
 
     def open(self) -> None:
         """Read the file, or write a new one if there is none or it is damaged."""
-        self._content = json_files.read(self.folder / MANIFEST)
+        self._content = read(self.folder, whole=True)
         self.is_new = not self._content
         if self.is_new:
             self._update({
@@ -100,10 +103,20 @@ class Manifest:
         json_files.write(self.folder / MANIFEST, self._content)
 
 
+def read(folder: Path, *, whole: bool = False) -> Content:
+    """The content of the manifest in a run's folder, or, with a warning, {} if it is damaged. With
+    `whole`, it is also damaged if it lacks something that a run needs."""
+    content = json_files.read(folder / MANIFEST)
+    if content and (key := fault(content, whole=whole)):
+        logger.warning("'%s' has no valid %s. It is treated as missing.", folder / MANIFEST, key)
+        return {}
+    return content
+
+
 def read_all(runs: Path) -> Iterator[tuple[Path, Content]]:
     """The folder of each run in `runs` and the content of its manifest, {} if it is damaged."""
     for path in sorted(runs.glob(f"*/{MANIFEST}")):
-        yield path.parent, json_files.read(path)
+        yield path.parent, read(path.parent)
 
 
 def definition_of(content: Content) -> Content:

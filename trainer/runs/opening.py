@@ -14,12 +14,11 @@ from ..data.examples import Example
 from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
-from ..storage import json_files
 from ..storage.flush import make_folder
 from ..storage.locks import locked
 from ..training.images import own_class_images
 from .identity import Definition, Hashes, define, named_files
-from .manifest import MANIFEST, Manifest
+from .manifest import Manifest, read
 from .related_runs import RelatedRuns
 from .run import OnExisting, Run
 from .untracked_run import UntrackedRun
@@ -97,7 +96,7 @@ def statuses(
     def status(other: TrainingConfig) -> str:
         changed = definition().with_settings(_with_default_clip_skip(other), method)
         folder = RelatedRuns(runs, changed, other).own_folder()
-        return str(json_files.read(folder / MANIFEST).get("status", ""))
+        return str(read(folder).get("status", ""))
 
     return status
 

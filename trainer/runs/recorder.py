@@ -62,8 +62,11 @@ class _Log(Generic[Report]):
         """All reports so far; [] with a warning if the file cannot be read."""
         try:
             lines = self._path.read_text("utf-8").splitlines()
-            return [self._kind(**json.loads(line)) for line in lines]
-        except (OSError, ValueError, TypeError) as error:
+            reports = [self._kind(**json.loads(line)) for line in lines]
+            if not all(map(_has_numbers, reports)):
+                raise TypeError("it holds something else than numbers")
+            return reports
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             logger.warning("The %s of this run cannot be read: %s", self._what, error)
             return []
 
@@ -178,6 +181,12 @@ class Recorder(Observer):
             old.discard(path)
         for path in old:
             path.unlink()
+
+
+def _has_numbers(report: StepReport | ScoreReport) -> bool:
+    values = dataclasses.asdict(report).values()
+    numbers = [n for each in values for n in (each.values() if isinstance(each, dict) else [each])]
+    return all(n is None or (type(n) in (int, float) and abs(n) < 1e300) for n in numbers)
 
 
 def _line(report: StepReport | ScoreReport) -> str:

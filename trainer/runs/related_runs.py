@@ -10,7 +10,6 @@ from ..optimization import lr_schedules
 from ..settings.config import TrainingConfig
 from .identity import Definition
 from .manifest import (
-    FINISHED,
     MANIFEST,
     STATES,
     Content,
@@ -18,6 +17,7 @@ from .manifest import (
     numerics_of,
     read_all,
 )
+from .manifest_check import FINISHED
 
 logger = logging.getLogger(__name__)
 

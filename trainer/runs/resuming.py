@@ -24,8 +24,7 @@ def resume(session: Session, folders: Sequence[Path], *, up_to: int) -> tuple[Pa
     States of another numerics version that cannot be loaded are renamed.
 
     Return the state's file and numerics version. None: there is no state, so training starts at
-    step 1. Raises what `Session.load_state` raises if a state of the current version cannot be
-    loaded.
+    step 1. Raises ValueError if a state of the current version cannot be loaded.
     """
     mmap = session.model.device.type != "cpu"
     has_failed = False
@@ -33,7 +32,7 @@ def resume(session: Session, folders: Sequence[Path], *, up_to: int) -> tuple[Pa
         path, state = found
         version = state.get(numerics.KEY, 0)
         if version == NUMERICS_VERSION:
-            session.load_state(state)
+            _load(path, state, session)
             return path, version
         made_by, fault = numerics.describe(version), _try_to_load(state, session)
         if not fault:
@@ -51,6 +50,16 @@ def resume(session: Session, folders: Sequence[Path], *, up_to: int) -> tuple[Pa
     if has_failed:
         logger.warning("There is no other state, so training starts at step 1.")
     return None
+
+
+def _load(path: Path, state: Mapping[str, Any], session: Session) -> None:
+    try:
+        session.load_state(state)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The state '{path}' does not belong to this run ({error!r}). Delete it, then run the "
+            "same again."
+        ) from error
 
 
 def _try_to_load(state: Mapping[str, Any], session: Session) -> str:

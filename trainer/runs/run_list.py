@@ -11,10 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..storage import json_files, states
+from ..storage import states
 from ..storage.locks import LOCK, is_locked, locked
 from .disk_space import format_bytes
-from .manifest import FINISHED, MANIFEST, STATES, numerics_of
+from .manifest import MANIFEST, STATES, numerics_of, read
+from .manifest_check import FINISHED
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +87,12 @@ def delete_states(runs: Path, ids: Sequence[str]) -> int:
     with _all_locked(folders):
         before = sum(map(_size, folders))
         for folder in folders:
-            _clear(folder / STATES)
+            states.remove_all(folder / STATES)
         return before - sum(map(_size, folders))
 
 
 def _entry(folder: Path) -> Entry:
-    manifest = json_files.read(folder / MANIFEST)
+    manifest = read(folder, whole=True)
     config, result = manifest.get("config", {}), manifest.get("result") or {}
     files = [file["path"] for file in result.get("files", {}).values()]
     # Older intermediate files are deleted as newer ones are saved, so that none of them is missing.

@@ -196,8 +196,10 @@ class _Album:
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Add a line to the manifest, whose last line may be incomplete after an interruption."""
-        manifest = self.folder / MANIFEST
-        with naming(manifest), manifest.open("a+b") as file:
+        path = self.folder / MANIFEST
+        if path.is_symlink():
+            path.unlink()  # what is added to it would be written elsewhere
+        with naming(path), path.open("a+b") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             is_cut = file.read() not in (b"", b"\n")
             line = json.dumps(entry, ensure_ascii=False) + "\n"

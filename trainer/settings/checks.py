@@ -16,6 +16,7 @@ def require(holds: bool, message: str) -> None:
 def at_least(name: str, value: float, minimum: float) -> None:
     require(value >= minimum, f"{name} must be {minimum} or more, got {value}.")
     is_finite(name, value)
+    require(value < 2**63, f"{name} must be below 2^63, got {value}.")
 
 
 def is_finite(name: str, value: float) -> None:
@@ -32,7 +33,6 @@ def check_strengths(loras: Sequence[object], strengths: Sequence[float]) -> None
 
 def is_seed(name: str, value: int) -> None:
     at_least(name, value, 0)
-    require(value < 2**63, f"{name} must be below 2^63, got {value}.")
 
 
 def is_text(name: str, value: str) -> None:

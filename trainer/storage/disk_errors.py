@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_MESSAGES = {
-    "No space is left on the disk of '{}'. Free some space there, then run the same again.": (
-        errno.ENOSPC,
-        errno.EDQUOT,
-    ),
+_DENIED = (
     "'{}' cannot be used, because access is denied. Change the permissions of the file or of its "
-    "folder, or close the program that keeps it open, then run the same again.": (
-        errno.EACCES,
-        errno.EPERM,
-    ),
-    "The disk of '{}' is read-only. Make it writable, or choose another folder.": (errno.EROFS,),
+    "folder, or close the program that keeps it open, then run the same again."
+)
+_FULL = "No space is left on the disk of '{}'. Free some space there, then run the same again."
+_NO_MORE_FILES = (
+    "The disk of '{}' has space, but no room for more files. Delete files there that you do not "
+    "need, then run the same again."
+)
+_MESSAGES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: "The disk of '{}' is read-only. Make it writable, or choose another folder.",
+    errno.ENOTDIR: "'{}' cannot be used, because a part of its path is a file, not a folder. "
+    "Choose another folder.",
+    errno.ENAMETOOLONG: "'{}' cannot be used, because it is too long for this system. Choose a "
+    "shorter name or another folder.",
 }
+"""By the system's number of the error."""
 _OTHER = "'{}' cannot be used: {}. Check the file and its disk, then run the same again."
+_NO_READER = "The program that reads this output has ended. Run the same again without it."
 
 
 @contextmanager
@@ -29,7 +40,8 @@ def explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or not error.strerror:
+        is_ours = error.filename is None or not error.strerror
+        if is_ours and error.errno != errno.EPIPE:
             raise
         raise _explained(error) from error
 
@@ -48,7 +60,20 @@ def naming(path: Path) -> Iterator[None]:
 def _explained(error: OSError) -> OSError:
     """An error of the same type and number with a message of ours."""
     path = error.filename2 or error.filename
-    form = next((text for text, numbers in _MESSAGES.items() if error.errno in numbers), _OTHER)
+    form = _MESSAGES.get(error.errno or errno.EIO, _OTHER)
+    if form == _FULL and _has_no_more_files(Path(path)):
+        form = _NO_MORE_FILES
+    elif error.errno == errno.EPIPE:
+        form = _NO_READER
     found = type(error)(form.format(path, error.strerror))
     found.errno = error.errno
     return found
+
+
+def _has_no_more_files(path: Path) -> bool:
+    """Whether the disk of a file has as many files as it can have."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return False
+    folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
+    found = os.statvfs(folder)
+    return found.f_files > 0 and found.f_favail == 0

@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, Any]:
         with naming(path):
             text = path.read_text("utf-8")
         return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         logger.warning("'%s' cannot be read (%s). It is treated as missing.", path, error)
         return {}
 

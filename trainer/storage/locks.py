@@ -31,7 +31,10 @@ def locked(folder: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, even if it is killed, so no stale
     lock is left behind. The lock file contains the process ID for people to read.
     """
-    file = (folder / LOCK).open("a+b", buffering=0)
+    path = folder / LOCK
+    if path.is_symlink():
+        path.unlink()  # what is written to it would be written elsewhere
+    file = path.open("a+b", buffering=0)
     try:
         _lock_or_refuse(file, folder)
         with suppress(OSError):  # people can do without, and a full disk does not matter to a lock

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -54,16 +55,13 @@ def load_newest(
     folders: Sequence[Path], *, up_to: int, mmap: bool
 ) -> tuple[Path, dict[str, Any]] | None:
     """Return the path and content of the newest undamaged state up to a step in these folders;
-    None if there is none. Damaged ones are renamed. With `mmap`, tensors are read from the file
-    only when they are used."""
+    None if there is none. Damaged ones are renamed. Raises ValueError for one that others wrote.
+    With `mmap`, tensors are read from the file only when they are used."""
     for path in _newest_first(*folders):
         if _step(path) > up_to:
             continue
         if sha256_of(path)[:16] in path.name:
-            state: dict[str, Any] = torch.load(
-                str(path), map_location="cpu", weights_only=True, mmap=mmap
-            )
-            return path, state
+            return path, _load(path, mmap=mmap)
         logger.warning("The state '%s' is damaged and cannot be used. It was renamed to '%s'.",
                        path, put_aside(path, ".damaged").name)  # fmt: skip
     return None
@@ -91,6 +89,14 @@ def remove(folder: Path, *, keep: int) -> None:
         path.unlink()
 
 
+def remove_all(folder: Path) -> None:
+    """Delete the states, also renamed ones, and what an interrupted write left behind. Other files
+    stay: the folder may be a link."""
+    for path in folder.glob("*"):
+        if _NAME.fullmatch(path.with_suffix(".pt").name) or path.suffix == ".part":
+            path.unlink()
+
+
 def count(folder: Path) -> int:
     """Return the number of states in a folder."""
     return len(_newest_first(folder))
@@ -105,6 +111,28 @@ def _step(path: Path) -> int:
     """Return the step of a state file; 0 for other files."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else 0
+
+
+def _load(path: Path, *, mmap: bool) -> dict[str, Any]:
+    """Raises ValueError for a file that this program did not write: opening it runs no code."""
+    try:
+        state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except (UnpicklingError, LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
+        raise _foreign(path) from error
+    except RuntimeError as error:  # which is also that of too little memory
+        if not any(words in str(error) for words in ("magic number", "PytorchStreamReader")):
+            raise
+        raise _foreign(path) from error
+    if not isinstance(state, dict):
+        raise _foreign(path)
+    return state
+
+
+def _foreign(path: Path) -> ValueError:
+    return ValueError(
+        f"The state '{path}' holds something else than the state of a run, so it is not opened. "
+        "Delete it, then run the same again."
+    )
 
 
 class _HashedFile:

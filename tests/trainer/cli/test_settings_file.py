@@ -432,3 +432,21 @@ def test_a_line_that_is_not_toml_is_named(parse, tmp_path, caplog, line, message
     assert caplog.messages[-1].endswith(message)
     assert place in caplog.messages[-1] or "end of document" in caplog.messages[-1]
     assert parse("demo", better).folder == Path("out")
+
+
+@pytest.mark.parametrize(
+    ("toml", "reason"),
+    [
+        ("steps = " + "[" * 5000, "maximum recursion depth exceeded"),
+        ("steps = " + "9" * 5000, "Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_values_that_python_cannot_read_are_refused(parse, tmp_path, caplog, toml, reason):
+    assert parse("train", toml, *NEEDED["train"]) is None
+    (message,) = caplog.messages
+    assert message.startswith(f"'{tmp_path / 's.toml'}' cannot be read as settings: {reason}")
+
+
+def test_a_number_that_no_computer_counts_to_is_refused(parse, caplog):
+    assert parse("train", f"steps = {2**63}", *NEEDED["train"]) is None
+    assert caplog.messages == [f"steps must be below 2^63, got {2**63}."]

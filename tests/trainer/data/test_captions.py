@@ -115,3 +115,19 @@ def test_a_word_of_the_subject_is_enough(prompt, caption):
 
 def test_a_word_inside_another_does_not_count():
     assert warning_for("ohwx man", ["a woman"]) != ""
+
+
+def test_a_caption_of_megabytes_is_refused_before_it_is_read(tmp_path):
+    file = tmp_path / "dog.txt"
+    with file.open("wb") as opened:
+        opened.truncate(10**12)  # takes no space
+    with pytest.raises(ValueError) as caught:
+        read_caption(file)
+    assert str(caught.value) == (
+        f"The caption '{file}' has {10**12} bytes, but at most 100000 are possible. Shorten it."
+    )
+
+
+def test_a_warning_shows_the_beginning_of_a_long_caption():
+    text = missing_subject({Path("a.png"): "x" * 10_000}, "a sks dog")
+    assert f"with '{'x' * 300}…'." in text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -283,3 +284,11 @@ def test_a_caption_in_another_encoding_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"The caption '{tmp_path / 'a.txt'}' is not UTF-8 text. Save it as UTF-8."
     )
+
+
+@pytest.mark.posix
+def test_a_pipe_is_no_photo(tmp_path):
+    """Reading it would wait forever."""
+    os.mkfifo(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="is not a supported image"):
+        find_examples([tmp_path / "photo.png"], "a dog")

@@ -172,3 +172,24 @@ def test_the_cut_text_of_a_caption_is_new_only_once() -> None:
         assert tokenizer.newly_cut_text(caption) == ""
         assert tokenizer.cut_text(caption) == caption[-3:]
     assert tokenizer.newly_cut_text("a dog") == ""
+
+
+@pytest.mark.parametrize(
+    ("caption", "message"),
+    [
+        ("a \ud800", "The prompt 'a \\ud800' is not valid Unicode. Type it again."),
+        (
+            "a" * 100_001,
+            "A prompt has 100001 characters, but at most 100000 are possible. Shorten it.",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_encoded_are_refused(caption, message):
+    with pytest.raises(ValueError) as caught:
+        ClipTokenizer().encode([caption])
+    assert str(caught.value) == message
+
+
+def test_only_the_beginning_of_a_long_end_is_reported():
+    cut = ClipTokenizer().newly_cut_text("cat " * 10_000)
+    assert (len(cut), cut[-1]) == (301, "…")

@@ -284,3 +284,15 @@ def test_hashes_that_cannot_be_read_are_a_warning(tmp_path, monkeypatch, caplog)
         f"The hashes in '{tmp_path / 'hashes.json'}' cannot be read (it broke), so the files are "
         "read again."
     }
+
+
+@pytest.mark.parametrize("entry", [5, [], "x", None, {}, {"stamp": None}])
+def test_remembered_hashes_that_others_wrote_are_ignored(tmp_path, entry):
+    path = tmp_path / "base.safetensors"
+    save_file({"weight": torch.zeros(10)}, path)
+    stat = path.stat()
+    if entry == {"stamp": None}:
+        entry = {"stamp": [stat.st_size, stat.st_mtime_ns]}
+    (tmp_path / "hashes.json").write_text(json.dumps({str(path): entry}))
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert Hashes(tmp_path / "hashes.json").sha256(path) == expected

@@ -13,7 +13,10 @@ from trainer.settings.config import DatasetConfig, TrainingConfig
 
 OLD = json.loads(Path(__file__).with_name("manifests_version_0.json").read_text("utf-8"))
 """Manifests of real runs from before the numerics versions."""
-RESULT = {"steps": 3, "total_steps": 6}
+RESULT = {
+    "steps": 3, "total_steps": 6, "files": {}, "best": {}, "saves": [], "moved": {},
+    "is_scored": False,
+}  # fmt: skip
 
 
 @pytest.fixture

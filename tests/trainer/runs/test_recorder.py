@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from trainer.observer import Observer, ScoreReport, StepReport
@@ -176,3 +177,14 @@ def test_unreadable_reports_are_a_warning(tmp_path, caplog):
     assert Recorder(tmp_path, Observer()).scores() == []
     assert caplog.messages[0].startswith("The losses of this run cannot be read: ")
     assert caplog.messages[1].startswith("The scores of this run cannot be read: ")
+
+
+@pytest.mark.parametrize("value", ['"x"', "[1]", '{"a": "b"}', "1e400", "true", "[" * 100_000])
+def test_reports_that_others_wrote_are_a_warning(tmp_path, caplog, value):
+    recorder = Recorder(tmp_path, Observer())
+    recorder.rewrite([report(1)], [])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"grad_norm": 0.7', f'"grad_norm": {value}'))
+    assert recorder.reports() == []
+    (message,) = caplog.messages
+    assert message.startswith("The losses of this run cannot be read: ")

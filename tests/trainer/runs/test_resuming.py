@@ -323,3 +323,14 @@ def test_a_version_is_described_as_older_or_newer(version, age):
         f"{age} version of the trainer, whose results may differ (numerics version {version}, now "
         f"{NUMERICS_VERSION})"
     )
+
+
+def test_a_state_of_another_kind_of_run_is_refused(config, runs):
+    stop(config, runs, step=2)
+    (old,) = runs.glob("*/states/*.pt")
+    old.unlink()
+    path = states.save(old.parent, 2, {numerics.KEY: NUMERICS_VERSION, "parameters": 5})
+    with pytest.raises(ValueError) as caught:
+        run(config, runs)
+    assert str(caught.value).startswith(f"The state '{path}' does not belong to this run (")
+    assert str(caught.value).endswith("). Delete it, then run the same again.")

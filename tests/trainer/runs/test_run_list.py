@@ -213,3 +213,16 @@ def test_old_and_damaged_runs_are_listed_and_can_be_deleted(runs):
     assert "?" in run_list.table(run_list.entries(runs))
     run_list.delete(runs, [stopped.folder.name])
     assert not stopped.folder.exists()
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("delete", ["--delete", "--delete-states"])
+def test_states_that_are_a_link_delete_nothing_elsewhere(runs, tmp_path, delete):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.txt").write_text("a thesis")
+    folder = by_name(runs)["stopped"].folder
+    shutil.rmtree(folder / "states")
+    (folder / "states").symlink_to(elsewhere)
+    assert main(["runs", str(runs), delete, folder.name]) == 0
+    assert (elsewhere / "thesis.txt").read_text() == "a thesis"

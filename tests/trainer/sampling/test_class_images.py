@@ -350,3 +350,16 @@ def test_a_missing_class_prompt_is_refused(tiny_model: ModelFamily, tmp_path: Pa
     assert str(error.value) == (
         "prior.prompt is empty. Name the class, such as 'a photo of a dog'."
     )
+
+
+@pytest.mark.posix
+def test_a_manifest_that_is_a_link_changes_no_other_file(tiny_model: ModelFamily, tmp_path: Path):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("a thesis")
+    (image,) = make(tiny_model, tmp_path / "class", replace(PRIOR, num_images=1))
+    manifest = image.parent / MANIFEST
+    manifest.unlink()
+    manifest.symlink_to(thesis)
+    make(tiny_model, tmp_path / "class", replace(PRIOR, num_images=1))
+    assert thesis.read_text() == "a thesis"
+    assert len(manifest.read_text("utf-8").splitlines()) == 1

@@ -1,8 +1,12 @@
 import errno
 import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from trainer.__main__ import main
 from trainer.storage.disk_errors import explained, naming
 
 OTHER = (
@@ -20,6 +24,14 @@ FULL = (
 READ_ONLY = (
     "The disk of '/runs/manifest.json' is read-only. Make it writable, or choose another folder."
 )
+NOT_A_FOLDER = (
+    "'/runs/manifest.json' cannot be used, because a part of its path is a file, not a folder. "
+    "Choose another folder."
+)
+TOO_LONG = (
+    "'/runs/manifest.json' cannot be used, because it is too long for this system. Choose a "
+    "shorter name or another folder."
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +42,8 @@ READ_ONLY = (
         (errno.EACCES, DENIED),
         (errno.EPERM, DENIED),
         (errno.EROFS, READ_ONLY),
+        (errno.ENOTDIR, NOT_A_FOLDER),
+        (errno.ENAMETOOLONG, TOO_LONG),
         (errno.EIO, OTHER),
         (errno.ENOLCK, OTHER),
     ],
@@ -74,3 +88,51 @@ def test_an_error_without_a_number_keeps_its_text(tmp_path):
         r"run the same again\.",
         str(caught.value),
     )
+
+
+def test_a_reader_that_has_ended_is_named():
+    with pytest.raises(BrokenPipeError) as caught, explained():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert str(caught.value) == (
+        "The program that reads this output has ended. Run the same again without it."
+    )
+
+
+@pytest.fixture(params=["ro", "nr_inodes=3"])
+def disk(request, tmp_path) -> Iterator[Path]:
+    """A read-only disk, and one that has room for two files."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", request.param, "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mounting, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("this system has no mount")
+    if done.returncode:
+        pytest.skip("this user may not mount disks")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+EXPECTED = {
+    "ro": "The disk of '{disk}/out' is read-only. Make it writable, or choose another folder.",
+    "nr_inodes=3": "The disk of '{disk}/out/runs' has space, but no room for more files. Delete "
+    "files there that you do not need, then run the same again.",
+}
+
+
+@pytest.mark.posix
+def test_a_disk_that_takes_no_files_is_reported_in_one_line(
+    disk, request, tmp_path, caplog, draw_photos
+):
+    photos = draw_photos(tmp_path / "photos", 1)
+    kind = request.node.callspec.params["disk"]
+    if kind != "ro":
+        (disk / "a").touch()
+    command = [
+        "train", "--base", "toy", "--dataset.photos", str(photos), "--dataset.prompt", "a cup",
+        "--output.folder", str(disk / "out"), "--device", "cpu", "--steps", "1", "--vram", "off",
+        "--optimizer.learning-rate", "1e-4", "--dataset.allow-upscaling",
+    ]  # fmt: skip
+    assert main(command) == 1
+    assert caplog.messages[-1] == EXPECTED[kind].format(disk=disk)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,21 @@ def test_the_lock_of_an_own_folder_is_deleted_last(tmp_path, monkeypatch):
 
 
 @pytest.mark.posix
-def test_a_full_disk_does_not_matter_to_a_lock(tmp_path):
-    (tmp_path / "lock").symlink_to("/dev/full")
-    with locked(tmp_path):
-        assert is_locked(tmp_path)
+def test_a_full_disk_does_not_matter_to_a_lock(small_disk):
+    disk = small_disk(1 << 16)
+    with suppress(OSError), (disk / "large").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    with locked(disk):
+        assert is_locked(disk)
+
+
+@pytest.mark.posix
+def test_a_lock_that_is_a_link_changes_no_other_file(tmp_path):
+    (tmp_path / "thesis.txt").write_text("a thesis")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "thesis.txt")
+    with locked(tmp_path / "run"):
+        assert is_locked(tmp_path / "run")
+    assert (tmp_path / "thesis.txt").read_text() == "a thesis"
+    assert not (tmp_path / "run" / "lock").is_symlink()

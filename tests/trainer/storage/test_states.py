@@ -1,5 +1,6 @@
 """Training states: saving, loading, retention, and damaged files."""
 
+import hashlib
 import os
 import pickle
 import random
@@ -76,7 +77,7 @@ def test_loading_never_runs_code(tmp_path):
             return os.mkdir, (str(tmp_path / "evil"),)
 
     states.save(tmp_path, 1, {"evil": Evil()})
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="so it is not opened"):
         newest(tmp_path)
     assert not (tmp_path / "evil").exists()
 
@@ -119,3 +120,32 @@ def test_remove_deletes_only_states(tmp_path, keep):
 def test_a_state_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
     path = states.save(tmp_path, 1, state(1))
     assert disk_events == safely_written(path)
+
+
+@pytest.mark.parametrize("content", ["code", "a list", "no archive"])
+def test_a_state_that_others_wrote_is_refused(tmp_path, content):
+    """With the checksum of its content in its name, as an attacker would name it."""
+    made = {
+        "code": pickle.dumps({"parameters": os.getcwd}),
+        "a list": pickle.dumps([1, 2], protocol=2),
+        "no archive": b"weights",
+    }[content]
+    path = tmp_path / f"step000007-{hashlib.sha256(made).hexdigest()[:16]}.pt"
+    path.write_bytes(made)
+    with pytest.raises(ValueError) as caught:
+        newest(tmp_path)
+    assert str(caught.value) == (
+        f"The state '{path}' holds something else than the state of a run, so it is not opened. "
+        "Delete it, then run the same again."
+    )
+    assert path.exists()
+
+
+def test_all_states_are_removed_and_nothing_else(tmp_path):
+    state_files = {f"step000001-{'0' * 16}{ending}" for ending in (".pt", ".damaged", ".unusable")}
+    for name in (*state_files, ".state.part", "thesis.txt", "step1.pt", "step000001.png"):
+        (tmp_path / name).touch()
+    states.remove_all(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step000001.png", "step1.pt", "thesis.txt",
+    ]  # fmt: skip
