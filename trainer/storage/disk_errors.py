@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MAX_PATH = 259 if os.name == "nt" else sys.maxsize
+"""Windows says of a longer path that it does not exist, unless long paths are allowed."""
 _DENIED = (
     "'{}' cannot be used, because access is denied. Change the permissions of the file or of its "
     "folder, or close the program that keeps it open, then run the same again."
@@ -17,6 +20,10 @@ _NO_MORE_FILES = (
     "The disk of '{}' has space, but no room for more files. Delete files there that you do not "
     "need, then run the same again."
 )
+_TOO_LONG = (
+    "'{}' cannot be used, because it is too long for this system. Choose a shorter name or another "
+    "folder."
+)
 _MESSAGES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -25,8 +32,7 @@ _MESSAGES = {
     errno.EROFS: "The disk of '{}' is read-only. Make it writable, or choose another folder.",
     errno.ENOTDIR: "'{}' cannot be used, because a part of its path is a file, not a folder. "
     "Choose another folder.",
-    errno.ENAMETOOLONG: "'{}' cannot be used, because it is too long for this system. Choose a "
-    "shorter name or another folder.",
+    errno.ENAMETOOLONG: _TOO_LONG,
 }
 """By the system's number of the error."""
 _OTHER = "'{}' cannot be used: {}. Check the file and its disk, then run the same again."
@@ -63,6 +69,8 @@ def _explained(error: OSError) -> OSError:
     form = _MESSAGES.get(error.errno or errno.EIO, _OTHER)
     if form == _FULL and _has_no_more_files(Path(path)):
         form = _NO_MORE_FILES
+    elif path and len(os.path.abspath(path)) > MAX_PATH:
+        form = _TOO_LONG
     elif error.errno == errno.EPIPE:
         form = _NO_READER
     found = type(error)(form.format(path, error.strerror))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.__main__ import main
+from trainer.storage import disk_errors
 from trainer.storage.disk_errors import explained, naming
 
 OTHER = (
@@ -54,6 +55,14 @@ def test_an_error_of_a_disk_says_what_to_do(number, message):
         raise given
     assert str(caught.value) == message
     assert (type(caught.value), caught.value.errno) == (type(given), number)
+
+
+def test_a_path_that_is_too_long_for_windows_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(disk_errors, "MAX_PATH", 259)
+    for length, message in ((259, "No such file"), (260, "too long for this system")):
+        path = "/runs/" + "a" * (length - len("/runs/"))
+        with pytest.raises(FileNotFoundError, match=message), explained():
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
 
 
 def test_of_two_names_the_new_one_is_said():
