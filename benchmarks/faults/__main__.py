@@ -37,7 +37,7 @@ def main() -> int:
         plan = Plan(names, arguments.seed, arguments.limit, arguments.only)
         report = run_all(plan, Path(folder), arguments.workers, arguments.minutes * 60)
     minutes = (time.monotonic() - started) / 60
-    text = page.tables(report.planned, report.calls, report.cuts, names, minutes)
+    text = page.tables(report, names, minutes)
     print(text)  # noqa: T201
     if not arguments.runs:
         page.write(text)

@@ -70,6 +70,10 @@ def role(operation: Operation, place: Place) -> str:
     return next(name for name, pattern in ROLES if re.fullmatch(pattern, path))
 
 
+Kind = tuple[str, str, str, Effect, int]
+"""The kind of run, the call, the kind of file, and the fault."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One fault at one operation."""
@@ -78,6 +82,12 @@ class Trial:
     operation: Operation
     role: str
     fault: Fault
+
+    @property
+    def kind(self) -> Kind:
+        """All trials of a kind are expected to end alike."""
+        fault = self.fault
+        return self.scenario, self.operation.call, self.role, fault.effect, fault.error
 
     def __str__(self) -> str:
         fault = self.fault
@@ -129,13 +139,13 @@ class Bench:
     def trials(self) -> list[Trial]:
         """Every fault at every operation, so ordered that any number of the first ones is an even
         sample of each kind."""
-        groups: dict[tuple[object, ...], list[Trial]] = defaultdict(list)
+        groups: dict[Kind, list[Trial]] = defaultdict(list)
         for operation in self.operations:
             what = role(operation, self.place)
             for effect, error in FAULTS[operation.call]:
                 fault = Fault(operation.number, effect, error)
                 trial = Trial(self.place.scenario.name, operation, what, fault)
-                groups[(operation.call, what, effect, error)].append(trial)
+                groups[trial.kind].append(trial)
         return list(in_turn([spread(group) for group in spread([*groups.values()])]))
 
     def attempt(self, trial: Trial) -> Verdict:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from . import every_call, power_loss
+from .workers import Report
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 START, END = "<!-- make faults -->", "<!-- end of make faults -->"
@@ -20,11 +21,9 @@ Counts = Mapping[str, Counter[str]]
 """By row, how many trials had which outcome."""
 
 
-def tables(
-    planned: Counter[str], calls: Counts, cuts: Counts, names: Sequence[str], minutes: float
-) -> str:
-    """Both tables, and what ran. `planned`: how many faults there are by call; `calls` and `cuts`:
-    the outcomes by call, and by the kind of state."""
+def tables(report: Report, names: Sequence[str], minutes: float) -> str:
+    """Both tables, and what ran."""
+    planned, calls, cuts = report.planned, report.calls, report.cuts
     num_tried, num_planned = _total(calls), sum(planned.values())
     share = (
         "all of them"
@@ -38,7 +37,9 @@ def tables(
         f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}, torch "
         f"{torch.__version__}). Kinds of runs: {', '.join(names)}.",
         "",
-        f"File operations that fail: {num_tried} trials, {share}.",
+        f"File operations that fail: {num_tried} trials, {share}. They are of "
+        f"{len(report.kinds)} of {report.num_kinds} kinds: an operation on a kind of file with a "
+        "fault in a kind of run.",
         "",
         *_table("Operation (faults there are)", rows, every_call.OUTCOMES),
         "",

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .every_call import Bench, Trial
+from .every_call import Bench, Kind, Trial
 from .in_turn import in_turn
 from .power_loss import Cut, PowerLoss
 from .scenarios import SCENARIOS
@@ -19,8 +19,9 @@ from .session import FORK
 
 CALLS_PER_CUT = 3
 """Operations that fail for each power cut, while there are both."""
-Outcome = tuple[str, str, str, str, tuple[str, ...]]
-"""The part, the row of its table, the outcome, what was tried, and what is wrong."""
+Outcome = tuple[str, str, str, str, tuple[str, ...], Kind | None]
+"""The part, the row of its table, the outcome, what was tried, what is wrong, and the kind of a
+fault of an operation."""
 Attempt = Callable[[], Outcome]
 Turn = tuple[int, int]
 """The number of a process, and how many there are."""
@@ -44,11 +45,18 @@ class Report:
 
     planned: Counter[str] = field(default_factory=Counter)
     """How many faults of operations there are, by call."""
+    num_kinds: int = 0
+    """Of those."""
+    kinds: set[Kind] = field(default_factory=set)
+    """Those that were tried."""
     calls: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     cuts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     num_wrong: int = 0
 
-    def add(self, part: str, name: str, outcome: str, description: str, findings: Any) -> None:
+    def add(
+        self, part: str, name: str, outcome: str, description: str, findings: Any, kind: Kind | None
+    ) -> None:
+        self.kinds |= {kind} if kind else set()
         (self.calls if part == "calls" else self.cuts)[name][outcome] += 1
         if findings:
             self.num_wrong += 1
@@ -72,6 +80,7 @@ def run_all(plan: Plan, folder: Path, num_workers: int, seconds: float) -> Repor
             num_left -= 1
         elif part == "planned":
             report.planned += values[0]
+            report.num_kinds += values[1]
         else:
             report.add(part, *values)
     for process in processes:
@@ -97,7 +106,8 @@ def _attempts(bench: Bench, plan: Plan, turn: Turn, queue: Any) -> Iterator[Atte
     number, num_workers = turn
     trials = [trial for trial in bench.trials() if plan.only in str(trial)]
     if number == 0:
-        queue.put(("planned", Counter(trial.operation.call for trial in trials)))
+        kinds = {trial.kind for trial in trials}
+        queue.put(("planned", Counter(trial.operation.call for trial in trials), len(kinds)))
     calls = [partial(_try_call, bench, trial) for trial in trials[number::num_workers]]
     power = PowerLoss(bench)
     cuts = (partial(_try_cut, power, cut) for cut in power.cuts(plan.seed, turn))
@@ -106,9 +116,9 @@ def _attempts(bench: Bench, plan: Plan, turn: Turn, queue: Any) -> Iterator[Atte
 
 def _try_call(bench: Bench, trial: Trial) -> Outcome:
     verdict = bench.attempt(trial)
-    return "calls", trial.operation.call, verdict.outcome, str(trial), verdict.findings
+    return "calls", trial.operation.call, verdict.outcome, str(trial), verdict.findings, trial.kind
 
 
 def _try_cut(power: PowerLoss, cut: Cut) -> Outcome:
     verdict = power.attempt(cut)
-    return "cuts", cut.kind.name, verdict.outcome, str(cut), verdict.findings
+    return "cuts", cut.kind.name, verdict.outcome, str(cut), verdict.findings, None
