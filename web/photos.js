@@ -6,7 +6,7 @@ import { chosen, dropped, hasFiles } from "./dropped_files.js";
 import { nodesAlong } from "./graph.js";
 import { PhotoPanel } from "./photo_panel.js";
 import { CAPTION_ROUTE, change, load, PHOTOS_EVENT, REMOVE_ROUTE, RESTORE_ROUTE } from "./photo_set.js";
-import { hideText } from "./progress_text.js";
+import { hideText, plainText } from "./progress_text.js";
 import { placeOf, promotedWidgets } from "./promoted.js";
 import { addPanelWidget, isLinked, makeRoom, valueOf, watch, whileInGraph, widgetOf } from "./widgets.js";
 
@@ -260,7 +260,7 @@ export function listenToPhotos() {
   });
   // The warnings of a run, some of which only a run can know.
   api.addEventListener("progress_text", ({ detail }) => {
-    const lines = detail.text.split("\n").filter((line) => line.startsWith(WARNING));
+    const lines = plainText(detail.text).split("\n").filter((line) => line.startsWith(WARNING));
     if (!lines.length) return;
     const nodes = nodesAlong(detail.nodeId);
     const path = [...nodes.values()];

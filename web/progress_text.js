@@ -6,6 +6,14 @@
 const TEXT_WIDGET = "$$node-text-preview";
 
 /**
+ * The text that the server sent for the core, which shows it as HTML.
+ * @param {string} html
+ */
+export function plainText(html) {
+  return new DOMParser().parseFromString(html, "text/html").documentElement.textContent ?? "";
+}
+
+/**
  * Hide the core's text from the moment at which it is added: later is too late in Nodes 2.0.
  * @param {GraphNode} node
  */

@@ -282,9 +282,9 @@ def test_warnings_of_a_run_are_on_the_photos_until_the_next_run(tab):
     photos_panel(tab).locator(".photos li").first.wait_for()
     before = notes.all_text_contents()
     send = "([name, detail]) => { comfyAPI.api.api.dispatchCustomEvent(name, detail) }"
-    text = "Reading 6/6\nWarning: two photos are the same\nWarning: one is small"
+    text = "Reading 6/6\nWarning: two photos are the same\nWarning: &lt;my-dog&gt; &amp; co"
     tab.page.evaluate(send, ["progress_text", {"nodeId": str(PHOTOS), "text": text}])
-    assert notes.all_text_contents() == [*before, "two photos are the same", "one is small"]
+    assert notes.all_text_contents() == [*before, "two photos are the same", "<my-dog> & co"]
     tab.page.evaluate(send, ["progress_text", {"nodeId": str(TRAIN), "text": "Warning: not here"}])
     assert len(notes.all_text_contents()) == len(before) + 2
     tab.page.evaluate(send, ["execution_start", {}])
