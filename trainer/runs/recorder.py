@@ -8,6 +8,8 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -41,11 +43,12 @@ def preview_files(folder: Path) -> dict[int, list[Path]]:
 
 
 def preview_prompts(paths: Sequence[Path]) -> list[str]:
-    """The prompts of previews; "" for those that older versions drew."""
+    """The prompts of previews; "" for those that older versions drew, or that cannot be read."""
     prompts = []
     for path in paths:
-        with Image.open(path) as image:
-            prompts.append(str(image.info.get(PROMPT, "")))
+        prompts.append("")
+        with suppress(OSError, SyntaxError), Image.open(path) as image:
+            prompts[-1] = str(image.info.get(PROMPT, ""))
     return prompts
 
 
@@ -113,13 +116,15 @@ class Recorder(Observer):
                 path.unlink()
 
     def previews(self) -> list[np.ndarray]:
-        """The last previews, [H, W, 3] uint8 each. [] if there are only those of the base model."""
+        """The last previews, [H, W, 3] uint8 each. [] if there are only those of the base model, or
+        if one cannot be read, with a warning."""
         steps = preview_files(self._folder)
-        images = []
-        for path in steps[max(steps)] if max(steps, default=0) > 0 else ():
-            with Image.open(path) as image:
-                images.append(np.array(image))
-        return images
+        last = steps[max(steps)] if max(steps, default=0) > 0 else []
+        try:
+            return [np.array(Image.open(BytesIO(path.read_bytes()))) for path in last]
+        except (OSError, SyntaxError) as error:  # Pillow's for a damaged PNG file
+            logger.warning("The last previews of this run cannot be read: %s", error)
+            return []
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
         self._observer.on_progress(activity, done, total)

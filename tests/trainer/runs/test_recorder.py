@@ -76,6 +76,20 @@ def test_previews_of_all_steps_are_kept_with_their_prompts(tmp_path):
     assert preview_prompts(found[5]) == ["a dog", "a čup"]
 
 
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_previews_that_cannot_be_read_are_a_warning(tmp_path, caplog, content):
+    recorder = Recorder(tmp_path, Observer(), ("a dog",))
+    recorder.on_preview(5, images(0, 1))
+    ((path,),) = preview_files(tmp_path).values()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert recorder.previews() == []
+    (message,) = caplog.messages
+    assert message.startswith("The last previews of this run cannot be read: ")
+    if content is not None:
+        assert preview_prompts([path]) == [""]
+
+
 def test_previews_that_are_drawn_again_replace_those_of_their_step(tmp_path):
     Recorder(tmp_path, Observer(), ("a dog", "a cup")).on_preview(5, images(0, 2))
     Recorder(tmp_path, Observer(), ("a cat",)).on_preview(5, images(1, 1))
