@@ -759,17 +759,18 @@ def _without_class_images() -> Experiment:
         comparisons=comparisons,
         remark="What the results show, for all weights: without class images, teacher and weak "
         "anchor together keep “a cup” as well as class images do and nearly all coloured cups, of "
-        "which class images keep two thirds, and show the subject as often. The rare teacher with a "
-        "stronger anchor keeps as much in hardly more time than nothing takes, and shows the "
-        "subject in 67 percent of the images instead of 83, a difference that three seeds cannot "
-        "tell from chance. The teacher alone shows the subject most often and keeps three quarters "
-        "of “a cup”; so does the anchor alone, with fewer images of the subject. For a LoRA it is "
-        "the same, except that the anchor alone keeps half, the teacher alone nearly all, and that "
-        "all of them show less of the subject than class images; of the rare teacher, the "
-        "difference exceeds the bar. Training took 61 seconds with nothing, 59 with the anchor, 102 "
-        "with the teacher, 105 with teacher and weak anchor, 62 with the rare teacher and anchor, "
-        "and 89 with class images, without drawing them; for a LoRA 45, 45, 86, 88, 48 and 70. "
-        "These are means of three seeds in processor time, on a core that other programs shared.",
+        "which class images keep two thirds, and show the subject as often. The rare teacher with "
+        "a stronger anchor keeps as much in hardly more time than nothing takes, and shows the "
+        "subject in 67 percent of the images instead of 83, a difference that three seeds cannot"
+        " tell from chance. The teacher alone shows the subject most often and keeps three "
+        "quarters of “a cup”; so does the anchor alone, with fewer images of the subject. For a "
+        "LoRA it is the same, except that the anchor alone keeps half, the teacher alone nearly "
+        "all, and that all of them show less of the subject than class images; of the rare "
+        "teacher, the difference exceeds the bar. Training took 61 seconds with nothing, 59 with"
+        " the anchor, 102 with the teacher, 105 with teacher and weak anchor, 62 with the rare "
+        "teacher and anchor, and 89 with class images, without drawing them; for a LoRA 45, 45, "
+        "86, 88, 48 and 70. These are means of three seeds in processor time, on a core that "
+        "other programs shared.",
     )  # fmt: skip
 
 
