@@ -67,7 +67,7 @@ WITHOUT_TESTS = {"__init__", "__main__", "observer"}
 """observer.py only declares methods that do nothing."""
 WITHOUT_MODULE = {
     "awkward_paths", "clip_skip", "confinement", "data/conversions", "devices", "fake_device",
-    "full_disk", "main", "optimization", "real_size",
+    "full_disk", "main", "optimization", "poor_systems", "real_size",
 }  # fmt: skip
 """Test modules in tests/trainer for several rooms together, for `__main__` and for the tests' own
 fake device."""

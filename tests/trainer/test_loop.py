@@ -566,16 +566,19 @@ def test_a_name_with_subfolders_and_a_date_keeps_a_run_together(config, tmp_path
         run(observer=StopsAtStep2())
     (manifest,) = tmp_path.glob("runs/*/manifest.json")
     content = json.loads(manifest.read_text("utf-8"))
-    content["started"] = "2001-02-03T12:00:00+00:00"
-    manifest.write_text(json.dumps(content), "utf-8")
-    (first,) = (tmp_path / "out" / "dogs").iterdir()
-    assert [path.name for path in first.iterdir()] == ["my-dog-step000001.safetensors"]
-    result = run()
     folder = tmp_path / "out" / "dogs" / "2001"
+    (first,) = folder.parent.iterdir()
+    assert [path.name for path in first.iterdir()] == ["my-dog-step000001.safetensors"]
+    # As if it had been started and stopped in 2001.
+    first.rename(folder)
+    content["started"] = "2001-02-03T12:00:00+00:00"
+    content["intermediate"] = [str(path) for path in folder.iterdir()]
+    manifest.write_text(json.dumps(content), "utf-8")
+    result = run()
     assert result.files["checkpoint"] == folder / "my-dog.safetensors"
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["my-dog-step000003.safetensors", "my-dog.safetensors"]
-    assert list(first.iterdir()) == []
+    assert list(folder.parent.iterdir()) == [folder]
     with safe_open(result.files["checkpoint"], "pt") as file:
         assert file.metadata()["modelspec.title"] == "my-dog"
     assert run().reused
