@@ -18,14 +18,14 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's file operations")
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_faults_of_the_disk_are_explained_and_the_next_run_ends_with_the_same_weights():
-    command = ["-m", "benchmarks.faults", "--runs", "inversion", "--only", "states", "--limit", "3"]
+    command = ["-m", "benchmarks.faults", "--runs", "inversion", "--only", "states", "--limit", "2"]
     done = subprocess.run(
         [sys.executable, *command, "--workers", "1"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"^\| all \| (\d+) \|.* (\d+) \|$", done.stdout, re.MULTILINE) == [
-        ("3", "0"), ("3", "0"),
+        ("2", "0"), ("2", "0"),
     ]  # fmt: skip
 
 
