@@ -34,7 +34,7 @@ from trainer.storage.locks import is_locked
 
 from .endurance_together import DONE, REFUSED, Together
 from .endurance_workflows import KINDS, Workflows
-from .pages import write_between
+from .pages import table, write_between
 
 FIRST = 5
 """Workflows before the first count, which load everything that is loaded once."""
@@ -120,18 +120,14 @@ def growth(counts: Mapping[int, Numbers]) -> str:
     heads = ["", *(f"after {number}" for number in counts)]
     names = list(next(iter(counts.values())))
     rows = [[name, *(f"{numbers[name]:,}" for numbers in counts.values())] for name in names]
-    return _table([heads, ["---", *["---:"] * len(counts)], *rows])
+    return table([heads, *rows])
 
 
 def ends(ended: Mapping[tuple[str, str], int]) -> str:
     """A table of how the workflows of each kind ended, in Markdown."""
     words = sorted({end for _, end in ended}, reverse=True)
     rows = [[kind, *(str(ended[kind, end] or "") for end in words)] for kind in KINDS]
-    return _table([["Workflow", *words], ["---", *["---:"] * len(words)], *rows])
-
-
-def _table(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table([["Workflow", *words], *rows])
 
 
 def main() -> int:

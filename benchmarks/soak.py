@@ -50,7 +50,7 @@ from trainer.settings.config import (
 from trainer.toy import JUDGE
 from trainer.toy.demo import demo_config
 
-from .pages import write_between
+from . import pages
 from .soak_checks import difference, files, require_whole
 from .soak_phases import PHASES, REPEATED, Counts, Moment, Watch
 
@@ -215,13 +215,13 @@ class Soak:
 
 def table(soaks: list[Soak]) -> str:
     """The kills by phase and kind of run, in Markdown."""
-    rows = [["Killed while", *(str(soak.kind) for soak in soaks)], ["---", *["---:"] * len(soaks)]]
+    rows = [["Killed while", *(str(soak.kind) for soak in soaks)]]
     for phase in PHASES:
         counts = [str(soak.kills[phase]) if phase in soak.phases else "" for soak in soaks]
         rows.append([phase, *counts])
     rows.append(["all", *(str(soak.kills.total()) for soak in soaks)])
     rows.append(["identical runs", *(f"{s.num_same} of {s.num_runs}" for s in soaks)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return pages.table(rows)
 
 
 def preload() -> None:
@@ -262,7 +262,7 @@ def main() -> int:
                 soak.run(Path(name, "run"), arguments.kills or rng.randint(1, MAX_KILLS))
     print(table(soaks))  # noqa: T201
     if arguments.docs:
-        write_between("kills", table(soaks))
+        pages.write_between("kills", table(soaks))
     num_same, num_runs = sum(s.num_same for s in soaks), sum(s.num_runs for s in soaks)
     print(f"{num_same} of {num_runs} identical")  # noqa: T201
     return 0 if num_same == num_runs else 1

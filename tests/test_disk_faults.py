@@ -31,8 +31,9 @@ def test_faults_of_the_disk_are_explained_and_the_next_run_ends_with_the_same_we
 
 @pytest.mark.posix
 def test_the_page_has_one_place_for_the_tables():
-    from benchmarks.faults import page
+    from benchmarks import pages
+    from benchmarks.faults.page import PLACE
 
-    text = page.PAGE.read_text("utf-8")
-    assert (text.count(page.START), text.count(page.END)) == (1, 1)
-    assert text.index(page.START) < text.index(page.END)
+    text, (start, end) = pages.PAGE.read_text("utf-8"), pages.marks(PLACE)
+    assert (text.count(start), text.count(end)) == (1, 1)
+    assert text.index(start) < text.index(end)

@@ -56,11 +56,7 @@ SCENARIOS = {
         Scenario("resumed", "train", METHODS["full"], is_resumed=True),
         Scenario("scored", "train", METHODS["full"], is_scored=True),
         Scenario("lora", "lora", METHODS["lora"]),
-        Scenario(
-            "inversion",
-            "textual-inversion",
-            TextualInversion(placeholder="<cup>", initializer="cup", templates="captions"),
-        ),
+        Scenario("inversion", "textual-inversion", METHODS["textual-inversion"]),
     )
 }
 
