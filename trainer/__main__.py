@@ -154,4 +154,7 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    if processes.are_requested():
+        processes.end(exit_code)
+    sys.exit(exit_code)

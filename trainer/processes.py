@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -168,10 +169,21 @@ def follow(processes: JoinedProcesses, tasks: object) -> int:
         processes.leave()
     except Exception as error:
         if _is_lost_connection(error):
-            os._exit(0)  # gloo may abort a process that ends in the usual way without the others
+            return 0
         processes.note_fault(f"{error}")
         return 1
     return 0
+
+
+def end(code: int) -> NoReturn:
+    """End one of several processes with this exit code, and without Python's usual shutdown: gloo
+    may abort a process that shuts down while one of its threads still works, or without the
+    others. `torchrun` would then report a finished run as failed."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def _is_lost_connection(error: Exception) -> bool:

@@ -38,7 +38,7 @@ class Tasks:
 
 group = processes.JoinedProcesses(torch.device("cpu"))
 if not group.is_leader:
-    sys.exit(processes.follow(group, Tasks()))
+    processes.end(processes.follow(group, Tasks()))
 # torchrun sends it when another process fails; the command line has its own way to notice.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 """
@@ -54,7 +54,9 @@ class Third(Processes):
 
 def run(program, num_processes=2):
     """What the leader of these processes prints, and their exit code."""
-    done = torchrun(num_processes, "--no-python", sys.executable, "-c", START + program)
+    done = torchrun(
+        num_processes, "--no-python", sys.executable, "-c", START + program + "processes.end(0)"
+    )
     assert done.stdout or done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.returncode
 
@@ -132,6 +134,19 @@ except ValueError as error:
     )
     assert printed == ["there is no model"]
     assert code == 0
+
+
+def test_a_process_ends_with_its_last_output_and_without_pythons_shutdown():
+    program = """
+import atexit
+from trainer import processes
+
+atexit.register(print, "shut down")
+print("trained")
+processes.end(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("trained\n", "", 3)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

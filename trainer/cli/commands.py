@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,7 +83,7 @@ class _Training(Shared):
         device = find_device(self.device or processes.own_device())
         joined = processes.JoinedProcesses(device)
         if not joined.is_leader:
-            sys.exit(processes.follow(joined, Follower(joined, device)))
+            processes.end(processes.follow(joined, Follower(joined, device)))
         with processes.leading(joined), stopping_when_told():
             self._train(device, joined)
 
