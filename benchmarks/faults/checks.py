@@ -51,6 +51,8 @@ class Expected:
     names: frozenset[str]
     """Of the files in the output folder, without what differs from run to run."""
     warnings: frozenset[str]
+    resumed: int
+    """The step after which it resumed."""
     untouched: Mapping[Path, str] = field(default_factory=dict)
     """The hashes of the user's files."""
 
@@ -58,9 +60,8 @@ class Expected:
 def expected(place: Place, ended: Ended) -> Expected:
     """Call this after a run without a fault."""
     assert not ended.code, ended
-    return Expected(
-        result_of(place), names(place.out), frozenset(ended.warnings), user_files(place)
-    )
+    warnings, untouched = frozenset(ended.warnings), user_files(place)
+    return Expected(result_of(place), names(place.out), warnings, ended.resumed, untouched)
 
 
 def result_of(place: Place) -> Result:

@@ -176,6 +176,8 @@ class Bench:
                 return WRONG, [problem]
         if set(ended.warnings) - self.expected.warnings:
             return WARNED, []
+        if ended.resumed != self.expected.resumed:
+            return WRONG, [f"began again after step {ended.resumed} without a word"]
         missing = self.expected.names - checks.names(self.place.out)
         return SAME, [f"missing without a word: {', '.join(sorted(missing))}"] if missing else []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..families.files import CheckpointFile
+from ..storage.listing import matching
 
 FACTS, RESULT = "from", "result"
 """Below one of our keys in a file's metadata: what decided the file's contents, and what is known
@@ -25,7 +26,7 @@ def as_metadata(key: str, facts: Mapping[str, Any], result: Mapping[str, Any]) -
 def find(folder: Path, key: str, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
     """The newest file in a folder with these facts below a key of its metadata, and its result.
     None: there is no such file."""
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    files = sorted(matching(folder, "*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     for path in reversed(files):
         for found in _descriptions(path, key):
             if found.get(FACTS) == facts:

@@ -21,6 +21,7 @@ from ..families.layouts import TextLayout, count
 from ..families.networks import CLIP_VOCABULARY, Network
 from ..families.tokenizer import ClipTokenizer
 from ..storage import json_files
+from ..storage.listing import matching
 from .toy_encoder import ANSWERS_KEY, ToyEncoder
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def _load_folder(folder: Path, model_type: str) -> Any:
     # Imported here to keep ComfyUI's start-up fast.
     from transformers import AutoModel, CLIPModel, CLIPVisionModelWithProjection
 
-    files = sorted(folder.glob("*.safetensors"))
+    files = matching(folder, "*.safetensors")
     if not files:
         raise ValueError(
             f"{folder} contains no .safetensors file, and other formats are not supported. "

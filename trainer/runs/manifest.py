@@ -11,6 +11,7 @@ from typing import Any
 from ..settings.config import TrainingConfig
 from ..settings.values import as_json
 from ..storage import json_files
+from ..storage.listing import matching
 from ..storage.versions import versions
 from . import numerics
 from .identity import Definition
@@ -115,8 +116,9 @@ def read(folder: Path, *, whole: bool = False) -> Content:
 
 def read_all(runs: Path) -> Iterator[tuple[Path, Content]]:
     """The folder of each run in `runs` and the content of its manifest, {} if it is damaged."""
-    for path in sorted(runs.glob(f"*/{MANIFEST}")):
-        yield path.parent, read(path.parent)
+    for folder in matching(runs):
+        if (folder / MANIFEST).is_file():
+            yield folder, read(folder)
 
 
 def definition_of(content: Content) -> Content:

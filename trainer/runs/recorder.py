@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..observer import Observer, ScoreReport, StepReport
 from ..storage import json_files
 from ..storage.flush import make_folder
+from ..storage.listing import matching
 from ..storage.png_files import save_png
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,14 @@ _PREVIEW = re.compile(r"step(\d{6,})_\d{3}\.png")
 
 def preview_files(folder: Path) -> dict[int, list[Path]]:
     """The previews in a run's folder by step, in the order of steps and prompts. Step 0: of the
-    base model."""
+    base model. {} if the folder cannot be read, with a warning."""
     found: dict[int, list[Path]] = {}
-    for path in sorted((folder / PREVIEWS).glob("*.png")):
+    try:
+        paths = matching(folder / PREVIEWS, "*.png")
+    except OSError as error:
+        logger.warning("The previews in '%s' cannot be read: %s.", folder, error.strerror)
+        return {}
+    for path in paths:
         if name := _PREVIEW.fullmatch(path.name):
             found.setdefault(int(name[1]), []).append(path)
     return dict(sorted(found.items()))

@@ -7,6 +7,7 @@ import logging
 import shutil
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
 from ..storage import json_files, states
+from ..storage.listing import all_below
 from ..storage.locks import LOCK
 from . import disk_space, numerics, results, settings_file
 from .identity import Hashes
@@ -68,8 +70,9 @@ class Run:
         if on_existing == "retrain":
             _clear(self.folder)
             self._related.exclude_states()
-        for part in self.folder.rglob(".*.part"):
-            part.unlink()  # left by a killed process: whoever writes here holds the lock
+        for path in all_below(self.folder):
+            if fnmatch(path.name, ".*.part"):
+                path.unlink()  # left by a killed process: whoever writes here holds the lock
         self._manifest.open()
         with json_files.warn_on_failure("the settings for the command line"):
             settings_file.write(self.folder, self._config, self._method)

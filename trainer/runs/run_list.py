@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage import states
+from ..storage.listing import all_below
 from ..storage.locks import LOCK, is_locked, locked
 from .disk_space import format_bytes
 from .manifest import MANIFEST, STATES, numerics_of, read
@@ -185,7 +186,7 @@ def _clear(folder: Path, keep: Sequence[str] = ()) -> None:
     """Delete the contents of a folder, except the files in it named `keep`, and checkpoints at any
     depth."""
     kept = {folder / name for name in keep}
-    for path in sorted(folder.rglob("*"), reverse=True):  # contents before their folder
+    for path in all_below(folder):
         if path.is_dir() and not path.is_symlink():
             with suppress(OSError):  # it contains a kept file
                 path.rmdir()
@@ -194,4 +195,4 @@ def _clear(folder: Path, keep: Sequence[str] = ()) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.lstat().st_size for path in all_below(folder) if path.is_file())

@@ -23,6 +23,7 @@ from ..processes import ALONE, Processes
 from ..settings.config import PriorConfig
 from ..storage.disk_errors import naming
 from ..storage.flush import flush_folder
+from ..storage.listing import matching
 from ..storage.png_files import save_png
 from ..storage.versions import versions
 from .sampler import sample_each
@@ -179,7 +180,7 @@ class _Album:
         """The intact images listed in the manifest, by seed. Warns of every other PNG file."""
         seeds = dict(self._entries())
         found = {}
-        for path in sorted(self.folder.glob("[!.]*.png")):
+        for path in matching(self.folder, "[!.]*.png"):
             fault = self._fault(path) if path.name in seeds else f"is not listed in {MANIFEST}"
             if fault:
                 logger.warning("The class image %s %s. It is not used.", path, fault)

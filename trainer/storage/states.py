@@ -18,6 +18,7 @@ import torch
 from .disk_errors import naming
 from .flush import flush_folder, make_folder
 from .hashing import sha256_of
+from .listing import matching
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +86,14 @@ def newest_step(folders: Sequence[Path], *, up_to: float = math.inf) -> int:
 def remove(folder: Path, *, keep: int) -> None:
     """Delete all but the `keep` newest states, and what an interrupted write left behind. Renamed
     states stay."""
-    for path in [*_newest_first(folder)[keep:], *folder.glob(".*.part")]:
+    for path in [*_newest_first(folder)[keep:], *matching(folder, ".*.part")]:
         path.unlink()
 
 
 def remove_all(folder: Path) -> None:
     """Delete the states, also renamed ones, and what an interrupted write left behind. Other files
     stay: the folder may be a link."""
-    for path in folder.glob("*"):
+    for path in matching(folder):
         if _NAME.fullmatch(path.with_suffix(".pt").name) or path.suffix == ".part":
             path.unlink()
 
@@ -103,7 +104,7 @@ def count(folder: Path) -> int:
 
 
 def _newest_first(*folders: Path) -> list[Path]:
-    paths = [path for folder in folders for path in folder.glob("*.pt")]
+    paths = [path for folder in folders for path in matching(folder, "*.pt")]
     return sorted(filter(_step, paths), key=_step, reverse=True)
 
 

@@ -76,6 +76,13 @@ def test_previews_of_all_steps_are_kept_with_their_prompts(tmp_path):
     assert preview_prompts(found[5]) == ["a dog", "a čup"]
 
 
+def test_a_previews_folder_that_cannot_be_read_is_a_warning(tmp_path, caplog):
+    (tmp_path / "previews").write_text("a file")
+    assert preview_files(tmp_path) == {}
+    said = f"The previews in '{tmp_path}' cannot be read: Not a directory."
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", None])
 def test_previews_that_cannot_be_read_are_a_warning(tmp_path, caplog, content):
     recorder = Recorder(tmp_path, Observer(), ("a dog",))
