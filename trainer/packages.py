@@ -7,6 +7,9 @@ import sys
 import traceback
 from typing import Any
 
+PACKAGES = {"PIL": "pillow"}
+"""Packages that are installed by another name than they are imported by."""
+
 
 def load(package: str, *, needed_by: str, instead: str) -> Any:
     """Import a package and return its module. If that fails, raises ValueError saying what needs
@@ -24,12 +27,18 @@ def load(package: str, *, needed_by: str, instead: str) -> Any:
 def explain(error: BaseException) -> str:
     """A line about the package that could not be imported; "" if the error is about something
     else. diffusers imports packages late, and hides their errors in others."""
-    if not isinstance(error, ImportError) and not str(error).startswith("Failed to import "):
-        return ""
+    if isinstance(error, ImportError) or str(error).startswith("Failed to import "):
+        return not_imported(error)
+    return ""
+
+
+def not_imported(error: BaseException) -> str:
+    """The same line, for any error that an import has raised."""
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__ or cause
-    name = getattr(cause, "name", None) or _imported(cause)
+    module = (isinstance(cause, ImportError) and cause.name) or _imported(cause)
+    name = PACKAGES.get(module.split(".")[0], module.split(".")[0])
     reason = " ".join(str(cause).split())
     return (
         f"The package {name} is missing, damaged or does not fit the others ({reason}). Install it "
@@ -45,4 +54,4 @@ def _imported(error: BaseException) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_name == "<module>"
     ]
-    return names[-1].split(".")[0] if names else "of an import"
+    return names[-1] if names else "of an import"

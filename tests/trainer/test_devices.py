@@ -33,12 +33,12 @@ from transformers import (
 
 from tests.trainer.fake_device import CPU, DEVICE, fake_device
 from trainer import families, toy, weights
-from trainer.__main__ import COMMANDS
 from trainer.cli.commands import Demo, Priors, Runs, Sample
 from trainer.cli.conversion_commands import ApplyLora, ExtractLora
 from trainer.cli.evaluation_commands import Compare, Score
 from trainer.cli.inspect_command import Inspect
 from trainer.cli.planning_command import PlanTable
+from trainer.cli.program import COMMANDS
 from trainer.evaluation import encoders
 from trainer.families.base import ModelFamily
 from trainer.families.embedding import PLACEHOLDER_KEY

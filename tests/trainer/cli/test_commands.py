@@ -1,4 +1,4 @@
-"""The commands that generate images, and what they share. Training is tested in test_main.py."""
+"""The commands that generate images, and what they share. Training is tested in test_program.py."""
 
 import numpy as np
 import pytest

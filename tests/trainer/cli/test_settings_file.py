@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from trainer.__main__ import COMMANDS, main
+from trainer.__main__ import main
+from trainer.cli.program import COMMANDS
 
 NEEDED = {
     "train": ["--base", "b", "--dataset.photos", "p", "--dataset.prompt", "d"],

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from trainer.__main__ import COMMANDS, main
+from trainer.__main__ import main
+from trainer.cli.program import COMMANDS
 from trainer.cli.settings_file import read_toml, read_values
 from trainer.methods.full import FullFineTune
 from trainer.methods.lora import LoRA
