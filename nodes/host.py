@@ -163,7 +163,8 @@ class NodeText(logging.Handler):
         if self.node_id:
             server = PromptServer.instance
             text = printable("\n".join(filter(None, [activity, *self._lines])))
-            text = html.escape(text, quote=False)  # the page shows HTML
+            # The page shows HTML, and [[text|address]] as a link.
+            text = html.escape(text, quote=False).replace("[[", "[&#91;")
             server.send_progress_text(text, self.node_id, server.client_id)
 
 

@@ -12,7 +12,7 @@ from .conftest import ComfyUI, make_base
 
 pytestmark = [pytest.mark.xdist_group("comfyui"), pytest.mark.posix]
 
-EVIL = "<img src=x onerror=alert(1)>\x1b[2J\u202e"
+EVIL = "[[a|b]]<img src=x onerror=alert(1)>\x1b[2J\u202e"
 
 
 def background(toy_graph, value):
@@ -49,9 +49,9 @@ def test_names_reach_the_page_as_text_and_the_console_without_codes(comfyui, toy
     (folder / f"{EVIL}.txt").write_text("a caption of no photo")
     log = comfyui.log.stat().st_size
     outcome = comfyui.run(toy_graph("input/evil"))
-    shown = "&lt;img src=x onerror=alert(1)&gt;\\x1b[2J\\u202e.txt"
+    shown = "[&#91;a|b]]&lt;img src=x onerror=alert(1)&gt;\\x1b[2J\\u202e.txt"
     assert any(shown in text for text in outcome.texts)
     assert not any("<img" in text for text in outcome.texts)
     told = comfyui.log.read_bytes()[log:].decode()
-    assert "<img src=x onerror=alert(1)>\\x1b[2J\\u202e.txt" in told
+    assert "[[a|b]]<img src=x onerror=alert(1)>\\x1b[2J\\u202e.txt" in told
     assert "\x1b[2J" not in told

@@ -10,6 +10,7 @@ Shapes: B batch, C latent channels, h w latents."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -24,6 +25,8 @@ from ..settings.config import TrainingConfig
 from .batch import Batch, join
 from .examples import Example
 from .latents import CachedLatents
+
+logger = logging.getLogger(__name__)
 
 
 class BatchStream(Iterator[list[Batch]]):
@@ -60,6 +63,11 @@ class BatchStream(Iterator[list[Batch]]):
             )
         photos = config.photos_per_step
         class_images = class_images_per_step(config)
+        if class_images > round(photos * config.prior.ratio):
+            logger.warning(
+                "prior.ratio %g is less than half a class image per step, so each step has one. "
+                "Raise batch_size to train on fewer.", config.prior.ratio,
+            )  # fmt: skip
         self._config = config
         self._instance = _Pool(instance, "photos", config, noise)
         self._prior = _Pool(prior, "class images", config, noise)

@@ -64,7 +64,7 @@ class PriorConfig:
     """How many class images the base model draws: 200 to 400, or 60 for the toy model. Below 50 the
     model begins to memorise them; more only take longer to draw, once."""
     ratio: Decides[float] = 1.0
-    """Class images per photo in each batch."""
+    """Class images per photo in each step, rounded; at least one per step."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the class images are drawn."""
     teacher_weight: Decides[float] = 0.0

@@ -218,6 +218,18 @@ def test_photos_and_class_images_of_one_shape_share_a_batch() -> None:
     assert batch.times.dtype == torch.int64
 
 
+@pytest.mark.parametrize(("batch_size", "num_warnings"), [(1, 1), (2, 1), (3, 0)])
+def test_a_share_of_class_images_below_one_per_step_is_a_warning(batch_size, num_warnings, caplog):
+    """0.2, 0.4 and 0.6 of an image per step: the last is rounded to one anyway."""
+    few = config(batch_size=batch_size, weight=1.0, ratio=0.2)
+    next(BatchStream(cached(2, [SQUARE]), cached(2, [SQUARE], is_prior=True), few))
+    said = (
+        "prior.ratio 0.2 is less than half a class image per step, so each step has one. Raise "
+        "batch_size to train on fewer."
+    )
+    assert [record.getMessage() for record in caplog.records] == [said] * num_warnings
+
+
 @settings(deadline=None)
 @given(
     batch_size=st.integers(1, 5),
