@@ -19,7 +19,9 @@ from . import weights
 from .families.files import CheckpointFile
 from .precision import DTYPES, is_coarse
 from .settings.config import OutputConfig
+from .storage.disk_errors import naming
 from .storage.flush import flush_folder, make_folder
+from .storage.listing import matching
 from .storage.locks import delete_abandoned_folder, own_folder
 from .storage.tensor_file import TensorToWrite, write
 from .weights import FileTensor
@@ -174,8 +176,9 @@ def write_new(
     nothing is left behind."""
     with _work_folder(folder, stem) as work:
         part = work / "whole.safetensors"
-        _save(tensors, part, metadata)
-        _flush(part)
+        with naming(folder / f"{stem}.safetensors"):
+            write(part, tensors, {"format": "pt", **metadata})
+            _flush(part)
         return _publish(part, folder, stem)
 
 
@@ -204,24 +207,22 @@ def prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def _save(tensors: Mapping[str, TensorToWrite], path: Path, metadata: Mapping[str, str]) -> None:
-    try:
-        write(path, tensors, {"format": "pt", **metadata})
-    except OSError as error:
-        raise OSError(
-            f"Could not write the checkpoint to '{path.parent.parent}': {error}"
-        ) from error
-
-
 @contextmanager
 def _work_folder(folder: Path, stem: str) -> Iterator[Path]:
     """Create a hidden, locked subfolder for unfinished files, and delete it at the end. Those of
     killed processes are deleted before."""
-    for abandoned in folder.glob(".*.part"):
-        delete_abandoned_folder(abandoned)
+    delete_unfinished(folder)
     work = folder / f".{stem}.{os.getpid()}.part"
     with own_folder(work):
         yield work
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete what killed processes were writing to an output folder. What cannot be deleted now
+    stays until the next time."""
+    with suppress(OSError):
+        for abandoned in matching(folder, ".*.part"):
+            delete_abandoned_folder(abandoned)
 
 
 def _flush(path: Path) -> None:

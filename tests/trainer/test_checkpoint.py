@@ -1,5 +1,6 @@
 """Written checkpoints: their content, atomic writes, and which files stay in the folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -251,6 +252,18 @@ def test_no_file_has_the_final_name_before_it_is_complete(tmp_path):
 def test_a_checkpoint_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
     path = write_new(tmp_path, "dog", TENSORS, {})
     assert disk_events == safely_written(path)
+
+
+def test_a_disk_that_cannot_sync_is_named(tmp_path, monkeypatch):
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError) as caught:
+        write_new(tmp_path, "dog", TENSORS, {})
+    path = tmp_path / "dog.safetensors"
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_existing_files_are_kept_on_file_systems_without_hard_links(tmp_path, monkeypatch):

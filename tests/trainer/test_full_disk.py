@@ -160,7 +160,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_partial_file_and_is_written_by
     config = replace(config, output=replace(config.output, folder=disk / "out"))
     with pytest.raises(OSError) as caught:
         run(config, tmp_path / "runs", Actions(step6=lambda: fill(disk, leaving=1 << 20)))
-    assert str(caught.value) == (f"Could not write the checkpoint to '{disk / 'out'}': {FULL}")
+    assert str(caught.value) == (f"{FULL}: '{disk / 'out' / 'dog.safetensors'}'")
     assert list((disk / "out").iterdir()) == []
     (disk / "filler").unlink()
     actions = Actions()

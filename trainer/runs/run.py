@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..checkpoint import delete_unfinished
 from ..methods.base import Method
 from ..observer import Observer
 from ..settings.config import TrainingConfig
@@ -133,6 +134,8 @@ class Run:
             logger.warning("This run was made by %s. Its result is reused; set on_existing to "
                            "retrain to train it again.",
                            numerics.describe(self._manifest.numerics))  # fmt: skip
+        for file in made["files"].values():
+            delete_unfinished(Path(file["path"]).parent)
         self._announce_early_end(made["steps"], made["total_steps"])
         kept = self._recorder
         scores = kept.scores() if made["is_scored"] else []

@@ -196,15 +196,19 @@ class _Album:
         return path
 
     def _append(self, entry: dict[str, Any]) -> None:
-        """Add a line to the manifest, whose last line may be incomplete after an interruption."""
+        """Add a line to the manifest, in place of the last one if an interruption has left it
+        incomplete."""
         path = self.folder / MANIFEST
         if path.is_symlink():
             path.unlink()  # what is added to it would be written elsewhere
         with naming(path), path.open("a+b") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-            is_cut = file.read() not in (b"", b"\n")
+            file.seek(0)
+            last = file.read().rpartition(b"\n")[2]
+            if not _parsed(last.decode(errors="replace")):
+                file.truncate(file.tell() - len(last))
+                last = b""
             line = json.dumps(entry, ensure_ascii=False) + "\n"
-            file.write(b"\n" * is_cut + line.encode(errors="backslashreplace"))
+            file.write(b"\n" * bool(last) + line.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         flush_folder(self.folder)  # the manifest may be new
@@ -231,16 +235,18 @@ class _Album:
 
 
 def _lines(manifest: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a manifest. An incomplete one after an interruption is left out, so
-    its image is made again."""
+    """The complete lines of a manifest. Images of others are made again."""
     if not manifest.is_file():
         return
     with naming(manifest):
         text = manifest.read_text("utf-8", errors="replace")
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict):
-            yield entry
+    yield from filter(None, map(_parsed, text.split("\n")))
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """{} if the line is incomplete or damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}

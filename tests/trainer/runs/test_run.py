@@ -235,6 +235,17 @@ def test_a_finished_run_is_reused_with_its_previews(config, runs):
     assert (manifest["status"], manifest["identity"]) == ("finished", only_run(runs).name)
 
 
+def test_reusing_a_run_deletes_what_it_could_not_delete_before(config, runs):
+    folder = run(config, runs).checkpoint.parent
+    left, others = folder / ".dog.1.part", folder / ".download.part"
+    for path in (left, others):
+        path.mkdir()
+        (path / "whole.safetensors").touch()
+    (left / "lock").touch()
+    run(config, runs)
+    assert (left.exists(), others.exists()) == (False, True)
+
+
 @pytest.mark.parametrize("folder", ["runs", None])
 def test_a_run_that_is_finished_early_saves_its_result(everything, tmp_path, folder, caplog):
     caplog.set_level(logging.INFO)

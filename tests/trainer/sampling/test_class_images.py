@@ -202,8 +202,9 @@ def test_images_are_reused_for_another_batch_size(tiny_model: ModelFamily, tmp_p
     assert len(progress.calls) == 1
 
 
+@pytest.mark.parametrize("zeros", [b"", bytes(30)], ids=["cut", "zeros"])
 def test_images_that_are_damaged_or_not_in_the_manifest_are_reported_and_made_again(
-    tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    zeros: bytes, tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     prior = replace(PRIOR, sampling=replace(SAMPLING, batch_size=1))
     paths = make(tiny_model, tmp_path, prior)
@@ -214,7 +215,8 @@ def test_images_that_are_damaged_or_not_in_the_manifest_are_reported_and_made_ag
     paths[2].write_bytes(b"not a picture")
     (folder / ".000099.png.1.part").write_bytes(b"half a pict")
     manifest = folder / MANIFEST
-    manifest.write_bytes(manifest.read_bytes()[:-30])  # the last line, broken off while written
+    # The last line was broken off while it was written, or the power failed.
+    manifest.write_bytes(manifest.read_bytes()[:-30] + zeros)
     assert contents(make(tiny_model, tmp_path, prior)) == before
     side = tiny_model.native_resolution
     assert caplog.messages == [
@@ -223,9 +225,18 @@ def test_images_that_are_damaged_or_not_in_the_manifest_are_reported_and_made_ag
         f"The class image {paths[4]} is not listed in manifest.jsonl. It is not used.",
         f"The class image {foreign} is not listed in manifest.jsonl. It is not used.",
     ]
+    assert all(json.loads(line) for line in manifest.read_text("utf-8").splitlines())
     foreign.unlink()
     caplog.clear()
     assert contents(make(tiny_model, tmp_path, prior)) == before
+    assert caplog.messages == []
+
+
+def test_a_prompt_with_unicode_line_breaks_is_found_again(
+    tiny_model: ModelFamily, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    prior = replace(PRIOR, prompt="a cup\u2028on a table", num_images=1)
+    assert make(tiny_model, tmp_path, prior) == make(tiny_model, tmp_path, prior)
     assert caplog.messages == []
 
 
