@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 
 from ..storage import names
 
+MANY_IMAGES = 1_000_000
+
 
 def require(holds: bool, message: str) -> None:
     if not holds:
@@ -17,6 +19,12 @@ def at_least(name: str, value: float, minimum: float) -> None:
     require(value >= minimum, f"{name} must be {minimum} or more, got {value}.")
     is_finite(name, value)
     require(value < 2**63, f"{name} must be below 2^63, got {value}.")
+
+
+def is_number_of_images(name: str, value: int, minimum: int) -> None:
+    """More than `MANY_IMAGES` would fill the memory before the first one is made."""
+    at_least(name, value, minimum)
+    require(value <= MANY_IMAGES, f"{name} must be {MANY_IMAGES} or less, got {value}.")
 
 
 def is_finite(name: str, value: float) -> None:

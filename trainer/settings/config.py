@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .checks import at_least, check_strengths, is_finite, is_seed, one_of, require
+from .checks import (
+    at_least,
+    check_strengths,
+    is_finite,
+    is_number_of_images,
+    is_seed,
+    one_of,
+    require,
+)
 from .dataset import Crop as Crop
 from .dataset import DatasetConfig as DatasetConfig
 from .dataset import Masks as Masks
@@ -204,7 +212,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_strengths(self.loras, self.lora_strengths)
-        for name in ("steps", "batch_size", "gradient_accumulation"):
+        is_number_of_images("batch_size", self.batch_size, 1)
+        for name in ("steps", "gradient_accumulation"):
             at_least(name, getattr(self, name), 1)
         is_seed("seed", self.seed)
         for name in ("min_snr_gamma", "noise_offset"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .checks import at_least, is_seed, is_text, require
+from .checks import at_least, is_number_of_images, is_seed, is_text, require
 from .effects import ByContent, Decides, OnlyRounding
 
 
@@ -83,7 +83,7 @@ class PriorConfig:
                     "prior.prompt is empty. Name the class, such as 'a photo of a dog', or set "
                     f"prior.{name} to 0.")  # fmt: skip
         is_text("prior.prompt", self.prompt)
-        at_least("prior.num_images", self.num_images, 1)
+        is_number_of_images("prior.num_images", self.num_images, 1)
         require(self.ratio > 0, f"prior.ratio must be above 0, got {self.ratio}.")
         require(0 < self.teacher_ratio <= 1, "prior.teacher_ratio must be above 0 and at most 1, "
                 f"got {self.teacher_ratio}.")  # fmt: skip
@@ -138,5 +138,6 @@ class ScoringConfig:
         is_text("scoring.class_prompt", self.class_prompt)
         require(self.subject_weight > 0, "scoring.subject_weight must be above 0, got "
                 f"{self.subject_weight}.")  # fmt: skip
-        for name in ("num_class_images", "prompt_weight", "prior_weight"):
+        is_number_of_images("scoring.num_class_images", self.num_class_images, 0)
+        for name in ("prompt_weight", "prior_weight"):
             at_least(f"scoring.{name}", getattr(self, name), 0)

@@ -9,6 +9,9 @@ def test_messages_name_the_value_and_what_is_allowed():
     with pytest.raises(ValueError, match="steps") as caught:
         checks.at_least("steps", 0, 1)
     assert str(caught.value) == "steps must be 1 or more, got 0."
+    with pytest.raises(ValueError, match="batch_size") as caught:
+        checks.is_number_of_images("batch_size", 10**12, 1)
+    assert str(caught.value) == "batch_size must be 1000000 or less, got 1000000000000."
     with pytest.raises(ValueError, match="rate") as caught:
         checks.is_finite("rate", float("inf"))
     assert str(caught.value) == "rate must be a finite number, got inf."

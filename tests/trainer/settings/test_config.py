@@ -35,6 +35,10 @@ REFUSALS = [
         "steps must be 1 or more, got 0.",
     ),
     (
+        lambda: config(batch_size=10**12),
+        "batch_size must be 1000000 or less, got 1000000000000.",
+    ),
+    (
         lambda: config(precision="bf17"),
         "precision must be one of fp32, fp16, bf16, got 'bf17'.",
     ),

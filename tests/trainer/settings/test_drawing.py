@@ -18,6 +18,14 @@ REFUSALS = [
         "prior.weight must be 0 or more, got -1.",
     ),
     (
+        lambda: PriorConfig(num_images=10**12),
+        "prior.num_images must be 1000000 or less, got 1000000000000.",
+    ),
+    (
+        lambda: ScoringConfig(num_class_images=10**12),
+        "scoring.num_class_images must be 1000000 or less, got 1000000000000.",
+    ),
+    (
         lambda: PriorConfig(weight=1),
         "prior.weight is 1 but prior.prompt is empty. Name the class, such as 'a photo of a dog', "
         "or set prior.weight to 0.",
