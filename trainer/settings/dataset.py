@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from .checks import at_least, is_text, one_of, require
+from .checks import at_least, is_number_of_images, is_text, one_of, require
 from .effects import ByContent, Decides
 
 Crop = Literal["center", "random"]
@@ -74,7 +74,7 @@ class DatasetConfig:
         one_of("dataset.masks", self.masks, get_args(Masks))
         require(0 <= self.unmasked_weight <= 1, "dataset.unmasked_weight must be between 0 and 1, "
                 f"got {self.unmasked_weight}.")  # fmt: skip
-        at_least("dataset.random_backgrounds", self.random_backgrounds, 0)
+        is_number_of_images("dataset.random_backgrounds", self.random_backgrounds, 0)
         require(self.masks != "off" or self.random_backgrounds == 0, "dataset.random_backgrounds "
                 f"is {self.random_backgrounds}, but dataset.masks is off. Set it to auto or alpha, "
                 "or use no random backgrounds.")  # fmt: skip

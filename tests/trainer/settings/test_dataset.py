@@ -36,6 +36,10 @@ REFUSALS = [
         "dataset.random_backgrounds must be 0 or more, got -1.",
     ),
     (
+        lambda: DatasetConfig(photos=(Path("a"),), prompt="a", random_backgrounds=10**12),
+        "dataset.random_backgrounds must be 1000000 or less, got 1000000000000.",
+    ),
+    (
         lambda: DatasetConfig(photos=(Path("a"),), prompt="a", masks="off", random_backgrounds=8),
         "dataset.random_backgrounds is 8, but dataset.masks is off. Set it to auto or alpha, or "
         "use no random backgrounds.",
