@@ -19,6 +19,7 @@ import tyro
 from .. import toy
 from ..settings.effects import default_of
 from ..settings.values import RELATIVE_TO
+from ..storage.disk_errors import naming
 
 NO_KEYS = ("settings",)
 """Flags that cannot be set in a settings file."""
@@ -71,7 +72,8 @@ def _text_of(path: Path) -> str:
         raise ValueError(f"'{path}' is a folder, not a settings file. Name a TOML file in it.")
     if not path.exists():
         raise FileNotFoundError(f"There is no settings file '{path}'. Name an existing TOML file.")
-    content = path.read_bytes()
+    with naming(path):
+        content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
         raise ValueError(f"'{path}' is not in UTF-8, but seems to be in UTF-16. {SAVE_IN_UTF8}")
     try:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..storage.disk_errors import naming
 from ..storage.json_files import atomic_write
 from ..storage.names import made_safe, numbered, printable
 from .captions import CaptionFiles, key, new_caption_file
@@ -67,7 +68,7 @@ class PhotoSet:
         if not files and not text.strip():
             return file
         content = f"{text.strip()}\n".encode() if text.strip() else b""
-        if files and not replace and file.read_bytes().strip() not in (b"", content.strip()):
+        if files and not replace and _content_of(file) not in (b"", content.strip()):
             raise FileExistsError(f"'{name}' has another caption already, which is kept.")
         with atomic_write(file) as opened:
             opened.write(content)
@@ -93,6 +94,11 @@ class PhotoSet:
         if folder.is_symlink():
             raise ValueError(f"'{printable(folder)}' is a link. Remove it, then repeat.")
         return folder
+
+
+def _content_of(caption: Path) -> bytes:
+    with naming(caption):
+        return caption.read_bytes().strip()
 
 
 def _entries(folder: Path) -> list[str]:

@@ -117,7 +117,8 @@ def _step(path: Path) -> int:
 def _load(path: Path, *, mmap: bool) -> dict[str, Any]:
     """Raises ValueError for a file that this program did not write: opening it runs no code."""
     try:
-        state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+        with naming(path):
+            state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except (UnpicklingError, LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
         raise _foreign(path) from error
     except RuntimeError as error:  # which is also that of too little memory

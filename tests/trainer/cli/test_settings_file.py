@@ -382,6 +382,16 @@ def test_a_missing_file_and_a_folder_are_named(parse, tmp_path, caplog):
     assert parse("demo", "") is not None
 
 
+@pytest.mark.posix
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux's file that cannot be read")
+def test_a_file_that_the_disk_cannot_read_is_named(caplog):
+    assert main(["train", "--settings", "/proc/self/mem"]) == 1
+    assert caplog.messages == [
+        "'/proc/self/mem' cannot be used: Input/output error. Check the file and its disk, then "
+        "run the same again."
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "place"),
     [

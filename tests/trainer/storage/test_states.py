@@ -1,5 +1,6 @@
 """Training states: saving, loading, retention, and damaged files."""
 
+import errno
 import hashlib
 import os
 import pickle
@@ -120,6 +121,18 @@ def test_remove_deletes_only_states(tmp_path, keep):
 def test_a_state_is_synced_to_disk_before_it_is_renamed(tmp_path, disk_events, safely_written):
     path = states.save(tmp_path, 1, state(1))
     assert disk_events == safely_written(path)
+
+
+def test_a_state_that_the_disk_cannot_read_is_named(tmp_path, monkeypatch):
+    path = states.save(tmp_path, 1, {"step": 1})
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError) as caught:
+        states.load_newest([tmp_path], up_to=1, mmap=False)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
 
 
 @pytest.mark.parametrize("content", ["code", "a list", "no archive"])
