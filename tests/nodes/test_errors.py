@@ -22,7 +22,8 @@ NOT_MET = {
 KEPT_BY_WIDGETS = {
     "dataset.crop", "prior.num_images", "prior.ratio", "prior.teacher_ratio",
     "optimizer.weight_decay", "optimizer.max_grad_norm", "optimizer.num_restarts", "preview.every",
-    "output.save_every", "output.keep", "output.state_every", "scoring.subject_weight",
+    "output.save_every", "output.keep", "output.state_every", "scoring.num_class_images",
+    "scoring.subject_weight",
 }  # fmt: skip
 """No widget accepts the values that these errors refuse, or no widget sets them."""
 
