@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -31,17 +30,13 @@ LONG = " ".join(["dog"] * 75)
 
 
 @pytest.fixture
-def config(tiny_checkpoint, tmp_path) -> TrainingConfig:
+def config(tiny_checkpoint, draw_photos, tmp_path) -> TrainingConfig:
     """Three steps on two photos."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(2):
-        pixels = rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
     return TrainingConfig(
         base=tiny_checkpoint,
-        dataset=DatasetConfig(photos=(folder,), prompt="a photo of sks dog"),
+        dataset=DatasetConfig(
+            photos=(draw_photos(tmp_path / "photos", 2),), prompt="a photo of sks dog"
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         output=OutputConfig(folder=tmp_path / "out", name="my-dog"),
         steps=3,
